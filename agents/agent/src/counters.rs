@@ -1,0 +1,75 @@
+//! Counters of one agent process: a fixed set, in bytes or in numbers, read by the metrics endpoint and by roll calls.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident => $text:literal),* $(,)?) => {
+        /// All counters. Cheap to add to from any thread.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: Counter,)*
+        }
+
+        impl Counters {
+            /// Name, help text and value of each.
+            pub fn list(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$((stringify!($name), $text, self.$name.get()),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Bytes read from sources.
+    bytes_read => "Bytes read from sources.",
+    /// Bytes found or known to be zero.
+    bytes_zero => "Bytes that are zero and were not stored.",
+    /// Bytes already stored.
+    bytes_known => "Bytes that were stored already.",
+    /// Bytes new to the repository.
+    bytes_new => "Bytes new to the repository.",
+    /// Bytes that new chunks take in packs.
+    bytes_stored => "Bytes of new chunks after compression and sealing.",
+    /// Bytes fetched by restores.
+    bytes_fetched => "Bytes fetched from the store for restores.",
+    /// Bytes written by restores.
+    bytes_restored => "Bytes written to restore targets.",
+    /// Packs uploaded.
+    packs_stored => "Packs uploaded.",
+    /// Uploads that had to be repeated under a new name.
+    packs_retried => "Uploads of packs that were repeated under a new name.",
+    /// Sessions sealed.
+    sessions_sealed => "Sessions that were sealed.",
+    /// Sessions failed.
+    sessions_failed => "Sessions that failed by name.",
+    /// Leaves asked for again.
+    leaves_redriven => "Map leaves that were asked for again.",
+    /// Microseconds that readers waited for buffers or queues.
+    blocked_reader_us => "Microseconds that readers were blocked by what follows them.",
+    /// Microseconds that hashers waited for queues.
+    blocked_hasher_us => "Microseconds that hashers were blocked by what follows them.",
+    /// Microseconds that storers waited for uploads.
+    blocked_storer_us => "Microseconds that storers were blocked by uploads.",
+    /// Messages handled.
+    messages_handled => "Messages handled.",
+    /// Messages put back for another try.
+    messages_retried => "Messages put back for another try.",
+    /// Messages given up.
+    messages_rejected => "Messages given up; their sessions failed by name.",
+}
+
+/// One counter.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds to it.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

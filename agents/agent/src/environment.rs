@@ -1,0 +1,66 @@
+//! The seam for time and randomness.
+//!
+//! Safety never depends on either: clocks decide only when to give up waiting, and random bits only make names
+//! unlikely to collide. The simulation replaces this with a seeded one.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use schema::{JobId, PackId, SessionId};
+
+/// Time and randomness.
+#[async_trait]
+pub trait Environment: fmt::Debug + Send + Sync + 'static {
+    /// Milliseconds since 1970, for people.
+    fn now_ms(&self) -> u64;
+
+    /// Time since some fixed moment; never goes backwards.
+    fn elapsed(&self) -> Duration;
+
+    /// Waits.
+    async fn sleep(&self, duration: Duration);
+
+    /// Fills `bytes` with random ones, fit for keys.
+    fn fill_random(&self, bytes: &mut [u8]);
+}
+
+impl dyn Environment {
+    /// `N` random bytes.
+    pub fn random<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.fill_random(&mut bytes);
+        bytes
+    }
+
+    fn ulid_parts(&self) -> (u64, u128) {
+        (self.now_ms(), u128::from_le_bytes(self.random()) >> 48)
+    }
+
+    /// A fresh session id.
+    pub fn session_id(&self) -> SessionId {
+        let (ms, random) = self.ulid_parts();
+        SessionId::from_parts(ms, random)
+    }
+
+    /// A fresh pack id.
+    pub fn pack_id(&self) -> PackId {
+        let (ms, random) = self.ulid_parts();
+        PackId::from_parts(ms, random)
+    }
+
+    /// A fresh job id.
+    pub fn job_id(&self) -> JobId {
+        let (ms, random) = self.ulid_parts();
+        JobId::from_parts(ms, random)
+    }
+
+    /// Waits for `future`, at most this long.
+    pub async fn timeout<F: Future>(&self, limit: Duration, future: F) -> Option<F::Output> {
+        tokio::select! {
+            biased;
+            output = future => Some(output),
+            () = self.sleep(limit) => None,
+        }
+    }
+}

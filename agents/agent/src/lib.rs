@@ -1,0 +1,34 @@
+//! What every agent is made of: the one loop, and the seams that roles are written against.
+//!
+//! * [`Bus`]: work queues, requests and broadcasts; [`local::LocalBus`] serves one process.
+//! * [`Volume`] and [`Volumes`]: sources of bytes.
+//! * [`Environment`]: clock and randomness.
+//! * [`store::Store`]: the bucket, over object_store's own trait.
+//!
+//! Faults, limits and retries are decorators on a seam ([`faults`]). Each seam has a contract suite ([`contract`])
+//! that every implementation passes. No role knows NATS, a wall clock, or another role.
+
+pub mod buffer;
+pub mod bus;
+pub mod contract;
+pub mod counters;
+pub mod environment;
+pub mod failure;
+pub mod faults;
+pub mod index;
+pub mod local;
+pub mod maps;
+pub mod near;
+pub mod rate;
+pub mod repository;
+mod runner;
+pub mod sessions;
+pub mod store;
+pub mod volume;
+
+pub use bus::{Bus, BusError, Delivery, Queue, Service, Topic};
+pub use environment::Environment;
+pub use failure::Failure;
+pub use repository::Repository;
+pub use runner::{Answerer, Context, Handler, Outcome, Stop, consume, serve};
+pub use volume::{Volume, VolumeError, VolumeInfo, Volumes};

@@ -1,0 +1,137 @@
+//! Reads the maps of snapshots: from the root's top down to leaves, through the index and the bucket.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use schema::ChunkId;
+use schema::chunk::Opener;
+use schema::map::{Content, Geometry, Leaf, Node, Piece};
+use schema::messages::{About, Copy};
+use schema::root::Root;
+
+use crate::Failure;
+use crate::index::IndexClient;
+use crate::repository::Repository;
+
+/// Nodes kept while a map is walked: one per level suffices.
+const NODES_KEPT: usize = 8;
+
+/// Reads one snapshot's map.
+pub struct MapReader {
+    repository: Repository,
+    index: IndexClient,
+    root: Root,
+    geometry: Geometry,
+    nodes: Mutex<BTreeMap<ChunkId, Node>>,
+}
+
+impl MapReader {
+    /// A reader of the map of `root`.
+    pub fn new(repository: Repository, index: IndexClient, root: Root) -> Result<Self, Failure> {
+        let geometry = Geometry::new(root.size)?;
+        Ok(Self { repository, index, root, geometry, nodes: Mutex::default() })
+    }
+
+    /// The snapshot.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// How the volume is divided.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn about(&self) -> About {
+        About { session: None, volume: self.root.volume.clone() }
+    }
+
+    /// The chunk of a leaf: none where it reads as zero.
+    pub async fn leaf_id(&self, leaf: u64) -> Result<Option<ChunkId>, Failure> {
+        let Some(mut id) = self.root.top else { return Ok(None) };
+        for level in (1..=self.geometry.depth()).rev() {
+            let width = (schema::limits::NODE_FANOUT as u64).pow(u32::from(level) - 1);
+            let child = (leaf / width) % schema::limits::NODE_FANOUT as u64;
+            let node = self.node(id, level).await?;
+            match node.children().get(child as usize) {
+                Some(Some(below)) => id = *below,
+                Some(None) => return Ok(None),
+                None => {
+                    return Err(Failure::damaged(format!("the map of {} ends too early", self.root.slot)));
+                }
+            }
+        }
+        Ok(Some(id))
+    }
+
+    /// A leaf's pieces.
+    pub async fn leaf(&self, leaf: u64) -> Result<Leaf, Failure> {
+        let range = self.geometry.leaf_range(leaf);
+        let span = range.end - range.start;
+        match self.leaf_id(leaf).await? {
+            Some(id) => self.read_leaf(id, span).await,
+            None => Ok(Leaf::new(span, [Piece { len: span as u32, content: Content::Zero }])?),
+        }
+    }
+
+    /// The leaf that a chunk holds.
+    pub async fn read_leaf(&self, id: ChunkId, span: u64) -> Result<Leaf, Failure> {
+        Ok(Leaf::parse(&self.structure(id).await?, span)?)
+    }
+
+    async fn node(&self, id: ChunkId, level: u8) -> Result<Node, Failure> {
+        let kept = |nodes: &Mutex<BTreeMap<ChunkId, Node>>| {
+            nodes.lock().ok().and_then(|nodes| nodes.get(&id).cloned())
+        };
+        if let Some(node) = kept(&self.nodes) {
+            return Ok(node);
+        }
+        let node = Node::parse(&self.structure(id).await?, level)?;
+        if let Ok(mut nodes) = self.nodes.lock() {
+            if nodes.len() >= NODES_KEPT {
+                nodes.clear();
+            }
+            nodes.insert(id, node.clone());
+        }
+        Ok(node)
+    }
+
+    /// The plaintext of a structure chunk, from any copy that is whole.
+    pub async fn structure(&self, id: ChunkId) -> Result<Bytes, Failure> {
+        let copies = self.index.locate(&self.about(), &[id]).await?.pop().unwrap_or_default();
+        read_structure(&self.repository, id, &copies)
+            .await
+            .map_err(|e| e.context(format!("the map of {} ({})", self.root.volume, self.root.slot)))
+    }
+
+    /// Where chunks are.
+    pub async fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Copy>>, Failure> {
+        self.index.locate(&self.about(), ids).await
+    }
+}
+
+/// Reads a structure chunk from the first copy that is whole.
+pub async fn read_structure(repository: &Repository, id: ChunkId, copies: &[Copy]) -> Result<Bytes, Failure> {
+    let key = repository.key.structure_key();
+    let mut opener = Opener::new(repository.key.chunk_ids())?;
+    let mut last = Failure::damaged(format!("chunk {id} is in no pack that is known"));
+    for copy in copies {
+        let frame = match repository.read_frame(copy).await {
+            Ok(frame) => frame,
+            Err(error) => {
+                last = error;
+                continue;
+            }
+        };
+        match opener.open(&id, &frame, &key) {
+            Ok(plain) => return Ok(Bytes::copy_from_slice(plain)),
+            Err(error) => {
+                last =
+                    Failure::from(error).context(format!("chunk {id} in {}", schema::names::pack(copy.pack)));
+                tracing::warn!(%last, "trying another copy");
+            }
+        }
+    }
+    Err(last)
+}

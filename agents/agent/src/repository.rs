@@ -1,0 +1,244 @@
+//! A repository: a store and its writer key. What roots, markers, footers and maps need, in one place.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use schema::config::{CHUNKER_BLOCK_ALIGNED, Config, ConfigHead};
+use schema::keys::{Identity, SealedKey, WriterKey};
+use schema::messages::{Copy, FailureKind};
+use schema::names::{self, Slot};
+use schema::pack::{self, PackFooter, PackHeader, TRAILER_LEN};
+use schema::root::Root;
+use schema::{Object, PackId, RepoId};
+
+use crate::store::{Created, Store};
+use crate::{Environment, Failure};
+
+/// Bytes read from a pack's end in the hope that its footer is inside.
+const FOOTER_GUESS: u64 = 64 << 10;
+
+/// An opened repository.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    /// Its objects.
+    pub store: Store,
+    /// Names chunks, opens structure.
+    pub key: WriterKey,
+    /// What it is.
+    pub config: Config,
+}
+
+/// What to make a repository with.
+#[derive(Debug, Clone)]
+pub struct NewRepository {
+    /// Who can open content; nobody makes a plain repository.
+    pub recipients: Vec<String>,
+    /// Target size of packs in bytes.
+    pub pack_size: u64,
+}
+
+/// What stands at a commit slot.
+#[derive(Debug, Clone)]
+pub enum AtSlot {
+    /// Nothing.
+    Nothing,
+    /// A tombstone: nothing will ever be committed here.
+    Tombstone,
+    /// A snapshot.
+    Snapshot(Box<Root>),
+}
+
+impl Repository {
+    /// Makes a repository where none is.
+    pub async fn init(store: Store, new: &NewRepository) -> Result<Self, Failure> {
+        if store.get(names::CONFIG).await?.is_some() {
+            return Err(Failure::refused(format!("{} holds a repository already", store.location())));
+        }
+        let environment = store.environment().clone();
+        let promise = store.probe().await?;
+        let repo = RepoId::from_bytes(environment.random());
+        let key = WriterKey::new(repo, new.recipients.clone(), &environment.random())
+            .map_err(|wrong| Failure::refused(wrong.to_string()))?;
+        let config = Config {
+            created_ms: environment.now_ms(),
+            pack_size: new.pack_size,
+            chunker: CHUNKER_BLOCK_ALIGNED.to_owned(),
+            store: promise,
+            key_generation: key.generation(),
+        };
+        let bytes = Bytes::from(config.encode(&key, environment.random())?);
+        match store.create(names::CONFIG, bytes).await? {
+            Created::Won => Ok(Self { store, key, config }),
+            Created::Lost(_) => Err(Failure::refused(format!(
+                "somebody else has just made a repository in {}",
+                store.location()
+            ))),
+        }
+    }
+
+    /// Reads what is open in a repository's `config`.
+    pub async fn head(store: &Store) -> Result<ConfigHead, Failure> {
+        let bytes = store.get(names::CONFIG).await?.ok_or_else(|| {
+            Failure::refused(format!(
+                "{} holds no repository (make one with `lvkeep init`)",
+                store.location()
+            ))
+        })?;
+        ConfigHead::parse(&bytes)
+            .map_err(|e| Failure::from(e).context(format!("{}/config", store.location())))
+    }
+
+    /// Opens a repository with its writer key, or with an identity, which opens the writer key in the bucket.
+    pub async fn open(
+        store: Store,
+        key: Option<WriterKey>,
+        identity: Option<&Identity>,
+    ) -> Result<Self, Failure> {
+        let head = Self::head(&store).await?;
+        let opened = || {
+            let key = match key {
+                Some(key) if head.encrypted => key,
+                _ => head.writer_key(identity)?,
+            };
+            Ok((head.open(&key)?, key))
+        };
+        let (config, key) = opened().map_err(|e: schema::FormatError| {
+            Failure::from(e).context(format!("{}/config", store.location()))
+        })?;
+        if config.chunker != CHUNKER_BLOCK_ALIGNED {
+            return Err(Failure::refused(format!(
+                "the repository cuts chunks by {:?}, which this lvkeep lacks: use a newer lvkeep",
+                config.chunker
+            )));
+        }
+        Ok(Self { store, key, config })
+    }
+
+    /// Clock and randomness.
+    pub fn environment(&self) -> &dyn Environment {
+        &**self.store.environment()
+    }
+
+    /// Seals a small object for its key.
+    pub fn seal<T: Object>(&self, key: &str, value: &T) -> Result<Bytes, Failure> {
+        Ok(value.seal(&self.key, key, self.environment().random())?.into())
+    }
+
+    /// Reads a small object: none where nothing or a tombstone is.
+    pub async fn read<T: Object>(&self, key: &str) -> Result<Option<T>, Failure> {
+        match self.store.get(key).await? {
+            Some(bytes) if !bytes.is_empty() => self.open_object(key, &bytes).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn open_object<T: Object>(&self, key: &str, bytes: &[u8]) -> Result<T, Failure> {
+        T::open(bytes, &self.key, key)
+            .map_err(|e| Failure::from(e).context(format!("{}/{key}", self.store.location())))
+    }
+
+    /// What stands at a slot.
+    pub async fn at_slot(&self, slot: Slot) -> Result<AtSlot, Failure> {
+        let key = slot.snapshot();
+        let Some(bytes) = self.store.get(&key).await? else { return Ok(AtSlot::Nothing) };
+        if bytes.is_empty() {
+            return Ok(AtSlot::Tombstone);
+        }
+        let root: Root = self.open_object(&key, &bytes)?;
+        let root = root.check(slot).map_err(|e| Failure::from(e).context(key))?;
+        Ok(AtSlot::Snapshot(Box::new(root)))
+    }
+
+    /// The slots below `snapshots/` (one volume's, or all) that hold more than a tombstone and are not forgotten.
+    /// Markers are listed before slots, as the protocol asks.
+    pub async fn visible_slots(&self, volume: Option<schema::VolumeKey>) -> Result<Vec<Slot>, Failure> {
+        let folder = |base: &str| volume.map_or_else(|| base.to_owned(), |v| format!("{base}/{v}"));
+        let forgotten: BTreeSet<Slot> = self
+            .store
+            .list(&folder(names::FORGOTTEN))
+            .await?
+            .iter()
+            .filter_map(|listed| Slot::parse_key(&listed.key).ok())
+            .collect();
+        let listed = self.store.list(&folder(names::SNAPSHOTS)).await?;
+        let mut slots: Vec<Slot> = listed
+            .iter()
+            .filter(|listed| listed.size > 0)
+            .filter_map(|listed| Slot::parse_key(&listed.key).ok())
+            .filter(|slot| !forgotten.contains(slot))
+            .collect();
+        slots.sort();
+        Ok(slots)
+    }
+
+    /// The ids of all packs that a listing shows, with their sizes.
+    pub async fn list_packs(&self) -> Result<Vec<(PackId, u64)>, Failure> {
+        let listed = self.store.list(names::PACKS).await?;
+        Ok(listed.iter().filter_map(|l| Some((names::parse_pack(&l.key).ok()?, l.size))).collect())
+    }
+
+    /// A pack's footer, from its end. A torn one is rebuilt from the frames.
+    pub async fn read_footer(&self, id: PackId) -> Result<(PackHeader, PackFooter), Failure> {
+        let key = names::pack(id);
+        let named = |e: schema::FormatError| Failure::from(e).context(&key);
+        let (end, size) = self.store.get_suffix(&key, FOOTER_GUESS).await?;
+        let parsed = match pack::Trailer::parse(&end, size) {
+            Ok(trailer) => {
+                let suffix = match trailer.suffix_len() <= end.len() as u64 {
+                    true => end.slice(end.len() - trailer.suffix_len() as usize..),
+                    false => self.store.get_range(&key, size - trailer.suffix_len()..size).await?,
+                };
+                let header = self.store.get_range(&key, 0..pack::PACK_HEADER_LEN as u64).await?;
+                trailer.footer(&header, &suffix, size)
+            }
+            Err(error) => Err(error),
+        };
+        let (header, footer) = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                tracing::warn!(pack = %id, %error, "a pack's footer is unreadable; reading its frames instead");
+                let whole = self.store.get(&key).await?.unwrap_or_default();
+                let (header, entries) = pack::salvage(&whole).map_err(named)?;
+                (header, PackFooter { entries, keys: Vec::new(), sessions: Vec::new() })
+            }
+        };
+        if header.repo != self.key.repo() || header.pack != id {
+            return Err(Failure::damaged(format!("{key} is another pack, or of another repository")));
+        }
+        Ok((header, footer))
+    }
+
+    /// One frame.
+    pub async fn read_frame(&self, copy: &Copy) -> Result<Bytes, Failure> {
+        let start = u64::from(copy.offset);
+        Ok(self.store.get_range(&names::pack(copy.pack), start..start + u64::from(copy.len)).await?)
+    }
+
+    /// Opens every data key of the repository.
+    pub async fn open_keys(&self, identity: &Identity) -> Result<Vec<schema::keys::DataKey>, Failure> {
+        let mut keys = Vec::new();
+        for listed in self.store.list(names::KEYS).await? {
+            let sealed = self.sealed_key(&listed.key).await?;
+            let key = schema::keys::DataKey::unseal(self.key.repo(), &sealed, identity)
+                .map_err(|e| Failure::from(e).context(&listed.key))?;
+            keys.push(key);
+        }
+        Ok(keys)
+    }
+
+    /// A data key as it is stored.
+    pub async fn sealed_key(&self, key: &str) -> Result<SealedKey, Failure> {
+        let bytes = self.store.get(key).await?.unwrap_or_default();
+        let id =
+            key.strip_prefix("keys/").unwrap_or(key).parse().map_err(|e| Failure::from(e).context(key))?;
+        if bytes.is_empty() {
+            return Err(Failure::new(FailureKind::Damaged, format!("{key} is missing from the repository")));
+        }
+        Ok(SealedKey { id, sealed: bytes, generation: self.config.key_generation })
+    }
+}
+
+/// Whether a pack of this size can hold anything.
+pub fn can_be_pack(size: u64) -> bool {
+    size >= (pack::PACK_HEADER_LEN + TRAILER_LEN) as u64
+}

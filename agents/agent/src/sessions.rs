@@ -1,0 +1,256 @@
+//! Sessions: what makes a writer or a reader of the bucket safe beside a collector, without locks or clocks.
+//!
+//! The order is the protocol: (1) create the session object and wait for the answer; (2) only then read the latest
+//! epoch; (3) only then look at packs and parents; (4) commit at the slot by create-if-absent; (5) delete the session
+//! object, last, and only after a definite answer from the slot. Nothing is read again at commit.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use schema::epoch::{Epoch, Verdict};
+use schema::messages::FailureKind;
+use schema::names::{self, Slot};
+use schema::root::Root;
+use schema::session::{Checkpoint, Session};
+use schema::{Object, PackId};
+use tokio::sync::Mutex;
+
+use crate::Failure;
+use crate::repository::{AtSlot, Repository, can_be_pack};
+use crate::store::Created;
+
+/// An open session: its object exists, and its epoch was read after that.
+#[derive(Debug)]
+pub struct OpenSession {
+    repository: Repository,
+    session: Session,
+    condemned: BTreeSet<PackId>,
+    packs: Mutex<Packs>,
+}
+
+/// Packs that were seen to exist, or not to, since the session began.
+#[derive(Debug, Default)]
+struct Packs {
+    seen: BTreeSet<PackId>,
+    missing: BTreeSet<PackId>,
+}
+
+/// How a commit ended; each is definite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Commit {
+    /// The snapshot exists.
+    Won,
+    /// A tombstone stands in the slot: the session was revoked or cancelled.
+    Revoked,
+}
+
+impl OpenSession {
+    /// Steps 1 to 3: creates the session object, reads the latest epoch, lists the packs.
+    pub async fn begin(repository: Repository, session: Session) -> Result<Self, Failure> {
+        let key = names::session(session.id);
+        let bytes = repository.seal(&key, &session)?;
+        if let Created::Lost(_) = repository.store.create(&key, bytes).await? {
+            return Err(Failure::new(
+                FailureKind::Other,
+                format!("{key} exists already: session ids must be fresh"),
+            ));
+        }
+        match look(&repository).await {
+            Ok((condemned, seen)) => {
+                let packs = Mutex::new(Packs { seen, missing: BTreeSet::new() });
+                Ok(Self { repository, session, condemned, packs })
+            }
+            Err(failure) => {
+                // Nobody will drive this session, and a collector would wait for it.
+                if let Err(why) = revoke(&repository, &session).await {
+                    tracing::warn!(session = %session.id, %why, "the session's object stays for the collector");
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// The session.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// The slot; a session that commits has one.
+    pub fn slot(&self) -> Result<Slot, Failure> {
+        self.session.slot.ok_or_else(|| Failure::refused("a restore commits nothing"))
+    }
+
+    /// Whether a copy in this pack counts: the pack was seen to exist since step 1, and the epoch of step 2 does not
+    /// condemn it. A pack that the listing lacks is asked for by name.
+    pub async fn counts(&self, pack: PackId) -> Result<bool, Failure> {
+        if self.condemned.contains(&pack) {
+            return Ok(false);
+        }
+        {
+            let packs = self.packs.lock().await;
+            if packs.seen.contains(&pack) {
+                return Ok(true);
+            }
+            if packs.missing.contains(&pack) {
+                return Ok(false);
+            }
+        }
+        let exists = self.repository.store.head(&names::pack(pack)).await?.is_some_and(can_be_pack);
+        let mut packs = self.packs.lock().await;
+        match exists {
+            true => packs.seen.insert(pack),
+            // Pack names are never used twice and packs never come back.
+            false => packs.missing.insert(pack),
+        };
+        Ok(exists)
+    }
+
+    /// A pack that this process itself has just uploaded, or that was announced after it was durable, may have been
+    /// asked for too early: look again.
+    pub async fn forget_missing(&self, pack: PackId) {
+        self.packs.lock().await.missing.remove(&pack);
+    }
+
+    /// The parent: the highest generation among the snapshots that are unforgotten and visible now.
+    pub async fn choose_parent(&self) -> Result<Option<Root>, Failure> {
+        Ok(newest(self.visible().await?))
+    }
+
+    /// The snapshots of the session's volume that are unforgotten and visible now.
+    pub async fn visible(&self) -> Result<Vec<Root>, Failure> {
+        let slot = self.slot()?;
+        let mut roots = Vec::new();
+        for candidate in self.repository.visible_slots(Some(slot.volume)).await? {
+            // The listing may be old: ask for the marker first, then for the slot.
+            if self.repository.store.head(&candidate.forgotten()).await?.is_some() {
+                continue;
+            }
+            if let AtSlot::Snapshot(root) = self.repository.at_slot(candidate).await? {
+                roots.push(*root);
+            }
+        }
+        Ok(roots)
+    }
+
+    /// Notes how far the session is, for whoever takes its job over.
+    pub async fn checkpoint(&mut self, checkpoint: Checkpoint) -> Result<(), Failure> {
+        self.session.checkpoint = Some(checkpoint);
+        let key = names::session(self.session.id);
+        // A session whose object is gone was revoked; writing it again would only make a collector wait for nobody.
+        if self.repository.store.head(&key).await?.is_none() {
+            return Err(revoked(&self.session));
+        }
+        let bytes = self.repository.seal(&key, &self.session)?;
+        Ok(self.repository.store.put(&key, bytes).await?)
+    }
+
+    /// Step 4. Only the error case leaves the slot undecided.
+    pub async fn commit(&self, root: &Root) -> Result<Commit, Failure> {
+        let key = self.slot()?.snapshot();
+        let bytes = self.repository.seal(&key, root)?;
+        match self.repository.store.create(&key, bytes).await? {
+            Created::Won => Ok(Commit::Won),
+            Created::Lost(found) if found.is_empty() => Ok(Commit::Revoked),
+            Created::Lost(_) => {
+                Err(Failure::new(FailureKind::Other, format!("{key} holds a snapshot of somebody else")))
+            }
+        }
+    }
+
+    /// Step 5, after a commit with a definite answer; also for restores, which have no slot.
+    pub async fn end(self) -> Result<(), Failure> {
+        Ok(self.repository.store.delete(&names::session(self.session.id)).await?)
+    }
+
+    /// Gives the session up: decides the slot first, then deletes the session object. When the slot cannot be decided,
+    /// the object stays for a collector. Says what the slot holds.
+    pub async fn abandon(self) -> Result<AtSlot, Failure> {
+        revoke(&self.repository, &self.session).await
+    }
+
+    /// Whether the session object still exists: a restore that lost it is not protected any more.
+    pub async fn exists(&self) -> Result<bool, Failure> {
+        Ok(self.repository.store.head(&names::session(self.session.id)).await?.is_some())
+    }
+}
+
+/// Steps 2 and 3: what the latest epoch condemns, and only then the packs that exist.
+async fn look(repository: &Repository) -> Result<(BTreeSet<PackId>, BTreeSet<PackId>), Failure> {
+    let condemned = condemned_by_latest_epoch(repository).await?;
+    let listed = repository.list_packs().await?;
+    let packs = listed.into_iter().filter(|(_, size)| can_be_pack(*size)).map(|(pack, _)| pack);
+    Ok((condemned, packs.collect()))
+}
+
+/// The highest generation; of equal ones, the later slot.
+pub fn newest(roots: Vec<Root>) -> Option<Root> {
+    roots.into_iter().max_by_key(|root| (root.generation, root.slot))
+}
+
+/// The error of a session that lost its slot.
+pub fn revoked(session: &Session) -> Failure {
+    Failure::new(
+        FailureKind::Revoked,
+        format!(
+            "session {} of {} was cancelled or declared dead; nothing was committed",
+            session.id, session.volume
+        ),
+    )
+}
+
+/// Revokes a session by occupying its slot with a tombstone; whatever stands there then is decided for ever. Only then
+/// its object is deleted.
+pub async fn revoke(repository: &Repository, session: &Session) -> Result<AtSlot, Failure> {
+    let at_slot = match session.slot {
+        None => AtSlot::Nothing,
+        Some(slot) => match repository.store.create(&slot.snapshot(), Bytes::new()).await? {
+            Created::Won => AtSlot::Tombstone,
+            Created::Lost(_) => repository.at_slot(slot).await?,
+        },
+    };
+    repository.store.delete(&names::session(session.id)).await?;
+    Ok(at_slot)
+}
+
+/// All sessions whose objects exist.
+pub async fn list(repository: &Repository) -> Result<Vec<Session>, Failure> {
+    let mut sessions = Vec::new();
+    for listed in repository.store.list(names::SESSIONS).await? {
+        match repository.read::<Session>(&listed.key).await {
+            Ok(Some(session)) => sessions.push(session),
+            Ok(None) => {}
+            Err(failure) => tracing::warn!(%failure, "a session object cannot be read"),
+        }
+    }
+    sessions.sort_by_key(|session| session.id);
+    Ok(sessions)
+}
+
+/// What the latest epoch condemns: its verdict, or before there is one, everything that it proposed. An epoch that is
+/// finished condemns packs that are gone anyway, so that nobody needs to know whether it is.
+async fn condemned_by_latest_epoch(repository: &Repository) -> Result<BTreeSet<PackId>, Failure> {
+    let listed = repository.store.list(names::EPOCHS).await?;
+    let numbers = listed.iter().filter_map(|l| names::parse_epoch(&l.key).ok());
+    let Some(latest) = numbers.map(|(number, _)| number).max() else { return Ok(BTreeSet::new()) };
+    let verdict_key = names::verdict(latest);
+    // The epoch is read before its verdict is looked for: a verdict that appears in between condemns fewer packs.
+    let epoch: Option<Epoch> = repository.read(&names::epoch(latest)).await?;
+    if let Some(verdict) = repository.read::<Verdict>(&verdict_key).await? {
+        check_number(Verdict::WHAT, verdict.number, latest)?;
+        return Ok(verdict.delete.into_iter().collect());
+    }
+    match epoch {
+        Some(epoch) => {
+            check_number(Epoch::WHAT, epoch.number, latest)?;
+            Ok(epoch.condemned.into_iter().collect())
+        }
+        None => Ok(BTreeSet::new()),
+    }
+}
+
+fn check_number(what: &str, found: u64, expected: u64) -> Result<(), Failure> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(Failure::damaged(format!("{what} {expected} says that it is {found}"))),
+    }
+}

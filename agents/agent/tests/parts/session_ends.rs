@@ -1,0 +1,146 @@
+//! How sessions end: by a commit whose answer may be lost, by being revoked, by giving up; and checkpoints on the way.
+
+use crate::support::{World, session_id};
+use agent::faults::store::{Refusal, WriteFault};
+use agent::repository::AtSlot;
+use agent::sessions::{self, Commit, OpenSession};
+use bytes::Bytes;
+use schema::ReadingId;
+use schema::messages::FailureKind;
+use schema::names;
+use schema::session::{Checkpoint, Session};
+
+async fn begin(world: &World, session: u8) -> OpenSession {
+    let session = OpenSession::begin(world.repository.clone(), world.session(session)).await.unwrap();
+    world.record.take();
+    session
+}
+
+fn checkpoint() -> Checkpoint {
+    Checkpoint { reading: ReadingId::from_bytes([7; 16]), size: 1 << 20, leaves: vec![(0, None)] }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_reads_nothing_again_and_the_session_object_goes_last() {
+    let world = World::new().await;
+    let session = begin(&world, 9).await;
+    assert_eq!(session.commit(&world.root(9, 1, 0)).await.unwrap(), Commit::Won);
+    session.end().await.unwrap();
+    let expected =
+        [format!("create {}", world.slot(9).snapshot()), format!("delete {}", names::session(session_id(9)))];
+    assert_eq!(world.record.take(), expected);
+    let found = world.repository.at_slot(world.slot(9)).await.unwrap();
+    assert!(matches!(found, AtSlot::Snapshot(root) if *root == world.root(9, 1, 0)));
+}
+
+/// The commit's first attempt fails in every way that a store knows; what it left is found out by reading.
+#[tokio::test(start_paused = true)]
+async fn a_commit_whose_answer_is_wrong_or_lost_is_settled_by_reading() {
+    for fault in [WriteFault::Before, WriteFault::After, WriteFault::Exists, WriteFault::Late] {
+        let world = World::new().await;
+        let session = begin(&world, 9).await;
+        world.faults.fail_write(1, fault);
+        assert_eq!(session.commit(&world.root(9, 1, 0)).await.unwrap(), Commit::Won, "{fault:?}");
+        let creates = world.record.take().iter().filter(|line| line.starts_with("create")).count();
+        let expected = if fault == WriteFault::After { 1 } else { 2 };
+        assert_eq!(creates, expected, "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tombstone_in_the_slot_revokes_the_commit() {
+    let world = World::new().await;
+    let session = begin(&world, 9).await;
+    world.tombstone(&world.slot(9).snapshot()).await;
+    assert_eq!(session.commit(&world.root(9, 1, 0)).await.unwrap(), Commit::Revoked);
+    assert_eq!(world.get(&world.slot(9).snapshot()).await, Some(Bytes::new()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_elses_snapshot_in_the_slot_is_an_error() {
+    let world = World::new().await;
+    let session = begin(&world, 9).await;
+    world.snapshot(&world.root(9, 5, 0)).await;
+    let failure = session.commit(&world.root(9, 1, 0)).await.unwrap_err();
+    assert!(failure.why.contains(&world.slot(9).snapshot()), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn giving_up_occupies_the_slot_before_the_object_goes() {
+    let world = World::new().await;
+    let session = begin(&world, 9).await;
+    assert!(matches!(session.abandon().await.unwrap(), AtSlot::Tombstone));
+    let expected =
+        [format!("create {}", world.slot(9).snapshot()), format!("delete {}", names::session(session_id(9)))];
+    assert_eq!(world.record.take(), expected);
+    // For ever: a commit that comes late finds the tombstone.
+    let late = world.repository.seal(&world.slot(9).snapshot(), &world.root(9, 1, 0)).unwrap();
+    let created = world.repository.store.create(&world.slot(9).snapshot(), late).await.unwrap();
+    assert_eq!(created, agent::store::Created::Lost(Bytes::new()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn giving_up_reports_a_commit_that_was_there_already() {
+    let world = World::new().await;
+    let session = begin(&world, 9).await;
+    session.commit(&world.root(9, 4, 0)).await.unwrap();
+    let found = session.abandon().await.unwrap();
+    assert!(matches!(found, AtSlot::Snapshot(root) if root.generation == 4));
+    assert_eq!(world.get(&names::session(session_id(9))).await, None);
+
+    // Revoked by two, one after the other: both hear of the tombstone.
+    begin(&world, 8).await;
+    for _ in 0..2 {
+        let found = sessions::revoke(&world.repository, &world.session(8)).await.unwrap();
+        assert!(matches!(found, AtSlot::Tombstone));
+    }
+}
+
+/// A commit that was sent and not answered may land at any time: until the slot is decided, a collector must wait.
+#[tokio::test(start_paused = true)]
+async fn the_object_stays_while_the_slot_cannot_be_decided() {
+    let world = World::new().await;
+    let session = begin(&world, 9).await;
+    world.faults.refuse(Some(Refusal::Full));
+    session.abandon().await.unwrap_err();
+    world.faults.refuse(None);
+    assert!(world.get(&names::session(session_id(9))).await.is_some());
+    let listed = sessions::list(&world.repository).await.unwrap();
+    assert_eq!(listed, [world.session(9)]);
+
+    // The same when the store is down altogether.
+    let session = begin(&world, 8).await;
+    world.faults.crash();
+    session.abandon().await.unwrap_err();
+    world.faults.recover();
+    assert!(world.get(&names::session(session_id(8))).await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_is_found_by_whoever_takes_over() {
+    let world = World::new().await;
+    let mut session = begin(&world, 9).await;
+    session.checkpoint(checkpoint()).await.unwrap();
+    let expected = Session { checkpoint: Some(checkpoint()), ..world.session(9) };
+    assert_eq!(sessions::list(&world.repository).await.unwrap(), [expected]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_does_not_bring_a_revoked_session_back() {
+    let world = World::new().await;
+    let mut session = begin(&world, 9).await;
+    sessions::revoke(&world.repository, &world.session(9)).await.unwrap();
+    let failure = session.checkpoint(checkpoint()).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Revoked);
+    assert!(failure.why.contains(crate::support::VOLUME), "{failure}");
+    assert_eq!(world.get(&names::session(session_id(9))).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_object_that_cannot_be_read_does_not_hide_the_others() {
+    let world = World::new().await;
+    begin(&world, 9).await;
+    world.put(&names::session(session_id(3)), Bytes::from_static(b"damaged")).await;
+    world.tombstone(&names::session(session_id(4))).await;
+    assert_eq!(sessions::list(&world.repository).await.unwrap(), [world.session(9)]);
+}

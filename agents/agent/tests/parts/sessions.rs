@@ -1,0 +1,310 @@
+//! Sessions against objects written by hand: what counts, who is the parent, and in which order a session looks.
+
+use std::collections::BTreeSet;
+
+use crate::support::{World, pack_id, session_id};
+use agent::faults::store::Refusal;
+use agent::sessions::{self, OpenSession};
+use bytes::Bytes;
+use schema::messages::FailureKind;
+use schema::names;
+use schema::session::{Session, SessionKind};
+
+async fn begin(world: &World, session: u8) -> OpenSession {
+    OpenSession::begin(world.repository.clone(), world.session(session)).await.unwrap()
+}
+
+/// The steps of the protocol, one operation after the other.
+#[tokio::test(start_paused = true)]
+async fn a_session_looks_in_the_order_of_the_protocol() {
+    let world = World::new().await;
+    world.epoch(3, 3, &[]).await;
+    world.verdict(3, 3, &[]).await;
+    world.snapshot(&world.root(1, 1, 0)).await;
+    let session = begin(&world, 9).await;
+    session.choose_parent().await.unwrap().unwrap();
+    let (slot, volume) = (world.slot(1), world.slot(1).volume);
+    let expected = [
+        format!("create {}", names::session(session_id(9))),
+        "list gc".into(),
+        format!("get {}", names::epoch(3)),
+        format!("get {}", names::verdict(3)),
+        "list packs".into(),
+        format!("list forgotten/{volume}"),
+        format!("list snapshots/{volume}"),
+        format!("head {}", slot.forgotten()),
+        format!("get {}", slot.snapshot()),
+    ];
+    assert_eq!(world.record.take(), expected);
+}
+
+/// What a session finds in `gc/`, and which of the packs 1 to 4 then count.
+#[tokio::test(start_paused = true)]
+async fn the_latest_epoch_condemns() {
+    /// Number, packs proposed, packs of the verdict; none is a tombstone, no verdict is none at all.
+    type Written = (u64, Option<&'static [u8]>, Option<Option<&'static [u8]>>);
+    struct Case {
+        name: &'static str,
+        epochs: &'static [Written],
+        counts: &'static [u8],
+    }
+    let cases = [
+        Case { name: "no epoch", epochs: &[], counts: &[1, 2, 3, 4] },
+        Case { name: "proposed", epochs: &[(1, Some(&[1, 2]), None)], counts: &[3, 4] },
+        Case { name: "verdict", epochs: &[(1, Some(&[1, 2]), Some(Some(&[2])))], counts: &[1, 3, 4] },
+        Case {
+            name: "a verdict of none",
+            epochs: &[(1, Some(&[1, 2]), Some(Some(&[])))],
+            counts: &[1, 2, 3, 4],
+        },
+        Case {
+            name: "only the latest",
+            epochs: &[(1, Some(&[1]), Some(Some(&[1]))), (2, Some(&[3]), None)],
+            counts: &[1, 2, 4],
+        },
+        Case {
+            name: "the latest by number, not by length or text",
+            epochs: &[(10, Some(&[4]), None), (9, Some(&[3]), None)],
+            counts: &[1, 2, 3],
+        },
+        Case { name: "a shrunken epoch", epochs: &[(1, None, None)], counts: &[1, 2, 3, 4] },
+        Case {
+            name: "a shrunken epoch, its verdict not",
+            epochs: &[(1, None, Some(Some(&[2])))],
+            counts: &[1, 3, 4],
+        },
+        Case { name: "both shrunken", epochs: &[(1, None, Some(None))], counts: &[1, 2, 3, 4] },
+        Case { name: "a shrunken verdict", epochs: &[(1, Some(&[1]), Some(None))], counts: &[2, 3, 4] },
+    ];
+    for case in cases {
+        let world = World::new().await;
+        for number in 1..=4 {
+            world.any_pack(number).await;
+        }
+        let ids = |packs: &[u8]| packs.iter().map(|number| pack_id(*number)).collect::<Vec<_>>();
+        for (number, proposed, verdict) in case.epochs {
+            match proposed {
+                Some(packs) => world.epoch(*number, *number, &ids(packs)).await,
+                None => world.tombstone(&names::epoch(*number)).await,
+            }
+            match verdict {
+                Some(Some(packs)) => world.verdict(*number, *number, &ids(packs)).await,
+                Some(None) => world.tombstone(&names::verdict(*number)).await,
+                None => {}
+            }
+        }
+        let session = begin(&world, 9).await;
+        let mut counting = Vec::new();
+        for number in 1..=4 {
+            if session.counts(pack_id(number)).await.unwrap() {
+                counting.push(number);
+            }
+        }
+        assert_eq!(counting, case.counts, "{}", case.name);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_epoch_or_verdict_with_a_wrong_number_is_refused_and_the_session_given_up() {
+    for verdict in [false, true] {
+        let world = World::new().await;
+        match verdict {
+            false => world.epoch(5, 4, &[]).await,
+            true => {
+                world.epoch(5, 5, &[]).await;
+                world.verdict(5, 6, &[]).await;
+            }
+        }
+        let failure = OpenSession::begin(world.repository.clone(), world.session(9)).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Damaged);
+        let expected = if verdict {
+            format!("verdict 5 says that it is {}", 6)
+        } else {
+            "epoch 5 says that it is 4".into()
+        };
+        assert!(failure.why.to_lowercase().contains(&expected), "{failure}");
+        // Nobody drives it: a collector must not wait for it.
+        assert_eq!(world.get(&names::session(session_id(9))).await, None);
+        assert_eq!(world.get(&world.slot(9).snapshot()).await, Some(Bytes::new()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pack_counts_when_it_was_seen_since_the_session_began() {
+    let world = World::new().await;
+    let listed = world.any_pack(1).await;
+    let session = begin(&world, 9).await;
+    world.record.take();
+    assert!(session.counts(listed).await.unwrap());
+    assert_eq!(world.record.take(), [""; 0], "a pack that was listed needs no question");
+
+    let later = world.any_pack(2).await;
+    assert!(session.counts(later).await.unwrap());
+    assert_eq!(world.record.take(), [format!("head {}", names::pack(later))]);
+    assert!(session.counts(later).await.unwrap());
+    assert_eq!(world.record.take(), [""; 0], "what was seen stays seen");
+
+    assert!(!session.counts(pack_id(3)).await.unwrap());
+    assert!(!session.counts(pack_id(3)).await.unwrap());
+    assert_eq!(world.record.take(), [format!("head {}", names::pack(pack_id(3)))]);
+    let announced = world.any_pack(3).await;
+    assert!(!session.counts(announced).await.unwrap(), "it is believed to be missing");
+    session.forget_missing(announced).await;
+    assert!(session.counts(announced).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_condemned_pack_never_counts_however_often_it_is_announced() {
+    let world = World::new().await;
+    let pack = world.any_pack(1).await;
+    world.epoch(1, 1, &[pack]).await;
+    let session = begin(&world, 9).await;
+    world.record.take();
+    session.forget_missing(pack).await;
+    assert!(!session.counts(pack).await.unwrap());
+    assert_eq!(world.record.take(), [""; 0]);
+}
+
+/// A tombstone where a pack was, before the session began and after.
+#[tokio::test(start_paused = true)]
+async fn an_object_too_small_for_a_pack_does_not_count() {
+    let world = World::new().await;
+    let smallest = schema::pack::PACK_HEADER_LEN + schema::pack::TRAILER_LEN;
+    let put = |number: u8, len: usize| {
+        let world = &world;
+        async move { world.put(&names::pack(pack_id(number)), vec![0; len].into()).await }
+    };
+    put(1, 0).await;
+    put(2, smallest - 1).await;
+    put(3, smallest).await;
+    let session = begin(&world, 9).await;
+    put(4, 0).await;
+    put(5, smallest - 1).await;
+    put(6, smallest).await;
+    for (number, counts) in [(1, false), (2, false), (3, true), (4, false), (5, false), (6, true)] {
+        assert_eq!(session.counts(pack_id(number)).await.unwrap(), counts, "pack {number}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_parent_is_the_highest_generation_not_the_newest_clock() {
+    let world = World::new().await;
+    world.snapshot(&world.root(1, 1, 3_000)).await;
+    world.snapshot(&world.root(2, 3, 1_000)).await;
+    world.snapshot(&world.root(3, 2, 2_000)).await;
+    let session = begin(&world, 9).await;
+    assert_eq!(session.choose_parent().await.unwrap().unwrap().slot, world.slot(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn forgotten_and_tombstoned_snapshots_are_no_parents_nor_are_other_volumes() {
+    let world = World::new().await;
+    world.snapshot(&world.root(1, 1, 0)).await;
+    world.snapshot(&world.root(2, 2, 0)).await;
+    world.put(&world.slot(2).forgotten(), world.forgotten(world.slot(2))).await;
+    world.tombstone(&world.slot(3).snapshot()).await;
+    let mut stranger = world.root(4, 9, 0);
+    stranger.slot.volume = world.repository.key.volume_key("host/vg/other");
+    world.snapshot(&stranger).await;
+    let session = begin(&world, 9).await;
+    assert_eq!(session.choose_parent().await.unwrap().unwrap().slot, world.slot(1));
+}
+
+/// The listings were made, and only then the snapshot is forgotten, or its slot overwritten.
+#[tokio::test(start_paused = true)]
+async fn what_happens_after_the_listing_is_seen_all_the_same() {
+    for by_marker in [true, false] {
+        let world = World::new().await;
+        world.snapshot(&world.root(1, 1, 0)).await;
+        world.snapshot(&world.root(2, 2, 0)).await;
+        let session = begin(&world, 9).await;
+        let slot = world.slot(2);
+        let (key, bytes) = match by_marker {
+            true => (slot.forgotten(), world.forgotten(slot)),
+            false => (slot.snapshot(), Bytes::new()),
+        };
+        world.record.write_after("list snapshots/", &key, bytes);
+        assert_eq!(session.choose_parent().await.unwrap().unwrap().slot, world.slot(1), "{by_marker}");
+    }
+    // A marker that appears after it was looked for does no harm: the collection that sweeps this snapshot opens
+    // later, and waits for the session.
+    let world = World::new().await;
+    world.snapshot(&world.root(1, 1, 0)).await;
+    let session = begin(&world, 9).await;
+    let slot = world.slot(1);
+    world.record.write_after("head forgotten/", &slot.forgotten(), world.forgotten(slot));
+    assert_eq!(session.choose_parent().await.unwrap().unwrap().slot, slot);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_snapshot_means_no_parent() {
+    let world = World::new().await;
+    world.tombstone(&world.slot(1).snapshot()).await;
+    assert_eq!(begin(&world, 9).await.choose_parent().await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_moved_from_another_slot_is_refused_by_name() {
+    let world = World::new().await;
+    let root = world.root(1, 1, 0);
+    world.snapshot(&root).await;
+    let bytes = world.get(&root.slot.snapshot()).await.unwrap();
+    world.put(&world.slot(2).snapshot(), bytes).await;
+    let session = begin(&world, 9).await;
+    let failure = session.choose_parent().await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Damaged);
+    assert!(failure.why.contains(&world.slot(2).snapshot()), "{failure}");
+
+    // Sealed for the place where it stands, but made for another.
+    let world = World::new().await;
+    let key = world.slot(2).snapshot();
+    world.put(&key, world.repository.seal(&key, &world.root(1, 1, 0)).unwrap()).await;
+    let failure = begin(&world, 9).await.choose_parent().await.unwrap_err();
+    assert!(failure.why.contains(&key), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_id_is_never_used_twice() {
+    let world = World::new().await;
+    let first = begin(&world, 9).await;
+    let failure = OpenSession::begin(world.repository.clone(), world.session(9)).await.unwrap_err();
+    assert!(failure.why.contains(&names::session(session_id(9))), "{failure}");
+    // The first one is untouched by that.
+    assert!(first.exists().await.unwrap());
+    assert_eq!(world.get(&world.slot(9).snapshot()).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_cannot_be_created_looks_at_nothing() {
+    let world = World::new().await;
+    world.faults.refuse(Some(Refusal::Writes));
+    let failure = OpenSession::begin(world.repository.clone(), world.session(9)).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Store);
+    let looked: Vec<String> =
+        world.record.take().into_iter().filter(|line| line.starts_with("list")).collect();
+    assert_eq!(looked, [""; 0]);
+}
+
+/// Restores protect what they read, and have no slot.
+#[tokio::test(start_paused = true)]
+async fn a_restore_has_no_slot_and_ends_by_deleting_its_object() {
+    let world = World::new().await;
+    let restore = Session { kind: SessionKind::Restore, slot: None, ..world.session(9) };
+    let session = OpenSession::begin(world.repository.clone(), restore.clone()).await.unwrap();
+    assert_eq!(session.slot().unwrap_err().kind, FailureKind::Refused);
+    assert_eq!(session.choose_parent().await.unwrap_err().kind, FailureKind::Refused);
+    assert_eq!(session.commit(&world.root(9, 1, 0)).await.unwrap_err().kind, FailureKind::Refused);
+    assert!(session.exists().await.unwrap());
+    world.record.take();
+    session.end().await.unwrap();
+    assert_eq!(world.record.take(), [format!("delete {}", names::session(session_id(9)))]);
+
+    // Revoked by somebody: it finds that it is not protected any more.
+    let restore = Session { id: session_id(8), ..restore };
+    let session = OpenSession::begin(world.repository.clone(), restore.clone()).await.unwrap();
+    sessions::revoke(&world.repository, &restore).await.unwrap();
+    assert!(!session.exists().await.unwrap());
+    let keys = world.repository.store.list("").await.unwrap();
+    let keys: BTreeSet<_> = keys.into_iter().map(|listed| listed.key).collect();
+    assert_eq!(keys.into_iter().collect::<Vec<_>>(), [names::CONFIG], "no slot was occupied");
+}

@@ -1,0 +1,251 @@
+//! `agent`: any set of roles in one process over NATS, until SIGTERM.
+//!
+//! Each role gets what it needs and no more: only indexer, storer, conductor and restorer open the bucket; reader and
+//! hasher get by with the writer key; only the restorer has an identity.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::index::IndexClient;
+use agent::{Context, Failure, Queue, Repository, Stop, Topic};
+use anyhow::{Context as _, bail};
+use conductor::Conductor;
+use hasher::{ContentKey, Hasher};
+use indexer::Indexer;
+use reader::{Files, Reader};
+use restorer::Restorer;
+use schema::keys::WriterKey;
+use schema::messages::{About, AgentIsThere, Message, WhoIsThere};
+use storer::Storer;
+use tokio::task::JoinSet;
+
+use crate::app::App;
+use crate::args::Role;
+use crate::{bus, embedded, metrics, open, restore};
+
+/// `lvkeep agent`.
+pub async fn run(app: &App) -> anyhow::Result<()> {
+    let roles: BTreeSet<Role> = app.settings.roles.value.iter().copied().collect();
+    if roles.is_empty() {
+        bail!("no role: give at least one --role, or roles under [agent] in the configuration file");
+    }
+    app.stop_on_signals()?;
+    let needs_bucket = [Role::Indexer, Role::Storer, Role::Conductor, Role::Restorer];
+    let repository = match roles.iter().any(|role| needs_bucket.contains(role)) {
+        true => Some(open_bucket(app).await?),
+        false => None,
+    };
+    let key = match &repository {
+        Some(repository) => repository.key.clone(),
+        None => open::writer_key_from_file(&app.settings)?,
+    };
+    let names: Vec<&str> = roles.iter().map(|role| role.name()).collect();
+    let connection = bus::connect_agent(app, &names.join("+"), &key, &roles, repository.as_ref()).await?;
+    let context = app.context(connection);
+    if let Some(address) = &app.settings.metrics.value {
+        metrics::serve(address, app.counters.clone()).await?;
+    }
+    let mut starting = Starting {
+        app,
+        context: context.clone(),
+        repository,
+        key,
+        tasks: JoinSet::new(),
+        indexers: JoinSet::new(),
+        stop_index: Stop::default(),
+    };
+    for role in &roles {
+        starting.role(*role).await.with_context(|| format!("starting the {}", role.name()))?;
+    }
+    let Starting { mut tasks, mut indexers, stop_index, .. } = starting;
+    tasks.spawn(answer_roll_calls(context.clone(), names.iter().map(|name| (*name).to_owned()).collect()));
+    app.say(format!("agent on {} is ready: {}", app.settings.host.value, names.join(", ")));
+    let mut failed = None;
+    loop {
+        let ended = tokio::select! {
+            ended = tasks.join_next(), if !tasks.is_empty() => ended,
+            ended = indexers.join_next(), if !indexers.is_empty() => ended,
+            else => break,
+        };
+        if tasks.is_empty() {
+            // The other roles of this process get answers from its index until they have ended.
+            stop_index.raise();
+        }
+        let failure = match ended.unwrap_or(Ok(Ok(()))) {
+            Ok(Ok(())) => continue,
+            Ok(Err(failure)) => anyhow::Error::from(failure),
+            Err(why) => anyhow::anyhow!("a role ended unexpectedly: {why}"),
+        };
+        tracing::error!(%failure, "a role ended; this agent stops");
+        app.stop.raise();
+        failed.get_or_insert(failure);
+    }
+    match failed {
+        Some(failure) => Err(failure),
+        None => Ok(()),
+    }
+}
+
+/// Opens the repository, and asks the store once more whether it keeps its promise.
+async fn open_bucket(app: &App) -> anyhow::Result<Repository> {
+    let repository = app.repository().await?;
+    open::check_writable(&repository).await?;
+    open::probe(&repository).await?;
+    Ok(repository)
+}
+
+struct Starting<'a> {
+    app: &'a App,
+    context: Context,
+    repository: Option<Repository>,
+    key: WriterKey,
+    tasks: JoinSet<Result<(), Failure>>,
+    indexers: JoinSet<Result<(), Failure>>,
+    stop_index: Stop,
+}
+
+impl Starting<'_> {
+    fn repository(&self) -> anyhow::Result<Repository> {
+        self.repository.clone().context("this role needs the bucket")
+    }
+
+    fn index(&self) -> IndexClient {
+        let shards = self.app.settings.index_shards.value;
+        IndexClient::new(self.context.bus.clone(), self.app.environment.clone(), shards)
+    }
+
+    async fn role(&mut self, role: Role) -> anyhow::Result<()> {
+        match role {
+            Role::Reader => self.reader(),
+            Role::Hasher => self.hashers()?,
+            Role::Indexer => self.indexer().await?,
+            Role::Storer => self.storer()?,
+            Role::Conductor => self.conductor()?,
+            Role::Restorer => self.restorer()?,
+        }
+        Ok(())
+    }
+
+    fn reader(&mut self) {
+        let app = self.app;
+        let mut settings = reader::Settings::new(app.settings.host.value.clone());
+        settings.limit = embedded::limit(app, app.settings.limit_read.value);
+        let files = Arc::new(Files::new(app.environment.clone()));
+        self.tasks.spawn(Reader::new(self.context.clone(), files, settings, self.key.cut_seed()).run());
+    }
+
+    fn hashers(&mut self) -> anyhow::Result<()> {
+        let settings = &self.app.settings;
+        let content = Arc::new(ContentKey::new(&self.key, &*self.app.environment)?);
+        let hashing =
+            hasher::Settings { level: settings.level.value, extents: Queue::extents(&settings.host.value) };
+        for _ in 0..settings.workers.value.max(1) {
+            let hasher =
+                Hasher::new(self.context.clone(), hashing.clone(), self.index(), &self.key, content.clone())?;
+            self.tasks.spawn(hasher.run());
+        }
+        Ok(())
+    }
+
+    async fn indexer(&mut self) -> anyhow::Result<()> {
+        let settings = &self.app.settings;
+        let shards = settings.index_shards.value;
+        let owned = match settings.shards.value.is_empty() {
+            true => (0..shards).collect(),
+            false => settings.shards.value.clone(),
+        };
+        let repository = self.repository()?;
+        let mut indexing = embedded::index_settings(settings, &repository, shards, owned);
+        indexing.path.set_file_name("index-agent");
+        indexing.sync_interval = Duration::from_secs(60);
+        if let Some(folder) = indexing.path.parent() {
+            open::private_directory(folder)?;
+        }
+        let context = Context { stop: self.stop_index.clone(), ..self.context.clone() };
+        let indexer = tokio::select! {
+            biased;
+            opened = Indexer::open(context, repository, indexing) => opened.map_err(Failure::from)?,
+            () = self.context.stop.raised() => return Err(embedded::interrupted().into()),
+        };
+        self.indexers.spawn(indexer.run());
+        Ok(())
+    }
+
+    fn storer(&mut self) -> anyhow::Result<()> {
+        let settings = &self.app.settings;
+        let storing = storer::Settings {
+            uploads: 4,
+            max_age: Duration::from_secs_f64(settings.pack_max_age.value),
+            shards: settings.index_shards.value,
+            limit: embedded::limit(self.app, settings.limit_upload.value),
+        };
+        self.tasks.spawn(Storer::new(self.context.clone(), self.repository()?, storing).run());
+        Ok(())
+    }
+
+    fn conductor(&mut self) -> anyhow::Result<()> {
+        let conducting = conductor::Settings {
+            ask_again: Duration::from_secs_f64(self.app.settings.ask_again.value),
+            ..conductor::Settings::default()
+        };
+        let conductor = Conductor::new(self.context.clone(), self.repository()?, self.index(), conducting);
+        self.tasks.spawn(conductor.run());
+        Ok(())
+    }
+
+    fn restorer(&mut self) -> anyhow::Result<()> {
+        let settings = &self.app.settings;
+        let repository = self.repository()?;
+        let identity = open::identity(settings, repository.key.repo())?;
+        if repository.key.encrypted() && identity.is_none() {
+            return Err(Failure::refused(
+                "a restorer of an encrypted repository needs an identity (--identity)",
+            )
+            .into());
+        }
+        let restoring = restore::settings(self.app, &repository);
+        let restorer =
+            Restorer::new(self.context.clone(), repository, self.index(), identity.map(Arc::new), restoring);
+        let (host, targets) = (settings.host.value.clone(), settings.targets.value.clone());
+        if targets.is_empty() {
+            tracing::warn!("this restorer serves no target: name folders or devices with --target");
+        }
+        self.tasks.spawn(async move { restorer.run(&host, targets).await });
+        Ok(())
+    }
+}
+
+async fn answer_roll_calls(context: Context, roles: Vec<String>) -> Result<(), Failure> {
+    while !context.stop.is_raised() {
+        let mut calls = match context.bus.subscribe(&Topic::roll_call()).await {
+            Ok(calls) => calls,
+            Err(_) => {
+                context.environment.sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        loop {
+            let call = tokio::select! {
+                biased;
+                () = context.stop.raised() => return Ok(()),
+                call = calls.next() => call,
+            };
+            let Ok(message) = call else { break };
+            let Ok(call) = message.read::<WhoIsThere>() else { continue };
+            let counters = context.counters.list();
+            let answer = AgentIsThere {
+                host: context.host.to_string(),
+                pid: std::process::id(),
+                roles: roles.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                sessions: Vec::new(),
+                counters: counters.into_iter().map(|(name, _, value)| (name.to_owned(), value)).collect(),
+            };
+            let topic = Topic::roll_call_reply(&call.reply);
+            // Whoever asked may be gone.
+            let _ = context.bus.broadcast(&topic, Message::new(&About::nothing(), &answer)).await;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! What every command has at hand: settings, clock, the flag that stops.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+
+use agent::counters::Counters;
+use agent::{Bus, Context, Environment, Repository, Stop};
+use serde::Serialize;
+
+use crate::args::{Cli, Command};
+use crate::environment::SystemEnvironment;
+use crate::settings::{Extra, Settings, resolve};
+use crate::{open, text};
+
+/// One run of the program.
+pub struct App {
+    /// What is in force.
+    pub settings: Settings,
+    /// The real clock.
+    pub environment: Arc<dyn Environment>,
+    /// Raised by SIGINT and SIGTERM.
+    pub stop: Stop,
+    /// Counters of this process.
+    pub counters: Arc<Counters>,
+    /// Results as JSON.
+    pub json: bool,
+    quiet: bool,
+}
+
+impl App {
+    /// Resolves the settings of a command line.
+    pub fn new(cli: &Cli, matches: &clap::ArgMatches) -> anyhow::Result<Self> {
+        let extra = match &cli.command {
+            Command::Backup(args) => Extra {
+                level: args.level,
+                limit_read: args.limit_read.clone(),
+                limit_upload: args.limit_upload.clone(),
+                io_priority: args.io_priority,
+                ..Extra::default()
+            },
+            Command::Agent(args) => Extra {
+                roles: args.roles.clone(),
+                workers: args.workers,
+                metrics: args.metrics.clone(),
+                targets: args.targets.clone(),
+                shards: args.shards.clone(),
+                ..Extra::default()
+            },
+            _ => Extra::default(),
+        };
+        Ok(Self {
+            settings: resolve(&cli.global, extra, matches)?,
+            environment: Arc::new(SystemEnvironment::new()),
+            stop: Stop::default(),
+            counters: Arc::default(),
+            json: cli.global.json,
+            quiet: cli.global.quiet || cli.global.json,
+        })
+    }
+
+    /// What roles get.
+    pub fn context(&self, bus: Arc<dyn Bus>) -> Context {
+        Context {
+            bus,
+            environment: self.environment.clone(),
+            counters: self.counters.clone(),
+            stop: self.stop.clone(),
+            host: self.settings.host.value.as_str().into(),
+        }
+    }
+
+    /// Opens the repository.
+    pub async fn repository(&self) -> anyhow::Result<Repository> {
+        open::repository(&self.settings, self.environment.clone()).await
+    }
+
+    /// Whether progress is shown: on a terminal, unless somebody does not want it.
+    pub fn shows_progress(&self) -> bool {
+        !self.quiet && std::io::stderr().is_terminal()
+    }
+
+    /// A line for people, on standard error; not with `--quiet` or `--json`.
+    pub fn say(&self, line: impl AsRef<str>) {
+        if !self.quiet {
+            let _ = writeln!(std::io::stderr(), "{}", line.as_ref());
+        }
+    }
+
+    /// A result on standard output: one JSON value, or text.
+    pub fn print<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        match self.json {
+            true => writeln!(out, "{}", serde_json::to_string(value)?)?,
+            false => writeln!(out, "{}", text())?,
+        }
+        Ok(())
+    }
+
+    /// Raises the stop flag on SIGINT or SIGTERM; a second one ends the process at once.
+    pub fn stop_on_signals(&self) -> anyhow::Result<()> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if stop.is_raised() {
+                    std::process::exit(130);
+                }
+                tracing::info!("stopping; once more ends at once");
+                stop.raise();
+            }
+        });
+        Ok(())
+    }
+
+    /// `config show`.
+    pub fn show_settings(&self) -> anyhow::Result<()> {
+        let rows = self.settings.rows()?;
+        self.print(&self.settings, || {
+            let mut table = text::Table::new(&["setting", "value", "from"]);
+            for (name, value, origin) in rows {
+                table.row([name, value, format!("{origin:?}").to_lowercase()]);
+            }
+            let file =
+                self.settings.config.as_ref().map_or("none".to_owned(), |path| path.display().to_string());
+            format!("{}\nconfiguration file: {file}", table.text())
+        })
+    }
+}

@@ -1,0 +1,236 @@
+//! All roles in one process, over the in-process bus: the default, with nothing installed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::index::IndexClient;
+use agent::local::LocalBus;
+use agent::rate::RateLimit;
+use agent::{Context, Failure, Repository, Stop};
+use anyhow::{Context as _, bail};
+use hasher::{ContentKey, Hasher};
+use indexer::{Indexer, OpenError};
+use reader::{Files, Reader};
+use storer::Storer;
+use tokio::task::JoinSet;
+
+use crate::app::App;
+use crate::settings::Settings;
+use crate::{open, text};
+
+/// Shards of an index that one process has to itself.
+const SHARDS: u16 = 1;
+/// Bytes of memory for the index's cache.
+const INDEX_CACHE: u64 = 8 << 20;
+/// Bytes of one read: smaller than an agent's, since here everything shares one budget.
+const SEGMENT: usize = 2 << 20;
+/// Claims of an embedded run are its own; they end with it.
+const CLAIM_GIVE_UP: Duration = Duration::from_secs(120);
+
+/// Roles at work in this process.
+pub struct Embedded {
+    /// Bus, clock, counters.
+    pub context: Context,
+    /// The repository.
+    pub repository: Repository,
+    /// Asks the index.
+    pub index: IndexClient,
+    tasks: JoinSet<Result<(), Failure>>,
+    indexers: JoinSet<Result<(), Failure>>,
+    stop_index: Stop,
+    _private_cache: Option<tempfile::TempDir>,
+}
+
+/// Bytes that sealed chunks may take between a hasher and the store: two packs at least.
+pub fn chunk_queue(settings: &Settings, pack_size: u64) -> anyhow::Result<usize> {
+    let needed = 2 * pack_size + (4 << 20);
+    if needed + (48 << 20) > settings.memory.value {
+        bail!(
+            "memory: {} do not suffice for packs of {}; at least {} are needed",
+            text::size(settings.memory.value),
+            text::size(pack_size),
+            text::size(needed + (48 << 20))
+        );
+    }
+    Ok(needed.max(settings.memory.value / 4) as usize)
+}
+
+/// A limit from a setting.
+pub fn limit(app: &App, bytes_per_second: Option<u64>) -> RateLimit {
+    bytes_per_second.map_or_else(RateLimit::none, |rate| RateLimit::new(rate, app.environment.clone()))
+}
+
+/// Settings of an index of this process.
+pub fn index_settings(
+    settings: &Settings,
+    repository: &Repository,
+    shards: u16,
+    owned: Vec<u16>,
+) -> indexer::Settings {
+    indexer::Settings {
+        path: settings.cache.value.join(repository.key.repo().to_string()).join("index"),
+        cache_bytes: INDEX_CACHE,
+        shards,
+        owned,
+        give_up: CLAIM_GIVE_UP,
+        sync_interval: Duration::from_secs(600),
+    }
+}
+
+impl Embedded {
+    /// Starts an index, for commands that read.
+    pub async fn reading(app: &App) -> anyhow::Result<Self> {
+        let repository = app.repository().await?;
+        // Reading needs no room for packs.
+        let bus = LocalBus::new(app.environment.clone(), 8 << 20);
+        Self::start(app, repository, bus).await
+    }
+
+    /// Starts every role that a backup needs.
+    pub async fn writing(app: &App) -> anyhow::Result<Self> {
+        let repository = app.repository().await?;
+        open::check_writable(&repository).await?;
+        if open::directory(repository.store.location()).is_none() {
+            open::probe(&repository).await?;
+        }
+        let settings = &app.settings;
+        let queue = chunk_queue(settings, repository.config.pack_size)?;
+        let bus = LocalBus::new(app.environment.clone(), queue);
+        let mut work = Self::start(app, repository, bus).await?;
+        let (context, repository, index) =
+            (work.context.clone(), work.repository.clone(), work.index.clone());
+
+        let files = Arc::new(Files::new(app.environment.clone()));
+        let mut reading = reader::Settings::new(settings.host.value.clone());
+        reading.segment = SEGMENT;
+        reading.limit = limit(app, settings.limit_read.value);
+        let extents = reading.extents.clone();
+        work.tasks.spawn(Reader::new(context.clone(), files, reading, repository.key.cut_seed()).run());
+
+        let content = Arc::new(ContentKey::new(&repository.key, &*app.environment)?);
+        let hashing = hasher::Settings { level: settings.level.value, extents };
+        for _ in 0..settings.workers.value.max(1) {
+            let hasher = Hasher::new(
+                context.clone(),
+                hashing.clone(),
+                index.clone(),
+                &repository.key,
+                content.clone(),
+            )?;
+            work.tasks.spawn(hasher.run());
+        }
+
+        let storing = storer::Settings {
+            uploads: 2,
+            max_age: Duration::from_secs_f64(settings.pack_max_age.value),
+            shards: SHARDS,
+            limit: limit(app, settings.limit_upload.value),
+        };
+        work.tasks.spawn(Storer::new(context.clone(), repository.clone(), storing).run());
+
+        let conducting = conductor::Settings {
+            ask_again: Duration::from_secs_f64(settings.ask_again.value),
+            hand_back: false,
+            ..conductor::Settings::default()
+        };
+        work.tasks.spawn(conductor::Conductor::new(context, repository, index, conducting).run());
+        Ok(work)
+    }
+
+    async fn start(app: &App, repository: Repository, bus: LocalBus) -> anyhow::Result<Self> {
+        let context = app.context(Arc::new(bus));
+        // Whoever asks the index must get its answers until the end.
+        let stop_index = Stop::default();
+        let indexing = Context { stop: stop_index.clone(), ..context.clone() };
+        let (indexer, private) = tokio::select! {
+            biased;
+            opened = open_index(app, &indexing, &repository) => opened?,
+            () = context.stop.raised() => return Err(interrupted().into()),
+        };
+        let index = IndexClient::new(context.bus.clone(), app.environment.clone(), SHARDS);
+        let mut indexers = JoinSet::new();
+        indexers.spawn(indexer.run());
+        let (tasks, _private_cache) = (JoinSet::new(), private);
+        Ok(Self { context, repository, index, tasks, indexers, stop_index, _private_cache })
+    }
+
+    /// Waits until a role ends before it was told to: that is a failure. After a stop, waits until all have ended:
+    /// the conductor gives its sessions up first.
+    pub async fn role_failed(&mut self) -> anyhow::Error {
+        loop {
+            let ended = tokio::select! {
+                ended = self.tasks.join_next() => ended,
+                Some(ended) = self.indexers.join_next() => Some(ended),
+            };
+            match ended {
+                Some(Ok(Err(failure))) => return failure.into(),
+                Some(Err(why)) => return anyhow::anyhow!("a role ended unexpectedly: {why}"),
+                Some(Ok(Ok(()))) if self.context.stop.is_raised() => {}
+                Some(Ok(Ok(()))) => return anyhow::anyhow!("a role ended unexpectedly"),
+                None => return interrupted().into(),
+            }
+        }
+    }
+
+    /// Lets the roles finish, and the index after them.
+    pub async fn finish(mut self) {
+        self.context.stop.raise();
+        join(&mut self.tasks).await;
+        self.stop_index.raise();
+        join(&mut self.indexers).await;
+    }
+}
+
+async fn join(tasks: &mut JoinSet<Result<(), Failure>>) {
+    while let Some(ended) = tasks.join_next().await {
+        if let Ok(Err(failure)) = ended {
+            tracing::warn!(%failure, "a role did not end well");
+        }
+    }
+}
+
+/// Somebody asked this process to stop.
+pub fn interrupted() -> Failure {
+    Failure::new(schema::messages::FailureKind::Revoked, "interrupted")
+}
+
+/// Opens the index's cache; when another process has it, a private temporary one.
+async fn open_index(
+    app: &App,
+    context: &Context,
+    repository: &Repository,
+) -> anyhow::Result<(Indexer, Option<tempfile::TempDir>)> {
+    let owned: Vec<u16> = (0..SHARDS).collect();
+    let settings = index_settings(&app.settings, repository, SHARDS, owned);
+    if let Some(folder) = settings.path.parent() {
+        open::private_directory(folder)?;
+    }
+    match Indexer::open(context.clone(), repository.clone(), settings.clone()).await {
+        Ok(indexer) => Ok((indexer, None)),
+        Err(OpenError::Locked { path }) => {
+            tracing::info!(path = %path.display(), "another process has the index's cache; taking a private one");
+            let folder = path.parent().context("the cache is below a folder")?;
+            let private = tempfile::Builder::new().prefix("private-").tempdir_in(folder)?;
+            let settings = indexer::Settings { path: private.path().join("index"), ..settings };
+            Ok((
+                Indexer::open(context.clone(), repository.clone(), settings).await.map_err(Failure::from)?,
+                Some(private),
+            ))
+        }
+        Err(error) => Err(Failure::from(error).into()),
+    }
+}
+
+/// `index rebuild`.
+pub async fn rebuild_index(app: &App) -> anyhow::Result<()> {
+    let repository = app.repository().await?;
+    let context = app.context(Arc::new(LocalBus::new(app.environment.clone(), 1 << 20)));
+    let settings = index_settings(&app.settings, &repository, SHARDS, (0..SHARDS).collect());
+    let path = settings.path.clone();
+    if let Some(folder) = path.parent() {
+        open::private_directory(folder)?;
+    }
+    let report = indexer::rebuild(context, repository, settings).await.map_err(Failure::from)?;
+    let value = serde_json::json!({ "path": path, "report": format!("{report:?}") });
+    app.print(&value, || format!("rebuilt {}: {report:?}", path.display()))
+}

@@ -1,0 +1,35 @@
+//! Exit codes: one per kind of failure, so that scripts and timers need not read text.
+
+use std::process::ExitCode;
+
+use agent::Failure;
+use schema::messages::FailureKind;
+
+/// The text that `--help` and the manual page print.
+pub const TABLE: &str = "\
+Exit codes:
+  0    done
+  1    failed for another reason than those below (the message says which)
+  2    wrong usage
+  3    refused: the request cannot be done as asked, or a key does not fit
+  4    the source or target device or file failed
+  5    the object store failed
+  6    stored data is damaged or missing
+  7    the session was cancelled, revoked or interrupted
+  8    status --max-age: a volume's last snapshot is too old";
+
+/// Code of `status --max-age` when a volume's last snapshot is too old.
+pub const TOO_OLD: u8 = 8;
+
+/// The exit code of an error.
+pub fn code(error: &anyhow::Error) -> ExitCode {
+    let kind = error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map(|failure| failure.kind);
+    ExitCode::from(match kind {
+        None | Some(FailureKind::Other) => 1,
+        Some(FailureKind::Refused) => 3,
+        Some(FailureKind::Device) => 4,
+        Some(FailureKind::Store) => 5,
+        Some(FailureKind::Damaged) => 6,
+        Some(FailureKind::Revoked) => 7,
+    })
+}

@@ -1,0 +1,125 @@
+//! `init`: makes a repository, its writer key, and an identity unless recipients are given.
+
+use std::path::PathBuf;
+
+use agent::repository::NewRepository;
+use agent::{Failure, Repository};
+use anyhow::bail;
+use schema::keys::Identity;
+use serde::Serialize;
+
+use crate::app::App;
+use crate::args::InitArgs;
+use crate::open::{self, KeyFiles};
+use crate::settings::parse_size;
+
+const PACK_MIN: u64 = 1 << 20;
+const PACK_MAX: u64 = 512 << 20;
+
+/// What was made.
+#[derive(Debug, Serialize)]
+pub struct Made {
+    repo: String,
+    id: String,
+    encrypted: bool,
+    recipients: Vec<String>,
+    writer_key: Option<PathBuf>,
+    identity: Option<PathBuf>,
+    conditional_create: bool,
+}
+
+/// `lvkeep init`.
+pub async fn run(app: &App, args: &InitArgs) -> anyhow::Result<()> {
+    let (made, _) = make(app, args).await?;
+    app.print(&made, || describe(&made))
+}
+
+/// Makes a repository with all defaults, for a first backup with nothing configured.
+pub async fn make_default(app: &App) -> anyhow::Result<Repository> {
+    let args = InitArgs {
+        recipients: Vec::new(),
+        identity_out: None,
+        key_out: None,
+        no_encryption: false,
+        pack_size: "32MiB".to_owned(),
+    };
+    let (made, repository) = make(app, &args).await?;
+    app.say(describe(&made));
+    Ok(repository)
+}
+
+async fn make(app: &App, args: &InitArgs) -> anyhow::Result<(Made, Repository)> {
+    let pack_size = parse_size("pack-size", &args.pack_size)?;
+    if !(PACK_MIN..=PACK_MAX).contains(&pack_size) {
+        bail!("pack-size: {} is not between 1MiB and 512MiB", args.pack_size);
+    }
+    let identity = (args.recipients.is_empty() && !args.no_encryption).then(Identity::generate);
+    let recipients = match &identity {
+        Some(identity) => identity.recipients(),
+        None => args.recipients.clone(),
+    };
+    for path in [&args.identity_out, &args.key_out].into_iter().flatten() {
+        if path.exists() {
+            return Err(Failure::refused(format!(
+                "{} exists already; it is not overwritten",
+                path.display()
+            ))
+            .into());
+        }
+    }
+    let store = open::store(&app.settings.repo.value, true, app.environment.clone())?;
+    let repository = Repository::init(store, &NewRepository { recipients, pack_size }).await?;
+    let usual = KeyFiles::of(repository.key.repo())?;
+    let mut made = Made {
+        repo: repository.store.location().to_owned(),
+        id: repository.key.repo().to_string(),
+        encrypted: repository.key.encrypted(),
+        recipients: repository.key.recipients().to_vec(),
+        writer_key: None,
+        identity: None,
+        conditional_create: repository.config.store.conditional_create,
+    };
+    // The identity first: a repository whose only identity is lost is lost.
+    if let Some(identity) = identity {
+        let path = args.identity_out.clone().unwrap_or(usual.identity);
+        open::write_secret(&path, &identity.to_file(), false)?;
+        made.identity = Some(path);
+    }
+    let path = args.key_out.clone().unwrap_or(usual.writer);
+    open::write_secret(&path, &repository.key.to_file(), false)?;
+    made.writer_key = Some(path);
+    Ok((made, repository))
+}
+
+fn describe(made: &Made) -> String {
+    let mut lines = vec![format!("repository {} made in {}", made.id, made.repo)];
+    if let Some(path) = &made.writer_key {
+        lines.push(format!(
+            "  writer key  {}  (hosts that back up need it; it opens no content)",
+            path.display()
+        ));
+    }
+    match (&made.identity, made.encrypted) {
+        (Some(path), _) => lines.push(format!(
+            "  identity    {}  (opens everything)\n\
+             Keep the identity safe, and a copy of it away from this machine: without it nothing can be restored,\n\
+             by nobody. The bucket and the identity are all that a restore needs.",
+            path.display()
+        )),
+        (None, true) => lines.push(format!(
+            "  recipients  {}\n\
+             Only the identities of these recipients open the content. Keep them safe: without any of them nothing can\n\
+             be restored, by nobody. `lvkeep key check IDENTITY` proves that one does.",
+            made.recipients.join(", ")
+        )),
+        (None, false) => lines.push("  NOT ENCRYPTED: whoever can read the repository can read all volumes".to_owned()),
+    }
+    if !made.conditional_create {
+        lines.push(
+            "  This store does not keep its word on conditional writes: two sessions could believe to own one name.\n  \
+             Backups and restores work; collecting garbage will need exclusive access."
+                .to_owned(),
+        );
+    }
+    lines.join("\n")
+}

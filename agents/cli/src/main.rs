@@ -1,0 +1,102 @@
+//! `lvkeep`, the one binary: every role, embedded or as agents, and what operators ask for.
+//!
+//! This file is the table of contents; each command has a module.
+
+mod agents;
+mod app;
+mod args;
+mod backup;
+mod bus;
+mod check;
+mod embedded;
+mod environment;
+mod exit;
+mod init;
+mod keys;
+mod logging;
+mod memory;
+mod metrics;
+mod open;
+mod progress;
+mod restore;
+mod select;
+mod sessions;
+mod settings;
+mod show;
+mod snapshots;
+mod status;
+mod text;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+use app::App;
+use args::{Cli, Command, ConfigCommand, IndexCommand, KeyCommand};
+
+fn main() -> ExitCode {
+    memory::keep_together();
+    let matches = Cli::command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    match run(cli, &matches) {
+        Ok(code) => code,
+        Err(error) => {
+            // A broken standard error changes nothing about the outcome.
+            let _ = writeln!(std::io::stderr(), "lvkeep: {}", text::error(&error));
+            exit::code(&error)
+        }
+    }
+}
+
+fn run(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
+    logging::start(&cli.global);
+    match &cli.command {
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "lvkeep", &mut std::io::stdout());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Manual { directory } => {
+            std::fs::create_dir_all(directory)?;
+            clap_mangen::generate_to(Cli::command(), directory)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        _ => {}
+    }
+    let app = App::new(&cli, matches)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(app.settings.workers.value.max(1) + 2)
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(dispatch(&app, &cli.command));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    result
+}
+
+async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
+    let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
+    match command {
+        Command::Init(args) => done(init::run(app, args).await),
+        Command::Backup(args) => done(backup::run(app, args).await),
+        Command::Snapshots(args) => done(snapshots::run(app, args).await),
+        Command::Show(args) => done(show::show(app, args).await),
+        Command::Diff(args) => done(show::diff(app, args).await),
+        Command::Restore(args) => done(restore::run(app, args).await),
+        Command::Check(args) => done(check::run(app, args).await),
+        Command::Agent(_) => done(agents::run(app).await),
+        Command::Status(args) => status::run(app, args).await,
+        Command::Cancel(args) => done(sessions::cancel(app, args).await),
+        Command::Config(ConfigCommand::Show) => done(app.show_settings()),
+        Command::Index(IndexCommand::Rebuild) => done(embedded::rebuild_index(app).await),
+        Command::Key(KeyCommand::Show) => done(keys::show(app).await),
+        Command::Key(KeyCommand::Add { recipient, key_out }) => {
+            done(keys::add(app, recipient, key_out.as_deref()).await)
+        }
+        Command::Key(KeyCommand::Check { identity }) => done(keys::check(app, identity).await),
+        // Both are done before a runtime is needed.
+        Command::Completions { .. } | Command::Manual { .. } => Ok(ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,189 @@
+//! Opens stores and repositories: from a location and key files to something that can be worked with.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use agent::store::Store;
+use agent::{Environment, Repository};
+use anyhow::{Context, bail};
+use object_store::ObjectStore;
+use object_store::aws::AmazonS3Builder;
+use object_store::local::LocalFileSystem;
+use schema::RepoId;
+use schema::keys::{Identity, WriterKey};
+
+use crate::settings::{Settings, folders};
+
+/// The directory of a repository that is one.
+pub fn directory(repo: &str) -> Option<PathBuf> {
+    (!repo.contains("://")).then(|| PathBuf::from(repo))
+}
+
+/// Opens the store at a location. A directory is made only when `create` says so.
+pub fn store(repo: &str, create: bool, environment: Arc<dyn Environment>) -> anyhow::Result<Store> {
+    if let Some(bucket) = repo.strip_prefix("s3://") {
+        let (bucket, prefix) = bucket.split_once('/').unwrap_or((bucket, ""));
+        let inner = s3(bucket).with_context(|| format!("opening {repo}"))?;
+        return Ok(Store::new(inner, prefix.trim_matches('/'), repo.trim_end_matches('/'), environment));
+    }
+    let Some(path) = directory(repo) else {
+        bail!("{repo}: a repository is a directory or s3://BUCKET/PREFIX")
+    };
+    if create {
+        std::fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+    }
+    if !path.is_dir() {
+        return Err(agent::Failure::refused(format!(
+            "{} holds no repository (make one with `lvkeep init`)",
+            path.display()
+        ))
+        .into());
+    }
+    let inner = LocalFileSystem::new_with_prefix(&path)
+        .with_context(|| format!("opening {}", path.display()))?
+        .with_fsync(true);
+    Ok(Store::new(Arc::new(inner), "", &path.display().to_string(), environment))
+}
+
+fn s3(bucket: &str) -> anyhow::Result<Arc<dyn ObjectStore>> {
+    let plain = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"]
+        .iter()
+        .any(|name| std::env::var(name).is_ok_and(|url| url.starts_with("http://")));
+    let builder = AmazonS3Builder::from_env()
+        .with_bucket_name(bucket)
+        // Whoever repeats a request must know what it is: packs take a fresh name, conditional writes read first.
+        .with_retry(object_store::RetryConfig { max_retries: 0, ..Default::default() })
+        // Objects are deleted one at a time. As a batch of one that is no S3 API that every store has, and takes a
+        // second on SeaweedFS.
+        .with_disable_bulk_delete(true)
+        .with_allow_http(plain);
+    Ok(Arc::new(builder.build()?))
+}
+
+/// Where the key files of a repository are unless somebody says otherwise.
+pub struct KeyFiles {
+    /// The writer key.
+    pub writer: PathBuf,
+    /// The identity.
+    pub identity: PathBuf,
+}
+
+impl KeyFiles {
+    /// The files of a repository in the user's configuration folder.
+    pub fn of(repo: RepoId) -> anyhow::Result<Self> {
+        let folder = folders()?.config_dir().join("keys");
+        Ok(Self {
+            writer: folder.join(format!("{repo}.writer-key")),
+            identity: folder.join(format!("{repo}.identity")),
+        })
+    }
+}
+
+/// Writes a file that only its owner can read, and never over an existing one unless `replace` says so.
+pub fn write_secret(path: &Path, text: &str, replace: bool) -> anyhow::Result<()> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !replace && path.exists() {
+        bail!("{} exists already; it is not overwritten", path.display());
+    }
+    let mut file = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .tempfile_in(folder)
+        .with_context(|| format!("writing {}", path.display()))?;
+    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all())?;
+    match replace {
+        true => file.persist(path).map(drop).map_err(|e| e.error),
+        false => file.persist_noclobber(path).map(drop).map_err(|e| e.error),
+    }
+    .with_context(|| format!("writing {}", path.display()))
+}
+
+/// A directory that only its owner can enter.
+pub fn private_directory(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("making {}", path.display()))
+}
+
+fn read_writer_key(path: &Path) -> anyhow::Result<WriterKey> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("reading the writer key {}", path.display()))?;
+    WriterKey::from_file(&text).map_err(not_fitting).with_context(|| path.display().to_string())
+}
+
+/// What somebody handed in is not what it should be; nothing that is stored is damaged.
+pub fn not_fitting(error: schema::FormatError) -> agent::Failure {
+    agent::Failure::refused(error.to_string())
+}
+
+/// Reads an identity file.
+pub fn read_identity(path: &Path) -> anyhow::Result<Identity> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("reading the identity {}", path.display()))?;
+    Identity::from_file(&text).map_err(not_fitting).with_context(|| path.display().to_string())
+}
+
+/// The identity that is named, or the one in the user's folders if it is there.
+pub fn identity(settings: &Settings, repo: RepoId) -> anyhow::Result<Option<Identity>> {
+    if let Some(path) = &settings.identity.value {
+        return read_identity(path).map(Some);
+    }
+    let usual = KeyFiles::of(repo)?.identity;
+    match usual.is_file() {
+        true => read_identity(&usual).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// The writer key of an agent that has no access to the bucket: from a file only.
+pub fn writer_key_from_file(settings: &Settings) -> anyhow::Result<WriterKey> {
+    match &settings.key.value {
+        Some(path) => read_writer_key(path),
+        None => bail!("this role needs the repository's writer key: give its file with --key"),
+    }
+}
+
+/// Opens the repository that the settings name, with whatever key there is.
+pub async fn repository(
+    settings: &Settings,
+    environment: Arc<dyn Environment>,
+) -> anyhow::Result<Repository> {
+    let store = store(&settings.repo.value, false, environment)?;
+    let head = Repository::head(&store).await?;
+    let usual = KeyFiles::of(head.repo)?.writer;
+    let key = match &settings.key.value {
+        Some(path) => Some(read_writer_key(path)?),
+        None if head.encrypted && usual.is_file() => Some(read_writer_key(&usual)?),
+        None => None,
+    };
+    let identity = match key.is_none() && head.encrypted {
+        true => identity(settings, head.repo)?,
+        false => None,
+    };
+    Ok(Repository::open(store, key, identity.as_ref()).await?)
+}
+
+/// Refuses to write to a repository that asks for features that this build lacks.
+pub async fn check_writable(repository: &Repository) -> anyhow::Result<()> {
+    let head = Repository::head(&repository.store).await?;
+    Ok(head.check_writable().map_err(agent::Failure::from)?)
+}
+
+/// Races creators in the store, and says aloud when it does not keep its word.
+pub async fn probe(repository: &Repository) -> anyhow::Result<()> {
+    let promise = repository.store.probe().await.map_err(agent::Failure::from)?;
+    if !promise.conditional_create {
+        tracing::warn!(
+            store = repository.store.location(),
+            "this store does not keep its word on conditional writes: backups and restores work, collecting garbage \
+             will need exclusive access"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! Finds snapshots: by id, by a unique prefix of one, by NAME@latest, or by NAME@TIME.
+
+use agent::repository::AtSlot;
+use agent::{Failure, Repository};
+use anyhow::bail;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, civil};
+use schema::VolumeKey;
+use schema::names::Slot;
+use schema::root::Root;
+
+/// Characters of a date without a time.
+const DATE_LEN: usize = "2026-11-20".len();
+/// Roots read at once.
+const AT_ONCE: usize = 16;
+
+/// The roots of all visible snapshots, or of one volume's; oldest first.
+pub async fn roots(repository: &Repository, volume: Option<VolumeKey>) -> Result<Vec<Root>, Failure> {
+    let slots = repository.visible_slots(volume).await?;
+    let mut roots: Vec<Root> = read_all(repository, slots).await?;
+    roots.sort_by(|a, b| (&a.volume, a.generation, a.slot).cmp(&(&b.volume, b.generation, b.slot)));
+    Ok(roots)
+}
+
+async fn read_all(repository: &Repository, slots: Vec<Slot>) -> Result<Vec<Root>, Failure> {
+    stream::iter(slots.into_iter().map(|slot| async move {
+        Ok(match repository.at_slot(slot).await? {
+            AtSlot::Snapshot(root) => Some(*root),
+            AtSlot::Nothing | AtSlot::Tombstone => None,
+        })
+    }))
+    .buffered(AT_ONCE)
+    .try_filter_map(|root| async { Ok(root) })
+    .try_collect()
+    .await
+}
+
+/// The one snapshot that `text` means.
+pub async fn snapshot(repository: &Repository, text: &str) -> anyhow::Result<Root> {
+    match text.rsplit_once('@') {
+        Some((name, when)) => by_time(repository, name, when).await,
+        None => by_id(repository, text).await,
+    }
+}
+
+async fn by_id(repository: &Repository, text: &str) -> anyhow::Result<Root> {
+    let wanted = text.to_ascii_uppercase();
+    let mut slots = repository.visible_slots(None).await?;
+    slots.retain(|slot| slot.session.to_string().starts_with(&wanted));
+    if slots.len() > 1 {
+        bail!(Failure::refused(format!(
+            "{text:?} is the start of {} snapshots' ids: write more of it",
+            slots.len()
+        )));
+    }
+    match read_all(repository, slots).await?.pop() {
+        Some(root) => Ok(root),
+        None => bail!(Failure::refused(format!(
+            "no snapshot has the id {text:?} (`lvkeep snapshots` lists them; a volume's newest is NAME@latest)"
+        ))),
+    }
+}
+
+async fn by_time(repository: &Repository, name: &str, when: &str) -> anyhow::Result<Root> {
+    let mut roots = roots(repository, Some(repository.key.volume_key(name))).await?;
+    if roots.is_empty() {
+        bail!(Failure::refused(format!(
+            "volume {name:?} has no snapshot (`lvkeep snapshots` lists volumes)"
+        )));
+    }
+    if when == "latest" {
+        roots.sort_by_key(|root| (root.generation, root.slot));
+    } else {
+        let limit = parse_time(when)?;
+        roots.retain(|root| root.time_ms <= limit);
+        roots.sort_by_key(|root| (root.time_ms, root.generation));
+    }
+    match roots.pop() {
+        Some(root) => Ok(root),
+        None => bail!(Failure::refused(format!("volume {name:?} has no snapshot as old as {when}"))),
+    }
+}
+
+/// A time in milliseconds since 1970: RFC 3339, or a local date with or without a time of day.
+fn parse_time(text: &str) -> anyhow::Result<u64> {
+    let local = |moment: DateTime| moment.to_zoned(TimeZone::system()).map(|z| z.timestamp()).ok();
+    let stamp = text.parse::<Timestamp>().ok().or_else(|| match text.len() {
+        // A date alone means its end; the parser of dates would also take a time, and drop it.
+        DATE_LEN => text.parse::<civil::Date>().ok().and_then(|day| local(day.at(23, 59, 59, 999_000_000))),
+        _ => text.parse::<DateTime>().ok().and_then(local),
+    });
+    let ms = stamp.and_then(|stamp| u64::try_from(stamp.as_millisecond()).ok());
+    ms.ok_or_else(|| {
+        Failure::refused(format!(
+            "{text:?} is no time: write latest, 2026-11-20, 2026-11-20T03:00 or RFC 3339"
+        ))
+        .into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_time;
+
+    #[test]
+    fn times_are_read_in_three_ways() {
+        assert_eq!(parse_time("1970-01-01T00:00:01Z").ok(), Some(1000));
+        let day = parse_time("2026-11-20").unwrap();
+        let evening = parse_time("2026-11-20T22:00").unwrap();
+        assert!(evening < day, "a day means its end");
+        assert!(parse_time("yesterday").is_err());
+    }
+}

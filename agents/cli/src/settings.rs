@@ -1,0 +1,318 @@
+//! Settings: flag, environment, file, default, in this order. The file is TOML; keys it does not know are errors.
+//!
+//! Parsed in two steps: text into [`File`], then into [`Settings`], where every value knows where it came from.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+use directories::ProjectDirs;
+use serde::{Deserialize, Serialize};
+
+use crate::args::{Global, IoPriority, Role};
+
+/// The configuration file, as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    repo: Option<String>,
+    nats: Option<String>,
+    nats_credentials: Option<PathBuf>,
+    nats_ca: Option<PathBuf>,
+    key: Option<PathBuf>,
+    identity: Option<PathBuf>,
+    host: Option<String>,
+    memory: Option<String>,
+    cache: Option<PathBuf>,
+    level: Option<i32>,
+    limit_read: Option<String>,
+    limit_upload: Option<String>,
+    io_priority: Option<IoPriority>,
+    index_shards: Option<u16>,
+    pack_max_age: Option<String>,
+    ask_again: Option<String>,
+    redeliver: Option<String>,
+    #[serde(default)]
+    agent: AgentFile,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AgentFile {
+    #[serde(default)]
+    roles: Vec<Role>,
+    workers: Option<usize>,
+    metrics: Option<String>,
+    #[serde(default)]
+    targets: Vec<PathBuf>,
+    #[serde(default)]
+    shards: Vec<u16>,
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// A flag.
+    Flag,
+    /// An environment variable.
+    Environment,
+    /// The configuration file.
+    File,
+    /// Nobody said anything.
+    Default,
+}
+
+/// A value and where it came from.
+#[derive(Debug, Clone, Serialize)]
+pub struct Setting<T> {
+    /// The value.
+    pub value: T,
+    /// Its origin.
+    pub origin: Origin,
+}
+
+/// What is in force.
+#[derive(Debug, Clone, Serialize)]
+pub struct Settings {
+    /// The configuration file that was read.
+    pub config: Option<PathBuf>,
+    /// The repository.
+    pub repo: Setting<String>,
+    /// The NATS server.
+    pub nats: Setting<Option<String>>,
+    /// Its credentials file.
+    pub nats_credentials: Setting<Option<PathBuf>>,
+    /// Its certificate authority.
+    pub nats_ca: Setting<Option<PathBuf>>,
+    /// The writer key file; none: by the repository's id in the user's folders.
+    pub key: Setting<Option<PathBuf>>,
+    /// The identity file; none: by the repository's id in the user's folders.
+    pub identity: Setting<Option<PathBuf>>,
+    /// This host's name.
+    pub host: Setting<String>,
+    /// Bytes of memory for data in flight and caches.
+    pub memory: Setting<u64>,
+    /// Where caches are.
+    pub cache: Setting<PathBuf>,
+    /// zstd level.
+    pub level: Setting<i32>,
+    /// Bytes per second.
+    pub limit_read: Setting<Option<u64>>,
+    /// Bytes per second.
+    pub limit_upload: Setting<Option<u64>>,
+    /// I/O priority.
+    pub io_priority: Setting<Option<IoPriority>>,
+    /// Shards of the index, the same for all agents of a repository.
+    pub index_shards: Setting<u16>,
+    /// Seconds after which a pack is closed.
+    pub pack_max_age: Setting<f64>,
+    /// Seconds without progress after which a session asks again.
+    pub ask_again: Setting<f64>,
+    /// Seconds after which the NATS server hands what a dead agent had taken to another, the same for all agents of a
+    /// repository.
+    pub redeliver: Setting<f64>,
+    /// Agent: roles.
+    pub roles: Setting<Vec<Role>>,
+    /// Agent: workers.
+    pub workers: Setting<usize>,
+    /// Agent: address of the metrics endpoint.
+    pub metrics: Setting<Option<String>>,
+    /// Restorer: where targets may be.
+    pub targets: Setting<Vec<PathBuf>>,
+    /// Indexer: its shards; empty is all.
+    pub shards: Setting<Vec<u16>>,
+}
+
+/// The user's folders.
+pub fn folders() -> anyhow::Result<ProjectDirs> {
+    ProjectDirs::from("", "", "lvkeep").context("this user has no home directory (set HOME or XDG_DATA_HOME)")
+}
+
+/// A size in bytes, such as 256MiB or 10GB.
+pub fn parse_size(what: &str, text: &str) -> anyhow::Result<u64> {
+    match text.parse::<bytesize::ByteSize>() {
+        Ok(size) => Ok(size.as_u64()),
+        Err(_) => bail!("{what}: {text:?} is not a size (write for example 256MiB)"),
+    }
+}
+
+/// A length of time in seconds, such as 26h or 90s.
+pub fn parse_seconds(what: &str, text: &str) -> anyhow::Result<f64> {
+    match text.parse::<jiff::SignedDuration>() {
+        Ok(length) if length.is_positive() => Ok(length.as_secs_f64()),
+        _ => bail!("{what}: {text:?} is not a length of time (write for example 26h or 90s)"),
+    }
+}
+
+struct Resolver<'a> {
+    matches: &'a ArgMatches,
+}
+
+impl Resolver<'_> {
+    fn origin(&self, name: &str) -> Origin {
+        let source = |matches: &ArgMatches| match matches.try_contains_id(name) {
+            Ok(true) => matches.value_source(name),
+            _ => None,
+        };
+        let inner = self.matches.subcommand().and_then(|(_, inner)| source(inner));
+        match source(self.matches).or(inner) {
+            Some(ValueSource::EnvVariable) => Origin::Environment,
+            _ => Origin::Flag,
+        }
+    }
+
+    fn pick<T>(&self, name: &str, given: Option<T>, file: Option<T>, default: T) -> Setting<T> {
+        match (given, file) {
+            (Some(value), _) => Setting { value, origin: self.origin(name) },
+            (None, Some(value)) => Setting { value, origin: Origin::File },
+            (None, None) => Setting { value: default, origin: Origin::Default },
+        }
+    }
+
+    fn optional<T>(&self, name: &str, given: Option<T>, file: Option<T>) -> Setting<Option<T>> {
+        self.pick(name, given.map(Some), file.map(Some), None)
+    }
+
+    fn size(
+        &self,
+        name: &str,
+        given: Option<&str>,
+        file: Option<&str>,
+    ) -> anyhow::Result<Setting<Option<u64>>> {
+        let parse = |text: &str| parse_size(name, text);
+        Ok(self.optional(name, given.map(parse).transpose()?, file.map(parse).transpose()?))
+    }
+
+    fn list<T>(&self, name: &str, given: Vec<T>, file: Vec<T>) -> Setting<Vec<T>> {
+        let some = |list: Vec<T>| (!list.is_empty()).then_some(list);
+        self.pick(name, some(given), some(file), Vec::new())
+    }
+}
+
+/// What single commands add.
+#[derive(Debug, Default)]
+pub struct Extra {
+    /// `--level`.
+    pub level: Option<i32>,
+    /// `--limit-read`.
+    pub limit_read: Option<String>,
+    /// `--limit-upload`.
+    pub limit_upload: Option<String>,
+    /// `--io-priority`.
+    pub io_priority: Option<IoPriority>,
+    /// `--role`.
+    pub roles: Vec<Role>,
+    /// `--workers`.
+    pub workers: Option<usize>,
+    /// `--metrics`.
+    pub metrics: Option<String>,
+    /// `--target`.
+    pub targets: Vec<PathBuf>,
+    /// `--shards`.
+    pub shards: Vec<u16>,
+}
+
+/// Puts together what is in force.
+pub fn resolve(global: &Global, extra: Extra, matches: &ArgMatches) -> anyhow::Result<Settings> {
+    let (config, file) = read_file(global.config.as_deref())?;
+    let r = Resolver { matches };
+    let dirs = folders()?;
+    let default_repo = dirs.data_dir().join("repository").display().to_string();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = r.size("memory", global.memory.as_deref(), file.memory.as_deref())?;
+    let seconds =
+        |name: &str, text: &Option<String>| text.as_deref().map(|t| parse_seconds(name, t)).transpose();
+    let settings = Settings {
+        config,
+        repo: r.pick("repo", global.repo.clone(), file.repo, default_repo),
+        nats: r.optional("nats", global.nats.clone(), file.nats),
+        nats_credentials: r.optional(
+            "nats_credentials",
+            global.nats_credentials.clone(),
+            file.nats_credentials,
+        ),
+        nats_ca: r.optional("nats_ca", global.nats_ca.clone(), file.nats_ca),
+        key: r.optional("key", global.key.clone(), file.key),
+        identity: r.optional("identity", global.identity.clone(), file.identity),
+        host: r.pick("host", global.host.clone(), file.host, hostname()),
+        memory: Setting { value: memory.value.unwrap_or(256 << 20), origin: memory.origin },
+        cache: r.pick("cache", global.cache.clone(), file.cache, dirs.cache_dir().to_owned()),
+        level: r.pick("level", extra.level, file.level, 3),
+        limit_read: r.size("limit_read", extra.limit_read.as_deref(), file.limit_read.as_deref())?,
+        limit_upload: r.size("limit_upload", extra.limit_upload.as_deref(), file.limit_upload.as_deref())?,
+        io_priority: r.optional("io_priority", extra.io_priority, file.io_priority),
+        index_shards: r.pick("index_shards", None, file.index_shards, 4),
+        pack_max_age: r.pick("pack_max_age", None, seconds("pack_max_age", &file.pack_max_age)?, 5.0),
+        ask_again: r.pick("ask_again", None, seconds("ask_again", &file.ask_again)?, 20.0),
+        redeliver: r.pick("redeliver", None, seconds("redeliver", &file.redeliver)?, 30.0),
+        roles: r.list("roles", extra.roles, file.agent.roles),
+        workers: r.pick("workers", extra.workers, file.agent.workers, cores),
+        metrics: r.optional("metrics", extra.metrics, file.agent.metrics),
+        targets: r.list("targets", extra.targets, file.agent.targets),
+        shards: r.list("shards", extra.shards, file.agent.shards),
+    };
+    check(&settings)?;
+    Ok(settings)
+}
+
+fn check(settings: &Settings) -> anyhow::Result<()> {
+    if !(1..=19).contains(&settings.level.value) {
+        bail!("level: {} is not between 1 and 19", settings.level.value);
+    }
+    if settings.memory.value < 64 << 20 {
+        bail!("memory: {} bytes are too few; at least 64MiB are needed", settings.memory.value);
+    }
+    if !(1..=1024).contains(&settings.index_shards.value) {
+        bail!("index_shards: {} is not between 1 and 1024", settings.index_shards.value);
+    }
+    if settings.host.value.is_empty() {
+        bail!("host: this host has no name; set one");
+    }
+    Ok(())
+}
+
+/// The file that was named, or the first of the usual ones that exists.
+fn read_file(named: Option<&Path>) -> anyhow::Result<(Option<PathBuf>, File)> {
+    let path = match named {
+        Some(path) => Some(path.to_owned()),
+        None => [folders()?.config_dir().join("lvkeep.toml"), PathBuf::from("/etc/lvkeep/lvkeep.toml")]
+            .into_iter()
+            .find(|path| path.is_file()),
+    };
+    let Some(path) = path else { return Ok((None, File::default())) };
+    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let file = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
+    Ok((Some(path), file))
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+impl Settings {
+    /// Name, value and origin of everything, for `config show`.
+    pub fn rows(&self) -> anyhow::Result<Vec<(String, String, Origin)>> {
+        let serde_json::Value::Object(fields) = serde_json::to_value(self)? else {
+            bail!("settings are a table")
+        };
+        let row = |(name, field): (String, serde_json::Value)| {
+            let value = field.get("value")?.clone();
+            let origin = serde_json::from_value::<String>(field.get("origin")?.clone()).ok()?;
+            let origin = match origin.as_str() {
+                "flag" => Origin::Flag,
+                "environment" => Origin::Environment,
+                "file" => Origin::File,
+                _ => Origin::Default,
+            };
+            let text = match value {
+                serde_json::Value::Null => "-".to_owned(),
+                serde_json::Value::String(text) => text,
+                other => other.to_string(),
+            };
+            Some((name, text, origin))
+        };
+        Ok(fields.into_iter().filter_map(row).collect())
+    }
+}

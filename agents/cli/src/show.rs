@@ -1,0 +1,168 @@
+//! `show` and `diff`: one snapshot, and what changed between two.
+
+use agent::Failure;
+use agent::maps::MapReader;
+use schema::map::{Content, Leaf};
+use schema::root::Root;
+use serde::Serialize;
+
+use crate::app::App;
+use crate::args::{DiffArgs, ShowArgs};
+use crate::embedded::Embedded;
+use crate::{select, text};
+
+/// Everything about a snapshot, as it is printed.
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    id: String,
+    key: String,
+    parent: Option<String>,
+    top: Option<String>,
+    time: String,
+    sealed: String,
+    #[serde(flatten)]
+    root: Fields<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Fields<'a> {
+    volume: &'a str,
+    host: &'a str,
+    source: &'a str,
+    generation: u64,
+    size: u64,
+    reading: String,
+    group: Option<&'a str>,
+    tags: &'a [String],
+    changed_while_read: bool,
+    layout: &'a std::collections::BTreeMap<String, String>,
+    statistics: schema::root::Statistics,
+}
+
+/// `lvkeep show`.
+pub async fn show(app: &App, args: &ShowArgs) -> anyhow::Result<()> {
+    let repository = app.repository().await?;
+    let root = select::snapshot(&repository, &args.snapshot).await?;
+    let shown = Shown {
+        id: root.slot.session.to_string(),
+        key: root.slot.snapshot(),
+        parent: root.parent.map(|slot| slot.session.to_string()),
+        top: root.top.map(|top| top.to_string()),
+        time: text::rfc3339(root.time_ms),
+        sealed: text::rfc3339(root.sealed_ms),
+        root: Fields {
+            volume: &root.volume,
+            host: &root.host,
+            source: &root.source,
+            generation: root.generation,
+            size: root.size,
+            reading: root.reading.to_string(),
+            group: root.group.as_deref(),
+            tags: &root.tags,
+            changed_while_read: root.changed_while_read,
+            layout: &root.layout,
+            statistics: root.statistics,
+        },
+    };
+    app.print(&shown, || describe(&root, &shown))
+}
+
+fn describe(root: &Root, shown: &Shown<'_>) -> String {
+    let s = &root.statistics;
+    let mut lines = vec![
+        format!("snapshot    {}", shown.id),
+        format!("volume      {}", root.volume),
+        format!("source      {} on {}", root.source, root.host),
+        format!("time        {} (sealed {})", text::time(root.time_ms), text::time(root.sealed_ms)),
+        format!("size        {} ({} bytes)", text::size(root.size), root.size),
+        format!("generation  {}, parent {}", root.generation, shown.parent.as_deref().unwrap_or("none")),
+        format!("object      {}", shown.key),
+        format!("map         {}", shown.top.as_deref().unwrap_or("all zeroes")),
+        format!("read        {}", text::size(s.bytes_read)),
+        format!("zero        {}", text::size(s.bytes_zero)),
+        format!("known       {}", text::size(s.bytes_known)),
+        format!("new         {} in {} of {} chunks", text::size(s.bytes_new), s.chunks_new, s.chunks),
+        format!("stored      {}", text::size(s.bytes_stored)),
+    ];
+    if !root.tags.is_empty() {
+        lines.push(format!("tags        {}", root.tags.join(", ")));
+    }
+    if root.changed_while_read {
+        lines.push("the source CHANGED WHILE IT WAS READ: this snapshot is not of one moment".to_owned());
+    }
+    lines.extend(root.layout.iter().map(|(name, value)| format!("layout      {name} = {value}")));
+    lines.join("\n")
+}
+
+/// A range that differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Range {
+    offset: u64,
+    len: u64,
+}
+
+/// `lvkeep diff`.
+pub async fn diff(app: &App, args: &DiffArgs) -> anyhow::Result<()> {
+    let work = Embedded::reading(app).await?;
+    let a = select::snapshot(&work.repository, &args.a).await?;
+    let b = select::snapshot(&work.repository, &args.b).await?;
+    let map = |root| MapReader::new(work.repository.clone(), work.index.clone(), root);
+    let (a, b) = (map(a)?, map(b)?);
+    let ranges = changed(&a, &b).await?;
+    work.finish().await;
+    let bytes: u64 = ranges.iter().map(|range| range.len).sum();
+    let value = serde_json::json!({ "ranges": ranges, "bytes": bytes });
+    app.print(&value, || {
+        let mut lines: Vec<String> =
+            ranges.iter().map(|range| format!("{:>16}  {}", range.offset, text::size(range.len))).collect();
+        lines.push(format!("{} changed in {} ranges", text::size(bytes), ranges.len()));
+        lines.join("\n")
+    })
+}
+
+/// The ranges in which two snapshots differ, as far as their maps tell; equal subtrees are not read.
+async fn changed(a: &MapReader, b: &MapReader) -> Result<Vec<Range>, Failure> {
+    let mut ranges: Vec<Range> = Vec::new();
+    let mut add = |offset: u64, len: u64| match ranges.last_mut() {
+        Some(last) if last.offset + last.len == offset => last.len += len,
+        _ => ranges.push(Range { offset, len }),
+    };
+    let common = a.geometry().leaves().min(b.geometry().leaves());
+    for leaf in 0..common {
+        let (range_a, range_b) = (a.geometry().leaf_range(leaf), b.geometry().leaf_range(leaf));
+        if range_a == range_b && a.leaf_id(leaf).await? == b.leaf_id(leaf).await? {
+            continue;
+        }
+        for (offset, len) in compare(range_a.start, &a.leaf(leaf).await?, &b.leaf(leaf).await?) {
+            add(offset, len);
+        }
+    }
+    // What lies beyond the leaves of the shorter one is in the longer one alone.
+    let (rest, end) = (common * schema::limits::LEAF_SPAN, a.geometry().size().max(b.geometry().size()));
+    if rest < end && a.geometry().leaves() != b.geometry().leaves() {
+        add(rest, end - rest);
+    }
+    Ok(ranges)
+}
+
+/// The runs of one leaf that differ: where no piece of both has the same place, length and content.
+fn compare(start: u64, a: &Leaf, b: &Leaf) -> Vec<(u64, u64)> {
+    let ends = |leaf: &Leaf| -> Vec<(u64, u64, Content)> {
+        leaf.located(start)
+            .map(|(offset, piece)| (offset, offset + u64::from(piece.len), piece.content))
+            .collect()
+    };
+    let (a, b) = (ends(a), ends(b));
+    let mut bounds: Vec<u64> = a.iter().chain(&b).flat_map(|(from, to, _)| [*from, *to]).collect();
+    bounds.sort_unstable();
+    bounds.dedup();
+    let at = |pieces: &[(u64, u64, Content)], offset: u64| {
+        let next = pieces.partition_point(|(_, to, _)| *to <= offset);
+        pieces.get(next).filter(|(from, ..)| *from <= offset).copied()
+    };
+    let same = |offset: u64| match (at(&a, offset), at(&b, offset)) {
+        (Some((_, _, Content::Zero)), Some((_, _, Content::Zero))) => true,
+        (x, y) => x == y,
+    };
+    bounds.windows(2).filter(|w| !same(w[0])).map(|w| (w[0], w[1] - w[0])).collect()
+}

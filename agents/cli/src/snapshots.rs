@@ -1,0 +1,82 @@
+//! `snapshots`: the list.
+
+use schema::root::Root;
+use serde::Serialize;
+
+use crate::app::App;
+use crate::args::SnapshotsArgs;
+use crate::{select, text};
+
+/// A snapshot, as it is printed.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// Its id.
+    pub id: String,
+    /// The volume.
+    pub volume: String,
+    /// Its generation.
+    pub generation: u64,
+    /// The moment that it shows, RFC 3339.
+    pub time: String,
+    /// Bytes of the volume.
+    pub size: u64,
+    /// Bytes that it added to the repository.
+    pub bytes_stored: u64,
+    /// Bytes of the volume that were new.
+    pub bytes_new: u64,
+    /// The host.
+    pub host: String,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// The source changed while it was read.
+    pub changed_while_read: bool,
+    /// Whether the repository is encrypted.
+    pub encrypted: bool,
+}
+
+impl Row {
+    /// The row of a root.
+    pub fn new(root: &Root, encrypted: bool) -> Self {
+        Self {
+            id: root.slot.session.to_string(),
+            volume: root.volume.clone(),
+            generation: root.generation,
+            time: text::rfc3339(root.time_ms),
+            size: root.size,
+            bytes_stored: root.statistics.bytes_stored,
+            bytes_new: root.statistics.bytes_new,
+            host: root.host.clone(),
+            tags: root.tags.clone(),
+            changed_while_read: root.changed_while_read,
+            encrypted,
+        }
+    }
+}
+
+/// `lvkeep snapshots`.
+pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
+    let repository = app.repository().await?;
+    let mut roots = select::roots(&repository, None).await?;
+    if let Some(pattern) = &args.volume {
+        roots.retain(|root| text::matches(pattern, &root.volume));
+    }
+    let encrypted = repository.key.encrypted();
+    let rows: Vec<Row> = roots.iter().map(|root| Row::new(root, encrypted)).collect();
+    app.print(&rows, || {
+        let mut table = text::Table::new(&["id", "volume", "gen", "time", "size", "added", "tags"]);
+        for (row, root) in rows.iter().zip(&roots) {
+            let mark = if row.changed_while_read { " (changed while read)" } else { "" };
+            table.row([
+                row.id.clone(),
+                row.volume.clone(),
+                row.generation.to_string(),
+                text::time(root.time_ms),
+                text::size(row.size),
+                text::size(row.bytes_stored),
+                format!("{}{mark}", row.tags.join(",")),
+            ]);
+        }
+        let warning = if encrypted { "" } else { "\nThis repository is NOT ENCRYPTED." };
+        format!("{}\n{} snapshots{warning}", table.text(), rows.len())
+    })
+}

@@ -1,0 +1,182 @@
+//! `status`: sessions in the bucket, agents on the bus, and volumes whose last snapshot is too old.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use agent::{Failure, Topic, sessions};
+use schema::messages::{About, AgentIsThere, Message, WhoIsThere};
+use serde::Serialize;
+
+use crate::app::App;
+use crate::args::StatusArgs;
+use crate::settings::parse_seconds;
+use crate::{bus, exit, select, text};
+
+/// How long agents have to answer.
+const ROLL_CALL: Duration = Duration::from_millis(1500);
+
+#[derive(Debug, Serialize)]
+struct Status {
+    repository: String,
+    encrypted: bool,
+    conditional_create: bool,
+    packs: usize,
+    bytes: u64,
+    volumes: Vec<Volume>,
+    sessions: Vec<Session>,
+    agents: Vec<Agent>,
+}
+
+#[derive(Debug, Serialize)]
+struct Volume {
+    volume: String,
+    last: String,
+    age_seconds: u64,
+    too_old: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Session {
+    session: String,
+    kind: String,
+    volume: String,
+    host: String,
+    started: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Agent {
+    host: String,
+    pid: u32,
+    roles: Vec<String>,
+    version: String,
+    counters: BTreeMap<String, u64>,
+}
+
+/// `lvkeep status`.
+pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let limit = args.max_age.as_deref().map(|text| parse_seconds("max-age", text)).transpose()?;
+    let repository = app.repository().await?;
+    let packs = repository.list_packs().await?;
+    let mut newest: BTreeMap<String, u64> = BTreeMap::new();
+    for root in select::roots(&repository, None).await? {
+        let time = newest.entry(root.volume).or_default();
+        *time = (*time).max(root.time_ms);
+    }
+    let now = app.environment.now_ms();
+    let volume = |(volume, time): (String, u64)| {
+        let age_ms = now.saturating_sub(time);
+        let age_seconds = age_ms / 1000;
+        let too_old = limit.is_some_and(|limit| age_ms as f64 > limit * 1000.0);
+        Volume { volume, last: text::rfc3339(time), age_seconds, too_old }
+    };
+    let session = |session: schema::session::Session| Session {
+        session: session.id.to_string(),
+        kind: format!("{:?}", session.kind).to_lowercase(),
+        volume: session.volume,
+        host: session.host,
+        started: text::rfc3339(session.started_ms),
+    };
+    let status = Status {
+        repository: repository.store.location().to_owned(),
+        encrypted: repository.key.encrypted(),
+        conditional_create: repository.config.store.conditional_create,
+        packs: packs.len(),
+        bytes: packs.iter().map(|(_, size)| size).sum(),
+        volumes: newest.into_iter().map(volume).collect(),
+        sessions: sessions::list(&repository).await?.into_iter().map(session).collect(),
+        agents: match app.settings.nats.value.is_some() {
+            true => agents(app).await?,
+            false => Vec::new(),
+        },
+    };
+    app.print(&status, || describe(app, &status))?;
+    let too_old: Vec<&str> = status.volumes.iter().filter(|v| v.too_old).map(|v| v.volume.as_str()).collect();
+    if limit.is_some() && status.volumes.is_empty() {
+        app.say("lvkeep: no volume has a snapshot");
+        return Ok(ExitCode::from(exit::TOO_OLD));
+    }
+    if too_old.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    app.say(format!("lvkeep: too old: {}", too_old.join(", ")));
+    Ok(ExitCode::from(exit::TOO_OLD))
+}
+
+/// Calls the roll, and takes the answers that come in time.
+async fn agents(app: &App) -> anyhow::Result<Vec<Agent>> {
+    let bus = bus::connect(app, "status").await?;
+    let nonce = app.environment.session_id().to_string();
+    let topic = Topic::roll_call_reply(&nonce);
+    let mut replies = bus.subscribe(&topic).await.map_err(Failure::from)?;
+    let question = Message::new(&About::nothing(), &WhoIsThere { reply: nonce });
+    bus.broadcast(&Topic::roll_call(), question).await.map_err(Failure::from)?;
+    let mut found = Vec::new();
+    let collect = async {
+        while let Ok(message) = replies.next().await {
+            if let Ok(agent) = message.read::<AgentIsThere>() {
+                found.push(Agent {
+                    host: agent.host,
+                    pid: agent.pid,
+                    roles: agent.roles,
+                    version: agent.version,
+                    counters: agent.counters.into_iter().collect(),
+                });
+            }
+        }
+    };
+    app.environment.timeout(ROLL_CALL, collect).await;
+    found.sort_by(|a, b| (&a.host, a.pid).cmp(&(&b.host, b.pid)));
+    Ok(found)
+}
+
+fn describe(app: &App, status: &Status) -> String {
+    let mut lines = vec![format!(
+        "repository  {}: {} in {} packs{}{}",
+        status.repository,
+        text::size(status.bytes),
+        status.packs,
+        if status.encrypted { "" } else { ", NOT ENCRYPTED" },
+        if status.conditional_create { "" } else { ", store without conditional writes" },
+    )];
+    let mut table = text::Table::new(&["volume", "last snapshot", "age"]);
+    for volume in &status.volumes {
+        let mark = if volume.too_old { "  TOO OLD" } else { "" };
+        table.row([volume.volume.clone(), volume.last.clone(), format!("{}{mark}", age(volume.age_seconds))]);
+    }
+    lines.push(table.text());
+    let mut table = text::Table::new(&["session", "kind", "volume", "host", "started"]);
+    for s in &status.sessions {
+        table.row([s.session.clone(), s.kind.clone(), s.volume.clone(), s.host.clone(), s.started.clone()]);
+    }
+    lines.push(match status.sessions.is_empty() {
+        true => "no session is open".to_owned(),
+        false => table.text(),
+    });
+    if app.settings.nats.value.is_some() {
+        let mut table = text::Table::new(&["agent", "pid", "roles", "version"]);
+        for agent in &status.agents {
+            table.row([
+                agent.host.clone(),
+                agent.pid.to_string(),
+                agent.roles.join(","),
+                agent.version.clone(),
+            ]);
+        }
+        lines.push(match status.agents.is_empty() {
+            true => "NO AGENT answers".to_owned(),
+            false => table.text(),
+        });
+    }
+    lines.join("\n\n")
+}
+
+fn age(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}

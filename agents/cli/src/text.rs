@@ -1,0 +1,112 @@
+//! Text for people: sizes, times, tables, errors.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+/// A size with a binary unit.
+pub fn size(bytes: u64) -> String {
+    bytesize::ByteSize(bytes).display().iec().to_string()
+}
+
+/// A time in the local time zone.
+pub fn time(ms: u64) -> String {
+    let stamp = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    stamp.map_or("?".to_owned(), |t| t.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string())
+}
+
+/// A time as RFC 3339, for machines.
+pub fn rfc3339(ms: u64) -> String {
+    let stamp = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    stamp.map_or(String::new(), |t| t.to_string())
+}
+
+/// An error with its causes on one line, without saying anything twice.
+pub fn error(error: &anyhow::Error) -> String {
+    let mut out = String::new();
+    for cause in error.chain() {
+        let words = cause.to_string();
+        if !out.contains(&words) {
+            if !out.is_empty() {
+                out.push_str(": ");
+            }
+            out.push_str(&words);
+        }
+    }
+    out
+}
+
+/// Columns, the last one ragged; numbers are not aligned specially.
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with a heading.
+    pub fn new(heading: &[&str]) -> Self {
+        Self { rows: vec![heading.iter().map(|h| h.to_uppercase()).collect()] }
+    }
+
+    /// Adds a row.
+    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.into());
+    }
+
+    /// The table's text.
+    pub fn text(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            self.rows
+                .iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let line = |row: &Vec<String>| {
+            let mut out = String::new();
+            for (cell, width) in row.iter().zip(&widths) {
+                out.push_str(&format!("{cell:<width$}  "));
+            }
+            out.trim_end().to_owned()
+        };
+        self.rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Whether a name matches a pattern in which `*` stands for anything.
+pub fn matches(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or("");
+    let Some(mut rest) = name.strip_prefix(first) else { return false };
+    let parts: Vec<&str> = parts.collect();
+    let Some((last, middle)) = parts.split_last() else { return rest.is_empty() };
+    for part in middle {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, expected) in [
+            ("a", "a", true),
+            ("a", "ab", false),
+            ("*", "", true),
+            ("web/*", "web/vg0/root", true),
+            ("*/root", "web/vg0/root", true),
+            ("w*0*t", "web/vg0/root", true),
+            ("w*x*t", "web/vg0/root", false),
+            ("ab*ba", "aba", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+}

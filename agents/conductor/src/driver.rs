@@ -1,0 +1,282 @@
+//! One session, driven from its beginning to a definite end.
+//!
+//! Every wait is bounded: what makes no progress is asked for again, with *force* where somebody promised and did not
+//! deliver, and after some patience the session fails by name. What the loop waits for is listed in [`Driver::run`].
+
+mod closing;
+mod ending;
+mod events;
+mod pacing;
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::bus::Ticket;
+use agent::index::IndexClient;
+use agent::maps::MapReader;
+use agent::sessions::{self, OpenSession};
+use agent::{Context, Failure, Queue, Repository, Service, Stop, Topic};
+use schema::map::Geometry;
+use schema::messages::*;
+use schema::names::Slot;
+use schema::root::Statistics;
+use schema::session::{Checkpoint, Session, SessionKind};
+use schema::{ChunkId, ReadingId};
+
+use crate::Settings;
+use crate::coverage::Coverage;
+use crate::parent::{Parent, ParentService};
+use crate::recent::Recent;
+use crate::structure::Structure;
+use crate::takeover;
+
+/// Leaves named in one request to read again.
+const LEAVES_ASKED: usize = 64 << 10;
+/// Bytes of session events that may be unacknowledged.
+const WINDOW: usize = 4 << 20;
+/// Pause between progress reports, and between extensions of the job.
+const REPORT: Duration = Duration::from_millis(500);
+/// First pause between flush requests; doubles up to [`FLUSH_SLOWEST`].
+const FLUSH_FIRST: Duration = Duration::from_millis(10);
+const FLUSH_SLOWEST: Duration = Duration::from_secs(2);
+
+/// How driving a session ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// Definitely.
+    Done(JobOutcome),
+    /// Somebody else drives the job.
+    TakenOver,
+    /// This process stops; somebody else shall drive the job.
+    HandedBack,
+}
+
+/// Why the loop was left.
+enum Left {
+    Complete,
+    Stopped,
+}
+
+pub(crate) struct Driver {
+    context: Context,
+    repository: Repository,
+    index: IndexClient,
+    settings: Settings,
+    job: BackupJob,
+    about: About,
+    session: OpenSession,
+    parent: Option<Arc<Parent>>,
+    done: Option<JobOutcome>,
+    yields: bool,
+    structure: Structure,
+    recent: Recent,
+    reading: Option<Reading>,
+    statistics: Statistics,
+    started_ms: u64,
+    requests: u32,
+    /// Requests that the reader is through with.
+    answered: BTreeSet<u32>,
+    /// The request that checks, after everything is mapped, that the source is unchanged; and whether it came back.
+    check: Option<(u32, bool)>,
+    changed: bool,
+    /// Somebody said that this session shall end.
+    cancelled: bool,
+    top: Option<Option<ChunkId>>,
+    progress_at: Duration,
+    asked_again: u32,
+    flush_at: Duration,
+    flush_pause: Duration,
+    reported_at: Duration,
+    checkpoint_at: Duration,
+}
+
+/// The reading that the session is bound to, and the account of it.
+struct Reading {
+    id: ReadingId,
+    geometry: Geometry,
+    layout: Vec<(String, String)>,
+    coverage: Coverage,
+    /// Finished leaves: the chunk of each (none where it reads as zero).
+    leaves: BTreeMap<u64, Option<ChunkId>>,
+}
+
+impl Driver {
+    /// Opens the session: object, epoch, packs, parent, in this order.
+    pub(crate) async fn begin(
+        context: Context,
+        repository: Repository,
+        index: IndexClient,
+        settings: Settings,
+        job: &BackupJob,
+    ) -> Result<Self, Failure> {
+        let environment = context.environment.clone();
+        let id = environment.session_id();
+        let slot = Slot { volume: repository.key.volume_key(&job.volume), session: id };
+        let started_ms = environment.now_ms();
+        let session = Session {
+            id,
+            kind: SessionKind::Backup,
+            slot: Some(slot),
+            job: job.job,
+            volume: job.volume.clone(),
+            host: context.host.to_string(),
+            started_ms,
+            checkpoint: None,
+        };
+        let structure = Structure::new(context.clone(), index.clone(), &repository.key)?;
+        let session = OpenSession::begin(repository.clone(), session).await?;
+        let now = environment.elapsed();
+        let mut driver = Self {
+            about: About::session(id, job.volume.clone()),
+            context,
+            repository,
+            index,
+            settings,
+            job: job.clone(),
+            session,
+            parent: None,
+            done: None,
+            yields: false,
+            structure,
+            recent: Recent::default(),
+            reading: None,
+            statistics: Statistics::default(),
+            started_ms,
+            requests: 0,
+            answered: BTreeSet::new(),
+            check: None,
+            changed: false,
+            cancelled: false,
+            top: None,
+            progress_at: now,
+            asked_again: 0,
+            flush_at: now,
+            flush_pause: FLUSH_FIRST,
+            reported_at: now,
+            checkpoint_at: now,
+        };
+        match driver.load_parent().await {
+            Ok(()) => Ok(driver),
+            Err(failure) => {
+                driver.dismiss().await;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn load_parent(&mut self) -> Result<(), Failure> {
+        self.yields = !takeover::goes_on(&self.repository, &self.job, self.session.session().id).await?;
+        let roots = self.session.visible().await?;
+        // Looked for after the rivals: one that has ended meanwhile has left its snapshot.
+        self.done = roots.iter().find(|root| root.job == self.job.job).map(takeover::sealed);
+        if let Some(root) = sessions::newest(roots) {
+            tracing::debug!(parent = %root.slot, generation = root.generation, "comparing with the parent");
+            let map = MapReader::new(self.repository.clone(), self.index.clone(), root)?;
+            self.parent = Some(Arc::new(Parent::new(map)));
+        }
+        Ok(())
+    }
+
+    /// When a snapshot was made by this very job, the job is done: its last acknowledgement was lost.
+    pub(crate) fn already_done(&self) -> Option<JobOutcome> {
+        self.done.clone()
+    }
+
+    /// Whether another session goes on with this job.
+    pub(crate) fn yields(&self) -> bool {
+        self.yields
+    }
+
+    /// Ends the session without a snapshot.
+    pub(crate) async fn dismiss(self) {
+        if let Err(failure) = self.session.abandon().await {
+            tracing::warn!(%failure, "the session's object stays for the collector");
+        }
+    }
+
+    /// Drives the session. It waits for events of readers and hashers, for packs to become durable, for a word to
+    /// cancel or to stop, and for time to ask again.
+    pub(crate) async fn run(
+        mut self,
+        adopt: Option<Checkpoint>,
+        ticket: &Option<Ticket>,
+    ) -> Result<End, Failure> {
+        let serving = Stop::default();
+        let context = Context { stop: serving.clone(), ..self.context.clone() };
+        let service = Service::parent(self.session.session().id);
+        let answers = agent::serve(&context, &service, ParentService(self.parent.clone()));
+        let driven = async {
+            let left = self.collect(adopt, ticket).await;
+            serving.raise();
+            left
+        };
+        let (left, _) = tokio::join!(driven, answers);
+        let end = match left {
+            Ok(Left::Complete) => self.seal().await,
+            Ok(Left::Stopped) if self.settings.hand_back => self.hand_back().await,
+            Ok(Left::Stopped) => {
+                Err(Failure::new(FailureKind::Revoked, "interrupted; nothing was committed"))
+            }
+            Err(failure) => Err(failure),
+        };
+        self.finish(end).await
+    }
+
+    async fn collect(&mut self, adopt: Option<Checkpoint>, ticket: &Option<Ticket>) -> Result<Left, Failure> {
+        let id = self.session.session().id;
+        let bus = self.context.bus.clone();
+        let mut stored = bus.subscribe(&Topic::packs_stored()).await?;
+        let mut cancels = bus.subscribe(&Topic::cancel()).await?;
+        let mut events = bus.consume(&Queue::session(id), WINDOW).await?;
+        // To adopt leaves, ask for the reading first; else ask for everything at once.
+        let all = adopt.is_none();
+        self.request((!all).then(Vec::new), false).await?;
+        let mut adopt = adopt;
+        loop {
+            let until_tick = self.until_tick();
+            if until_tick.is_zero() {
+                // Before the events: a steady stream of them must not keep the job from being extended.
+                self.on_tick(ticket).await?;
+            }
+            tokio::select! {
+                biased;
+                () = self.context.stop.raised() => return Ok(Left::Stopped),
+                cancel = cancels.next() => self.on_cancel(cancel, &mut cancels).await?,
+                event = events.next() => self.on_delivery(event, &mut events, &mut adopt).await?,
+                pack = stored.next() => self.on_broadcast(pack, &mut stored).await?,
+                () = self.context.environment.sleep(until_tick) => {}
+            }
+            self.close_leaves().await?;
+            if self.is_complete() {
+                return Ok(Left::Complete);
+            }
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        let checked = self.check.is_some_and(|(_, done)| done);
+        let covered = self.reading.as_ref().is_some_and(|reading| reading.coverage.is_covered());
+        // An answer that was lost is missed by the statistics only: after some silence nobody waits for it.
+        let answered = self.answered.len() as u32 == self.requests || self.asked_again > 0;
+        checked && answered && covered && self.top.is_some() && self.structure.all_durable()
+    }
+
+    /// Asks the reader for leaves (none: all that are unfinished), and notes that it was asked.
+    async fn request(&mut self, leaves: Option<Vec<u64>>, force: bool) -> Result<(), Failure> {
+        let unfinished = self.reading.as_ref().map(|reading| reading.coverage.unfinished(LEAVES_ASKED));
+        self.requests += 1;
+        let message = ReadVolume {
+            session: self.session.session().id,
+            source: self.job.source.clone(),
+            reading: self.reading.as_ref().map(|reading| reading.id),
+            leaves: leaves.or(unfinished),
+            force,
+            allow_changes: self.job.allow_changes,
+            request: self.requests,
+        };
+        let queue = Queue::reads(&self.job.host);
+        Ok(self.context.bus.publish(&queue, Message::new(&self.about, &message)).await?)
+    }
+}

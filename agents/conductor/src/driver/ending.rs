@@ -1,0 +1,104 @@
+//! How a session ends: committed, given up, taken over, or handed back; always with a definite answer from its slot.
+
+use std::time::Duration;
+
+use agent::repository::AtSlot;
+use agent::sessions::{self, Commit};
+use agent::{Failure, Queue, Topic};
+use schema::messages::*;
+use schema::root::Root;
+
+use super::{Driver, End};
+use crate::takeover;
+
+/// How often a session that lost its slot to somebody looks for who drives the job now, and the pause between.
+const SUCCESSOR_LOOKS: u32 = 5;
+const SUCCESSOR_PAUSE: Duration = Duration::from_secs(1);
+
+impl Driver {
+    pub(super) async fn seal(&mut self) -> Result<End, Failure> {
+        let (Some(reading), Some(top)) = (&self.reading, self.top) else {
+            return Err(Failure::new(FailureKind::Other, "sealing before everything is read"));
+        };
+        let parent = self.parent.as_ref().map(|parent| parent.root());
+        let root = Root {
+            version: Root::VERSION,
+            volume: self.job.volume.clone(),
+            host: self.job.host.clone(),
+            source: self.job.source.clone(),
+            slot: self.session.slot()?,
+            job: self.job.job,
+            reading: reading.id,
+            generation: parent.map_or(0, |parent| parent.generation) + 1,
+            parent: parent.map(|parent| parent.slot),
+            size: reading.geometry.size(),
+            top,
+            time_ms: self.started_ms,
+            sealed_ms: self.context.environment.now_ms(),
+            group: None,
+            changed_while_read: self.changed,
+            layout: reading.layout.iter().cloned().collect(),
+            tags: self.job.tags.clone(),
+            statistics: self.totals(),
+        };
+        match self.session.commit(&root).await? {
+            Commit::Won => Ok(End::Done(takeover::sealed(&root))),
+            Commit::Revoked => Err(sessions::revoked(self.session.session())),
+        }
+    }
+
+    /// Leaves everything as it is for whoever takes the job over.
+    pub(super) async fn hand_back(&mut self) -> Result<End, Failure> {
+        self.checkpoint().await?;
+        Ok(End::HandedBack)
+    }
+
+    /// Ends the session after a definite answer, and cleans up what belongs to it alone.
+    pub(super) async fn finish(self, end: Result<End, Failure>) -> Result<End, Failure> {
+        let id = self.session.session().id;
+        let bus = self.context.bus.clone();
+        let about = self.about.clone();
+        let end = match end {
+            Ok(End::HandedBack) => return Ok(End::HandedBack),
+            Ok(end) => {
+                if let Err(failure) = self.session.end().await {
+                    tracing::warn!(%failure, "the session is sealed; its object stays for the collector");
+                }
+                Ok(end)
+            }
+            Err(failure) => self.give_up(failure).await,
+        };
+        // Readers close readings by themselves when this is lost; a queue that stays is dropped by its age.
+        let _ = bus.broadcast(&Topic::closed(), Message::new(&about, &CloseReading { session: id })).await;
+        let _ = bus.retire(&Queue::session(id)).await;
+        end
+    }
+
+    /// The session failed. Its slot is decided before its object goes; when it turns out to hold the commit, whose
+    /// answer was lost, the session is sealed after all.
+    pub(super) async fn give_up(self, failure: Failure) -> Result<End, Failure> {
+        let (repository, environment, job) =
+            (self.repository.clone(), self.context.environment.clone(), self.job.clone());
+        let own = self.session.session().id;
+        match self.session.abandon().await {
+            Ok(AtSlot::Snapshot(root)) => return Ok(End::Done(takeover::sealed(&root))),
+            Ok(AtSlot::Nothing | AtSlot::Tombstone) => {}
+            Err(error) => tracing::warn!(%error, "the session's object stays for the collector"),
+        }
+        if failure.kind != FailureKind::Revoked {
+            return Err(failure);
+        }
+        // Whoever takes a job over opens its session a moment after it has occupied this one's slot.
+        let asked = self.cancelled || self.context.stop.is_raised();
+        for look in 1.. {
+            if takeover::is_elsewhere(&repository, &job, own).await.unwrap_or(false) {
+                return Ok(End::TakenOver);
+            }
+            if asked || look == SUCCESSOR_LOOKS {
+                break;
+            }
+            environment.sleep(SUCCESSOR_PAUSE).await;
+        }
+        Err(failure)
+    }
+}

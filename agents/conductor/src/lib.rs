@@ -1,0 +1,181 @@
+//! The conductor: drives a session from its job to its sealed snapshot.
+//!
+//! It accounts for every byte, asks again for what got lost, writes the map, and commits. It sees structure and never
+//! content. One driver drives a session alone for the session's whole life; whoever takes a job over first occupies
+//! the old session's slot, and then opens a session of its own.
+
+pub mod coverage;
+mod driver;
+mod parent;
+mod recent;
+mod structure;
+mod takeover;
+
+use std::time::Duration;
+
+use agent::bus::Ticket;
+use agent::index::IndexClient;
+use agent::{BusError, Context, Failure, Handler, Outcome, Queue, Repository, Topic};
+use async_trait::async_trait;
+use schema::messages::{About, BackupJob, CloseReading, FailureKind, JobDone, JobOutcome, Message};
+
+use driver::{Driver, End};
+
+/// Sessions that a job may lose to a store or an index that does not answer.
+const SESSION_TRIES: u32 = 4;
+/// Pause before the next one.
+const SESSION_PAUSE: Duration = Duration::from_secs(2);
+
+/// How a conductor works. Clocks only decide when to ask again or to give up.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Sessions at once.
+    pub sessions: usize,
+    /// What made no progress for this long is asked for again.
+    pub ask_again: Duration,
+    /// How often in a row something is asked for again before the session fails by name.
+    pub patience: u32,
+    /// Pause between checkpoints.
+    pub checkpoint: Duration,
+    /// On a stop, leave the session for another conductor; else give it up.
+    pub hand_back: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            sessions: 4,
+            ask_again: Duration::from_secs(20),
+            patience: 30,
+            checkpoint: Duration::from_secs(30),
+            hand_back: true,
+        }
+    }
+}
+
+/// A conductor.
+#[derive(Clone)]
+pub struct Conductor {
+    context: Context,
+    repository: Repository,
+    index: IndexClient,
+    settings: Settings,
+}
+
+impl Conductor {
+    /// A conductor of a repository's sessions.
+    pub fn new(context: Context, repository: Repository, index: IndexClient, settings: Settings) -> Self {
+        Self { context, repository, index, settings }
+    }
+
+    /// Takes jobs until the context's flag is raised; then hands back what is not finished.
+    pub async fn run(self) -> Result<(), Failure> {
+        let context = self.context.clone();
+        let jobs = Queue::jobs();
+        let loops =
+            (0..self.settings.sessions.max(1)).map(|_| agent::consume(&context, &jobs, 1, self.clone()));
+        futures::future::try_join_all(loops).await.map(drop)
+    }
+
+    /// A store or an index that is away for a while costs a session, not the job.
+    async fn drive_patiently(&self, job: &BackupJob, ticket: &Option<Ticket>) -> Result<End, Failure> {
+        for _ in 1..SESSION_TRIES {
+            match self.drive(job, ticket).await {
+                Err(failure) if failure.retry && !self.stops() => {
+                    tracing::warn!(%failure, "a backup failed for now; trying again");
+                    if let Some(ticket) = ticket {
+                        // A job that cannot be extended is delivered again, and taken over.
+                        let _ = ticket.extend().await;
+                    }
+                    self.context.environment.sleep(SESSION_PAUSE).await;
+                }
+                ended => return ended,
+            }
+        }
+        self.drive(job, ticket).await
+    }
+
+    fn stops(&self) -> bool {
+        self.context.stop.is_raised()
+    }
+
+    async fn drive(&self, job: &BackupJob, ticket: &Option<Ticket>) -> Result<End, Failure> {
+        let taken = takeover::take_over(&self.repository, job).await?;
+        for session in &taken.over {
+            // Readers that do not hear it read for nobody, and nothing worse.
+            let about = About::session(*session, job.volume.clone());
+            let message = Message::new(&about, &CloseReading { session: *session });
+            let _ = self.context.bus.broadcast(&Topic::closed(), message).await;
+            let _ = self.context.bus.retire(&Queue::session(*session)).await;
+        }
+        if let Some(outcome) = taken.already_done {
+            return Ok(End::Done(outcome));
+        }
+        let driver = Driver::begin(
+            self.context.clone(),
+            self.repository.clone(),
+            self.index.clone(),
+            self.settings.clone(),
+            job,
+        )
+        .await?;
+        if let Some(outcome) = driver.already_done() {
+            driver.dismiss().await;
+            return Ok(End::Done(outcome));
+        }
+        if driver.yields() {
+            driver.dismiss().await;
+            return Ok(End::TakenOver);
+        }
+        driver.run(taken.checkpoint, ticket).await
+    }
+}
+
+#[async_trait]
+impl Handler for Conductor {
+    fn role(&self) -> &'static str {
+        "conductor"
+    }
+
+    async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
+        let about = message.about()?;
+        let job: BackupJob = message.read()?;
+        let span = tracing::info_span!("session", job = %job.job, volume = job.volume);
+        let end = tracing::Instrument::instrument(self.drive_patiently(&job, ticket), span).await;
+        let outcome = match end {
+            Ok(End::Done(outcome)) => outcome,
+            Ok(End::TakenOver) => {
+                tracing::info!(volume = job.volume, "another conductor has taken this job over");
+                if let Some(ticket) = ticket.take() {
+                    ticket.leave();
+                }
+                return Ok(Outcome::Held);
+            }
+            Ok(End::HandedBack) => {
+                let why = format!("the backup of {} was handed back", job.volume);
+                return Err(Failure { kind: FailureKind::Other, retry: true, why });
+            }
+            Err(failure) => {
+                JobOutcome::Failed { kind: failure.kind, why: format!("{}: {}", job.volume, failure.why) }
+            }
+        };
+        match &outcome {
+            JobOutcome::Failed { why, .. } => {
+                self.context.counters.sessions_failed.add(1);
+                tracing::error!(%why, "a backup failed");
+            }
+            _ => self.context.counters.sessions_sealed.add(1),
+        }
+        let done = JobDone { job: job.job, outcome };
+        self.context.bus.publish(&Queue::done(job.job), Message::new(&about, &done)).await?;
+        Ok(Outcome::Done)
+    }
+
+    async fn gave_up(&mut self, message: &Message, failure: &Failure) -> Result<(), BusError> {
+        let (Ok(about), Ok(job)) = (message.about(), message.read::<BackupJob>()) else { return Ok(()) };
+        self.context.counters.sessions_failed.add(1);
+        let why = format!("{}: {}", job.volume, failure.why);
+        let done = JobDone { job: job.job, outcome: JobOutcome::Failed { kind: failure.kind, why } };
+        self.context.bus.publish(&Queue::done(job.job), Message::new(&about, &done)).await
+    }
+}

@@ -1,0 +1,87 @@
+//! A job that is delivered again: what its earlier sessions left.
+//!
+//! Each earlier session is revoked by occupying its slot, which decides it for ever; only then its object is deleted.
+//! When the slot turns out to hold a snapshot, the job is done.
+
+use agent::repository::AtSlot;
+use agent::{Failure, Repository, sessions};
+use schema::SessionId;
+use schema::messages::{BackupJob, JobOutcome};
+use schema::root::Root;
+use schema::session::{Checkpoint, Session};
+
+/// What was found.
+pub(crate) struct Taken {
+    pub(crate) already_done: Option<JobOutcome>,
+    pub(crate) checkpoint: Option<Checkpoint>,
+    /// Sessions that are over; nobody else tells their readers.
+    pub(crate) over: Vec<SessionId>,
+}
+
+pub(crate) async fn take_over(repository: &Repository, job: &BackupJob) -> Result<Taken, Failure> {
+    let mut taken = Taken { already_done: None, checkpoint: None, over: Vec::new() };
+    for session in sessions::list(repository).await? {
+        if session.job != job.job {
+            continue;
+        }
+        tracing::info!(session = %session.id, "taking over");
+        taken.over.push(session.id);
+        match sessions::revoke(repository, &session).await? {
+            AtSlot::Snapshot(root) => taken.already_done = Some(sealed(&root)),
+            AtSlot::Nothing | AtSlot::Tombstone => taken.checkpoint = session.checkpoint.or(taken.checkpoint),
+        }
+    }
+    Ok(taken)
+}
+
+/// Whether a session is the one that goes on with its job. The same job may have been taken up twice at one moment:
+/// both sessions exist by now, so that at least one of them sees the other, and the greater id goes on. Rivals of a
+/// lesser id are revoked.
+pub(crate) async fn goes_on(
+    repository: &Repository,
+    job: &BackupJob,
+    own: SessionId,
+) -> Result<bool, Failure> {
+    let sessions = sessions::list(repository).await?;
+    let rivals: Vec<_> = sessions.iter().filter(|other| other.job == job.job && other.id != own).collect();
+    if rivals.iter().any(|rival| rival.id > own) {
+        return Ok(false);
+    }
+    for rival in rivals {
+        tracing::info!(session = %rival.id, "the same job was taken up twice; this one goes on");
+        sessions::revoke(repository, rival).await?;
+    }
+    Ok(true)
+}
+
+/// Whether another session than `own` drives this job, or has sealed it already. The own object may still be there:
+/// a store that was away could not be told that the session is over.
+pub(crate) async fn is_elsewhere(
+    repository: &Repository,
+    job: &BackupJob,
+    own: SessionId,
+) -> Result<bool, Failure> {
+    let is_other = |session: &Session| session.job == job.job && session.id != own;
+    if sessions::list(repository).await?.iter().any(is_other) {
+        return Ok(true);
+    }
+    for slot in repository.visible_slots(Some(repository.key.volume_key(&job.volume))).await? {
+        if let AtSlot::Snapshot(root) = repository.at_slot(slot).await?
+            && root.job == job.job
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The outcome that a committed root stands for.
+pub(crate) fn sealed(root: &Root) -> JobOutcome {
+    JobOutcome::Sealed {
+        slot: root.slot,
+        generation: root.generation,
+        size: root.size,
+        statistics: root.statistics,
+        changed_while_read: root.changed_while_read,
+    }
+}

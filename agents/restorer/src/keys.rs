@@ -1,0 +1,158 @@
+//! Data keys, opened when a frame first needs one and kept open while the process restores.
+//!
+//! A frame names its key by four bytes; two keys may share them, so that a name leads to all keys that have it. Keys
+//! come from `keys/`, and from the pack's own footer when they are missing or damaged there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use agent::{Failure, Repository};
+use schema::keys::{DataKey, FrameKey, Identity, KEY_PLAIN, SealedKey, index_of};
+use schema::{KeyId, PackId, names};
+use tokio::sync::Mutex;
+
+/// Keys that were not found or did not open, kept so that a damaged repository is not asked for them again and again.
+const FAILED_MAX: usize = 1024;
+
+/// The data keys of a repository.
+pub(crate) struct DataKeys {
+    repository: Repository,
+    identity: Option<Arc<Identity>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    listed: Option<BTreeMap<u32, Vec<KeyId>>>,
+    open: BTreeMap<u32, Arc<[FrameKey]>>,
+    failed: BTreeMap<(u32, PackId), Failure>,
+}
+
+impl DataKeys {
+    /// No key is opened yet.
+    pub fn new(repository: Repository, identity: Option<Arc<Identity>>) -> Self {
+        Self { repository, identity, state: Mutex::default() }
+    }
+
+    /// Refuses when content is encrypted and there is nothing to open it with.
+    pub fn check(&self) -> Result<(), Failure> {
+        self.identity().map(drop)
+    }
+
+    fn identity(&self) -> Result<Option<&Identity>, Failure> {
+        match (self.repository.key.encrypted(), &self.identity) {
+            (false, _) => Ok(None),
+            (true, Some(identity)) => Ok(Some(identity)),
+            (true, None) => Err(Failure::refused("this repository is encrypted: give --identity")),
+        }
+    }
+
+    /// The keys that frames of `pack` call `index`: one, or rarely several.
+    pub async fn get(&self, index: u32, pack: PackId) -> Result<Arc<[FrameKey]>, Failure> {
+        let mut state = self.state.lock().await;
+        if let Some(open) = state.open.get(&index) {
+            return Ok(open.clone());
+        }
+        if let Some(failed) = state.failed.get(&(index, pack)) {
+            return Err(failed.clone());
+        }
+        let found = match self.identity()? {
+            Some(_) if index == KEY_PLAIN => {
+                Err(Failure::damaged("it is not encrypted, and the repository is"))
+            }
+            None if index == KEY_PLAIN => Ok(vec![FrameKey::plain()]),
+            None => Err(Failure::damaged(format!(
+                "it is sealed with key {index:08x}, and the repository is plain"
+            ))),
+            Some(identity) => self.find(&mut state, identity, index, pack).await,
+        };
+        match found {
+            Ok(keys) => {
+                let keys: Arc<[FrameKey]> = keys.into();
+                state.open.insert(index, keys.clone());
+                Ok(keys)
+            }
+            Err(failure) => {
+                if state.failed.len() < FAILED_MAX {
+                    state.failed.insert((index, pack), failure.clone());
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    async fn find(
+        &self,
+        state: &mut State,
+        identity: &Identity,
+        index: u32,
+        pack: PackId,
+    ) -> Result<Vec<FrameKey>, Failure> {
+        let mut trouble = None;
+        let mut keys = Vec::new();
+        for id in self.listed(state, index).await {
+            match self
+                .repository
+                .sealed_key(&names::key(id))
+                .await
+                .and_then(|key| self.unseal(&key, identity))
+            {
+                Ok(key) => keys.push(key.frame_key()),
+                Err(failure) => trouble = Some(failure.context(names::key(id))),
+            }
+        }
+        if keys.is_empty() {
+            match self.repository.read_footer(pack).await {
+                Ok((_, footer)) => {
+                    for key in footer.keys.iter().filter(|key| index_of(&key.id) == index) {
+                        match self.unseal(key, identity) {
+                            Ok(key) => keys.push(key.frame_key()),
+                            Err(failure) => {
+                                trouble.get_or_insert(failure.context(format!(
+                                    "key {} in {}",
+                                    key.id,
+                                    names::pack(pack)
+                                )));
+                            }
+                        }
+                    }
+                }
+                Err(failure) => {
+                    trouble.get_or_insert(failure.context("the footer, which holds its data key"));
+                }
+            }
+        }
+        let missing = || {
+            Failure::damaged(format!(
+                "its data key {index:08x} is neither below keys/ nor in the footer of {}",
+                names::pack(pack)
+            ))
+        };
+        match keys.is_empty() {
+            true => Err(trouble.unwrap_or_else(missing)),
+            false => Ok(keys),
+        }
+    }
+
+    fn unseal(&self, key: &SealedKey, identity: &Identity) -> Result<DataKey, Failure> {
+        Ok(DataKey::unseal(self.repository.key.repo(), key, identity)?)
+    }
+
+    /// The ids of keys with this index, from one listing. Without a listing, footers still hold every key.
+    async fn listed(&self, state: &mut State, index: u32) -> Vec<KeyId> {
+        if state.listed.is_none() {
+            match self.repository.store.list(names::KEYS).await {
+                Ok(listed) => {
+                    let mut by_index: BTreeMap<u32, Vec<KeyId>> = BTreeMap::new();
+                    let ids = listed.iter().filter_map(|l| l.key.rsplit('/').next()?.parse::<KeyId>().ok());
+                    ids.for_each(|id| by_index.entry(index_of(&id)).or_default().push(id));
+                    state.listed = Some(by_index);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot list data keys; taking them from the packs' footers")
+                }
+            }
+        }
+        state.listed.as_ref().and_then(|listed| listed.get(&index)).cloned().unwrap_or_default()
+    }
+}

@@ -1,0 +1,23 @@
+//! Brings snapshots back: walks a snapshot's map, fetches packs by coalesced ranges, verifies, decrypts and
+//! decompresses every chunk, and writes sparse files or devices.
+//!
+//! It needs the bucket, the index and, for an encrypted repository, an identity. It never writes a byte that was not
+//! verified against its chunk id, never opens a target that is in use or holds something unless that is forced, and
+//! never leaves stale data where the snapshot has zeroes. Memory is bounded by [`Settings::memory`] whatever the
+//! volume's size and whatever maps, frames and the index claim.
+
+mod keys;
+mod mounts;
+mod pipeline;
+mod plan;
+mod restorer;
+mod service;
+mod sink;
+mod target;
+mod unit;
+
+pub use restorer::{Progress, Report, Restorer, Settings};
+pub use target::Target;
+
+#[cfg(test)]
+mod tests;

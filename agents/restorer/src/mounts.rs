@@ -1,0 +1,112 @@
+//! Says what uses a device or a file: mounts and loop devices, from the kernel's own tables.
+//!
+//! Opening a device exclusively already fails while it is mounted or held by device mapper or md; this finds the
+//! name of the user, and what exclusive opening does not see: a file behind a loop device.
+
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Where the device `major:minor` is mounted, by the text of `/proc/self/mountinfo`.
+pub(crate) fn mount_point(mountinfo: &str, major: u32, minor: u32) -> Option<PathBuf> {
+    let device = format!("{major}:{minor}");
+    mountinfo.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        (fields.nth(2)? == device).then(|| fields.nth(1).map(unescape))?
+    })
+}
+
+/// Mount points carry blanks, tabs, line ends and backslashes as three octal digits.
+fn unescape(field: &str) -> PathBuf {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) if *first == b'\\' => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(out))
+}
+
+/// Where a block device is mounted now.
+pub(crate) fn mounted(major: u32, minor: u32) -> Option<PathBuf> {
+    mount_point(&fs::read_to_string("/proc/self/mountinfo").ok()?, major, minor)
+}
+
+/// The loop device that a file backs, with loop devices listed below `block` (`/sys/block`).
+pub(crate) fn loop_device(block: &Path, file: &Path, metadata: &fs::Metadata) -> Option<PathBuf> {
+    for entry in fs::read_dir(block).ok()?.flatten() {
+        let name = entry.file_name();
+        if !name.to_string_lossy().starts_with("loop") {
+            continue;
+        }
+        let Ok(backing) = fs::read(entry.path().join("loop/backing_file")) else { continue };
+        let backing = PathBuf::from(std::ffi::OsString::from_vec(backing.trim_ascii_end().to_vec()));
+        let same_inode = |m: fs::Metadata| (m.dev(), m.ino()) == (metadata.dev(), metadata.ino());
+        if backing == file || fs::metadata(&backing).is_ok_and(same_inode) {
+            return Some(Path::new("/dev").join(name));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTINFO: &str = "\
+22 1 253:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+36 22 7:1 / /mnt/with\\040blank rw,noatime master:1 - ext3 /dev/loop1 rw,errors=continue
+37 22 0:24 / /sys rw shared:7 - sysfs sysfs rw
+broken
+";
+
+    #[test]
+    fn a_mounted_device_is_found_by_its_numbers() {
+        for (major, minor, expected) in [
+            (253, 0, Some("/")),
+            (7, 1, Some("/mnt/with blank")),
+            (7, 11, None),
+            (25, 0, None),
+            (0, 24, Some("/sys")),
+        ] {
+            assert_eq!(
+                mount_point(MOUNTINFO, major, minor),
+                expected.map(PathBuf::from),
+                "{major}:{minor} in a fixed mountinfo"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_behind_a_loop_device_is_found_by_path_and_by_inode() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("disk.img");
+        fs::write(&image, b"x").unwrap();
+        let link = folder.path().join("other-name.img");
+        fs::hard_link(&image, &link).unwrap();
+        let free = folder.path().join("free.img");
+        fs::write(&free, b"x").unwrap();
+        let block = folder.path().join("block");
+        for (name, backing) in [("loop3", Some(&image)), ("loop4", None), ("vda", Some(&free))] {
+            fs::create_dir_all(block.join(name).join("loop")).unwrap();
+            if let Some(backing) = backing {
+                let text = format!("{}\n", backing.display());
+                fs::write(block.join(name).join("loop/backing_file"), text).unwrap();
+            }
+        }
+        let found = |file: &Path| loop_device(&block, file, &fs::metadata(file).unwrap());
+        assert_eq!(found(&image), Some(PathBuf::from("/dev/loop3")));
+        assert_eq!(found(&link), Some(PathBuf::from("/dev/loop3")), "a hard link is the same file");
+        assert_eq!(found(&free), None, "only loop devices count");
+    }
+}

@@ -1,0 +1,203 @@
+//! Drives a restore: resolves windows of the map ahead, and runs their units side by side within the memory budget.
+//!
+//! No step waits for a whole window: while one is written, the next is resolved and fetched. On the first failure every
+//! task gives up, and the call returns only when none of them touches the target any more.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use agent::{Failure, Stop};
+use futures::stream::{StreamExt, TryStreamExt};
+use schema::messages::FailureKind;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::JoinSet;
+
+use crate::plan::{FETCH_MAX, Window};
+use crate::restorer::{Progress, Report};
+use crate::unit::{Unit, Work};
+
+/// Leaves of 64 MiB that are planned together: 256 MiB of the volume, some ten thousand ids.
+pub(crate) const WINDOW_LEAVES: u64 = 4;
+/// Windows that are resolved at once; as many again wait for their turn.
+const WINDOWS_AHEAD: usize = 2;
+/// Units in flight at most, however small they are.
+const UNITS_MAX: u64 = 256;
+
+/// Bytes in flight: what was asked for, within what makes sense.
+pub(crate) fn memory_limit(asked: u64) -> u64 {
+    asked.clamp(2 << 20, 1 << 30)
+}
+
+/// Bytes of one fetch at most, so that several fit the memory.
+fn fetch_limit(memory: u64) -> u64 {
+    (memory / 4).min(FETCH_MAX)
+}
+
+/// Units of the windows that are resolved, in order, each with its share of the memory.
+struct Feed {
+    windows: mpsc::Receiver<Vec<Unit>>,
+    waiting: VecDeque<Unit>,
+    memory: u64,
+}
+
+impl Feed {
+    /// The next unit, when there is memory for it; none at the end. Dropping the future loses nothing.
+    async fn next(&mut self, work: &Work) -> Option<(Unit, Option<OwnedSemaphorePermit>)> {
+        while self.waiting.is_empty() {
+            self.waiting = self.windows.recv().await?.into();
+        }
+        let bytes = self.waiting.front().map_or(0, Unit::bytes);
+        let share = bytes.max(self.memory / UNITS_MAX).min(self.memory) as u32;
+        // The semaphore is never closed, so that waiting cannot fail.
+        let permit = work.memory.clone().acquire_many_owned(share).await.ok();
+        self.waiting.pop_front().map(|unit| (unit, permit))
+    }
+}
+
+/// Raises a flag when it is dropped, so that threads stop writing even when the caller drops the restore.
+struct HaltOnDrop(Stop);
+
+impl Drop for HaltOnDrop {
+    fn drop(&mut self) {
+        self.0.raise();
+    }
+}
+
+/// Restores everything that `work` says. `memory` is what its semaphore holds.
+pub(crate) async fn run(
+    work: &Arc<Work>,
+    memory: u64,
+    stop: &Stop,
+    progress: &impl Fn(Progress),
+) -> Result<Report, Failure> {
+    let _halt = HaltOnDrop(work.halt.clone());
+    let bytes = work.bytes();
+    let total = bytes.end - bytes.start;
+    let mut report = Report { size: total, ..Report::default() };
+    let mut failure: Option<Failure> = None;
+    let mut tasks: JoinSet<Result<Report, Failure>> = JoinSet::new();
+    let (sender, windows) = mpsc::channel(1);
+    tasks.spawn(resolve(work.clone(), fetch_limit(memory), sender));
+    let mut feed = Some(Feed { windows, waiting: VecDeque::new(), memory });
+    progress(Progress { total, done: 0, fetched: 0 });
+    while feed.is_some() || !tasks.is_empty() {
+        let failed = tokio::select! {
+            biased;
+            () = stop.raised(), if failure.is_none() => Some(stopped(work)),
+            Some(joined) = tasks.join_next() => match joined {
+                Ok(Ok(step)) => {
+                    report += step;
+                    progress(Progress { total, done: report.written + report.zeroed, fetched: report.fetched });
+                    None
+                }
+                Ok(Err(failure)) => Some(failure),
+                Err(why) => {
+                    let why = format!("restoring {}: a task ended: {why}", work.volume);
+                    Some(Failure::new(FailureKind::Other, why))
+                }
+            },
+            next = next_of(&mut feed, work) => {
+                match next {
+                    Some((unit, permit)) => drop(tasks.spawn(in_turn(unit, permit, work.clone()))),
+                    None => feed = None,
+                }
+                None
+            }
+        };
+        if let Some(failed) = failed {
+            failure.get_or_insert(failed);
+            feed = None;
+            work.halt.raise();
+        }
+    }
+    match failure {
+        Some(failure) => Err(failure),
+        None if report.written + report.zeroed != total => {
+            let (volume, done) = (&work.volume, report.written + report.zeroed);
+            let why = format!("restoring {volume} accounted for {done} of {total} bytes");
+            Err(Failure::new(FailureKind::Other, why))
+        }
+        None => Ok(report),
+    }
+}
+
+/// Waits for ever when there is no feed any more.
+async fn next_of(feed: &mut Option<Feed>, work: &Work) -> Option<(Unit, Option<OwnedSemaphorePermit>)> {
+    match feed {
+        Some(feed) => feed.next(work).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn in_turn(
+    unit: Unit,
+    permit: Option<OwnedSemaphorePermit>,
+    work: Arc<Work>,
+) -> Result<Report, Failure> {
+    let result = unit.run(work).await;
+    drop(permit);
+    result
+}
+
+fn stopped(work: &Work) -> Failure {
+    let why = format!("the restore of {} was stopped before it was complete", work.volume);
+    Failure { retry: true, ..Failure::new(FailureKind::Revoked, why) }
+}
+
+/// Resolves window after window, some ahead of their turn.
+async fn resolve(
+    work: Arc<Work>,
+    fetch_limit: u64,
+    sender: mpsc::Sender<Vec<Unit>>,
+) -> Result<Report, Failure> {
+    if work.map.root().top.is_none() {
+        if !work.bytes().is_empty() {
+            // Nobody listening any more means that the restore has failed elsewhere.
+            let _ = sender.send(vec![Unit::Zero(work.bytes())]).await;
+        }
+        return Ok(Report::default());
+    }
+    let starts = work.leaves.clone().step_by(WINDOW_LEAVES as usize);
+    let windows = futures::stream::iter(starts).map(|first| resolve_window(&work, first, fetch_limit));
+    let mut windows = windows.buffered(WINDOWS_AHEAD);
+    while let Some(units) = windows.try_next().await? {
+        if sender.send(units).await.is_err() {
+            break;
+        }
+    }
+    Ok(Report::default())
+}
+
+async fn resolve_window(work: &Work, first: u64, fetch_limit: u64) -> Result<Vec<Unit>, Failure> {
+    let window = work.unless_halted(read_window(work, first)).await?;
+    let window = Arc::new(window.map_err(|e| e.context(format!("cannot read the map of {}", work.volume)))?);
+    let zeroes = window.zeroes.iter().cloned().map(Unit::Zero);
+    let lost = window.without_copies().map(|chunk| Unit::Seek(window.clone(), chunk));
+    let fetches = window.fetches(fetch_limit).into_iter().map(|fetch| Unit::Fetch(window.clone(), fetch));
+    Ok(zeroes.chain(lost).chain(fetches).collect())
+}
+
+async fn read_window(work: &Work, first: u64) -> Result<Window, Failure> {
+    let geometry = work.map.geometry();
+    let numbers = first..first.saturating_add(WINDOW_LEAVES).min(work.leaves.end);
+    let leaves = futures::future::try_join_all(numbers.clone().map(|leaf| work.map.leaf(leaf))).await?;
+    let located = numbers.zip(&leaves).flat_map(|(n, leaf)| leaf.located(geometry.leaf_range(n).start));
+    let mut window = Window::new(located);
+    let ids: Vec<_> = window.chunks.iter().map(|wanted| wanted.id).collect();
+    for (wanted, copies) in window.chunks.iter_mut().zip(work.map.locate(&ids).await?) {
+        wanted.copies = copies;
+    }
+    let mut counting = BTreeSet::new();
+    for pack in window.packs() {
+        let counts = match &work.session {
+            // A pack that cannot be asked for just now is tried last.
+            Some(session) => session.counts(pack).await.unwrap_or(false),
+            None => true,
+        };
+        if counts {
+            counting.insert(pack);
+        }
+    }
+    window.rank(|pack| counting.contains(&pack));
+    Ok(window)
+}

@@ -1,0 +1,306 @@
+//! The restorer: opens the target, protects the snapshot while it is read, and ends both in every outcome.
+
+use std::num::NonZero;
+use std::ops::AddAssign;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use agent::index::IndexClient;
+use agent::maps::MapReader;
+use agent::repository::AtSlot;
+use agent::sessions::OpenSession;
+use agent::{Context, Failure, Repository, Stop};
+use schema::keys::Identity;
+use schema::messages::FailureKind;
+use schema::root::Root;
+use schema::session::{Session, SessionKind};
+use schema::{JobId, SessionId};
+use tokio::sync::Semaphore;
+
+use crate::keys::DataKeys;
+use crate::pipeline;
+use crate::sink::Sink;
+use crate::target::{Circumstances, Target};
+use crate::unit::{Openers, Work};
+
+/// How restores are done.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Bytes of fetched frames in flight, 2 MiB to 1 GiB. Plaintext adds half a MiB per thread.
+    pub memory: u64,
+    /// Concurrent range requests to the store.
+    pub fetches: usize,
+    /// Threads that decode and write.
+    pub threads: usize,
+    /// Whether a session object keeps collections from removing the snapshot meanwhile. A read-only store has none.
+    pub protect: bool,
+    /// Folders that are never written to, by force neither: those of the repository itself.
+    pub forbidden: Vec<PathBuf>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(2, NonZero::get);
+        Self { memory: 96 << 20, fetches: 8, threads, protect: true, forbidden: Vec::new() }
+    }
+}
+
+/// How far a restore is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the volume.
+    pub total: u64,
+    /// Bytes of it that are written, or known to be zero.
+    pub done: u64,
+    /// Bytes fetched from the store.
+    pub fetched: u64,
+}
+
+/// What a restore did. When only verifying, `written` counts what would have been written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Bytes of the volume; `written` and `zeroed` add up to it.
+    pub size: u64,
+    /// Bytes written.
+    pub written: u64,
+    /// Bytes that read as zero.
+    pub zeroed: u64,
+    /// Bytes of packs fetched, gaps included; maps are not counted.
+    pub fetched: u64,
+    /// Requests that fetched them.
+    pub requests: u64,
+    /// Chunks opened and verified; one that stands at several places near each other counts once.
+    pub chunks: u64,
+    /// Chunks whose best copy was missing or damaged, read from another: the repository needs repair.
+    pub rescued: u64,
+}
+
+impl AddAssign for Report {
+    fn add_assign(&mut self, other: Self) {
+        self.size += other.size;
+        self.written += other.written;
+        self.zeroed += other.zeroed;
+        self.fetched += other.fetched;
+        self.requests += other.requests;
+        self.chunks += other.chunks;
+        self.rescued += other.rescued;
+    }
+}
+
+/// Under which ids a restore runs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ids {
+    pub job: JobId,
+    pub session: SessionId,
+}
+
+/// What a snapshot is read for.
+pub(crate) enum Purpose {
+    /// To bring it back.
+    Restore(Target),
+    /// To know that all of it can be read.
+    Verify,
+    /// To know that the keys open it.
+    Sample,
+}
+
+/// Restores snapshots of one repository.
+pub struct Restorer {
+    pub(crate) context: Context,
+    pub(crate) repository: Repository,
+    index: IndexClient,
+    identity: Option<Arc<Identity>>,
+    settings: Settings,
+}
+
+impl Restorer {
+    /// A restorer. A plain repository needs no identity.
+    pub fn new(
+        context: Context,
+        repository: Repository,
+        index: IndexClient,
+        identity: Option<Arc<Identity>>,
+        settings: Settings,
+    ) -> Self {
+        Self { context, repository, index, identity, settings }
+    }
+
+    /// Restores a snapshot, whose root was read from its slot, to a target, and returns when it is durable there.
+    ///
+    /// Fails by name: what was refused (nothing was changed then), which bytes of the volume have no readable copy, or
+    /// what the target's device answered. A file that was made or filled for a restore that failed is removed or
+    /// emptied. Dropping the future leaves the session object and a partial target behind; raise the context's stop
+    /// flag instead.
+    pub async fn restore(
+        &self,
+        root: Root,
+        target: Target,
+        progress: impl Fn(Progress),
+    ) -> Result<Report, Failure> {
+        self.restore_as(self.fresh_ids(), root, Purpose::Restore(target), &progress).await
+    }
+
+    /// Reads and verifies all that a snapshot needs, and writes nothing.
+    pub async fn verify_readable(&self, root: Root, progress: impl Fn(Progress)) -> Result<Report, Failure> {
+        self.restore_as(self.fresh_ids(), root, Purpose::Verify, &progress).await
+    }
+
+    /// Reads and verifies the beginning of a snapshot, at most 256 MiB of the volume: proof that the keys at hand open
+    /// it. Writes nothing.
+    pub async fn verify_sample(&self, root: Root) -> Result<Report, Failure> {
+        self.restore_as(self.fresh_ids(), root, Purpose::Sample, &|_| {}).await
+    }
+
+    fn fresh_ids(&self) -> Ids {
+        Ids { job: self.context.environment.job_id(), session: self.context.environment.session_id() }
+    }
+
+    pub(crate) async fn restore_as(
+        &self,
+        ids: Ids,
+        root: Root,
+        purpose: Purpose,
+        progress: &impl Fn(Progress),
+    ) -> Result<Report, Failure> {
+        let keys = DataKeys::new(self.repository.clone(), self.identity.clone());
+        keys.check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
+        if !self.settings.protect {
+            return self.to_target(root, keys, None, purpose, progress).await;
+        }
+        let session = match self.begin(ids, &root).await {
+            Ok(session) => Arc::new(session),
+            // A full or read-only store must not keep anybody from restoring.
+            Err(failure) if failure.kind == FailureKind::Store => {
+                tracing::warn!(%failure, "restoring without protection: a collection at the same time ends this restore");
+                return self.to_target(root, keys, None, purpose, progress).await;
+            }
+            Err(failure) => return Err(failure),
+        };
+        let result = match self.check_slot(&root).await {
+            Ok(()) => self.to_target(root, keys, Some(session.clone()), purpose, progress).await,
+            Err(failure) => Err(failure),
+        };
+        let result = match result {
+            Err(failure) => Err(explained(&session, failure).await),
+            done => done,
+        };
+        end(session).await;
+        result
+    }
+
+    async fn begin(&self, ids: Ids, root: &Root) -> Result<OpenSession, Failure> {
+        let session = Session {
+            id: ids.session,
+            kind: SessionKind::Restore,
+            slot: None,
+            job: ids.job,
+            volume: root.volume.clone(),
+            host: self.context.host.to_string(),
+            started_ms: self.context.environment.now_ms(),
+            checkpoint: None,
+        };
+        OpenSession::begin(self.repository.clone(), session).await.map_err(|e| {
+            e.context(format!("cannot protect the snapshot of {} while it is read", root.volume))
+        })
+    }
+
+    /// The root was read before the session began: it may have been collected since.
+    async fn check_slot(&self, root: &Root) -> Result<(), Failure> {
+        match self.repository.at_slot(root.slot).await? {
+            AtSlot::Tombstone => {
+                Err(Failure::refused(format!("the snapshot {} of {} was collected", root.slot, root.volume)))
+            }
+            AtSlot::Snapshot(_) | AtSlot::Nothing => Ok(()),
+        }
+    }
+
+    async fn to_target(
+        &self,
+        root: Root,
+        keys: DataKeys,
+        session: Option<Arc<OpenSession>>,
+        purpose: Purpose,
+        progress: &impl Fn(Progress),
+    ) -> Result<Report, Failure> {
+        let map = MapReader::new(self.repository.clone(), self.index.clone(), root.clone())?;
+        let all = map.geometry().leaves();
+        let (sink, leaves) = match purpose {
+            Purpose::Restore(target) => (self.open(root.clone(), target).await?, all),
+            Purpose::Verify => (Sink::Discard, all),
+            Purpose::Sample => (Sink::Discard, all.min(pipeline::WINDOW_LEAVES)),
+        };
+        let memory = pipeline::memory_limit(self.settings.memory);
+        let work = Arc::new(Work {
+            volume: root.volume,
+            repository: self.repository.clone(),
+            map,
+            leaves: 0..leaves,
+            session,
+            sink,
+            keys,
+            openers: Openers::default(),
+            fetching: Semaphore::new(self.settings.fetches.max(1)),
+            decoding: Semaphore::new(self.settings.threads.max(1)),
+            memory: Arc::new(Semaphore::new(memory as usize)),
+            halt: Stop::default(),
+            counters: self.context.counters.clone(),
+        });
+        let result = pipeline::run(&work, memory, &self.context.stop, progress).await;
+        blocking(move || {
+            let result = result.and_then(|report| work.sink.finish().map(|()| report));
+            if result.is_err() {
+                work.sink.give_up();
+            }
+            result
+        })
+        .await
+    }
+
+    async fn open(&self, root: Root, target: Target) -> Result<Sink, Failure> {
+        let (host, forbidden) = (self.context.host.clone(), self.settings.forbidden.clone());
+        blocking(move || {
+            let circumstances = Circumstances { root: &root, host: &host, forbidden: &forbidden };
+            target.open(&circumstances).map(Sink::Target)
+        })
+        .await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    step: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(step).await {
+        Ok(result) => result,
+        Err(why) => Err(Failure::new(FailureKind::Other, format!("a restore's thread ended: {why}"))),
+    }
+}
+
+/// Says so when something was missing because nothing protected the snapshot any more.
+async fn explained(session: &OpenSession, failure: Failure) -> Failure {
+    let missing = matches!(failure.kind, FailureKind::Damaged | FailureKind::Store);
+    match missing && matches!(session.exists().await, Ok(false)) {
+        true => Failure::new(
+            FailureKind::Revoked,
+            format!(
+                "the snapshot of {} was collected while it was read, because this restore's session {} was declared \
+                 dead ({})",
+                session.session().volume,
+                session.session().id,
+                failure.why
+            ),
+        ),
+        false => failure,
+    }
+}
+
+/// Deletes the session object. Should that fail, a collection waits until the session is declared dead.
+async fn end(session: Arc<OpenSession>) {
+    let id = session.session().id;
+    let ended = match Arc::into_inner(session) {
+        Some(session) => session.end().await,
+        None => Err(Failure::new(FailureKind::Other, "a task still holds it")),
+    };
+    if let Err(failure) = ended {
+        tracing::warn!(session = %id, %failure, "cannot delete the session object of a restore");
+    }
+}

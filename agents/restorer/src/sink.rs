@@ -1,0 +1,211 @@
+//! Writes restored bytes: to a file, to a device, or nowhere when a snapshot is only verified.
+//!
+//! Offsets never overlap between calls, so that any number of threads may write at once. Zero ranges of a fresh file
+//! are never written, so that it stays sparse; anywhere else they are punched out, or written when the target cannot
+//! do that: stale data never stays. Nothing is durable before [`Sink::finish`].
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use agent::{Failure, Stop};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+use schema::limits::BLOCK;
+use schema::messages::FailureKind;
+
+/// Bytes that are written at once where zeroes must be written.
+const ZEROES_LEN: usize = 256 << 10;
+static ZEROES: [u8; ZEROES_LEN] = [0; ZEROES_LEN];
+
+/// What a target held when it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// Nothing: the file was made for this restore.
+    Absent,
+    /// A file without content.
+    Empty,
+    /// A file with content, or a device.
+    Content,
+}
+
+/// Where restored bytes go.
+#[derive(Debug)]
+pub(crate) enum Sink {
+    /// Nowhere.
+    Discard,
+    /// An opened target.
+    Target(Opened),
+}
+
+/// An opened target of the right size.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// The open file.
+    pub file: File,
+    /// Its path without symbolic links.
+    pub path: PathBuf,
+    /// The volume, for messages.
+    pub volume: String,
+    /// What it held before.
+    pub before: Before,
+    /// Which way of [`ZEROING`] is tried first: those before it do not work here.
+    pub zeroing: AtomicU8,
+}
+
+/// Ways to zero a range, the best first.
+const ZEROING: [Option<FallocateFlags>; 3] = [
+    Some(FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE)),
+    Some(FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE)),
+    None,
+];
+
+impl Sink {
+    /// Writes `bytes` at `offset`. Blocks.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+        match self {
+            Self::Discard => Ok(()),
+            Self::Target(opened) => {
+                opened.file.write_all_at(bytes, offset).map_err(|why| opened.cannot("write", offset, &why))
+            }
+        }
+    }
+
+    /// Whether zero ranges need no work.
+    pub fn is_zero_already(&self) -> bool {
+        match self {
+            Self::Discard => true,
+            Self::Target(opened) => opened.before != Before::Content,
+        }
+    }
+
+    /// Makes a range read as zero. Blocks; gives up between steps when `halt` is raised.
+    pub fn zero(&self, range: Range<u64>, halt: &Stop) -> Result<(), Failure> {
+        match self {
+            Self::Target(opened) if !self.is_zero_already() => opened.zero(range, halt),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until everything is durable. Blocks.
+    pub fn finish(&self) -> Result<(), Failure> {
+        let Self::Target(opened) = self else { return Ok(()) };
+        let folder = || match (opened.before, opened.path.parent()) {
+            (Before::Absent, Some(folder)) => File::open(folder)?.sync_all(),
+            _ => Ok(()),
+        };
+        opened.file.sync_all().and_then(|()| folder()).map_err(|why| {
+            let (volume, path) = (&opened.volume, opened.path.display());
+            let why =
+                format!("cannot make {volume} durable on {path}: {why}; what is there is not to be trusted");
+            Failure::new(FailureKind::Device, why)
+        })
+    }
+
+    /// After a failure: a file that was made for the restore is removed, and one that was empty is emptied, so that
+    /// half a volume is not taken for a whole one and the restore can be tried again. Blocks.
+    pub fn give_up(&self) {
+        let Self::Target(opened) = self else { return };
+        let undone = match opened.before {
+            Before::Absent => opened.remove(),
+            Before::Empty => opened.file.set_len(0),
+            Before::Content => Ok(()),
+        };
+        if let Err(why) = undone {
+            let path = opened.path.display();
+            tracing::warn!(%path, %why, "a failed restore left a partial file behind: remove it");
+        }
+    }
+}
+
+impl Opened {
+    /// An opened target.
+    pub fn new(file: File, path: PathBuf, volume: String, before: Before) -> Self {
+        Self { file, path, volume, before, zeroing: AtomicU8::new(0) }
+    }
+
+    fn cannot(&self, verb: &str, offset: u64, why: &io::Error) -> Failure {
+        let (volume, path) = (&self.volume, self.path.display());
+        Failure::new(
+            FailureKind::Device,
+            format!("cannot {verb} {volume} at offset {offset} of {path}: {why}"),
+        )
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        use std::os::unix::fs::MetadataExt;
+        let (ours, there) = (self.file.metadata()?, std::fs::symlink_metadata(&self.path)?);
+        match (ours.dev(), ours.ino()) == (there.dev(), there.ino()) {
+            true => std::fs::remove_file(&self.path),
+            false => Ok(()),
+        }
+    }
+
+    /// Devices zero whole blocks only; the ends of a range that are off a block are written.
+    fn zero(&self, range: Range<u64>, halt: &Stop) -> Result<(), Failure> {
+        let inner = range.start.next_multiple_of(BLOCK)..range.end / BLOCK * BLOCK;
+        if inner.is_empty() {
+            return self.write_zeroes(range, halt);
+        }
+        self.write_zeroes(range.start..inner.start, halt)?;
+        self.write_zeroes(inner.end..range.end, halt)?;
+        loop {
+            let way = self.zeroing.load(Ordering::Relaxed);
+            let Some(Some(flags)) = ZEROING.get(usize::from(way)) else {
+                return self.write_zeroes(inner, halt);
+            };
+            match fallocate(&self.file, *flags, inner.start, inner.end - inner.start) {
+                Ok(()) => return Ok(()),
+                Err(Errno::INTR) if !halt.is_raised() => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV | Errno::BUSY) => {
+                    // Another thread may have found out at the same time: never skip a way.
+                    let next =
+                        self.zeroing.compare_exchange(way, way + 1, Ordering::Relaxed, Ordering::Relaxed);
+                    tracing::debug!(path = %self.path.display(), way, first = next.is_ok(), "cannot zero this way");
+                }
+                Err(why) => return Err(self.cannot("zero", inner.start, &why.into())),
+            }
+        }
+    }
+
+    fn write_zeroes(&self, range: Range<u64>, halt: &Stop) -> Result<(), Failure> {
+        let mut at = range.start;
+        while at < range.end && !halt.is_raised() {
+            let len = (range.end - at).min(ZEROES_LEN as u64) as usize;
+            self.file.write_all_at(&ZEROES[..len], at).map_err(|why| self.cannot("zero", at, &why))?;
+            at += len as u64;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Off a block at both ends, within one block, whole blocks, and longer than one write of zeroes.
+    const RANGES: [Range<u64>; 4] = [10..9000, 20_000..20_010, 40_960..49_152, 100_001..700_003];
+
+    #[test]
+    fn every_way_of_zeroing_clears_exactly_its_range() {
+        for way in 0..=ZEROING.len() as u8 {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("target");
+            std::fs::write(&path, vec![0xee; 800_000]).unwrap();
+            let file = File::options().read(true).write(true).open(&path).unwrap();
+            let opened = Opened::new(file, path.clone(), "v".into(), Before::Content);
+            opened.zeroing.store(way, Ordering::Relaxed);
+            let sink = Sink::Target(opened);
+            let mut expected = vec![0xee; 800_000];
+            for range in RANGES {
+                expected[range.start as usize..range.end as usize].fill(0);
+                sink.zero(range, &Stop::default()).unwrap();
+            }
+            sink.finish().unwrap();
+            assert!(std::fs::read(&path).unwrap() == expected, "way {way}");
+        }
+    }
+}

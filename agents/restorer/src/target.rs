@@ -1,0 +1,282 @@
+//! Opens targets: a file, which may be made, or a block device, which never is.
+//!
+//! A path is resolved once; every check is on the resolved path, and opening it follows no symbolic link, so that what
+//! was checked is what is opened. Nothing is changed before every check has passed. What protects other data is only
+//! overridden by force; what protects the repository itself is never overridden.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Component, Path, PathBuf};
+
+use agent::Failure;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, SeekFrom, major, minor, openat2, seek};
+use rustix::io::Errno;
+use schema::messages::FailureKind;
+use schema::root::Root;
+
+use crate::mounts;
+use crate::sink::{Before, Opened};
+
+/// Only root reads a restored disk until somebody decides otherwise.
+const MODE: u32 = 0o600;
+
+/// Where to restore to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    path: PathBuf,
+    force: bool,
+    allowed: Option<Vec<PathBuf>>,
+}
+
+/// What a target is checked against.
+pub(crate) struct Circumstances<'a> {
+    /// The snapshot.
+    pub root: &'a Root,
+    /// This host's name.
+    pub host: &'a str,
+    /// Folders that are never written to: the repository's own.
+    pub forbidden: &'a [PathBuf],
+}
+
+impl Target {
+    /// A file or block device. A file is made when there is none; its folder must exist. `force` overwrites a file
+    /// that has content, the source itself, a device that is in use, and a device that is larger than the snapshot.
+    pub fn new(path: impl Into<PathBuf>, force: bool) -> Self {
+        Self { path: path.into(), force, allowed: None }
+    }
+
+    /// Only when it is below one of these folders, after every symbolic link was followed. Names below `/dev` may be
+    /// links to block devices there when a folder below `/dev` is allowed: only root makes those.
+    pub fn below(mut self, allowed: &[PathBuf]) -> Self {
+        self.allowed = Some(allowed.to_vec());
+        self
+    }
+
+    /// The path as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Checks everything, then opens the target and gives it the snapshot's size. Blocks.
+    pub(crate) fn open(&self, at: &Circumstances<'_>) -> Result<Opened, Failure> {
+        self.check_spelling()?;
+        let path = self.resolve()?;
+        self.check_allowed(&path)?;
+        self.check_forbidden(&path, at.forbidden)?;
+        let volume = at.root.volume.clone();
+        let metadata = match std::fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(why) if why.kind() == io::ErrorKind::NotFound => {
+                let file = self.open_path(&path, OFlags::CREATE | OFlags::EXCL)?;
+                let opened = Opened::new(file, path, volume, Before::Absent);
+                return self.sized(opened, at.root.size);
+            }
+            Err(why) => return Err(self.cannot_open(&why)),
+        };
+        self.check_source(&path, &metadata, at)?;
+        let kind = metadata.file_type();
+        if kind.is_file() {
+            let before = self.check_file(&path, &metadata)?;
+            let file = self.open_path(&path, OFlags::empty())?;
+            return self.sized(Opened::new(file, path, volume, before), at.root.size);
+        }
+        if !kind.is_block_device() {
+            return Err(self.refused("it is neither a regular file nor a block device"));
+        }
+        self.check_unmounted(&metadata)?;
+        let file = self.open_device(&path)?;
+        self.check_device_size(&file, at.root)?;
+        Ok(Opened::new(file, path, volume, Before::Content))
+    }
+
+    fn refused(&self, why: impl std::fmt::Display) -> Failure {
+        Failure::refused(format!("cannot restore to {}: {why}", self.path.display()))
+    }
+
+    fn cannot_open(&self, why: &io::Error) -> Failure {
+        Failure::new(
+            FailureKind::Device,
+            format!("cannot open {} to restore to it: {why}", self.path.display()),
+        )
+    }
+
+    /// Paths from elsewhere must say plainly where they lead.
+    fn check_spelling(&self) -> Result<(), Failure> {
+        let plain = |component| !matches!(component, Component::ParentDir);
+        match self.allowed.is_none() || (self.path.is_absolute() && self.path.components().all(plain)) {
+            true => Ok(()),
+            false => Err(self.refused("an agent takes absolute paths without `..` only")),
+        }
+    }
+
+    fn resolve(&self) -> Result<PathBuf, Failure> {
+        match self.path.canonicalize() {
+            Ok(path) => return Ok(path),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => {}
+            Err(why) => return Err(self.cannot_open(&why)),
+        }
+        if self.path.symlink_metadata().is_ok() {
+            return Err(self.refused("it is a symbolic link to nothing"));
+        }
+        let Some(name) = self.path.file_name() else { return Err(self.refused("it names no file")) };
+        let folder = match self.path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        let folder = folder.canonicalize().map_err(|why| {
+            self.refused(format!("its folder {} cannot be used ({why}): create it first", folder.display()))
+        })?;
+        if folder.starts_with("/dev") {
+            return Err(self.refused("there is no such device, and devices are never made"));
+        }
+        Ok(folder.join(name))
+    }
+
+    fn check_allowed(&self, path: &Path) -> Result<(), Failure> {
+        let Some(allowed) = &self.allowed else { return Ok(()) };
+        let is_device = || std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device());
+        let below = |folder: &PathBuf| {
+            let named_device = folder.starts_with("/dev")
+                && self.path.starts_with(folder)
+                && path.starts_with("/dev")
+                && is_device()
+                && only_root_names(&self.path);
+            named_device || folder.canonicalize().is_ok_and(|folder| path.starts_with(folder))
+        };
+        match allowed.iter().any(below) {
+            true => Ok(()),
+            false => Err(self.refused("it is not below a folder that this agent's configuration allows")),
+        }
+    }
+
+    fn check_forbidden(&self, path: &Path, forbidden: &[PathBuf]) -> Result<(), Failure> {
+        let inside = |folder: &&PathBuf| folder.canonicalize().is_ok_and(|folder| path.starts_with(folder));
+        match forbidden.iter().find(inside) {
+            Some(folder) => Err(self.refused(format!("it is inside the repository {}", folder.display()))),
+            None => Ok(()),
+        }
+    }
+
+    fn check_source(&self, path: &Path, metadata: &Metadata, at: &Circumstances<'_>) -> Result<(), Failure> {
+        if self.force || at.root.host != at.host {
+            return Ok(());
+        }
+        let source = &at.root.source;
+        for candidate in [PathBuf::from(source), Path::new("/dev").join(source)] {
+            let Ok(found) = candidate.canonicalize() else { continue };
+            let Ok(there) = std::fs::metadata(&found) else { continue };
+            let same_device = metadata.file_type().is_block_device()
+                && there.file_type().is_block_device()
+                && there.rdev() == metadata.rdev();
+            if found == path || same_device || (there.dev(), there.ino()) == (metadata.dev(), metadata.ino())
+            {
+                let why =
+                    format!("it is the source {source} that the snapshot was taken of; force overwrites it");
+                return Err(self.refused(why));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_file(&self, path: &Path, metadata: &Metadata) -> Result<Before, Failure> {
+        if metadata.len() > 0 && !self.force {
+            let why = format!("the file has content ({} bytes); force overwrites it", metadata.len());
+            return Err(self.refused(why));
+        }
+        match mounts::loop_device(Path::new("/sys/block"), path, metadata) {
+            Some(device) if !self.force => {
+                let why = format!("the file is in use by {}; force overwrites it", device.display());
+                Err(self.refused(why))
+            }
+            _ if metadata.len() == 0 => Ok(Before::Empty),
+            _ => Ok(Before::Content),
+        }
+    }
+
+    fn check_unmounted(&self, metadata: &Metadata) -> Result<(), Failure> {
+        let device = metadata.rdev();
+        match mounts::mounted(major(device), minor(device)) {
+            Some(mounted) if !self.force => {
+                let why = format!("it is mounted on {}: unmount it (force overwrites it)", mounted.display());
+                Err(self.refused(why))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn open_path(&self, path: &Path, flags: OFlags) -> Result<File, Failure> {
+        open_exactly(path, flags).map_err(|why| self.cannot_open(&why.into()))
+    }
+
+    /// Exclusive opening fails while the device is mounted or held by device mapper, md or another restore.
+    fn open_device(&self, path: &Path) -> Result<File, Failure> {
+        match open_exactly(path, OFlags::EXCL) {
+            Ok(file) => Ok(file),
+            Err(Errno::BUSY) if self.force => {
+                tracing::warn!(path = %path.display(), "overwriting a device that is in use, by force");
+                self.open_path(path, OFlags::empty())
+            }
+            Err(Errno::BUSY) => {
+                Err(self.refused("the device is in use (mounted, or held by another device)"))
+            }
+            Err(why) => Err(self.cannot_open(&why.into())),
+        }
+    }
+
+    fn check_device_size(&self, file: &File, root: &Root) -> Result<(), Failure> {
+        let size = seek(file, SeekFrom::End(0)).map_err(|why| self.cannot_open(&why.into()))?;
+        if size < root.size {
+            let why =
+                format!("the device has {size} bytes, the snapshot of {} has {}", root.volume, root.size);
+            return Err(self.refused(why));
+        }
+        if size > root.size && !self.force {
+            let why = format!(
+                "the device has {size} bytes, the snapshot of {} has only {}: what is stored behind its end would stay \
+                 there; force restores all the same",
+                root.volume, root.size
+            );
+            return Err(self.refused(why));
+        }
+        Ok(())
+    }
+
+    fn sized(&self, opened: Opened, size: u64) -> Result<Opened, Failure> {
+        match opened.file.set_len(size) {
+            Ok(()) => Ok(opened),
+            Err(why) => {
+                let why =
+                    format!("cannot give {} the snapshot's size of {size} bytes: {why}", self.path.display());
+                crate::sink::Sink::Target(opened).give_up();
+                Err(Failure::new(FailureKind::Device, why))
+            }
+        }
+    }
+}
+
+/// Whether every folder above `path`, up to `/dev`, is one that only root changes (`/dev/shm` is not).
+fn only_root_names(path: &Path) -> bool {
+    let trusted = |folder: &Path| {
+        let metadata = std::fs::symlink_metadata(folder);
+        metadata.is_ok_and(|m| m.is_dir() && m.uid() == 0 && m.mode() & 0o022 == 0)
+    };
+    path.ancestors().skip(1).take_while(|folder| folder.starts_with("/dev")).all(trusted)
+}
+
+/// Opens a resolved path for writing and follows no symbolic link on the way.
+fn open_exactly(path: &Path, flags: OFlags) -> Result<File, Errno> {
+    let flags = flags | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let mode = match flags.contains(OFlags::CREATE) {
+        true => Mode::from_raw_mode(MODE),
+        false => Mode::empty(),
+    };
+    match openat2(CWD, path, flags, mode, ResolveFlags::NO_SYMLINKS) {
+        // Kernels before 5.6, and sandboxes, lack the call.
+        Err(Errno::NOSYS | Errno::PERM) => rustix::fs::open(path, flags, mode).map(File::from),
+        opened => opened.map(File::from),
+    }
+}
+
+#[cfg(test)]
+mod tests;

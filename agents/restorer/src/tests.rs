@@ -1,0 +1,8 @@
+//! Restores of small repositories that are built by hand, from memory and from a directory.
+
+mod counting;
+mod damage;
+mod fixture;
+mod jobs;
+mod restoring;
+mod targets;

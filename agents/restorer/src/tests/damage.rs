@@ -1,0 +1,260 @@
+//! Damaged, missing and foreign packs and keys: another copy is used, or the restore fails by name.
+
+use std::sync::Arc;
+
+use schema::keys::Identity;
+use schema::messages::{Copy, FailureKind};
+use schema::{Domain, names};
+
+use super::fixture::{CHUNK, Fixture, VOLUME, noise};
+use crate::{Restorer, Settings, Target};
+
+const MIB: usize = 1 << 20;
+
+/// Breaks one byte in the middle of a frame.
+async fn damage(fixture: &Fixture, copy: &Copy) {
+    let mut bytes = fixture.bytes_of(copy.pack).await;
+    bytes[copy.offset as usize + copy.len as usize / 2] ^= 0x55;
+    fixture.overwrite(copy.pack, bytes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_copy_is_replaced_by_another() {
+    let fixture = Fixture::encrypted().await;
+    let content = noise(1, 5 * CHUNK);
+    let root = fixture.volume(&content).await;
+    let firsts = fixture.data_copies();
+    let chunks: Vec<bytes::Bytes> = content.chunks(CHUNK).map(bytes::Bytes::copy_from_slice).collect();
+    let (second, _) = fixture.pack(Domain::Data, &chunks).await;
+    // Both packs hold every chunk, so that the lower id is tried first.
+    let best = second.min(firsts[0].1.pack);
+    let copies: Vec<Copy> = fixture.data_copies().into_iter().map(|(_, copy)| copy).collect();
+    for copy in copies.iter().filter(|copy| copy.pack == best).take(2) {
+        damage(&fixture, copy).await;
+    }
+    let report = fixture.restore(&root, &fixture.path("one")).await.unwrap();
+    assert!(std::fs::read(fixture.path("one")).unwrap() == content);
+    assert_eq!((report.rescued, report.chunks), (2, 5));
+    fixture.repository.store.delete(&names::pack(best)).await.unwrap();
+    fixture.restore(&root, &fixture.path("two")).await.unwrap();
+    assert!(std::fs::read(fixture.path("two")).unwrap() == content, "a missing pack is no different");
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_every_copy_is_damaged_all_are_named() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, 20 * CHUNK);
+    let root = fixture.volume(&content).await;
+    let at = 7 * CHUNK;
+    let (second, ids) =
+        fixture.pack(Domain::Data, &[bytes::Bytes::copy_from_slice(&content[at..at + CHUNK])]).await;
+    let copies: Vec<Copy> = fixture.table.lock().unwrap()[&ids[0]].clone();
+    assert_eq!(copies.len(), 2);
+    damage(&fixture, &copies[0]).await;
+    let path = fixture.path("x");
+    fixture.repository.store.delete(&names::pack(second)).await.unwrap();
+    let failure = fixture.restore(&root, &path).await.unwrap_err();
+    for part in [
+        VOLUME.to_owned(),
+        format!("offset {at}"),
+        ids[0].to_string(),
+        names::pack(copies[0].pack),
+        names::pack(second),
+    ] {
+        assert!(failure.why.contains(&part), "{part} is not in: {failure}");
+    }
+    assert!(!path.exists());
+    assert_eq!(fixture.sessions().await, Vec::<String>::new());
+    let failure = fixture.restorer().verify_readable(root, |_| ()).await.unwrap_err();
+    assert!(failure.why.contains(&ids[0].to_string()), "verifying finds the same: {failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_that_the_index_lacks_is_named() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, 3 * CHUNK)).await;
+    let (id, copy) = fixture.data_copies()[0];
+    for copies in [Vec::new(), vec![Copy { len: u32::MAX, ..copy }], vec![Copy { len: 3, ..copy }]] {
+        fixture.table.lock().unwrap().insert(id, copies);
+        let failure = fixture.restore(&root, &fixture.path("x")).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Damaged);
+        assert!(failure.why.contains(&format!("chunk {id} is in no pack that the index knows")), "{failure}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_that_a_collection_moved_are_asked_for_again() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, 4 * CHUNK);
+    let root = fixture.volume(&content).await;
+    let old = fixture.data_copies()[0].1.pack;
+    let chunks: Vec<bytes::Bytes> = content.chunks(CHUNK).map(bytes::Bytes::copy_from_slice).collect();
+    let moved = fixture.table.clone();
+    let before = moved.lock().unwrap().clone();
+    fixture.pack(Domain::Data, &chunks).await;
+    let after = std::mem::replace(&mut *moved.lock().unwrap(), before);
+    // The restore learns of the old copies, and the collection ends before it fetches them.
+    let store = fixture.repository.store.clone();
+    let collect = |_| {
+        futures::executor::block_on(store.delete(&names::pack(old))).unwrap();
+    };
+    let restorer = fixture.restorer();
+    let restoring = restorer.restore(root, Target::new(fixture.path("x"), false), collect);
+    // The first progress comes before the first question to the index is answered or any pack is read.
+    let learn = async {
+        while moved.lock().unwrap().values().all(|copies| copies.len() < 2) {
+            if store.head(&names::pack(old)).await.unwrap().is_none() {
+                *moved.lock().unwrap() = after.clone();
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let (restored, ()) = tokio::join!(restoring, learn);
+    restored.unwrap();
+    assert!(std::fs::read(fixture.path("x")).unwrap() == content);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pack_that_was_cut_off_gives_what_it_has() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, 10 * CHUNK);
+    let root = fixture.volume(&content).await;
+    let copies = fixture.data_copies();
+    let last = copies.iter().map(|(_, copy)| *copy).max_by_key(|copy| copy.offset).unwrap();
+    let chunk = copies.iter().find(|(_, copy)| *copy == last).unwrap().0;
+    let mut bytes = fixture.bytes_of(last.pack).await;
+    bytes.truncate(last.offset as usize + 10);
+    fixture.overwrite(last.pack, bytes).await;
+    let failure = fixture.restore(&root, &fixture.path("x")).await.unwrap_err();
+    assert!(failure.why.contains(&chunk.to_string()), "only the last chunk is lost: {failure}");
+    let plain =
+        content.chunks(CHUNK).find(|c| fixture.repository.key.chunk_ids().id(Domain::Data, c) == chunk);
+    fixture.pack(Domain::Data, &[bytes::Bytes::copy_from_slice(plain.unwrap())]).await;
+    let report = fixture.restore(&root, &fixture.path("x")).await.unwrap();
+    assert!(std::fs::read(fixture.path("x")).unwrap() == content);
+    assert_eq!(report.chunks, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_damaged_byte_of_a_pack_is_found_or_harmless() {
+    let fixture = Fixture::encrypted().await;
+    // One chunk that compresses well and one that does not: both codecs, and a small pack.
+    let mut content = vec![b'a'; CHUNK];
+    content.extend(noise(3, 900));
+    let root = fixture.volume(&content).await;
+    let pack = fixture.data_copies()[0].1.pack;
+    let whole = fixture.bytes_of(pack).await;
+    assert!(whole.len() < 4000, "{}", whole.len());
+    let restorer = fixture.restorer_with(Settings { protect: false, ..fixture.settings() });
+    let (mut restored, mut failed) = (0, 0);
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (at % 8);
+        fixture.overwrite(pack, bytes).await;
+        let path = fixture.path("x");
+        match restorer.restore(root.clone(), Target::new(&path, true), |_| ()).await {
+            Ok(_) => {
+                restored += 1;
+                assert!(std::fs::read(&path).unwrap() == content, "byte {at} was believed");
+            }
+            Err(failure) => {
+                failed += 1;
+                assert!(failure.why.contains(&names::pack(pack)), "byte {at}: {failure}");
+                assert!(failure.why.contains(VOLUME), "byte {at}: {failure}");
+            }
+        }
+    }
+    let frames: u32 = fixture.data_copies().iter().map(|(_, copy)| copy.len).sum();
+    assert_eq!(failed, frames, "exactly the frames' bytes matter");
+    assert_eq!(restored + failed, whole.len() as u32);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_map_that_is_damaged_is_named() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    let top = root.top.unwrap();
+    let copy = fixture.table.lock().unwrap()[&top][0];
+    damage(&fixture, &copy).await;
+    let failure = fixture.restore(&root, &fixture.path("x")).await.unwrap_err();
+    for part in [VOLUME.to_owned(), top.to_string(), names::pack(copy.pack)] {
+        assert!(failure.why.contains(&part), "{part} is not in: {failure}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_session_explains_a_missing_pack() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    let pack = fixture.data_copies()[0].1.pack;
+    let store = fixture.repository.store.clone();
+    let collect = |_| {
+        futures::executor::block_on(async {
+            for listed in store.list(names::SESSIONS).await.unwrap() {
+                store.delete(&listed.key).await.unwrap();
+            }
+            store.delete(&names::pack(pack)).await.unwrap();
+        });
+    };
+    let target = Target::new(fixture.path("x"), false);
+    let failure = fixture.restorer().restore(root, target, collect).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Revoked);
+    assert!(failure.why.contains("declared dead"), "{failure}");
+    assert!(failure.why.contains(&names::pack(pack)), "{failure}");
+}
+
+fn with_identity(fixture: &mut Fixture, identity: Option<Identity>) -> Restorer {
+    fixture.identity = identity.map(Arc::new);
+    fixture.restorer()
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_identity_nothing_is_written() {
+    let mut fixture = Fixture::encrypted().await;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    let path = fixture.path("x");
+    let target = Target::new(&path, false);
+    let restorer = with_identity(&mut fixture, None);
+    let failure = restorer.restore(root.clone(), target.clone(), |_| ()).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Refused);
+    assert!(failure.why.contains("this repository is encrypted: give --identity"), "{failure}");
+    let restorer = with_identity(&mut fixture, Some(Identity::generate()));
+    let failure = restorer.restore(root, target, |_| ()).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Refused);
+    assert!(failure.why.contains("is this the identity of this repository?"), "{failure}");
+    assert!(!path.exists());
+    assert_eq!(fixture.sessions().await, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_key_is_taken_from_the_packs_footer() {
+    let fixture = Fixture::encrypted().await;
+    let content = noise(1, MIB);
+    let root = fixture.volume(&content).await;
+    let key = names::key(fixture.data_key.as_ref().unwrap().id());
+    for broken in [Vec::new(), b"age-encryption.org/v1\nnonsense".to_vec()] {
+        fixture.repository.store.put(&key, broken.into()).await.unwrap();
+        let target = Target::new(fixture.path("x"), true);
+        fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap();
+        assert!(std::fs::read(fixture.path("x")).unwrap() == content);
+    }
+    fixture.repository.store.delete(&key).await.unwrap();
+    fixture.restorer().restore(root.clone(), Target::new(fixture.path("x"), true), |_| ()).await.unwrap();
+    // Without its footer the pack opens no more.
+    let pack = fixture.data_copies()[0].1.pack;
+    let mut bytes = fixture.bytes_of(pack).await;
+    bytes.truncate(bytes.len() - 5);
+    fixture.overwrite(pack, bytes).await;
+    let target = Target::new(fixture.path("y"), false);
+    let failure = fixture.restorer().restore(root, target, |_| ()).await.unwrap_err();
+    assert!(failure.why.contains("neither below keys/ nor in the footer"), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn plain_frames_do_not_count_in_an_encrypted_repository() {
+    let mut fixture = Fixture::encrypted().await;
+    fixture.data_key = None;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    let failure = fixture.restore(&root, &fixture.path("x")).await.unwrap_err();
+    assert!(failure.why.contains("it is not encrypted, and the repository is"), "{failure}");
+}

@@ -1,0 +1,147 @@
+//! The restorer as an agent: what it takes, what it refuses, what it tells.
+
+use std::path::Path;
+
+use agent::Queue;
+use schema::JobId;
+use schema::messages::{About, FailureKind, JobDone, JobOutcome, Message, RestoreJob};
+use schema::root::Root;
+
+use super::fixture::{Fixture, noise};
+
+const LEN: usize = 1 << 20;
+
+async fn send(fixture: &Fixture, root: &Root, target: &Path, force: bool) -> JobId {
+    let job = fixture.context.environment.job_id();
+    let target = target.to_str().unwrap().to_owned();
+    let payload = RestoreJob { job, slot: root.slot, target, force };
+    let message = Message::new(&About::nothing(), &payload);
+    fixture.context.bus.publish(&Queue::restores("host"), message).await.unwrap();
+    job
+}
+
+async fn done(fixture: &Fixture, job: JobId) -> JobOutcome {
+    let mut deliveries = fixture.context.bus.consume(&Queue::done(job), 1).await.unwrap();
+    let delivery = deliveries.next().await.unwrap();
+    let done: JobDone = delivery.message.read().unwrap();
+    delivery.ticket.done().await.unwrap();
+    assert_eq!(done.job, job);
+    done.outcome
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_done_and_told() {
+    let fixture = Fixture::encrypted().await;
+    let content = noise(1, LEN);
+    let root = fixture.volume(&content).await;
+    let allowed = fixture.path("allowed");
+    std::fs::create_dir(&allowed).unwrap();
+    let agent = tokio::spawn(fixture.restorer().run("host", vec![allowed.clone()]));
+    let job = send(&fixture, &root, &allowed.join("disk"), false).await;
+    let outcome = done(&fixture, job).await;
+    assert!(
+        matches!(outcome, JobOutcome::Restored { written, zeroed: 0, fetched: 1.. } if written == LEN as u64)
+    );
+    assert!(std::fs::read(allowed.join("disk")).unwrap() == content);
+    // A job that is delivered again is told again, and not done again.
+    let payload = RestoreJob {
+        job,
+        slot: root.slot,
+        target: allowed.join("disk").to_str().unwrap().to_owned(),
+        force: false,
+    };
+    let message = Message::new(&About::nothing(), &payload);
+    fixture.context.bus.publish(&Queue::restores("host"), message).await.unwrap();
+    assert_eq!(done(&fixture, job).await, outcome);
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn targets_outside_the_allowed_folders_are_refused() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, LEN)).await;
+    let (allowed, outside) = (fixture.path("allowed"), fixture.path("outside"));
+    std::fs::create_dir(&allowed).unwrap();
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::create_dir(fixture.path("allowed-not")).unwrap();
+    std::os::unix::fs::symlink(&outside, allowed.join("way-out")).unwrap();
+    std::fs::write(outside.join("file"), b"").unwrap();
+    std::os::unix::fs::symlink(outside.join("file"), allowed.join("file")).unwrap();
+    std::os::unix::fs::symlink(outside.join("absent"), allowed.join("dangling")).unwrap();
+    let agent = tokio::spawn(fixture.restorer().run("host", vec![allowed.clone()]));
+    for target in [
+        outside.join("x"),
+        allowed.join("../outside/x"),
+        allowed.join("way-out/x"),
+        allowed.join("file"),
+        allowed.join("dangling"),
+        fixture.path("allowed-not").join("x"),
+        allowed.clone(),
+        "relative".into(),
+        "/dev/null".into(),
+    ] {
+        for force in [false, true] {
+            let job = send(&fixture, &root, &target, force).await;
+            let JobOutcome::Failed { kind, why } = done(&fixture, job).await else {
+                panic!("{} was restored to", target.display());
+            };
+            assert_eq!(kind, FailureKind::Refused, "{why}");
+            assert!(why.contains(target.to_str().unwrap()), "{why}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+    assert_eq!(std::fs::metadata(outside.join("file")).unwrap().len(), 0);
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_without_allowed_folders_refuses_everything() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, LEN)).await;
+    let agent = tokio::spawn(fixture.restorer().run("host", Vec::new()));
+    let job = send(&fixture, &root, &fixture.path("x"), true).await;
+    let JobOutcome::Failed { kind, why } = done(&fixture, job).await else { panic!("it was restored") };
+    assert_eq!(kind, FailureKind::Refused);
+    assert!(why.contains("configuration allows"), "{why}");
+    assert!(!fixture.path("x").exists());
+    let mut gone = root.clone();
+    gone.slot.session = fixture.context.environment.session_id();
+    let job = send(&fixture, &gone, &fixture.path("x"), true).await;
+    let JobOutcome::Failed { why, .. } = done(&fixture, job).await else { panic!("it was restored") };
+    assert!(why.contains("there is no snapshot"), "{why}");
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_agent_gives_its_job_back() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, LEN);
+    let root = fixture.volume(&content).await;
+    let folder = fixture.folder.path().to_path_buf();
+    let path = fixture.path("x");
+    // Without an answer of the index, the restore waits; it is stopped meanwhile.
+    let bus = fixture.context.bus.clone();
+    let copies = std::mem::take(&mut *fixture.table.lock().unwrap());
+    let agent = tokio::spawn(fixture.restorer().run("host", vec![folder.clone()]));
+    let job = send(&fixture, &root, &path, false).await;
+    let stop = fixture.context.stop.clone();
+    while fixture.sessions().await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    stop.raise();
+    agent.await.unwrap().unwrap();
+    assert!(!path.exists());
+    assert_eq!(fixture.sessions().await, Vec::<String>::new());
+    *fixture.table.lock().unwrap() = copies;
+    let mut again = fixture;
+    again.context.stop = agent::Stop::default();
+    let agent = tokio::spawn(again.restorer().run("host", vec![folder]));
+    assert!(matches!(done(&again, job).await, JobOutcome::Restored { .. }));
+    assert!(std::fs::read(&path).unwrap() == content);
+    again.context.stop.raise();
+    agent.await.unwrap().unwrap();
+    drop(bus);
+}

@@ -1,0 +1,191 @@
+//! What is restored is what was stored: shapes of volumes, sparseness, repeated chunks, sessions.
+
+use std::os::unix::fs::MetadataExt;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+
+use object_store::local::LocalFileSystem;
+use schema::messages::FailureKind;
+use schema::names;
+use std::sync::Arc;
+
+use super::fixture::{CHUNK, Fixture, noise};
+use crate::{Progress, Settings, Target};
+
+const MIB: usize = 1 << 20;
+
+/// A volume of `len` bytes with runs of content at the given offsets.
+fn volume(len: usize, runs: &[(usize, usize)]) -> Vec<u8> {
+    let mut content = vec![0; len];
+    for (n, (at, size)) in runs.iter().enumerate() {
+        content[*at..at + size].copy_from_slice(&noise(n as u64 + 1, *size));
+    }
+    content
+}
+
+#[tokio::test(start_paused = true)]
+async fn volumes_of_every_shape_come_back() {
+    let shapes: [(&str, Vec<u8>); 8] = [
+        ("empty", Vec::new()),
+        ("all zero", vec![0; 3 * MIB]),
+        ("all zero, many leaves", vec![0; 200 * MIB]),
+        ("one byte", vec![9]),
+        ("one leaf", volume(2 * MIB, &[(0, MIB), (MIB + 4096, 300_000)])),
+        ("not a multiple of a block", volume(MIB + 1234, &[(CHUNK, MIB + 1234 - CHUNK)])),
+        ("two leaves", volume(70 * MIB, &[(63 * MIB, 3 * MIB)])),
+        ("several windows", volume(530 * MIB, &[(0, 5 * MIB), (255 * MIB, 2 * MIB), (529 * MIB, MIB)])),
+    ];
+    for encrypted in [false, true] {
+        for (n, (name, content)) in shapes.iter().enumerate() {
+            let fixture = match encrypted {
+                true => Fixture::encrypted().await,
+                false => Fixture::plain().await,
+            };
+            let root = fixture.volume(content).await;
+            let path = fixture.path(&n.to_string());
+            let report = fixture.restore(&root, &path).await.unwrap();
+            assert!(std::fs::read(&path).unwrap() == *content, "{name}, encrypted: {encrypted}");
+            assert_eq!(report.written + report.zeroed, content.len() as u64, "{name}");
+            assert_eq!(report.size, content.len() as u64, "{name}");
+            assert_eq!(report.rescued, 0, "{name}");
+            assert_eq!(fixture.sessions().await, Vec::<String>::new(), "{name}");
+            let verified = fixture.restorer().verify_readable(root, |_| ()).await.unwrap();
+            assert_eq!((verified.written, verified.chunks), (report.written, report.chunks), "{name}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn zero_ranges_of_a_fresh_file_take_no_space() {
+    let fixture = Fixture::plain().await;
+    let content = volume(100 * MIB, &[(50 * MIB, MIB)]);
+    let root = fixture.volume(&content).await;
+    let path = fixture.path("sparse");
+    let report = fixture.restore(&root, &path).await.unwrap();
+    let metadata = std::fs::metadata(&path).unwrap();
+    assert_eq!(metadata.len(), 100 * MIB as u64);
+    assert!(metadata.blocks() * 512 < 2 * MIB as u64, "{} blocks", metadata.blocks());
+    assert_eq!(metadata.mode() & 0o777, 0o600, "a disk's content is not for everybody");
+    assert_eq!((report.written, report.zeroed), (MIB as u64, 99 * MIB as u64));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_existing_file_keeps_nothing_and_becomes_sparse() {
+    let fixture = Fixture::encrypted().await;
+    let content = volume(10 * MIB + 100, &[(3 * MIB, MIB)]);
+    let root = fixture.volume(&content).await;
+    for old in [1, 5 * MIB, 10 * MIB + 100, 12 * MIB] {
+        let path = fixture.path(&format!("old-{old}"));
+        std::fs::write(&path, vec![0xee; old]).unwrap();
+        let refused = fixture.restore(&root, &path).await.unwrap_err();
+        assert_eq!(refused.kind, FailureKind::Refused);
+        assert!(refused.why.contains("has content"), "{refused}");
+        assert!(std::fs::read(&path).unwrap() == vec![0xee; old], "a refused target is untouched");
+        let target = Target::new(&path, true);
+        fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap();
+        assert!(std::fs::read(&path).unwrap() == content, "old length {old}");
+        let blocks = std::fs::metadata(&path).unwrap().blocks();
+        assert!(blocks * 512 < 2 * MIB as u64, "old length {old}: {blocks} blocks");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_chunk_is_fetched_once_and_neighbours_together() {
+    let fixture = Fixture::plain().await;
+    let piece = noise(1, CHUNK);
+    let content: Vec<u8> = (0..100).flat_map(|_| piece.clone()).chain(noise(2, 10 * CHUNK)).collect();
+    let root = fixture.volume(&content).await;
+    let path = fixture.path("repeated");
+    let before = fixture.reads.load(Ordering::Relaxed);
+    let report = fixture.restore(&root, &path).await.unwrap();
+    assert!(std::fs::read(&path).unwrap() == content);
+    assert_eq!(report.chunks, 11);
+    assert_eq!(report.written, 110 * CHUNK as u64);
+    let stored: u64 = fixture.data_copies().iter().map(|(_, copy)| u64::from(copy.len)).sum();
+    assert_eq!(report.fetched, stored, "every frame once, and no gaps");
+    assert!(report.requests <= 3, "{report:?}");
+    let reads = fixture.reads.load(Ordering::Relaxed) - before;
+    assert_eq!(reads, report.requests + 1, "and one leaf");
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_reaches_the_end_and_never_goes_back() {
+    let fixture = Fixture::plain().await;
+    let content = volume(80 * MIB, &[(0, 8 * MIB), (70 * MIB, MIB)]);
+    let root = fixture.volume(&content).await;
+    let seen: Mutex<Vec<Progress>> = Mutex::default();
+    let target = Target::new(fixture.path("p"), false);
+    fixture.restorer().restore(root, target, |now| seen.lock().unwrap().push(now)).await.unwrap();
+    let seen = seen.into_inner().unwrap();
+    assert_eq!(seen.first().unwrap().done, 0);
+    assert_eq!(seen.last().unwrap().done, 80 * MIB as u64);
+    assert!(seen.iter().all(|now| now.total == 80 * MIB as u64));
+    assert!(seen.is_sorted_by_key(|now| (now.done, now.fetched)));
+    assert_eq!(fixture.context.counters.bytes_restored.get(), 9 * MIB as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_repository_restores_on_several_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap());
+    let fixture = Fixture::new(store, true).await;
+    let content = volume(330 * MIB, &[(MIB, 40 * MIB), (190 * MIB, 30 * MIB)]);
+    let root = fixture.volume(&content).await;
+    let path = fixture.path("out");
+    let settings = Settings { protect: false, ..fixture.settings() };
+    let report =
+        fixture.restorer_with(settings).restore(root, Target::new(&path, false), |_| ()).await.unwrap();
+    assert!(std::fs::read(&path).unwrap() == content);
+    assert!(report.fetched > 0 && report.fetched < 70 * MIB as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_restore_says_so_and_leaves_nothing() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&volume(20 * MIB, &[(0, 20 * MIB)])).await;
+    let path = fixture.path("stopped");
+    let stop = fixture.context.stop.clone();
+    let raise = |now: Progress| {
+        if now.done > 0 {
+            stop.raise();
+        }
+    };
+    let failure = fixture.restorer().restore(root, Target::new(&path, false), raise).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Revoked);
+    assert!(failure.why.contains("was stopped"), "{failure}");
+    assert!(!path.exists(), "half a volume is not left behind");
+    assert_eq!(fixture.sessions().await, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_snapshot_is_protected_while_it_is_read_and_may_be_forgotten() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    let store = fixture.repository.store.clone();
+    let seen = Mutex::new(Vec::new());
+    let listing = |_| {
+        let listed = futures::executor::block_on(store.list(names::SESSIONS)).unwrap();
+        seen.lock().unwrap().extend(listed.into_iter().map(|l| l.key));
+    };
+    store.put(&root.slot.forgotten(), "forgotten".into()).await.unwrap();
+    let target = Target::new(fixture.path("a"), false);
+    fixture.restorer().restore(root.clone(), target, listing).await.unwrap();
+    assert!(!seen.lock().unwrap().is_empty());
+    assert_eq!(fixture.sessions().await, Vec::<String>::new());
+    seen.lock().unwrap().clear();
+    let unprotected = fixture.restorer_with(Settings { protect: false, ..fixture.settings() });
+    unprotected.restore(root, Target::new(fixture.path("b"), false), listing).await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collected_snapshot_is_refused_before_anything_is_written() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    fixture.repository.store.put(&root.slot.snapshot(), Default::default()).await.unwrap();
+    let path = fixture.path("x");
+    let failure = fixture.restore(&root, &path).await.unwrap_err();
+    assert!(failure.why.contains("was collected"), "{failure}");
+    assert!(!path.exists());
+    assert_eq!(fixture.sessions().await, Vec::<String>::new());
+}

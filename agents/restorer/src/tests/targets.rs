@@ -1,0 +1,184 @@
+//! Targets of a whole restore: devices, the source, the repository's own folder. Devices are loop devices; where the
+//! machine allows none, these tests end early and say so (the checks themselves have unit tests).
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use schema::messages::FailureKind;
+
+use super::fixture::{Fixture, noise};
+use crate::{Settings, Target};
+
+const MIB: u64 = 1 << 20;
+
+/// A loop device over a file full of stale bytes, detached when dropped.
+struct Loop {
+    device: PathBuf,
+}
+
+impl Loop {
+    fn over(file: &Path, size: u64) -> Option<Self> {
+        std::fs::write(file, vec![0xee; size as usize]).unwrap();
+        let made = Command::new("losetup").arg("--find").arg("--show").arg(file).output().ok()?;
+        if !made.status.success() {
+            eprintln!("no loop devices here: {}", String::from_utf8_lossy(&made.stderr));
+            return None;
+        }
+        Some(Self { device: PathBuf::from(String::from_utf8(made.stdout).unwrap().trim()) })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.device).status();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_keeps_nothing_stale() {
+    let fixture = Fixture::encrypted().await;
+    let backing = fixture.path("backing");
+    let Some(disk) = Loop::over(&backing, 8 * MIB) else { return };
+    let mut content = vec![0; 8 * MIB as usize];
+    content[MIB as usize..2 * MIB as usize].copy_from_slice(&noise(1, MIB as usize));
+    let root = fixture.volume(&content).await;
+    let report = fixture.restore(&root, &disk.device).await.unwrap();
+    assert_eq!((report.written, report.zeroed), (MIB, 7 * MIB));
+    assert!(std::fs::read(&disk.device).unwrap() == content);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_of_another_size_is_refused_with_both_sizes() {
+    let fixture = Fixture::plain().await;
+    let Some(disk) = Loop::over(&fixture.path("backing"), 4 * MIB) else { return };
+    let stale = std::fs::read(&disk.device).unwrap();
+    let large = fixture.volume(&noise(1, 5 * MIB as usize)).await;
+    let mut odd = noise(2, 3 * MIB as usize + 777);
+    odd[MIB as usize..].fill(0);
+    let small = fixture.volume(&odd).await;
+    for (root, forced) in [(&large, true), (&large, false), (&small, false)] {
+        let target = Target::new(&disk.device, forced);
+        let failure = fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Refused);
+        for size in [4 * MIB, root.size] {
+            assert!(failure.why.contains(&size.to_string()), "{size} is not in: {failure}");
+        }
+    }
+    assert!(std::fs::read(&disk.device).unwrap() == stale, "nothing was written");
+    fixture.restorer().restore(small, Target::new(&disk.device, true), |_| ()).await.unwrap();
+    let now = std::fs::read(&disk.device).unwrap();
+    assert!(now[..odd.len()] == odd, "also where the snapshot ends off a block");
+    assert!(now[odd.len()..] == stale[odd.len()..], "the tail stays, as force accepted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_or_file_in_use_is_refused() {
+    let fixture = Fixture::plain().await;
+    let backing = fixture.path("backing");
+    let Some(disk) = Loop::over(&backing, 4 * MIB) else { return };
+    let content = noise(1, 4 * MIB as usize);
+    let root = fixture.volume(&content).await;
+    let held = rustix::fs::open(
+        &disk.device,
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::EXCL,
+        rustix::fs::Mode::empty(),
+    )
+    .unwrap();
+    let failure = fixture.restore(&root, &disk.device).await.unwrap_err();
+    assert!(failure.why.contains("in use"), "{failure}");
+    fixture.restorer().restore(root.clone(), Target::new(&disk.device, true), |_| ()).await.unwrap();
+    assert!(std::fs::read(&disk.device).unwrap() == content, "force overrides");
+    drop(held);
+    // An empty file behind a loop device is refused for that reason alone.
+    let empty = fixture.path("empty");
+    let Some(_other) = Loop::over(&empty, 0) else { return };
+    let failure = fixture.restore(&root, &empty).await.unwrap_err();
+    assert!(failure.why.contains("in use by /dev/loop"), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mounted_device_is_refused_with_its_mount_point() {
+    let fixture = Fixture::plain().await;
+    let backing = fixture.path("backing");
+    let Some(disk) = Loop::over(&backing, 16 * MIB) else { return };
+    let mount = fixture.path("mnt here");
+    std::fs::create_dir(&mount).unwrap();
+    let made = Command::new("mkfs.ext4").arg("-q").arg(&disk.device).status();
+    let mounted = || Command::new("mount").arg(&disk.device).arg(&mount).status();
+    if !made.is_ok_and(|s| s.success()) || !mounted().is_ok_and(|s| s.success()) {
+        eprintln!("cannot mount here");
+        return;
+    }
+    let root = fixture.volume(&noise(1, 16 * MIB as usize)).await;
+    let failure = fixture.restore(&root, &disk.device).await.unwrap_err();
+    assert!(Command::new("umount").arg(&mount).status().unwrap().success());
+    assert!(failure.why.contains(&format!("mounted on {}", mount.display())), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_source_needs_force() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, MIB as usize);
+    let mut root = fixture.volume(&content).await;
+    let source = fixture.path("source");
+    std::fs::write(&source, b"").unwrap();
+    root.source = source.to_str().unwrap().to_owned();
+    let link = fixture.path("link");
+    std::os::unix::fs::symlink(&source, &link).unwrap();
+    let hard = fixture.path("hard");
+    std::fs::hard_link(&source, &hard).unwrap();
+    for path in [&source, &link, &hard] {
+        let failure = fixture.restore(&root, path).await.unwrap_err();
+        assert!(failure.why.contains("is the source"), "{failure}");
+    }
+    root.host = "another".into();
+    fixture.restore(&root, &source).await.unwrap();
+    root.host = "host".into();
+    fixture.restorer().restore(root, Target::new(&link, true), |_| ()).await.unwrap();
+    assert!(std::fs::read(&source).unwrap() == content);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_repositorys_own_folder_is_never_written_to() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, MIB as usize)).await;
+    let repository = fixture.path("repository");
+    std::fs::create_dir_all(repository.join("packs")).unwrap();
+    let link = fixture.path("innocent");
+    std::os::unix::fs::symlink(repository.join("packs"), &link).unwrap();
+    let settings = Settings { forbidden: vec![repository.clone()], ..fixture.settings() };
+    let restorer = fixture.restorer_with(settings);
+    for path in [repository.join("x"), repository.join("packs/x"), link.join("x"), link.join("../x")] {
+        let target = Target::new(&path, true);
+        let failure = restorer.restore(root.clone(), target, |_| ()).await.unwrap_err();
+        assert!(failure.why.contains("inside the repository"), "{}: {failure}", path.display());
+    }
+    assert_eq!(std::fs::read_dir(repository.join("packs")).unwrap().count(), 0);
+    restorer.restore(root, Target::new(fixture.path("repository-other"), false), |_| ()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_target_names_volume_offset_and_path() {
+    let fixture = Fixture::plain().await;
+    let backing = fixture.path("backing");
+    let Some(disk) = Loop::over(&backing, 16 * MIB) else { return };
+    let mount = fixture.path("small");
+    std::fs::create_dir(&mount).unwrap();
+    let made = Command::new("mkfs.ext4").arg("-q").arg(&disk.device).status();
+    let mounted = || Command::new("mount").arg(&disk.device).arg(&mount).status();
+    if !made.is_ok_and(|s| s.success()) || !mounted().is_ok_and(|s| s.success()) {
+        eprintln!("cannot mount here");
+        return;
+    }
+    let root = fixture.volume(&noise(1, 32 * MIB as usize)).await;
+    let path = mount.join("too-large");
+    let result = fixture.restore(&root, &path).await;
+    let left = path.exists();
+    assert!(Command::new("umount").arg(&mount).status().unwrap().success());
+    let failure = result.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Device);
+    for part in [super::fixture::VOLUME, "at offset", "too-large", "No space left"] {
+        assert!(failure.why.contains(part), "{part} is not in: {failure}");
+    }
+    assert!(!left, "the partial file is gone");
+}

@@ -1,0 +1,364 @@
+//! One unit of a restore: fetch a range, open its frames, write the plaintext; or zero a range.
+//!
+//! A frame that is missing, damaged or cannot be opened is looked for in every other copy that the index knows, and the
+//! restore fails by name only when none is whole. Bytes of the store are held until they are written; plaintext lives
+//! in the opener of the thread that writes it.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use agent::counters::Counters;
+use agent::maps::MapReader;
+use agent::sessions::OpenSession;
+use agent::{Failure, Repository, Stop};
+use bytes::Bytes;
+use schema::chunk::{FrameHeader, Opener};
+use schema::keys::FrameKey;
+use schema::messages::{Copy, FailureKind};
+use schema::names;
+use tokio::sync::Semaphore;
+
+use crate::keys::DataKeys;
+use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
+use crate::restorer::Report;
+use crate::sink::Sink;
+
+/// What all tasks of one restore share.
+pub(crate) struct Work {
+    /// The volume, for messages.
+    pub volume: String,
+    /// Where packs are.
+    pub repository: Repository,
+    /// The snapshot's map.
+    pub map: MapReader,
+    /// The leaves that are wanted.
+    pub leaves: Range<u64>,
+    /// Protects the snapshot, if asked for.
+    pub session: Option<Arc<OpenSession>>,
+    /// Where bytes go.
+    pub sink: Sink,
+    /// Opens content.
+    pub keys: DataKeys,
+    /// One per thread that decodes.
+    pub openers: Openers,
+    /// Turns to fetch.
+    pub fetching: Semaphore,
+    /// Turns to decode and write.
+    pub decoding: Semaphore,
+    /// Bytes that may be in flight.
+    pub memory: Arc<Semaphore>,
+    /// Raised when the restore fails: everybody gives up.
+    pub halt: Stop,
+    /// Counters of the process.
+    pub counters: Arc<Counters>,
+}
+
+/// Openers that wait for a thread.
+#[derive(Default)]
+pub(crate) struct Openers(Mutex<Vec<Opener>>);
+
+/// One step of a restore.
+pub(crate) enum Unit {
+    /// Fetch frames and write what they hold.
+    Fetch(Arc<Window>, Fetch),
+    /// No copy of a chunk is known yet: ask again.
+    Seek(Arc<Window>, usize),
+    /// Make a range read as zero.
+    Zero(Range<u64>),
+}
+
+/// A copy that could not be used, and why.
+struct Tried {
+    copy: Copy,
+    why: Failure,
+}
+
+/// What decoding a fetch came to.
+#[derive(Default)]
+struct Decoded {
+    report: Report,
+    /// Chunks that were not written, and the copies that are known to be of no use.
+    failed: Vec<(usize, Vec<Tried>)>,
+}
+
+/// Why a chunk was not written.
+enum Trouble {
+    /// This copy is of no use.
+    Copy(Failure),
+    /// The target is.
+    Target(Failure),
+}
+
+type Keys = BTreeMap<u32, Result<Arc<[FrameKey]>, Failure>>;
+
+impl Unit {
+    /// Bytes that the step keeps in memory.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Fetch(_, fetch) => fetch.len(),
+            Self::Seek(window, chunk) => window.chunks.get(*chunk).map_or(0, |wanted| u64::from(wanted.len)),
+            Self::Zero(_) => 0,
+        }
+    }
+
+    /// Does it.
+    pub async fn run(self, work: Arc<Work>) -> Result<Report, Failure> {
+        match self {
+            Self::Fetch(window, fetch) => run_fetch(&work, &window, fetch).await,
+            Self::Seek(window, chunk) => rescue(&work, &window.chunks[chunk], Vec::new()).await,
+            Self::Zero(range) => run_zero(&work, range).await,
+        }
+    }
+}
+
+impl Work {
+    /// The bytes that the wanted leaves cover.
+    pub(crate) fn bytes(&self) -> Range<u64> {
+        let geometry = self.map.geometry();
+        let start = geometry.leaf_range(self.leaves.start).start;
+        start..geometry.leaf_range(self.leaves.end).start
+    }
+
+    /// Waits for `future`, but not when the restore has failed elsewhere.
+    pub async fn unless_halted<T>(&self, future: impl Future<Output = T>) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            () = self.halt.raised() => Err(Failure::new(FailureKind::Other, "the restore has failed elsewhere")),
+            output = future => Ok(output),
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        step: impl FnOnce(&Self) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let _turn = self.decoding.acquire().await;
+        let work = self.clone();
+        match tokio::task::spawn_blocking(move || step(&work)).await {
+            Ok(result) => result,
+            Err(why) => Err(Failure::new(FailureKind::Other, format!("restoring {}: {why}", self.volume))),
+        }
+    }
+}
+
+impl Openers {
+    fn with<T>(&self, work: &Work, step: impl FnOnce(&mut Opener) -> T) -> Result<T, Failure> {
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = lock().pop();
+        let mut opener = match waiting {
+            Some(opener) => opener,
+            None => Opener::new(work.repository.key.chunk_ids())?,
+        };
+        let out = step(&mut opener);
+        lock().push(opener);
+        Ok(out)
+    }
+}
+
+async fn run_zero(work: &Arc<Work>, range: Range<u64>) -> Result<Report, Failure> {
+    let report = Report { zeroed: range.end - range.start, ..Report::default() };
+    if !work.sink.is_zero_already() {
+        work.blocking(move |work| work.sink.zero(range, &work.halt)).await?;
+    }
+    Ok(report)
+}
+
+async fn run_fetch(work: &Arc<Work>, window: &Arc<Window>, fetch: Fetch) -> Result<Report, Failure> {
+    let got = {
+        let _turn = work.fetching.acquire().await;
+        let name = names::pack(fetch.pack);
+        work.unless_halted(work.repository.store.get_range(&name, fetch.range.clone())).await?
+    };
+    let Decoded { mut report, failed } = match got {
+        Ok(bytes) => decode(work, window, fetch.frames, fetch.range.start, bytes).await?,
+        Err(error) => unfetched(work, &fetch, error.into()).await?,
+    };
+    for (chunk, tried) in failed {
+        report += rescue(work, &window.chunks[chunk], tried).await?;
+    }
+    Ok(report)
+}
+
+/// A range that could not be fetched. When the pack was cut off, frames before its end can still be read one by one.
+async fn unfetched(work: &Arc<Work>, fetch: &Fetch, error: Failure) -> Result<Decoded, Failure> {
+    let size = work.unless_halted(work.repository.store.head(&names::pack(fetch.pack))).await?;
+    let failed = fetch.frames.iter().map(|frame| {
+        let end = range_of(&frame.copy).end;
+        let why = match size {
+            Ok(None) => Failure::damaged("the pack is missing"),
+            Ok(Some(size)) if size < end => {
+                Failure::damaged(format!("the pack is cut off after {size} bytes"))
+            }
+            Ok(Some(size)) if size < fetch.range.end => return (frame.chunk, Vec::new()),
+            Ok(Some(_)) | Err(_) => error.clone(),
+        };
+        (frame.chunk, vec![Tried { copy: frame.copy, why }])
+    });
+    Ok(Decoded { report: Report::default(), failed: failed.collect() })
+}
+
+/// Opens the frames of a fetched range, which starts at `start` of its pack, and writes what they hold.
+async fn decode(
+    work: &Arc<Work>,
+    window: &Arc<Window>,
+    frames: Vec<Frame>,
+    start: u64,
+    bytes: Bytes,
+) -> Result<Decoded, Failure> {
+    work.counters.bytes_fetched.add(bytes.len() as u64);
+    let keys = keys_for(work, &frames, start, &bytes).await?;
+    let window = window.clone();
+    let step = move |opener: &mut Opener, work: &Work| {
+        let mut decoded = Decoded::default();
+        decoded.report.fetched = bytes.len() as u64;
+        decoded.report.requests = 1;
+        for frame in frames {
+            if work.halt.is_raised() {
+                break;
+            }
+            let wanted = &window.chunks[frame.chunk];
+            match write_frame(work, opener, wanted, frame_bytes(&frame.copy, start, &bytes), &keys) {
+                Ok(written) => {
+                    decoded.report.written += written;
+                    decoded.report.chunks += 1;
+                }
+                Err(Trouble::Copy(why)) => {
+                    decoded.failed.push((frame.chunk, vec![Tried { copy: frame.copy, why }]))
+                }
+                Err(Trouble::Target(failure)) => return Err(failure),
+            }
+        }
+        Ok(decoded)
+    };
+    work.blocking(move |work| work.openers.with(work, |opener| step(opener, work))?).await
+}
+
+/// The bytes of a frame inside a fetched range; what the range lacks is found out by the frame's own checks.
+fn frame_bytes<'a>(copy: &Copy, start: u64, bytes: &'a [u8]) -> &'a [u8] {
+    let from = (u64::from(copy.offset) - start) as usize;
+    bytes.get(from..from + copy.len as usize).unwrap_or_default()
+}
+
+/// The keys that the frames' headers name. A header that cannot be read is found out when its frame is opened.
+async fn keys_for(work: &Arc<Work>, frames: &[Frame], start: u64, bytes: &[u8]) -> Result<Keys, Failure> {
+    let mut keys = Keys::new();
+    for frame in frames {
+        let Ok(header) = FrameHeader::parse(frame_bytes(&frame.copy, start, bytes)) else { continue };
+        if let std::collections::btree_map::Entry::Vacant(entry) = keys.entry(header.key) {
+            entry.insert(work.unless_halted(work.keys.get(header.key, frame.copy.pack)).await?);
+        }
+    }
+    Ok(keys)
+}
+
+/// Verifies one frame and writes its plaintext to every place that wants it. Returns the bytes written. Blocks.
+fn write_frame(
+    work: &Work,
+    opener: &mut Opener,
+    wanted: &Wanted,
+    frame: &[u8],
+    keys: &Keys,
+) -> Result<u64, Trouble> {
+    let damaged = |e: schema::FormatError| Trouble::Copy(e.into());
+    let header = FrameHeader::parse(frame).map_err(damaged)?;
+    let candidates = match keys.get(&header.key) {
+        Some(Ok(candidates)) => candidates,
+        Some(Err(failure)) => return Err(Trouble::Copy(failure.clone())),
+        None => return Err(Trouble::Copy(Failure::damaged("its key was not looked for"))),
+    };
+    let mut last = Trouble::Copy(Failure::damaged("no key is at hand"));
+    for key in candidates.iter() {
+        match opener.open(&wanted.id, frame, key) {
+            Ok(plain) if plain.len() != wanted.len as usize => {
+                let why = format!("the chunk has {} bytes, the map says {}", plain.len(), wanted.len);
+                return Err(Trouble::Copy(Failure::damaged(why)));
+            }
+            Ok(plain) => {
+                for offset in &wanted.offsets {
+                    work.sink.write(*offset, plain).map_err(Trouble::Target)?;
+                }
+                let written = plain.len() as u64 * wanted.offsets.len() as u64;
+                work.counters.bytes_restored.add(written);
+                return Ok(written);
+            }
+            Err(error) => last = damaged(error),
+        }
+    }
+    Err(last)
+}
+
+/// Writes a chunk from any copy that was not tried yet; then from any that the index has learnt of meanwhile, since a
+/// collection may have moved it to another pack.
+async fn rescue(work: &Arc<Work>, wanted: &Wanted, mut tried: Vec<Tried>) -> Result<Report, Failure> {
+    let mut copies = wanted.copies.clone();
+    for asked in [false, true] {
+        if asked {
+            let located = work.unless_halted(work.map.locate(&[wanted.id])).await?;
+            match located {
+                Ok(located) => copies = located.into_iter().flatten().filter(is_plausible).collect(),
+                Err(failure) => tracing::warn!(%failure, "cannot ask the index for more copies"),
+            }
+        }
+        for copy in std::mem::take(&mut copies) {
+            if tried.iter().any(|tried| tried.copy == copy) {
+                continue;
+            }
+            match one_copy(work, wanted, copy).await? {
+                Ok(mut report) => {
+                    let (volume, offset, chunk) = (&work.volume, wanted.offset(), wanted.id);
+                    for Tried { copy, why } in &tried {
+                        let pack = names::pack(copy.pack);
+                        tracing::warn!(volume, offset, %chunk, pack, %why, "read a chunk from another copy");
+                    }
+                    report.rescued += u64::from(!tried.is_empty());
+                    return Ok(report);
+                }
+                Err(why) => tried.push(Tried { copy, why }),
+            }
+        }
+    }
+    Err(unreadable(work, wanted, &tried))
+}
+
+/// Reads one copy by itself. The outer result is the restore's, the inner one the copy's.
+async fn one_copy(work: &Arc<Work>, wanted: &Wanted, copy: Copy) -> Result<Result<Report, Failure>, Failure> {
+    let got = {
+        let _turn = work.fetching.acquire().await;
+        work.unless_halted(work.repository.read_frame(&copy)).await?
+    };
+    let bytes = match got {
+        Ok(bytes) => bytes,
+        Err(failure) => return Ok(Err(failure)),
+    };
+    let alone = Arc::new(Window { zeroes: Vec::new(), chunks: vec![wanted.clone()] });
+    let mut decoded =
+        decode(work, &alone, vec![Frame { chunk: 0, copy }], u64::from(copy.offset), bytes).await?;
+    match decoded.failed.pop().and_then(|(_, mut tried)| tried.pop()) {
+        Some(Tried { why, .. }) => Ok(Err(why)),
+        None => Ok(Ok(decoded.report)),
+    }
+}
+
+/// Names the volume, the offset, the chunk, and the pack of every copy.
+fn unreadable(work: &Work, wanted: &Wanted, tried: &[Tried]) -> Failure {
+    let (volume, offset, chunk) = (&work.volume, wanted.offset(), wanted.id);
+    let what = format!("cannot read {volume} at offset {offset}: chunk {chunk}");
+    if tried.is_empty() {
+        return Failure::damaged(format!("{what} is in no pack that the index knows"));
+    }
+    let kind = [FailureKind::Refused, FailureKind::Store]
+        .into_iter()
+        .find(|kind| tried.iter().any(|tried| tried.why.kind == *kind))
+        .unwrap_or(FailureKind::Damaged);
+    let named = |tried: &Tried| {
+        let (pack, why) = (names::pack(tried.copy.pack), &tried.why);
+        // The store's own errors name the pack already.
+        if why.why.contains(&pack) { why.why.clone() } else { format!("{pack}: {why}") }
+    };
+    let copies: Vec<String> = tried.iter().map(named).collect();
+    Failure {
+        retry: tried.iter().any(|tried| tried.why.retry),
+        ..Failure::new(kind, format!("{what} has no readable copy: {}", copies.join("; ")))
+    }
+}

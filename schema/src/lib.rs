@@ -1,0 +1,33 @@
+//! What lvkeep stores and sends: ids, maps, packs, small objects, messages, and how each is sealed and opened.
+//!
+//! Everything here is a synchronous function over values: no file system, no network, no clock, no randomness
+//! (callers hand in random bytes). Every parser checks a length before it allocates, refuses an unknown
+//! version by name, and never panics on any input; `fuzz` lists one entry point per parser.
+//!
+//! Integers are little-endian. Every version that was ever written stays readable; `tests/golden` proves it.
+
+pub mod chunk;
+pub mod config;
+mod crypt;
+mod cursor;
+pub mod epoch;
+mod error;
+pub mod fuzz;
+mod ids;
+pub mod keys;
+pub mod limits;
+pub mod map;
+pub mod messages;
+pub mod names;
+mod object;
+pub mod pack;
+pub mod root;
+pub mod session;
+pub mod wire;
+
+pub use error::FormatError;
+pub use ids::{BlobDigest, ChunkId, Domain, JobId, KeyId, PackId, ReadingId, RepoId, SessionId, VolumeKey};
+pub use object::{Object, ObjectKind};
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = FormatError> = std::result::Result<T, E>;

@@ -1,0 +1,585 @@
+//! What agents say to each other.
+//!
+//! A message is a MessagePack header and raw bytes. The header names its kind and version and what it is
+//! [`About`], so that a queue can say which volume's message it had to give up. On the wire: header length u32,
+//! header, body.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::cursor::Cursor;
+use crate::keys::SealedKey;
+use crate::limits::{
+    ASK_MAX, EXTENT_MAX, EXTENT_PIECES_MAX, LEAF_SPAN, MESSAGE_MAX, SEALED_KEY_MAX, VOLUME_MAX,
+    VOLUME_NAME_MAX,
+};
+use crate::names::Slot;
+use crate::pack::PackEntry;
+use crate::root::Statistics;
+use crate::{ChunkId, Domain, FormatError, JobId, PackId, ReadingId, Result, SessionId};
+
+const VERSION: u16 = 1;
+
+/// Which session and volume a message serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// The session, if there is one yet.
+    pub session: Option<SessionId>,
+    /// The volume's name; empty for messages about no volume.
+    pub volume: String,
+}
+
+impl About {
+    /// About a session of a volume.
+    pub fn session(session: SessionId, volume: impl Into<String>) -> Self {
+        Self { session: Some(session), volume: volume.into() }
+    }
+
+    /// About no volume.
+    pub fn nothing() -> Self {
+        Self { session: None, volume: String::new() }
+    }
+}
+
+/// A value that travels in a message's header.
+pub trait Payload: Serialize + DeserializeOwned {
+    /// Its name on the wire.
+    const NAME: &'static str;
+
+    /// Checks counts and sizes after decoding.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header<T> {
+    v: u16,
+    kind: String,
+    about: About,
+    msg: T,
+}
+
+/// An encoded message. Cloning is cheap; in-process it is handed over without copying the body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// The encoded header.
+    pub header: Bytes,
+    /// Raw bytes: chunk data or frames.
+    pub body: Bytes,
+}
+
+impl Message {
+    /// A message without a body.
+    pub fn new<T: Payload>(about: &About, payload: &T) -> Self {
+        Self::with_body(about, payload, Bytes::new())
+    }
+
+    /// A message with a body.
+    pub fn with_body<T: Payload>(about: &About, payload: &T, body: Bytes) -> Self {
+        let header = Header { v: VERSION, kind: T::NAME.to_owned(), about: about.clone(), msg: payload };
+        Self { header: crate::wire::encode(&header).into(), body }
+    }
+
+    /// Reads the payload; refuses another kind and a later version by name.
+    pub fn read<T: Payload>(&self) -> Result<T> {
+        let envelope = self.envelope()?;
+        if envelope.kind != T::NAME {
+            let why = format!("expected {}, got {:?}", T::NAME, envelope.kind);
+            return Err(FormatError::invalid("message", why));
+        }
+        let payload = crate::wire::decode::<Header<T>>("message", &self.header)?.msg;
+        payload.check()?;
+        Ok(payload)
+    }
+
+    /// What the message is about; works for kinds that this build does not know.
+    pub fn about(&self) -> Result<About> {
+        self.envelope().map(|envelope| envelope.about)
+    }
+
+    /// The message's kind.
+    pub fn kind(&self) -> Result<String> {
+        self.envelope().map(|envelope| envelope.kind)
+    }
+
+    fn envelope(&self) -> Result<Header<serde::de::IgnoredAny>> {
+        let header: Header<serde::de::IgnoredAny> = crate::wire::decode("message", &self.header)?;
+        if header.v == 0 || header.v > VERSION {
+            return Err(FormatError::UnknownVersion { what: "message", found: header.v, known: VERSION });
+        }
+        if header.about.volume.len() > VOLUME_NAME_MAX {
+            let (found, limit) = (header.about.volume.len() as u64, VOLUME_NAME_MAX as u64);
+            return Err(FormatError::TooLarge { what: "a volume's name", found, limit });
+        }
+        Ok(header)
+    }
+
+    /// Bytes of the message.
+    pub fn size(&self) -> usize {
+        4 + self.header.len() + self.body.len()
+    }
+
+    /// The message in one buffer, for a wire.
+    pub fn to_bytes(&self) -> Result<Bytes> {
+        if self.size() > MESSAGE_MAX {
+            let (found, limit) = (self.size() as u64, MESSAGE_MAX as u64);
+            return Err(FormatError::TooLarge { what: "a message", found, limit });
+        }
+        let mut out = BytesMut::with_capacity(self.size());
+        out.put_u32_le(self.header.len() as u32);
+        out.extend_from_slice(&self.header);
+        out.extend_from_slice(&self.body);
+        Ok(out.freeze())
+    }
+
+    /// Splits what [`Message::to_bytes`] made, without copying.
+    pub fn from_bytes(bytes: Bytes) -> Result<Self> {
+        let mut cursor = Cursor::new("message", &bytes);
+        let len = cursor.count("a message's header", 1, MESSAGE_MAX)?;
+        Ok(Self { header: bytes.slice(4..4 + len), body: bytes.slice(4 + len..) })
+    }
+}
+
+macro_rules! payload {
+    ($name:ident) => {
+        impl Payload for $name {
+            const NAME: &'static str = stringify!($name);
+        }
+    };
+    ($name:ident, $self:ident => $check:expr) => {
+        impl Payload for $name {
+            const NAME: &'static str = stringify!($name);
+
+            fn check(&self) -> Result<()> {
+                let $self = self;
+                $check
+            }
+        }
+    };
+}
+
+fn at_most(what: &'static str, found: usize, limit: usize) -> Result<()> {
+    match found <= limit {
+        true => Ok(()),
+        false => Err(FormatError::TooLarge { what, found: found as u64, limit: limit as u64 }),
+    }
+}
+
+/// Offsets stay below the largest volume, so that adding lengths to them never overflows.
+fn inside_volume(offset: u64) -> Result<()> {
+    match offset <= VOLUME_MAX {
+        true => Ok(()),
+        false => {
+            Err(FormatError::TooLarge { what: "an offset in a volume", found: offset, limit: VOLUME_MAX })
+        }
+    }
+}
+
+/// An operator asks for a backup of one volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupJob {
+    /// The job.
+    pub job: JobId,
+    /// The volume's name.
+    pub volume: String,
+    /// The host whose reader opens the source.
+    pub host: String,
+    /// The source there: a path.
+    pub source: String,
+    /// Tags for the snapshot.
+    pub tags: Vec<String>,
+    /// A source that changes while it is read is sealed all the same, and marked.
+    pub allow_changes: bool,
+}
+payload!(BackupJob, job => at_most("a volume's name", job.volume.len(), VOLUME_NAME_MAX));
+
+/// An operator asks for a restore by the agent of another host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreJob {
+    /// The job.
+    pub job: JobId,
+    /// The snapshot.
+    pub slot: Slot,
+    /// Where to write on the restorer's host: a path.
+    pub target: String,
+    /// Overwrite a file that has content, or a device that is in use.
+    pub force: bool,
+}
+payload!(RestoreJob);
+
+/// How a job ended. Sent until somebody took it; the bucket says the same for ever.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobDone {
+    /// The job.
+    pub job: JobId,
+    /// Its end.
+    pub outcome: JobOutcome,
+}
+payload!(JobDone);
+
+/// The end of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobOutcome {
+    /// A snapshot was committed.
+    Sealed {
+        /// Where.
+        slot: Slot,
+        /// Its generation.
+        generation: u64,
+        /// The volume's size in bytes.
+        size: u64,
+        /// Counters.
+        statistics: Statistics,
+        /// The source changed while it was read, and that was allowed.
+        changed_while_read: bool,
+    },
+    /// A snapshot was restored.
+    Restored {
+        /// Bytes written to the target.
+        written: u64,
+        /// Bytes made to read as zero.
+        zeroed: u64,
+        /// Bytes fetched from the store.
+        fetched: u64,
+    },
+    /// It failed.
+    Failed {
+        /// What to do about it.
+        kind: FailureKind,
+        /// For the operator: names the volume, and the offset or object.
+        why: String,
+    },
+}
+
+/// What a failure asks of the operator; each has an exit code of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The source or target is at fault.
+    Device,
+    /// The store is at fault.
+    Store,
+    /// The request cannot be done as it was asked.
+    Refused,
+    /// Stored data is damaged or missing.
+    Damaged,
+    /// Somebody cancelled it, or took its commit slot.
+    Revoked,
+    /// Anything else; a defect of lvkeep or of its surroundings.
+    Other,
+}
+
+/// How far a job is; lost ones are not missed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The job.
+    pub job: JobId,
+    /// The session that runs it now.
+    pub session: SessionId,
+    /// The volume's name.
+    pub volume: String,
+    /// Bytes to do.
+    pub total: u64,
+    /// Bytes done.
+    pub done: u64,
+    /// Counters so far.
+    pub statistics: Statistics,
+}
+payload!(Progress);
+
+/// The conductor asks a host's reader for a volume, or for some leaves of it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadVolume {
+    /// The session.
+    pub session: SessionId,
+    /// The source on the reader's host.
+    pub source: String,
+    /// The reading that the session is bound to; none on its first request.
+    pub reading: Option<ReadingId>,
+    /// Leaves to read; none means all.
+    pub leaves: Option<Vec<u64>>,
+    /// Chunks are stored even when somebody else is said to be storing them.
+    pub force: bool,
+    /// A source that changed is no failure.
+    pub allow_changes: bool,
+    /// Which of the session's requests this is; [`SessionEvent::Read`] says it again. An empty list of leaves asks
+    /// only whether the source is still unchanged.
+    pub request: u32,
+}
+payload!(ReadVolume);
+
+/// The session is over: its reading may be closed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloseReading {
+    /// The session.
+    pub session: SessionId,
+}
+payload!(CloseReading);
+
+/// Neighbouring whole chunks of a volume; the body holds their bytes, zero ones included.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// The session.
+    pub session: SessionId,
+    /// The reading.
+    pub reading: ReadingId,
+    /// Where the first piece starts, in bytes.
+    pub offset: u64,
+    /// Length in bytes of each piece, and whether it is all zeroes.
+    pub pieces: Vec<(u32, bool)>,
+    /// See [`ReadVolume::force`].
+    pub force: bool,
+}
+payload!(Extent, e => {
+    at_most("pieces of an extent", e.pieces.len(), EXTENT_PIECES_MAX)?;
+    inside_volume(e.offset)?;
+    if e.pieces.iter().any(|p| p.0 == 0) {
+        return Err(FormatError::invalid("Extent", "a piece has an impossible length"));
+    }
+    at_most("an extent", e.pieces.iter().map(|p| p.0 as usize).sum(), EXTENT_MAX)
+});
+
+/// What became of a piece of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mapped {
+    /// It reads as zero.
+    Zero,
+    /// The parent has this chunk at the same place.
+    Parent(ChunkId),
+    /// The index knows it in this pack: a hint.
+    Known(ChunkId, PackId),
+    /// It was sent to be stored, by this session or by another.
+    Pending(ChunkId),
+}
+
+/// What a session's conductor is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionEvent {
+    /// The reader opened the source.
+    Opened {
+        /// Its reading.
+        reading: ReadingId,
+        /// Bytes of the volume.
+        size: u64,
+        /// Facts that rebuild the volume's place, by name.
+        layout: Vec<(String, String)>,
+    },
+    /// A run of the volume is mapped.
+    Mapped {
+        /// The reading.
+        reading: ReadingId,
+        /// Where the first piece starts, in bytes.
+        offset: u64,
+        /// Length in bytes and fate of each piece.
+        pieces: Vec<(u32, Mapped)>,
+        /// Bytes that storing the new ones took.
+        stored: u64,
+        /// Bytes of the volume that were new.
+        new: u64,
+        /// Chunks that were new.
+        chunks_new: u64,
+    },
+    /// The reader is through with a request.
+    Read {
+        /// The reading.
+        reading: ReadingId,
+        /// Which request, see [`ReadVolume::request`].
+        request: u32,
+        /// Bytes that were read from the source for it.
+        bytes_read: u64,
+        /// The source is not what it was when reading began.
+        changed: bool,
+    },
+    /// Something that the session cannot do without failed.
+    Failed {
+        /// What to do about it.
+        kind: FailureKind,
+        /// For the operator.
+        why: String,
+    },
+}
+payload!(SessionEvent, event => match event {
+    SessionEvent::Mapped { pieces, offset, .. } => {
+        inside_volume(*offset)?;
+        at_most("pieces of an extent", pieces.len(), EXTENT_PIECES_MAX)?;
+        match pieces.iter().all(|(len, _)| *len > 0 && u64::from(*len) <= LEAF_SPAN) {
+            true => Ok(()),
+            false => Err(FormatError::invalid("SessionEvent", "a piece has an impossible length")),
+        }
+    }
+    _ => Ok(()),
+});
+
+/// Sealed frames for the storer; the body holds them one after the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewChunks {
+    /// The session.
+    pub session: SessionId,
+    /// What the chunks hold.
+    pub kind: Domain8,
+    /// The data key that sealed them, if one did.
+    pub key: Option<SealedKey>,
+}
+payload!(NewChunks, new => at_most("a sealed key", new.key.as_ref().map_or(0, |k| k.sealed.len()), SEALED_KEY_MAX));
+
+/// A [`Domain`] as one byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct Domain8(pub Domain);
+
+impl TryFrom<u8> for Domain8 {
+    type Error = FormatError;
+
+    fn try_from(byte: u8) -> Result<Self> {
+        Domain::from_byte(byte).map(Self)
+    }
+}
+
+impl From<Domain8> for u8 {
+    fn from(domain: Domain8) -> u8 {
+        domain.0 as u8
+    }
+}
+
+/// A pack is durable. Goes to the owning shards of the index, and to whoever waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackStored {
+    /// The pack.
+    pub pack: PackId,
+    /// Chunks inside and where.
+    pub entries: Vec<PackEntry>,
+}
+payload!(PackStored);
+
+/// A hasher asks a shard of the index about the chunks of one extent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// The session; with `extent` the owner of any claim.
+    pub session: SessionId,
+    /// Where the extent starts.
+    pub extent: u64,
+    /// Always answer `Yours`.
+    pub force: bool,
+    /// How many shards the asker believes that there are.
+    pub shards: u16,
+    /// The chunks.
+    pub ids: Vec<ChunkId>,
+}
+payload!(Ask, ask => at_most("ids in a question", ask.ids.len(), ASK_MAX));
+
+/// The index's answer for one chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// It is in this pack: a hint.
+    Known(PackId),
+    /// Nobody has it: store it.
+    Yours,
+    /// Somebody else is storing it.
+    Pending,
+}
+
+/// Answers in the order of the question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answers {
+    /// One per id.
+    pub answers: Vec<Answer>,
+}
+payload!(Answers, a => at_most("answers", a.answers.len(), ASK_MAX));
+
+/// Where are all copies of these chunks?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Locate {
+    /// How many shards the asker believes that there are.
+    pub shards: u16,
+    /// The chunks.
+    pub ids: Vec<ChunkId>,
+}
+payload!(Locate, l => at_most("ids in a question", l.ids.len(), ASK_MAX));
+
+/// One stored copy of a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Copy {
+    /// The pack.
+    pub pack: PackId,
+    /// Where its frame starts in the pack, in bytes.
+    pub offset: u32,
+    /// Bytes of the frame.
+    pub len: u32,
+}
+
+/// All known copies, in the order of the question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Located {
+    /// One list per id.
+    pub copies: Vec<Vec<Copy>>,
+}
+payload!(Located, l => at_most("answers", l.copies.len(), ASK_MAX));
+
+/// A service could not answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// For the operator.
+    pub why: String,
+}
+payload!(Refusal);
+
+/// A hasher asks the session's conductor for a leaf of the parent's map.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskParentLeaf {
+    /// The session.
+    pub session: SessionId,
+    /// Which leaf.
+    pub leaf: u64,
+}
+payload!(AskParentLeaf);
+
+/// The parent's leaf in the body, or nothing where there is none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParentLeaf {
+    /// Bytes of the volume that the leaf covers; none without a leaf.
+    pub span: Option<u64>,
+}
+payload!(ParentLeaf);
+
+/// Close the packs that hold chunks of this session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flush {
+    /// The session.
+    pub session: SessionId,
+}
+payload!(Flush);
+
+/// Give the session up: its slot is a tombstone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancel {
+    /// The session.
+    pub session: SessionId,
+}
+payload!(Cancel);
+
+/// Every agent, say who you are: answers go to the topic `reply`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhoIsThere {
+    /// The topic for answers.
+    pub reply: String,
+}
+payload!(WhoIsThere);
+
+/// One agent process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentIsThere {
+    /// Its host.
+    pub host: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Its roles.
+    pub roles: Vec<String>,
+    /// The version of its binary.
+    pub version: String,
+    /// Its sessions in progress, one line each, for people.
+    pub sessions: Vec<String>,
+    /// Its counters.
+    pub counters: Vec<(String, u64)>,
+}
+payload!(AgentIsThere);

@@ -1,0 +1,129 @@
+//! Object keys in the bucket, relative to the repository's prefix.
+//!
+//! Keys under `snapshots/`, `forgotten/`, `gc/` and `keys/` were decided by create-if-absent and are never deleted,
+//! only overwritten by an empty object.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{FormatError, KeyId, PackId, Result, SessionId, VolumeKey};
+
+/// The `config` object.
+pub const CONFIG: &str = "config";
+/// Where packs are.
+pub const PACKS: &str = "packs";
+/// Where roots are.
+pub const SNAPSHOTS: &str = "snapshots";
+/// Where forgotten markers are.
+pub const FORGOTTEN: &str = "forgotten";
+/// Where sessions are.
+pub const SESSIONS: &str = "sessions";
+/// Where data keys are.
+pub const KEYS: &str = "keys";
+/// Where the collector's epochs are.
+pub const EPOCHS: &str = "gc";
+/// Where the probe races its creators; everything below is deleted again.
+pub const PROBES: &str = "probe";
+
+/// The key of a pack.
+pub fn pack(id: PackId) -> String {
+    // The end of a ULID is random, its start is a time: only the former spreads packs over folders.
+    let text = id.to_string();
+    let spread = id.as_bytes()[15];
+    format!("{PACKS}/{spread:02x}/{text}")
+}
+
+/// The pack that a key names.
+pub fn parse_pack(key: &str) -> Result<PackId> {
+    let id = key
+        .strip_prefix(PACKS)
+        .and_then(|rest| rest.rsplit('/').next())
+        .ok_or_else(|| FormatError::invalid("pack name", format!("{key:?} is not one")))?;
+    let id: PackId = id.parse()?;
+    if pack(id) != key {
+        return Err(FormatError::invalid("pack name", format!("{key:?} is not one")));
+    }
+    Ok(id)
+}
+
+/// The key of a session object.
+pub fn session(id: SessionId) -> String {
+    format!("{SESSIONS}/{id}")
+}
+
+/// The key of a data key.
+pub fn key(id: KeyId) -> String {
+    format!("{KEYS}/{id}")
+}
+
+/// The key of an epoch.
+pub fn epoch(n: u64) -> String {
+    format!("{EPOCHS}/{n:020}")
+}
+
+/// The key of an epoch's verdict.
+pub fn verdict(n: u64) -> String {
+    format!("{EPOCHS}/{n:020}.verdict")
+}
+
+/// The epoch that a key names, and whether it is the verdict.
+pub fn parse_epoch(key: &str) -> Result<(u64, bool)> {
+    let bad = || FormatError::invalid("epoch name", format!("{key:?} is not one"));
+    let rest = key.strip_prefix(EPOCHS).and_then(|rest| rest.strip_prefix('/')).ok_or_else(bad)?;
+    let (number, is_verdict) = match rest.strip_suffix(".verdict") {
+        Some(number) => (number, true),
+        None => (rest, false),
+    };
+    if number.len() != 20 || !number.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(bad());
+    }
+    Ok((number.parse().map_err(|_| bad())?, is_verdict))
+}
+
+/// A commit slot: where exactly one session commits its snapshot, or a tombstone stands for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Slot {
+    /// The volume.
+    pub volume: VolumeKey,
+    /// The session that may commit here.
+    pub session: SessionId,
+}
+
+impl Slot {
+    /// The key of the snapshot's root.
+    pub fn snapshot(&self) -> String {
+        format!("{SNAPSHOTS}/{self}")
+    }
+
+    /// The key of its forgotten marker.
+    pub fn forgotten(&self) -> String {
+        format!("{FORGOTTEN}/{self}")
+    }
+
+    /// The slot that a key below `snapshots/` or `forgotten/` names.
+    pub fn parse_key(key: &str) -> Result<Self> {
+        key.strip_prefix(SNAPSHOTS)
+            .or_else(|| key.strip_prefix(FORGOTTEN))
+            .and_then(|rest| rest.strip_prefix('/'))
+            .ok_or_else(|| FormatError::invalid("slot", format!("{key:?} is not below snapshots/")))?
+            .parse()
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.volume, self.session)
+    }
+}
+
+impl FromStr for Slot {
+    type Err = FormatError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = || FormatError::invalid("slot", format!("{text:?} is not VOLUME/SESSION"));
+        let (volume, session) = text.split_once('/').ok_or_else(bad)?;
+        Ok(Self { volume: volume.parse()?, session: session.parse()? })
+    }
+}

@@ -1,0 +1,279 @@
+//! Golden files: bytes of every stored or sent format, as version 1 wrote them.
+//!
+//! Reading is tested for all of them; where writing is deterministic, what is written today must be the file. The
+//! compressed frames are only read: another zstd may compress otherwise. They are written by
+//! `LVKEEP_BLESS=1 cargo test -p schema --test formats bless`, which leaves a version's folder that exists alone
+//! unless `LVKEEP_BLESS_OVERWRITE=1` says that the version was never released.
+
+use std::fmt::Debug;
+
+use bytes::Bytes;
+use schema::chunk::{Codec, FRAME_HEADER_LEN, FrameHeader, Opener};
+use schema::config::{ConfigHead, KNOWN_FEATURES};
+use schema::keys::{DataKey, FrameKey, Identity, KEY_PLAIN, KEY_STRUCTURE, SealedKey, WriterKey};
+use schema::limits::LEAF_SPAN;
+use schema::map::{Leaf, Node};
+use schema::messages::Message;
+use schema::pack::{self, PACK_HEADER_LEN};
+use schema::{Domain, Object, names};
+
+use crate::samples::*;
+use crate::{files, messages};
+
+/// A golden file as it would be written today.
+struct Written {
+    name: String,
+    bytes: Vec<u8>,
+    /// Written again, it has the same bytes.
+    deterministic: bool,
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    std::fs::read(files::folder().join(name)).unwrap_or_else(|why| panic!("golden file {name}: {why}"))
+}
+
+pub fn identity() -> Identity {
+    Identity::from_file(std::str::from_utf8(&golden("identity.txt")).unwrap()).unwrap()
+}
+
+pub fn sealed_data_key() -> SealedKey {
+    SealedKey { id: data_key().id(), sealed: golden("data-key.age").into(), generation: 1 }
+}
+
+/// Everything, written with this identity and sealed data key.
+fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
+    let (plain, writer) = (plain_writer(), writer(identity));
+    let (none, data, structure) = (FrameKey::plain(), data_key().frame_key(), writer.structure_key());
+    let raw = |key| frame(Domain::Data, &incompressible(), key);
+    let zstd = |key| frame(Domain::Data, &compressible(), key);
+    let map = |key| frame(Domain::Structure, &leaf().encode(), key);
+    let slot = slot();
+    let same: Vec<(&str, Vec<u8>)> = vec![
+        ("identity.txt", identity.to_file().as_bytes().to_vec()),
+        ("writer-key-plain.txt", plain.to_file().as_bytes().to_vec()),
+        ("writer-key.txt", writer.to_file().as_bytes().to_vec()),
+        ("frame-raw-plain", raw(&none)),
+        ("frame-raw-data", raw(&data)),
+        ("frame-structure", map(&structure)),
+        ("derived.txt", derived().into_bytes()),
+        ("pack-plain", pack(Domain::Data, &[&raw(&none), &raw(&none)], None)),
+        ("pack-data", pack(Domain::Data, &[&raw(&data)], Some(sealed))),
+        ("pack-structure", pack(Domain::Structure, &[&map(&structure)], None)),
+        ("leaf", leaf().encode()),
+        ("node", node().encode()),
+        ("config-plain", config().encode(&plain, NONCE).unwrap()),
+        ("root-plain", root().seal(&plain, &slot.snapshot(), NONCE).unwrap()),
+        ("session-plain", session().seal(&plain, &names::session(session_id()), NONCE).unwrap()),
+        ("forgotten-plain", forgotten().seal(&plain, &slot.forgotten(), NONCE).unwrap()),
+        ("epoch-plain", epoch().seal(&plain, &names::epoch(3), NONCE).unwrap()),
+        ("verdict-plain", verdict().seal(&plain, &names::verdict(3), NONCE).unwrap()),
+        ("root", root().seal(&writer, &slot.snapshot(), NONCE).unwrap()),
+        ("forgotten", forgotten().seal(&writer, &slot.forgotten(), NONCE).unwrap()),
+        ("session", session().seal(&writer, &names::session(session_id()), NONCE).unwrap()),
+        ("epoch", epoch().seal(&writer, &names::epoch(3), NONCE).unwrap()),
+        ("verdict", verdict().seal(&writer, &names::verdict(3), NONCE).unwrap()),
+    ];
+    let other: Vec<(&str, Vec<u8>)> = vec![
+        ("data-key.age", sealed.sealed.to_vec()),
+        ("config", config().encode(&writer, NONCE).unwrap()),
+        ("frame-zstd-plain", zstd(&none)),
+        ("frame-zstd-data", zstd(&data)),
+    ];
+    let written = |(name, bytes): (&str, Vec<u8>), deterministic| {
+        let name = name.to_owned();
+        Written { name, bytes, deterministic }
+    };
+    let messages = messages::all().into_iter().map(|sample| {
+        let bytes = sample.message.to_bytes().unwrap().to_vec();
+        Written { name: sample.name, bytes, deterministic: true }
+    });
+    let same = same.into_iter().map(|file| written(file, true));
+    same.chain(other.into_iter().map(|file| written(file, false))).chain(messages).collect()
+}
+
+/// What derives from the keys is part of the format too: names, ids, cut points.
+fn derived() -> String {
+    let writer = plain_writer();
+    let ids = writer.chunk_ids();
+    let lines = [
+        ids.id(Domain::Data, b"x").to_string(),
+        ids.id(Domain::Structure, b"x").to_string(),
+        format!("{:016x}", writer.cut_seed()),
+        slot().snapshot(),
+        slot().forgotten(),
+        names::pack(pack_id()),
+        names::session(session_id()),
+        names::key(data_key().id()),
+        names::verdict(3),
+    ];
+    lines.join("\n") + "\n"
+}
+
+#[test]
+fn what_is_written_today_is_the_golden_file() {
+    let written = written(&identity(), &sealed_data_key());
+    for file in written.iter().filter(|file| file.deterministic) {
+        assert!(
+            golden(&file.name) == file.bytes,
+            "{} is written otherwise than version 1 wrote it",
+            file.name
+        );
+    }
+    let mut names: Vec<&str> = written.iter().map(|file| file.name.as_str()).collect();
+    names.sort_unstable();
+    let files = files::all();
+    assert_eq!(files.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), names);
+}
+
+fn opens(name: &str, want: &[u8], key: &FrameKey, codec: Codec) {
+    let bytes = golden(name);
+    let header = FrameHeader::parse(&bytes).unwrap();
+    assert_eq!((header.codec, header.key, header.frame_len()), (codec, key.index(), bytes.len()), "{name}");
+    let mut opener = Opener::new(plain_writer().chunk_ids()).unwrap();
+    assert_eq!(opener.open(&header.id, &bytes, key).unwrap(), want, "{name}");
+}
+
+#[test]
+fn frames_open() {
+    let (none, data) = (FrameKey::plain(), data_key().frame_key());
+    assert_eq!((none.index(), writer(&identity()).structure_key().index()), (KEY_PLAIN, KEY_STRUCTURE));
+    opens("frame-raw-plain", &incompressible(), &none, Codec::Raw);
+    opens("frame-raw-data", &incompressible(), &data, Codec::Raw);
+    opens("frame-zstd-plain", &compressible(), &none, Codec::Zstd);
+    opens("frame-zstd-data", &compressible(), &data, Codec::Zstd);
+    opens("frame-structure", &leaf().encode(), &writer(&identity()).structure_key(), Codec::Raw);
+}
+
+#[test]
+fn packs_are_read() {
+    for (name, kind, frames, keys) in [
+        ("pack-plain", Domain::Data, vec!["frame-raw-plain", "frame-raw-plain"], vec![]),
+        ("pack-data", Domain::Data, vec!["frame-raw-data"], vec![sealed_data_key()]),
+        ("pack-structure", Domain::Structure, vec!["frame-structure"], vec![]),
+    ] {
+        let bytes = golden(name);
+        let (header, footer) = pack::parse_pack(&bytes).unwrap();
+        assert_eq!(
+            (header.repo, header.pack, header.kind, header.class),
+            (repo(), pack_id(), kind, 0),
+            "{name}"
+        );
+        assert_eq!((&footer.keys, &footer.sessions), (&keys, &vec![session_id()]), "{name}");
+        assert_eq!(footer.entries.len(), frames.len(), "{name}");
+        let mut at = PACK_HEADER_LEN;
+        for (entry, frame) in footer.entries.iter().zip(frames) {
+            let frame = golden(frame);
+            assert_eq!((entry.offset as usize, entry.len as usize), (at, frame.len()), "{name}");
+            assert_eq!(entry.id, FrameHeader::parse(&frame).unwrap().id, "{name}");
+            assert_eq!(bytes[at..at + frame.len()], frame, "{name}");
+            at += frame.len();
+        }
+        assert_eq!(
+            pack::salvage(&bytes[..at]).unwrap(),
+            (header, footer.entries),
+            "{name} without its footer"
+        );
+    }
+}
+
+#[test]
+fn maps_are_read() {
+    assert_eq!(Leaf::parse(&golden("leaf"), LEAF_SPAN).unwrap(), leaf());
+    assert_eq!(Node::parse(&golden("node"), 2).unwrap(), node());
+}
+
+#[test]
+fn configs_are_read() {
+    let features: Vec<String> = KNOWN_FEATURES.iter().map(|feature| (*feature).to_owned()).collect();
+    for (name, want, identity) in
+        [("config-plain", plain_writer(), None), ("config", writer(&identity()), Some(&identity()))]
+    {
+        let head = ConfigHead::parse(&golden(name)).unwrap();
+        assert_eq!((head.repo, head.encrypted), (repo(), identity.is_some()), "{name}");
+        assert_eq!((&head.read_features, &head.write_features), (&features, &features), "{name}");
+        head.check_writable().unwrap();
+        let key = head.writer_key(identity).unwrap();
+        assert_eq!(key, want, "{name}");
+        assert_eq!(head.open(&key).unwrap(), config(), "{name}");
+    }
+}
+
+#[test]
+fn objects_open() {
+    fn opens<T: Object + PartialEq + Debug>(name: &str, writer: &WriterKey, key: &str, want: &T) {
+        assert_eq!(&T::open(&golden(name), writer, key).unwrap(), want, "{name}");
+    }
+    let (writer, slot) = (writer(&identity()), slot());
+    for (writer, plain) in [(&writer, ""), (&plain_writer(), "-plain")] {
+        opens(&format!("root{plain}"), writer, &slot.snapshot(), &root());
+        opens(&format!("forgotten{plain}"), writer, &slot.forgotten(), &forgotten());
+        opens(&format!("session{plain}"), writer, &names::session(session_id()), &session());
+        opens(&format!("epoch{plain}"), writer, &names::epoch(3), &epoch());
+        opens(&format!("verdict{plain}"), writer, &names::verdict(3), &verdict());
+    }
+    assert_eq!(root().check(slot).unwrap(), root());
+}
+
+#[test]
+fn keys_are_read() {
+    let text = |name| String::from_utf8(golden(name)).unwrap();
+    assert_eq!(WriterKey::from_file(&text("writer-key-plain.txt")).unwrap(), plain_writer());
+    let writer = writer(&identity());
+    assert_eq!(WriterKey::from_file(&text("writer-key.txt")).unwrap(), writer);
+    assert_eq!((writer.recipients(), writer.generation()), (&identity().recipients()[..], 1));
+    let opened = DataKey::unseal(repo(), &sealed_data_key(), &identity()).unwrap();
+    assert_eq!(opened.id(), data_key().id());
+    opens("frame-raw-data", &incompressible(), &opened.frame_key(), Codec::Raw);
+}
+
+#[test]
+fn messages_are_read() {
+    for sample in messages::all() {
+        let message = Message::from_bytes(Bytes::from(golden(&sample.name))).unwrap();
+        (sample.check)(&message);
+    }
+}
+
+#[test]
+fn a_frames_header_is_where_it_says() {
+    assert_eq!(golden("frame-raw-plain")[FRAME_HEADER_LEN..], incompressible());
+}
+
+/// Whether to write the files of a version, or why not.
+fn may_bless(asked: bool, exists: bool, overwrite: bool) -> Result<bool, &'static str> {
+    match (asked, exists, overwrite) {
+        (false, _, _) => Ok(false),
+        (true, true, false) => Err("this version has golden files: a changed format is a new version"),
+        (true, _, _) => Ok(true),
+    }
+}
+
+#[test]
+fn bless() {
+    for (asked, exists, overwrite, want) in [
+        (false, false, true, Some(false)),
+        (true, true, false, None),
+        (true, true, true, Some(true)),
+        (true, false, false, Some(true)),
+    ] {
+        assert_eq!(may_bless(asked, exists, overwrite).ok(), want);
+    }
+    let set = |name| std::env::var(name).is_ok_and(|value| value == "1");
+    if !may_bless(set("LVKEEP_BLESS"), files::folder().exists(), set("LVKEEP_BLESS_OVERWRITE")).unwrap() {
+        return;
+    }
+    std::fs::create_dir_all(files::folder()).unwrap();
+    // What is random stays as it was, where it is still good.
+    let identity = std::fs::read_to_string(files::folder().join("identity.txt"))
+        .ok()
+        .and_then(|text| Identity::from_file(&text).ok())
+        .unwrap_or_else(Identity::generate);
+    let sealed = std::fs::read(files::folder().join("data-key.age"))
+        .map(|sealed| SealedKey { id: data_key().id(), sealed: sealed.into(), generation: 1 })
+        .ok()
+        .filter(|sealed| DataKey::unseal(repo(), sealed, &identity).is_ok())
+        .unwrap_or_else(|| data_key().seal(&writer(&identity)).unwrap());
+    for file in written(&identity, &sealed) {
+        std::fs::write(files::folder().join(file.name), file.bytes).unwrap();
+    }
+}

@@ -1,0 +1,157 @@
+//! One message of every kind, and of every variant that has fields of its own.
+
+use std::fmt::Debug;
+
+use bytes::Bytes;
+use schema::keys::SealedKey;
+use schema::messages::*;
+use schema::pack::PackEntry;
+use schema::{Domain, KeyId};
+
+use crate::samples::*;
+
+/// A message and the check that one read back is the same.
+pub struct Sample {
+    pub name: String,
+    pub message: Message,
+    pub check: Box<dyn Fn(&Message)>,
+}
+
+fn sample<T: Payload + PartialEq + Debug + 'static>(variant: &str, payload: T, body: &[u8]) -> Sample {
+    let about = About::session(session_id(), VOLUME);
+    let body = Bytes::copy_from_slice(body);
+    let message = Message::with_body(&about, &payload, body.clone());
+    let check = move |read: &Message| {
+        assert_eq!(read.read::<T>().unwrap(), payload);
+        assert_eq!(read.kind().unwrap(), T::NAME);
+        assert_eq!((read.about().unwrap(), &read.body), (about.clone(), &body));
+    };
+    Sample { name: format!("message-{}{variant}", T::NAME), message, check: Box::new(check) }
+}
+
+pub fn all() -> Vec<Sample> {
+    [jobs(), readings(), session_events(), index(), others()].into_iter().flatten().collect()
+}
+
+fn jobs() -> Vec<Sample> {
+    let done = |outcome| JobDone { job: job(), outcome };
+    let backup = BackupJob {
+        job: job(),
+        volume: VOLUME.into(),
+        host: "host-a".into(),
+        source: "vg0/root".into(),
+        tags: vec!["nightly".into()],
+        allow_changes: true,
+    };
+    let sealed = JobOutcome::Sealed {
+        slot: slot(),
+        generation: 2,
+        size: 10 << 30,
+        statistics: statistics(),
+        changed_while_read: true,
+    };
+    let (session, volume, statistics) = (session_id(), VOLUME.into(), statistics());
+    let progress = Progress { job: job(), session, volume, total: 10 << 30, done: 1 << 30, statistics };
+    vec![
+        sample("", backup, b""),
+        sample("", RestoreJob { job: job(), slot: slot(), target: "/dev/vg1/back".into(), force: true }, b""),
+        sample("-Sealed", done(sealed), b""),
+        sample("-Restored", done(JobOutcome::Restored { written: 1, zeroed: 2, fetched: 3 }), b""),
+        sample("-Failed", done(JobOutcome::Failed { kind: FailureKind::Damaged, why: "lost".into() }), b""),
+        sample("", progress, b""),
+    ]
+}
+
+fn readings() -> Vec<Sample> {
+    let read = ReadVolume {
+        session: session_id(),
+        source: "vg0/root".into(),
+        reading: Some(reading()),
+        request: 3,
+        leaves: Some(vec![0, 300]),
+        force: true,
+        allow_changes: false,
+    };
+    let pieces = vec![(5, false), (3, true)];
+    let extent = Extent { session: session_id(), reading: reading(), offset: 4096, pieces, force: false };
+    vec![
+        sample("", read, b""),
+        sample("", CloseReading { session: session_id() }, b""),
+        sample("", extent, b"hello\0\0\0"),
+        sample("", AskParentLeaf { session: session_id(), leaf: 7 }, b""),
+        sample("", ParentLeaf { span: Some(64 << 20) }, &leaf().encode()),
+    ]
+}
+
+fn session_events() -> Vec<Sample> {
+    let layout = vec![("vg".to_owned(), "vg0".to_owned())];
+    let id = |seed| chunk_id(Domain::Data, seed);
+    let pieces = vec![
+        (4096, Mapped::Zero),
+        (8192, Mapped::Parent(id(1))),
+        (16_384, Mapped::Known(id(2), pack_id())),
+        (65_536, Mapped::Pending(id(3))),
+    ];
+    let mapped = SessionEvent::Mapped {
+        reading: reading(),
+        offset: 8192,
+        pieces,
+        stored: 900,
+        new: 65_536,
+        chunks_new: 1,
+    };
+    let failed = SessionEvent::Failed { kind: FailureKind::Device, why: "vg0/root: cannot be read".into() };
+    vec![
+        sample("-Opened", SessionEvent::Opened { reading: reading(), size: 10 << 30, layout }, b""),
+        sample("-Mapped", mapped, b""),
+        sample(
+            "-Read",
+            SessionEvent::Read { reading: reading(), request: 3, bytes_read: 1 << 20, changed: true },
+            b"",
+        ),
+        sample("-Failed", failed, b""),
+    ]
+}
+
+fn index() -> Vec<Sample> {
+    let ids = vec![chunk_id(Domain::Data, 1), chunk_id(Domain::Structure, 2)];
+    let entries =
+        vec![PackEntry { id: ids[0], offset: 48, len: 400 }, PackEntry { id: ids[1], offset: 448, len: 60 }];
+    let copy = Copy { pack: pack_id(), offset: 48, len: 400 };
+    let key = SealedKey {
+        id: KeyId::from_bytes(bytes(1)),
+        sealed: Bytes::from_static(b"an age file"),
+        generation: 1,
+    };
+    let kind = Domain8(Domain::Data);
+    vec![
+        sample("", NewChunks { session: session_id(), kind, key: Some(key) }, b"frames"),
+        sample("", PackStored { pack: pack_id(), entries }, b""),
+        sample(
+            "",
+            Ask { session: session_id(), extent: 1 << 20, force: true, shards: 4, ids: ids.clone() },
+            b"",
+        ),
+        sample("", Answers { answers: vec![Answer::Known(pack_id()), Answer::Yours, Answer::Pending] }, b""),
+        sample("", Locate { shards: 4, ids }, b""),
+        sample("", Located { copies: vec![vec![copy], vec![]] }, b""),
+    ]
+}
+
+fn others() -> Vec<Sample> {
+    let agent = AgentIsThere {
+        host: "host-a".into(),
+        pid: 4711,
+        roles: vec!["reader".into()],
+        version: "0.1.0".into(),
+        sessions: vec!["backup of host-a/vg0/root".into()],
+        counters: vec![("bytes_read".into(), 1 << 40)],
+    };
+    vec![
+        sample("", Refusal { why: "not my shard".into() }, b""),
+        sample("", Flush { session: session_id() }, b""),
+        sample("", Cancel { session: session_id() }, b""),
+        sample("", WhoIsThere { reply: "answers.1".into() }, b""),
+        sample("", agent, b""),
+    ]
+}

@@ -1,0 +1,189 @@
+//! Known values: what the golden files hold.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use schema::chunk::{FrameHeader, Sealer};
+use schema::config::{CHUNKER_BLOCK_ALIGNED, Config, StorePromise};
+use schema::epoch::{Epoch, Verdict};
+use schema::keys::{DataKey, FrameKey, Identity, SealedKey, WriterKey};
+use schema::limits::LEAF_SPAN;
+use schema::map::{Content, Leaf, Node, Piece};
+use schema::names::Slot;
+use schema::pack::{PackBuilder, PackHeader};
+use schema::root::{Forgotten, Root, Statistics};
+use schema::session::{Checkpoint, Session, SessionKind};
+use schema::{ChunkId, Domain, JobId, PackId, ReadingId, RepoId, SessionId};
+
+pub const VOLUME: &str = "host-a/vg0/root";
+pub const NONCE: [u8; 12] = *b"golden nonce";
+
+/// `N` bytes that count up from `first`.
+pub fn bytes<const N: usize>(first: u8) -> [u8; N] {
+    std::array::from_fn(|i| first.wrapping_add(i as u8))
+}
+
+/// Bytes that zstd cannot shorten, and bytes that it can.
+pub fn incompressible() -> Vec<u8> {
+    let mut state = 1u64;
+    let step = |_| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 56) as u8
+    };
+    (0..300).map(step).collect()
+}
+
+pub fn compressible() -> Vec<u8> {
+    b"one line of a log file that repeats\n".repeat(40)
+}
+
+pub fn repo() -> RepoId {
+    RepoId::from_bytes(bytes(0x10))
+}
+
+pub fn plain_writer() -> WriterKey {
+    WriterKey::new(repo(), Vec::new(), &bytes(0x20)).unwrap()
+}
+
+pub fn writer(identity: &Identity) -> WriterKey {
+    WriterKey::new(repo(), identity.recipients(), &bytes(0x20)).unwrap()
+}
+
+pub fn data_key() -> DataKey {
+    DataKey::new(&bytes(0x80))
+}
+
+pub fn session_id() -> SessionId {
+    SessionId::from_parts(1_700_000_000_000, 0x5e55)
+}
+
+pub fn job() -> JobId {
+    JobId::from_parts(1_700_000_000_001, 0x10b)
+}
+
+pub fn pack_id() -> PackId {
+    PackId::from_parts(1_700_000_000_002, 0x9acc)
+}
+
+pub fn reading() -> ReadingId {
+    ReadingId::from_bytes(bytes(0x40))
+}
+
+pub fn slot() -> Slot {
+    Slot { volume: plain_writer().volume_key(VOLUME), session: session_id() }
+}
+
+pub fn parent() -> Slot {
+    Slot { session: SessionId::from_parts(1_600_000_000_000, 7), ..slot() }
+}
+
+pub fn chunk_id(domain: Domain, seed: u8) -> ChunkId {
+    plain_writer().chunk_ids().id(domain, &[seed])
+}
+
+pub fn statistics() -> Statistics {
+    Statistics {
+        bytes_read: 1 << 33,
+        bytes_zero: 1 << 32,
+        bytes_known: 70_000,
+        bytes_new: 600,
+        bytes_stored: 500,
+        chunks: 40,
+        chunks_new: 3,
+    }
+}
+
+pub fn frame(domain: Domain, plaintext: &[u8], key: &FrameKey) -> Vec<u8> {
+    let mut out = Vec::new();
+    let id = plain_writer().chunk_ids().id(domain, plaintext);
+    let len = Sealer::new(3).unwrap().seal(id, plaintext, key, &mut out).unwrap();
+    assert_eq!(len, out.len());
+    out
+}
+
+/// A pack of these frames.
+pub fn pack(kind: Domain, frames: &[&[u8]], key: Option<&SealedKey>) -> Vec<u8> {
+    let mut builder = PackBuilder::new(PackHeader { repo: repo(), pack: pack_id(), kind, class: 0 });
+    for frame in frames {
+        let header = FrameHeader::parse(frame).unwrap();
+        builder.push(&[header], Bytes::copy_from_slice(frame), session_id()).unwrap();
+    }
+    if let Some(key) = key {
+        builder.add_key(key);
+    }
+    builder.finish().0.concat()
+}
+
+pub fn leaf() -> Leaf {
+    let chunk = |len, seed| Piece { len, content: Content::Chunk(chunk_id(Domain::Data, seed)) };
+    let zero = |len| Piece { len, content: Content::Zero };
+    let rest = LEAF_SPAN as u32 - 65_536 - 8192 - 4096;
+    Leaf::new(LEAF_SPAN, [chunk(65_536, 1), zero(4096), zero(4096), chunk(4096, 2), zero(rest)]).unwrap()
+}
+
+pub fn node() -> Node {
+    let child = |seed| Some(chunk_id(Domain::Structure, seed));
+    Node::new(2, vec![child(1), None, child(2)]).unwrap()
+}
+
+pub fn config() -> Config {
+    Config {
+        created_ms: 1_700_000_000_000,
+        pack_size: 32 << 20,
+        chunker: CHUNKER_BLOCK_ALIGNED.to_owned(),
+        store: StorePromise { conditional_create: true },
+        key_generation: 1,
+    }
+}
+
+pub fn root() -> Root {
+    Root {
+        version: Root::VERSION,
+        job: job(),
+        volume: VOLUME.to_owned(),
+        host: "host-a".to_owned(),
+        source: "vg0/root".to_owned(),
+        slot: slot(),
+        reading: reading(),
+        generation: 2,
+        parent: Some(parent()),
+        size: 10 << 30,
+        top: Some(chunk_id(Domain::Structure, 9)),
+        time_ms: 1_700_000_000_000,
+        sealed_ms: 1_700_000_060_000,
+        group: Some("nightly".to_owned()),
+        changed_while_read: false,
+        layout: BTreeMap::from([
+            ("lv_size".to_owned(), "10737418240".to_owned()),
+            ("vg".to_owned(), "vg0".to_owned()),
+        ]),
+        tags: vec!["nightly".to_owned()],
+        statistics: statistics(),
+    }
+}
+
+pub fn forgotten() -> Forgotten {
+    Forgotten { slot: slot(), time_ms: 1_700_000_070_000, by: "prune on host-b".to_owned() }
+}
+
+pub fn session() -> Session {
+    let leaves = vec![(0, Some(chunk_id(Domain::Structure, 3))), (5, None)];
+    Session {
+        id: session_id(),
+        kind: SessionKind::Backup,
+        slot: Some(slot()),
+        job: job(),
+        volume: VOLUME.to_owned(),
+        host: "host-a".to_owned(),
+        started_ms: 1_700_000_000_000,
+        checkpoint: Some(Checkpoint { reading: reading(), size: 10 << 30, leaves }),
+    }
+}
+
+pub fn epoch() -> Epoch {
+    Epoch { number: 3, forgotten: vec![slot(), parent()], condemned: vec![pack_id()] }
+}
+
+pub fn verdict() -> Verdict {
+    Verdict { number: 3, delete: vec![pack_id()] }
+}

@@ -1,0 +1,94 @@
+//! A look into a repository from outside, with the code that agents use.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+
+use agent::Repository;
+use agent::store::Store;
+use object_store::local::LocalFileSystem;
+use schema::keys::Identity;
+use schema::{Domain, PackId, names};
+use tokio::runtime::Runtime;
+
+use super::clock::RealTime;
+
+/// An opened repository.
+#[derive(Debug)]
+pub struct Archive {
+    runtime: Runtime,
+    repository: Repository,
+}
+
+/// How often chunks of content are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copies {
+    /// Stored copies of chunks, over all packs.
+    pub stored: usize,
+    /// Different chunks.
+    pub distinct: usize,
+}
+
+impl Copies {
+    /// Copies beyond the first, in percent.
+    pub fn excess_percent(self) -> f64 {
+        (self.stored - self.distinct) as f64 * 100.0 / self.distinct.max(1) as f64
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+impl Archive {
+    /// Opens with an identity file.
+    pub fn open(store: Store, identity: impl AsRef<Path>) -> Self {
+        let text = std::fs::read_to_string(identity).expect("an identity file");
+        let identity = Identity::from_file(&text).expect("an identity");
+        let runtime = runtime();
+        let repository =
+            runtime.block_on(Repository::open(store, None, Some(&identity))).expect("the repository opens");
+        Self { runtime, repository }
+    }
+
+    /// Opens a repository in a directory.
+    pub fn in_directory(path: impl AsRef<Path>, identity: impl AsRef<Path>) -> Self {
+        let inner = LocalFileSystem::new_with_prefix(path.as_ref()).expect("the repository's directory");
+        let location = path.as_ref().display().to_string();
+        Self::open(Store::new(Arc::new(inner), "", &location, Arc::new(RealTime::new())), identity)
+    }
+
+    /// The repository.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Runs something that waits.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// All packs; none while the store is away.
+    pub fn packs(&self) -> Option<Vec<PackId>> {
+        let packs = self.block_on(self.repository.list_packs()).ok()?;
+        Some(packs.into_iter().map(|(pack, _)| pack).collect())
+    }
+
+    /// Counts chunks of content by the packs' footers.
+    pub fn copies(&self) -> Copies {
+        let mut found: BTreeMap<_, usize> = BTreeMap::new();
+        for pack in self.packs().expect("a listing of packs") {
+            let (header, footer) = self.block_on(self.repository.read_footer(pack)).expect("a footer");
+            if header.kind == Domain::Data {
+                footer.entries.iter().for_each(|entry| *found.entry(entry.id).or_default() += 1);
+            }
+        }
+        Copies { stored: found.values().sum(), distinct: found.len() }
+    }
+
+    /// Sessions whose objects exist.
+    pub fn open_sessions(&self) -> usize {
+        self.block_on(self.repository.store.list(names::SESSIONS)).expect("a listing of sessions").len()
+    }
+}

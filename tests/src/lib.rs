@@ -1,0 +1,4 @@
+//! What tests across crates share.
+
+pub mod e2e;
+pub mod sim;

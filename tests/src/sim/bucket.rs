@@ -1,0 +1,209 @@
+//! The bucket as one role sees it, and its history: commit slots are decided once and for ever.
+//!
+//! A write or deletion that was sent reaches the store even when its sender is no more, as requests do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use futures::TryStreamExt;
+use futures::stream::{BoxStream, StreamExt};
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::*;
+use schema::names;
+
+use super::trace::Trace;
+
+/// The objects themselves, with what must be remembered of them.
+#[derive(Debug)]
+pub struct History {
+    objects: InMemory,
+    trace: Arc<Trace>,
+    state: Arc<Mutex<Seen>>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    slots: BTreeMap<Path, bytes::Bytes>,
+    deleted: BTreeSet<Path>,
+    back: BTreeSet<Path>,
+    writes: u64,
+}
+
+impl History {
+    /// An empty bucket.
+    pub fn new(trace: Arc<Trace>) -> Arc<Self> {
+        Arc::new(Self { objects: InMemory::new(), trace, state: Arc::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, Seen> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a key was written again after it was deleted: by a write that landed late.
+    pub fn came_back(&self, key: &str) -> bool {
+        self.state().back.contains(&Path::from(key))
+    }
+
+    /// Counts writes from now on.
+    pub fn count_writes(&self) {
+        self.state().writes = 0;
+    }
+
+    /// Writes that were counted.
+    pub fn writes(&self) -> u64 {
+        self.state().writes
+    }
+
+    fn is_slot(at: &Path) -> bool {
+        at.parts().next().is_some_and(|first| first.as_ref() == names::SNAPSHOTS)
+    }
+
+    fn written(&self, at: &Path, bytes: bytes::Bytes) {
+        let mut state = self.state();
+        if state.deleted.contains(at) {
+            state.back.insert(at.clone());
+        }
+        if Self::is_slot(at) {
+            let decided = state.slots.entry(at.clone()).or_insert_with(|| bytes.clone());
+            if *decided != bytes {
+                self.trace.wrong(format!("one-winner: {at} was decided, and written again"));
+            }
+        }
+    }
+}
+
+impl fmt::Display for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a bucket with a history")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for History {
+    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        let bytes = bytes::Bytes::from(payload.clone());
+        let result = self.objects.put_opts(at, payload, options).await;
+        let how = if result.is_ok() { "lands" } else { "meets another" };
+        self.trace.note(format_args!("bucket: {at} {how}"));
+        self.state().writes += 1;
+        if result.is_ok() {
+            self.written(at, bytes);
+        }
+        result
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.objects.put_multipart_opts(at, options).await
+    }
+
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+        self.objects.get_opts(at, options).await
+    }
+
+    fn delete_stream(&self, at: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        let (trace, state) = (self.trace.clone(), self.state.clone());
+        let noted = at.inspect_ok(move |path| {
+            trace.note(format_args!("bucket: {path} is deleted"));
+            if Self::is_slot(path) {
+                trace.wrong(format!("one-winner: {path} was deleted"));
+            }
+            state.lock().unwrap_or_else(PoisonError::into_inner).deleted.insert(path.clone());
+        });
+        self.objects.delete_stream(noted.boxed())
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.objects.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.objects.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.objects.copy_opts(from, to, options).await
+    }
+}
+
+/// The bucket for one role.
+#[derive(Debug, Clone)]
+pub struct RoleBucket {
+    role: Arc<str>,
+    inner: Arc<dyn ObjectStore>,
+    trace: Arc<Trace>,
+}
+
+impl RoleBucket {
+    /// What `role` sees of `inner`.
+    pub fn new(role: &str, inner: Arc<dyn ObjectStore>, trace: Arc<Trace>) -> Self {
+        Self { role: role.into(), inner, trace }
+    }
+}
+
+impl fmt::Display for RoleBucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the bucket of {}", self.role)
+    }
+}
+
+/// Runs a request to its end, whatever becomes of its sender.
+async fn sent<T: Send + 'static>(request: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    let ended = tokio::spawn(request).await;
+    ended.unwrap_or_else(|why| Err(Error::Generic { store: "RoleBucket", source: why.into() }))
+}
+
+#[async_trait]
+impl ObjectStore for RoleBucket {
+    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        self.trace.note(format_args!("{} puts {at}", self.role));
+        let (inner, at) = (self.inner.clone(), at.clone());
+        sent(async move { inner.put_opts(&at, payload, options).await }).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(at, options).await
+    }
+
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+        let got = self.inner.get_opts(at, options).await;
+        self.trace.note(format_args!("{} gets {at}: {}", self.role, if got.is_ok() { "ok" } else { "no" }));
+        got
+    }
+
+    fn delete_stream(&self, at: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        let inner = self.inner.clone();
+        at.then(move |path| {
+            let inner = inner.clone();
+            async move {
+                let path = path?;
+                sent(async move { inner.delete(&path).await.map(|()| path) }).await
+            }
+        })
+        .boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let prefix_text = prefix.map(ToString::to_string).unwrap_or_default();
+        self.trace.note(format_args!("{} lists {prefix_text}", self.role));
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}

@@ -1,0 +1,118 @@
+//! The world of a plan: volumes, an empty repository in a bucket with faults, and the bus.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use agent::faults::store::{FaultyStore, StoreFaults};
+use agent::repository::NewRepository;
+use agent::store::Store;
+use agent::{Environment, Failure, Repository};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use schema::keys::Identity;
+
+use super::bucket::History;
+use super::cluster::World;
+use super::content::{Content, Templates};
+use super::environment::SimEnvironment;
+use super::plan::Plan;
+use super::server::Server;
+use super::sources::{Source, Sources};
+use super::trace::Trace;
+use super::wires::Wires;
+
+/// A folder for caches: in memory, where there is such a place.
+pub fn scratch() -> std::io::Result<tempfile::TempDir> {
+    let memory = std::path::Path::new("/dev/shm");
+    match memory.is_dir() {
+        true => tempfile::tempdir_in(memory),
+        false => tempfile::tempdir(),
+    }
+}
+
+/// Builds everything but the roles. The bucket is on its good behaviour until the repository is made.
+pub async fn build(
+    plan: Plan,
+    loud: bool,
+    folder: &std::path::Path,
+) -> Result<(Arc<World>, Arc<History>, Option<Arc<Identity>>), Failure> {
+    let environment: Arc<dyn Environment> = Arc::new(SimEnvironment::new(plan.seed));
+    let trace = Arc::new(Trace::new(environment.clone(), loud));
+    let history = History::new(trace.clone());
+    let store = FaultyStore::new(
+        history.clone(),
+        environment.clone(),
+        StoreFaults { seed: plan.seed, ..StoreFaults::default() },
+    );
+    let identity = plan.encrypted.then(|| Arc::new(Identity::generate()));
+    let recipients = identity.as_ref().map(|identity| identity.recipients()).unwrap_or_default();
+    let new = NewRepository { recipients, pack_size: plan.pack_size };
+    let plain = Store::new(history.clone(), "", "bucket", environment.clone());
+    let repository = Repository::init(plain, &new).await?;
+    store.set(plan.store.clone());
+    if let Some((number, fault)) = plan.write_fault {
+        store.fail_write(number, fault);
+    }
+    history.count_writes();
+    let server = Server::new(environment.clone(), plan.chunk_queue);
+    let (bus, accident) = (plan.bus.clone(), plan.accident.clone());
+    let wires = Wires::new(environment.clone(), trace.clone(), server, bus, accident);
+    let sources = sources(&plan, &environment);
+    let folder = folder.to_owned();
+    let world = World {
+        plan,
+        environment,
+        trace,
+        wires,
+        store,
+        repository,
+        sources,
+        folder,
+        crashed: Mutex::default(),
+    };
+    Ok((Arc::new(world), history, identity))
+}
+
+/// What readers call a volume's source.
+pub fn source_name(volume: usize) -> String {
+    format!("/dev/vg/lv{volume}")
+}
+
+/// A volume's name.
+pub fn volume_name(volume: usize) -> String {
+    format!("host/vg/lv{volume}")
+}
+
+/// The templates that volumes share.
+pub fn templates(plan: &Plan) -> Templates {
+    Templates::new(&mut StdRng::seed_from_u64(plan.seed ^ 0x7e3a), plan.templates)
+}
+
+fn sources(plan: &Plan, environment: &Arc<dyn Environment>) -> Vec<Arc<Sources>> {
+    let templates = templates(plan);
+    let mut by_host: BTreeMap<usize, Vec<Arc<Source>>> = BTreeMap::new();
+    let mut first: Option<Content> = None;
+    for (number, volume) in plan.volumes.iter().enumerate() {
+        let random = &mut StdRng::seed_from_u64(plan.seed ^ (number as u64) << 32);
+        let content = match &first {
+            Some(first) if volume.clone => {
+                let mut content = first.clone();
+                content.scribble(random, &templates);
+                content
+            }
+            _ => Content::new(random, &templates, volume.size, volume.runs),
+        };
+        first.get_or_insert_with(|| content.clone());
+        let source = Source::new(&source_name(number), volume.live, volume.vague, content.clone());
+        if let Some(reads) = volume.changes_after {
+            let mut next = content;
+            next.scribble(random, &templates);
+            next.scribble(random, &templates);
+            source.change_after(reads, next);
+        }
+        by_host.entry(number % plan.hosts).or_default().push(source);
+    }
+    (0..plan.hosts)
+        .map(|host| Sources::new(environment.clone(), by_host.remove(&host).unwrap_or_default()))
+        .collect()
+}

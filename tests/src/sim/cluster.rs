@@ -1,0 +1,302 @@
+//! The roles of a run, each a task that can die at any moment and comes back after a while.
+//!
+//! A role that dies takes all its tasks and everything in memory with it. What it had sent stays sent.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agent::faults::store::FaultyStore;
+use agent::index::IndexClient;
+use agent::rate::RateLimit;
+use agent::store::Store;
+use agent::{Context, Environment, Failure, Queue, Repository, Stop, Volumes};
+use conductor::Conductor;
+use hasher::{ContentKey, Hasher};
+use indexer::Indexer;
+use reader::Reader;
+use storer::Storer;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::bucket::RoleBucket;
+use super::plan::Plan;
+use super::sources::Sources;
+use super::trace::Trace;
+use super::wires::Wires;
+
+/// What every role of a run stands on.
+#[derive(Debug)]
+pub struct World {
+    /// The plan.
+    pub plan: Plan,
+    /// Clock and randomness.
+    pub environment: Arc<dyn Environment>,
+    /// What happened.
+    pub trace: Arc<Trace>,
+    /// The bus.
+    pub wires: Arc<Wires>,
+    /// The bucket with its faults.
+    pub store: FaultyStore,
+    /// The repository, with a store of its own.
+    pub repository: Repository,
+    /// The sources of each host.
+    pub sources: Vec<Arc<Sources>>,
+    /// A folder for caches.
+    pub folder: PathBuf,
+    /// Lives of roles that ended by a crash, as their context's host names them.
+    pub crashed: Mutex<BTreeSet<String>>,
+}
+
+impl World {
+    /// Shards of the index.
+    pub fn shards(&self) -> u16 {
+        self.plan.indexers as u16 * self.plan.shards_each
+    }
+
+    /// What a role is given, under its name. The host names the life, so that sessions say who drove them.
+    pub fn context(&self, name: &str, life: u32, stop: Stop) -> Context {
+        Context {
+            bus: self.wires.bus(name),
+            environment: self.environment.clone(),
+            counters: Arc::default(),
+            stop,
+            host: life_name(name, life).into(),
+        }
+    }
+
+    /// The repository as a role sees it.
+    pub fn repository(&self, name: &str) -> Repository {
+        let bucket = RoleBucket::new(name, Arc::new(self.store.clone()), self.trace.clone());
+        let store = Store::new(Arc::new(bucket), "", "bucket", self.environment.clone());
+        Repository { store, ..self.repository.clone() }
+    }
+
+    fn random_below(&self, limit: Duration) -> Duration {
+        let drawn = u64::from_le_bytes(self.environment.random());
+        Duration::from_micros(drawn % (limit.as_micros() as u64).max(1))
+    }
+}
+
+/// A role and its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The reader of a host.
+    Reader(usize),
+    /// A hasher of a host, and which.
+    Hasher(usize, usize),
+    /// An indexer.
+    Indexer(usize),
+    /// A storer.
+    Storer(usize),
+    /// A conductor.
+    Conductor(usize),
+}
+
+impl Role {
+    fn name(self) -> String {
+        match self {
+            Self::Reader(host) => format!("reader-{host}"),
+            Self::Hasher(host, n) => format!("hasher-{host}.{n}"),
+            Self::Indexer(n) => format!("indexer-{n}"),
+            Self::Storer(n) => format!("storer-{n}"),
+            Self::Conductor(n) => format!("conductor-{n}"),
+        }
+    }
+}
+
+fn life_name(name: &str, life: u32) -> String {
+    format!("{name}/{life}")
+}
+
+/// The name of a host.
+pub fn host(number: usize) -> String {
+    format!("host{number}")
+}
+
+#[derive(Debug)]
+struct Place {
+    role: Role,
+    state: Mutex<PlaceState>,
+}
+
+#[derive(Debug, Default)]
+struct PlaceState {
+    life: u32,
+    caches: u32,
+    task: Option<AbortHandle>,
+    stop: Stop,
+    ending: bool,
+}
+
+impl Place {
+    fn state(&self) -> MutexGuard<'_, PlaceState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All roles of a run.
+#[derive(Debug)]
+pub struct Cluster {
+    world: Arc<World>,
+    places: Vec<Arc<Place>>,
+    keepers: JoinSet<()>,
+}
+
+impl Cluster {
+    /// Starts every role of the plan.
+    pub fn start(world: &Arc<World>) -> Self {
+        let plan = &world.plan;
+        let mut roles: Vec<Role> = (0..plan.indexers).map(Role::Indexer).collect();
+        roles.extend((0..plan.storers).map(Role::Storer));
+        for host in 0..plan.hosts {
+            roles.push(Role::Reader(host));
+            roles.extend((0..plan.hashers).map(|n| Role::Hasher(host, n)));
+        }
+        roles.extend((0..plan.conductors).map(Role::Conductor));
+        let place = |role| Arc::new(Place { role, state: Mutex::default() });
+        let places: Vec<_> = roles.into_iter().map(place).collect();
+        let mut keepers = JoinSet::new();
+        for place in &places {
+            keepers.spawn(keep(world.clone(), place.clone()));
+        }
+        Self { world: world.clone(), places, keepers }
+    }
+
+    /// How many roles there are.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Ends a role at once. A forgetful one finds an empty cache when it comes back.
+    pub fn crash(&self, which: usize, forgetful: bool) {
+        let place = &self.places[which % self.places.len()];
+        let mut state = place.state();
+        self.world.trace.note(format_args!("crash of {}", place.role.name()));
+        if forgetful {
+            state.caches += 1;
+        }
+        if let Some(task) = state.task.take() {
+            task.abort();
+        }
+    }
+
+    /// Tells a role to stop; it comes back.
+    pub fn restart(&self, which: usize) {
+        let place = &self.places[which % self.places.len()];
+        self.world.trace.note(format_args!("{} is told to stop", place.role.name()));
+        place.state().stop.raise();
+    }
+
+    /// Lets every role finish. Whether all did within `limit`.
+    pub async fn finish(mut self, limit: Duration) -> bool {
+        for place in &self.places {
+            let mut state = place.state();
+            state.ending = true;
+            state.stop.raise();
+        }
+        let all = async { while self.keepers.join_next().await.is_some() {} };
+        self.world.environment.timeout(limit, all).await.is_some()
+    }
+}
+
+/// Starts a role again and again.
+async fn keep(world: Arc<World>, place: Arc<Place>) {
+    loop {
+        let stop = Stop::default();
+        let name = place.role.name();
+        let (life, caches) = {
+            let mut state = place.state();
+            if state.ending {
+                return;
+            }
+            state.life += 1;
+            state.stop = stop.clone();
+            (state.life, state.caches)
+        };
+        world.trace.note(format_args!("{name} starts, life {life}"));
+        let context = world.context(&name, life, stop);
+        let task = tokio::spawn(live(world.clone(), context, place.role, name.clone(), caches));
+        world.wires.lives(&name, task.abort_handle());
+        place.state().task = Some(task.abort_handle());
+        match task.await {
+            Ok(Ok(())) => world.trace.note(format_args!("{name} ends")),
+            Ok(Err(failure)) => {
+                world.trace.note(format_args!("{name} fails: {failure}"));
+                if failure.why.contains("panicked") {
+                    world.trace.wrong(format!("{name} panicked: {failure}"));
+                }
+            }
+            Err(why) if why.is_cancelled() => {
+                world.trace.note(format_args!("{name} is dead"));
+                let mut crashed = world.crashed.lock().unwrap_or_else(PoisonError::into_inner);
+                crashed.insert(life_name(&name, life));
+            }
+            Err(why) => world.trace.wrong(format!("{name} panicked: {why}")),
+        }
+        let absence = world.random_below(world.plan.absence) + Duration::from_millis(1);
+        world.environment.sleep(absence).await;
+    }
+}
+
+/// One life of a role.
+async fn live(
+    world: Arc<World>,
+    context: Context,
+    role: Role,
+    name: String,
+    caches: u32,
+) -> Result<(), Failure> {
+    let plan = &world.plan;
+    let index = IndexClient::new(context.bus.clone(), context.environment.clone(), world.shards());
+    match role {
+        Role::Reader(host_number) => {
+            let host = host(host_number);
+            let extents = Queue::extents(&host);
+            let settings = reader::Settings {
+                segment: plan.segment,
+                segments: 4,
+                extents,
+                ..reader::Settings::new(host)
+            };
+            let volumes: Arc<dyn Volumes> = world.sources[host_number].clone();
+            Reader::new(context, volumes, settings, world.repository.key.cut_seed()).run().await
+        }
+        Role::Hasher(host_number, _) => {
+            let key = &world.repository.key;
+            let content = Arc::new(ContentKey::new(key, &*context.environment)?);
+            let settings = hasher::Settings { level: 1, extents: Queue::extents(&host(host_number)) };
+            Hasher::new(context, settings, index, key, content)?.run().await
+        }
+        Role::Indexer(number) => {
+            let first = number as u16 * plan.shards_each;
+            let settings = indexer::Settings {
+                path: world.folder.join(format!("{name}.{caches}")),
+                cache_bytes: 1 << 20,
+                shards: world.shards(),
+                owned: (first..first + plan.shards_each).collect(),
+                give_up: plan.give_up,
+                sync_interval: plan.sync_interval,
+            };
+            Indexer::open(context, world.repository(&name), settings).await?.run().await
+        }
+        Role::Storer(_) => {
+            let settings = storer::Settings {
+                uploads: 2,
+                max_age: plan.pack_age,
+                shards: world.shards(),
+                limit: RateLimit::none(),
+            };
+            Storer::new(context, world.repository(&name), settings).run().await
+        }
+        Role::Conductor(_) => {
+            let repository = world.repository(&name);
+            Conductor::new(context, repository, index, plan.conducting.clone()).run().await
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Virtual time and seeded randomness: the seam that makes a run repeat itself.
+//!
+//! Time is tokio's paused clock: it moves only when nothing else can, so that long waits are free. It must be made
+//! inside a runtime that started paused.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use agent::Environment;
+use async_trait::async_trait;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// When virtual time begins, in milliseconds since 1970.
+const BEGINNING_MS: u64 = 1_900_000_000_000;
+
+/// Clock and randomness of one run.
+#[derive(Debug)]
+pub struct SimEnvironment {
+    start: tokio::time::Instant,
+    random: Mutex<StdRng>,
+}
+
+impl SimEnvironment {
+    /// Time begins now.
+    pub fn new(seed: u64) -> Self {
+        Self { start: tokio::time::Instant::now(), random: Mutex::new(StdRng::seed_from_u64(seed)) }
+    }
+}
+
+#[async_trait]
+impl Environment for SimEnvironment {
+    fn now_ms(&self) -> u64 {
+        BEGINNING_MS + u64::try_from(self.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    fn fill_random(&self, bytes: &mut [u8]) {
+        self.random.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(bytes);
+    }
+}

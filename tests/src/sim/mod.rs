@@ -1,0 +1,25 @@
+//! Whole sessions from one seed: every role as it is, over the in-process bus and a bucket in memory, in virtual time.
+//!
+//! * [`plan`]: what a seed stands for.
+//! * [`mod@run`]: one run of a plan.
+//! * [`oracle`]: what must hold at its end.
+//!
+//! Nothing here knows how roles work: faults come through the seams, and what is checked is what an operator relies on.
+
+pub mod bucket;
+pub mod build;
+pub mod client;
+pub mod cluster;
+pub mod content;
+pub mod environment;
+pub mod oracle;
+pub mod plan;
+pub mod run;
+pub mod server;
+pub mod sources;
+pub mod trace;
+pub mod wires;
+
+pub use plan::Plan;
+pub use run::{Broken, Report, run};
+pub use wires::Accident;

@@ -1,0 +1,204 @@
+//! What must hold at the end of a run, by the names of the invariants.
+//!
+//! The bucket alone is asked, with an index built anew: whatever roles believed is of no interest here.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use agent::index::IndexClient;
+use agent::local::LocalBus;
+use agent::repository::AtSlot;
+use agent::{Context, Failure, Repository, Stop};
+use indexer::Indexer;
+use restorer::{Restorer, Target};
+use rustix::fs::{SeekFrom, seek};
+use schema::JobId;
+use schema::keys::Identity;
+use schema::messages::{FailureKind, JobOutcome};
+use schema::names::{self, Slot};
+use schema::root::Root;
+
+use super::bucket::History;
+use super::client::Job;
+use super::cluster::World;
+use super::content::{BLOCK, Content};
+
+/// Checks everything; what is broken is noted in the trace.
+pub async fn check(world: &World, history: &History, identity: Option<Arc<Identity>>, jobs: &[Job]) {
+    let roots = match slots(world).await {
+        Ok(roots) => roots,
+        Err(failure) => return world.trace.wrong(format!("one-winner: {failure}")),
+    };
+    outcomes(world, jobs, &roots);
+    sessions(world, history).await;
+    if let Err(failure) = readable(world, identity, &roots).await {
+        world.trace.wrong(format!("sealed-is-readable: the bucket could not be checked: {failure}"));
+    }
+}
+
+/// `one-winner`: every slot holds a commit that belongs there, or a tombstone.
+async fn slots(world: &World) -> Result<Vec<Root>, Failure> {
+    let mut roots = Vec::new();
+    for listed in world.repository.store.list(names::SNAPSHOTS).await? {
+        let slot = Slot::parse_key(&listed.key).map_err(Failure::from)?;
+        match world.repository.at_slot(slot).await? {
+            AtSlot::Snapshot(root) => roots.push(*root),
+            AtSlot::Tombstone => {}
+            AtSlot::Nothing => world.trace.wrong(format!("one-winner: {} vanished", listed.key)),
+        }
+    }
+    Ok(roots)
+}
+
+/// `progress`: what clients were told is what the bucket says.
+fn outcomes(world: &World, jobs: &[Job], roots: &[Root]) {
+    let mut by_job: BTreeMap<JobId, Vec<&Root>> = BTreeMap::new();
+    roots.iter().for_each(|root| by_job.entry(root.job).or_default().push(root));
+    for job in jobs {
+        let sealed = by_job.remove(&job.job).unwrap_or_default();
+        match &job.outcome {
+            Some(JobOutcome::Sealed { slot, .. }) if sealed.iter().any(|root| root.slot == *slot) => {
+                if sealed.len() > 1 {
+                    world.trace.wrong(format!("progress: job {} made {} snapshots", job.job, sealed.len()));
+                }
+            }
+            // Nobody remembers a job that failed: when it is delivered again, its source may hold still.
+            Some(JobOutcome::Failed { kind, why })
+                if sealed.is_empty()
+                    || [FailureKind::Device, FailureKind::Revoked, FailureKind::Store].contains(kind) =>
+            {
+                failed(world, job, *kind, why);
+            }
+            None => {}
+            told => world.trace.wrong(format!(
+                "progress: job {} was told {told:?}, and the bucket holds {:?}",
+                job.job,
+                sealed.iter().map(|root| root.slot).collect::<Vec<_>>()
+            )),
+        }
+    }
+    if !by_job.is_empty() {
+        world.trace.wrong(format!("one-winner: snapshots of jobs that nobody asked for: {by_job:?}"));
+    }
+}
+
+/// A job may fail only by its source, by a bucket that was away for long, or because somebody ended it.
+fn failed(world: &World, job: &Job, kind: FailureKind, why: &str) {
+    let volume = &world.plan.volumes[job.volume];
+    let expected = match kind {
+        FailureKind::Device => volume.changes_after.is_some() && why.contains("lv"),
+        FailureKind::Store => world.plan.has_outage(),
+        FailureKind::Revoked => world.plan.has_cancel(),
+        _ => false,
+    };
+    if !expected {
+        world.trace.wrong(format!("progress: job {} of lv{} failed: {kind:?} {why}", job.job, job.volume));
+    }
+}
+
+/// Sessions end with their objects, unless whoever drove one crashed, a write landed after the end, or the bucket was
+/// away at the end.
+async fn sessions(world: &World, history: &History) {
+    let left = match agent::sessions::list(&world.repository).await {
+        Ok(left) => left,
+        Err(why) => return world.trace.wrong(format!("progress: sessions cannot be listed: {why}")),
+    };
+    let crashed = world.crashed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    for session in left {
+        let key = names::session(session.id);
+        if !(crashed.contains(&session.host) || history.came_back(&key) || world.plan.has_outage()) {
+            world.trace.wrong(format!("progress: {key} is left though every job has ended"));
+        }
+    }
+}
+
+/// `sealed-is-readable` and `restored-equals-read`, from the bucket alone.
+async fn readable(world: &World, identity: Option<Arc<Identity>>, roots: &[Root]) -> Result<(), Failure> {
+    let bus = Arc::new(LocalBus::new(world.environment.clone(), 1 << 20));
+    let (environment, stop) = (world.environment.clone(), Stop::default());
+    let context =
+        Context { bus, environment, counters: Arc::default(), stop: stop.clone(), host: "oracle".into() };
+    let settings = indexer::Settings {
+        path: world.folder.join("oracle"),
+        cache_bytes: 1 << 20,
+        shards: 1,
+        owned: vec![0],
+        give_up: Duration::from_secs(60),
+        sync_interval: Duration::from_secs(3600),
+    };
+    let repository: Repository = world.repository.clone();
+    let indexer =
+        Indexer::open(context.clone(), repository.clone(), settings).await.map_err(Failure::from)?;
+    let serving = tokio::spawn(indexer.run());
+    let index = IndexClient::new(context.bus.clone(), context.environment.clone(), 1);
+    let settings = restorer::Settings { threads: 1, ..restorer::Settings::default() };
+    let restorer = Restorer::new(context, repository, index, identity, settings);
+    // Not beside the caches: those may be below /dev, where no file is restored to.
+    let folder =
+        tempfile::tempdir().map_err(|why| Failure::refused(format!("no folder to restore to: {why}")))?;
+    for root in roots {
+        let path = folder.path().join(root.slot.session.to_string());
+        match restorer.restore(root.clone(), Target::new(&path, false), |_| ()).await {
+            Ok(_) => {
+                if let Err(why) = compare(world, root, &path) {
+                    world
+                        .trace
+                        .wrong(format!("restored-equals-read: {} of {}: {why}", root.slot, root.volume));
+                }
+                let _ = std::fs::remove_file(&path);
+            }
+            Err(why) => {
+                world.trace.wrong(format!("sealed-is-readable: {} of {}: {why}", root.slot, root.volume));
+            }
+        }
+    }
+    stop.raise();
+    let _ = serving.await;
+    Ok(())
+}
+
+/// What was restored against what was read.
+fn compare(world: &World, root: &Root, path: &std::path::Path) -> Result<(), String> {
+    let sources = world.sources.iter().filter_map(|sources| sources.source(&root.source));
+    let held = sources.filter_map(|source| source.held(root.reading)).next();
+    let held = held.ok_or_else(|| format!("nobody read {} as {}", root.source, root.reading))?;
+    let allowed = match root.changed_while_read {
+        true => &held[..],
+        false => &held[..1],
+    };
+    let file = File::open(path).map_err(|why| why.to_string())?;
+    let size = file.metadata().map_err(|why| why.to_string())?.len();
+    if size != held[0].size() || size != root.size {
+        return Err(format!("{size} bytes instead of {}", held[0].size()));
+    }
+    for number in interesting(&file, size, allowed)? {
+        let expected: Vec<Vec<u8>> = allowed.iter().map(|content| content.block(number)).collect();
+        let mut found = vec![0; expected[0].len()];
+        file.read_exact_at(&mut found, number * BLOCK).map_err(|why| why.to_string())?;
+        if !expected.contains(&found) {
+            return Err(format!("block {number} differs"));
+        }
+    }
+    Ok(())
+}
+
+/// Blocks that hold data in the file, or should.
+fn interesting(file: &File, size: u64, contents: &[Arc<Content>]) -> Result<Vec<u64>, String> {
+    let mut ranges: Vec<_> = contents.iter().flat_map(|content| content.allocated(0..size)).collect();
+    let mut at = 0;
+    while at < size
+        && let Ok(start) = seek(file, SeekFrom::Data(at))
+    {
+        let end = seek(file, SeekFrom::Hole(start)).map_err(|why| why.to_string())?;
+        ranges.push(start..end.min(size));
+        at = end;
+    }
+    let mut blocks: Vec<u64> =
+        ranges.into_iter().flat_map(|range| range.start / BLOCK..range.end.div_ceil(BLOCK)).collect();
+    blocks.sort_unstable();
+    blocks.dedup();
+    Ok(blocks)
+}

@@ -1,0 +1,204 @@
+//! One run: builds the world of a plan, submits its jobs, lets the storm pass, and asks the oracle.
+//!
+//! Every run ends: whatever waits is bounded in virtual time, and what takes longer is a broken invariant.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::faults::store::StoreFaults;
+use agent::{Topic, sessions};
+use schema::messages::{About, Cancel, FailureKind, JobOutcome, Message};
+
+use super::build::{build, scratch};
+use super::client::{self, Job};
+use super::cluster::{Cluster, World};
+use super::oracle;
+use super::plan::{Plan, Upset};
+
+/// Virtual time in which queues must be empty after the last job, and roles must have ended after they were told to.
+const CALM: Duration = Duration::from_secs(600);
+
+/// What a run did.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// Jobs sealed.
+    pub sealed: usize,
+    /// Jobs of them whose source changed, and that was allowed.
+    pub marked: usize,
+    /// Jobs that failed, with kind and reason.
+    pub failed: Vec<(FailureKind, String)>,
+    /// Roles that died.
+    pub crashes: usize,
+    /// Restarts of the message server.
+    pub server_restarts: usize,
+    /// Faults of the bus.
+    pub bus_faults: u64,
+    /// Faults of the bucket, slowness left out.
+    pub store_faults: u64,
+    /// Messages sent, and answers given.
+    pub messages: u64,
+    /// Answers and acknowledgements given.
+    pub answers: u64,
+    /// Whether the planned accident happened.
+    pub accident: bool,
+    /// Writes to the bucket after its creation.
+    pub writes: u64,
+    /// Lines of the trace.
+    pub lines: u64,
+    /// Hash of the trace.
+    pub trace: blake3::Hash,
+    /// Virtual time that it took.
+    pub took: Duration,
+}
+
+/// Broken invariants of a run.
+#[derive(Debug, Clone)]
+pub struct Broken {
+    /// The plan's seed.
+    pub seed: u64,
+    /// Each begins with the name of an invariant.
+    pub wrong: Vec<String>,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed {} (look at it with LVKEEP_SIM_SEED={}):", self.seed, self.seed)?;
+        self.wrong.iter().try_for_each(|wrong| write!(f, "\n  {wrong}"))
+    }
+}
+
+/// Runs a plan. A loud run prints its trace.
+pub fn run(plan: Plan, loud: bool) -> Result<Report, Broken> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.map_err(|why| Broken { seed: plan.seed, wrong: vec![why.to_string()] })?;
+    let result = runtime.block_on(simulate(plan, loud));
+    drop(runtime);
+    result
+}
+
+async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
+    let seed = plan.seed;
+    let broken = |why: String| Broken { seed, wrong: vec![why] };
+    let folder = scratch().map_err(|why| broken(format!("cannot make a folder: {why}")))?;
+    let (world, history, identity) =
+        build(plan, loud, folder.path()).await.map_err(|why| broken(why.to_string()))?;
+    let cluster = Arc::new(Cluster::start(&world));
+    let jobs = client::submit(&world);
+    weather(&world, &cluster).await;
+    let jobs = client::settle(&world, jobs).await;
+    drain(&world).await;
+    if let Some(cluster) = Arc::into_inner(cluster)
+        && !cluster.finish(CALM).await
+    {
+        world.trace.wrong("progress: a role did not end when it was told to".into());
+    }
+    let [memory, disk] = world.wires.injected();
+    let (messages, answers, accident) = world.wires.counts();
+    let (lines, trace) = world.trace.summary();
+    let took = world.environment.elapsed();
+    oracle::check(&world, &history, identity, &jobs).await;
+    let wrong = world.trace.wrongs();
+    if !wrong.is_empty() {
+        return Err(Broken { seed, wrong });
+    }
+    let store = world.store.injected();
+    let failed = |job: &Job| match &job.outcome {
+        Some(JobOutcome::Failed { kind, why }) => Some((*kind, why.clone())),
+        _ => None,
+    };
+    let failed: Vec<_> = jobs.iter().filter_map(failed).collect();
+    let upsets = |server: bool| {
+        let is = |upset: &&(Duration, Upset)| matches!(upset.1, Upset::Server) == server;
+        world.plan.upsets.iter().filter(is).count()
+    };
+    Ok(Report {
+        seed,
+        sealed: jobs.len() - failed.len(),
+        marked: jobs.iter().filter(|job| is_marked(job)).count(),
+        failed,
+        crashes: upsets(false),
+        server_restarts: upsets(true),
+        bus_faults: memory.total() + disk.total(),
+        store_faults: store.total() - store.slow,
+        messages,
+        answers,
+        accident,
+        writes: history.writes(),
+        lines,
+        trace,
+        took,
+    })
+}
+
+fn is_marked(job: &Job) -> bool {
+    matches!(job.outcome, Some(JobOutcome::Sealed { changed_while_read: true, .. }))
+}
+
+/// The storm: what happens to roles, until the faults stop.
+async fn weather(world: &Arc<World>, cluster: &Arc<Cluster>) {
+    let storm = async {
+        for (pause, upset) in &world.plan.upsets {
+            world.environment.sleep(*pause).await;
+            match upset {
+                Upset::Crash { which, forgetful } => cluster.crash(*which, *forgetful),
+                Upset::Restart { which } => cluster.restart(*which),
+                Upset::Outage(lasts) => {
+                    world.trace.note(format_args!("the bucket is away"));
+                    world.store.crash();
+                    world.environment.sleep(*lasts).await;
+                    world.store.recover();
+                    world.trace.note(format_args!("the bucket is back"));
+                }
+                Upset::Cancel { which, revoke } => cancel(world, *which, *revoke).await,
+                Upset::Server => {
+                    world.trace.note(format_args!("the message server restarts"));
+                    world.wires.server().restart().await;
+                }
+            }
+        }
+    };
+    tokio::join!(storm, world.environment.sleep(world.plan.storm));
+    world.wires.quiet();
+    // What was planned for one write stays planned, and so does slowness.
+    let calm = StoreFaults {
+        seed: 0,
+        slow: world.plan.store.slow,
+        slow_max: world.plan.store.slow_max,
+        ..StoreFaults::default()
+    };
+    world.store.set(calm);
+    world.trace.note(format_args!("the storm is over"));
+}
+
+/// Ends one of the sessions that are open.
+async fn cancel(world: &World, which: usize, revoke: bool) {
+    let open = sessions::list(&world.repository).await.unwrap_or_default();
+    let Some(session) = open.get(which % open.len().max(1)) else { return };
+    world.trace.note(format_args!("session {} is to end, revoke {revoke}", session.id));
+    if revoke {
+        if let Err(why) = sessions::revoke(&world.repository, session).await {
+            world.trace.wrong(format!("one-winner: a slot could not be occupied: {why}"));
+        }
+        return;
+    }
+    let message = Message::new(&About::nothing(), &Cancel { session: session.id });
+    let _ = world.wires.bus("operator").broadcast(&Topic::cancel(), message).await;
+}
+
+/// Waits until no queue in memory holds anything.
+async fn drain(world: &World) {
+    let step = Duration::from_secs(1);
+    let mut waited = Duration::ZERO;
+    // Even when nothing is held just now, what is late may be on its way.
+    while waited < CALM && (!world.wires.server().held().is_empty() || world.wires.late() > 0) {
+        world.environment.sleep(step).await;
+        waited += step;
+    }
+    world.environment.sleep(Duration::from_secs(30)).await;
+    for (queue, bytes) in world.wires.server().held() {
+        world.trace.wrong(format!("bounded: queue {queue} still holds {bytes} bytes"));
+    }
+}

@@ -1,0 +1,65 @@
+//! Keys that are missing, wrong, or of another repository.
+
+use tests::e2e::{Machine, random_file};
+
+/// A repository with one snapshot, its keys in named files and none in the home folder.
+fn repository(name: &str) -> Machine {
+    let mut machine = Machine::new(name);
+    machine.set("LVKEEP_REPO", &machine.place("repo"));
+    let (key, identity, image) = (machine.place("key"), machine.place("identity"), machine.place("disk.img"));
+    machine.run(&["init", "--key-out", &key, "--identity-out", &identity]).ok();
+    random_file(&image, 3 << 20, 1);
+    machine.run(&["--key", &key, "backup", "--name", "vm/disk", &image]).ok();
+    machine
+}
+
+#[test]
+fn keys_that_do_not_fit_are_refused_by_name() {
+    let (one, other) = (repository("one"), repository("other"));
+    let (key, identity, image) = (one.place("key"), one.place("identity"), one.place("disk.img"));
+    let (wrong_key, wrong_identity) = (other.place("key"), other.place("identity"));
+    let target = one.place("restored.img");
+    let refused = |arguments: &[&str], words: &[&str]| one.run(arguments).fails(3, words);
+
+    refused(&["backup", &image], &["encrypted", "writer key"]);
+    refused(&["snapshots"], &["writer key"]);
+    refused(&["--key", &wrong_key, "backup", &image], &["writer key is of repository"]);
+    refused(&["--key", &wrong_key, "snapshots"], &["writer key is of repository"]);
+    refused(&["--identity", &wrong_identity, "restore", "vm/disk@latest", &target], &["config"]);
+    refused(&["--key", &key, "restore", "vm/disk@latest", &target], &["vm/disk", "identity"]);
+    refused(
+        &["--key", &key, "--identity", &wrong_identity, "restore", "vm/disk@latest", &target],
+        &["identity"],
+    );
+    refused(&["--key", &key, "check", "--read-data"], &["identity"]);
+    refused(&["key", "check", &wrong_identity], &["config"]);
+    refused(&["--key", &key, "key", "add", "age1abc"], &["identity"]);
+    one.run(&["--key", "/nowhere/key", "snapshots"]).fails(1, &["/nowhere/key"]);
+    one.run(&["--identity", "/nowhere/identity", "restore", "vm/disk@latest", &target])
+        .fails(1, &["/nowhere/identity"]);
+    let garbage = one.place("garbage");
+    std::fs::write(&garbage, "no key at all\n").expect("a file");
+    one.run(&["--key", &garbage, "snapshots"]).fails(3, &[&garbage]);
+    one.run(&["--identity", &garbage, "snapshots"]).fails(3, &[&garbage]);
+    assert!(!std::path::Path::new(&target).exists(), "nothing was restored");
+
+    // With the writer key alone everything but content can be seen.
+    one.run(&["--key", &key, "check"]).ok();
+    one.run(&["--key", &key, "show", "vm/disk@latest"]).ok();
+    one.run(&["--identity", &identity, "restore", "vm/disk@latest", &target]).ok();
+    tests::e2e::same_bytes(&image, &target);
+}
+
+#[test]
+fn a_repository_is_not_made_twice() {
+    let machine = repository("m");
+    machine.run(&["init"]).fails(3, &["holds a repository already"]);
+    let repo = machine.place("other");
+    let identity = machine.place("identity");
+    machine.run(&["init", "--repo", &repo, "--identity-out", &identity]).fails(3, &["exists already"]);
+    assert!(!std::path::Path::new(&repo).join("config").exists(), "nothing was made");
+    machine.run(&["init", "--repo", &repo, "--recipient", "age1nonsense"]).fails(3, &["age1nonsense"]);
+    machine.run(&["init", "--repo", &repo, "--pack-size", "1KiB"]).fails(1, &["pack-size"]);
+    machine.run(&["init", "--repo", "ftp://somewhere/x"]).fails(1, &["ftp://somewhere/x", "s3://"]);
+    machine.run(&["snapshots", "--repo", &machine.place("absent")]).fails(3, &["absent", "lvkeep init"]);
+}

@@ -1,0 +1,168 @@
+//! Targets that must not be written to, or cannot be.
+
+use std::path::Path;
+use std::process::Command;
+
+use tests::e2e::{Machine, ext4, holds_tree, make_tree, program, random_file, same_bytes};
+
+const SIZE: u64 = 12 << 20;
+
+fn prepared() -> Machine {
+    let mut machine = Machine::new("m");
+    machine.set("LVKEEP_REPO", &machine.place("repo"));
+    machine.run(&["init"]).ok();
+    let image = machine.place("disk.img");
+    random_file(&image, SIZE, 1);
+    machine.run(&["backup", "--name", "vm/disk", &image]).ok();
+    machine
+}
+
+/// A loop device over a file; detached with this value.
+struct Loop(String);
+
+impl Loop {
+    /// Attaches; none where this machine has no loop devices for us, which is said.
+    fn over(file: &str) -> Option<Self> {
+        let done =
+            Command::new(program("losetup")).args(["-f", "--show", file]).output().expect("losetup runs");
+        if done.status.success() {
+            return Some(Self(String::from_utf8_lossy(&done.stdout).trim().to_owned()));
+        }
+        println!("THIS MACHINE HAS NO LOOP DEVICES FOR US: {}", String::from_utf8_lossy(&done.stderr).trim());
+        None
+    }
+
+    fn of_size(machine: &Machine, name: &str, size: u64) -> Option<Self> {
+        let file = machine.place(name);
+        random_file(&file, size, 99);
+        Self::over(&file)
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let done = Command::new(program("losetup")).args(["-d", &self.0]).status();
+        assert!(done.is_ok_and(|status| status.success()), "{} stays attached", self.0);
+    }
+}
+
+#[test]
+fn files_that_must_not_be_overwritten_are_refused() {
+    let machine = prepared();
+    let image = machine.place("disk.img");
+    let restore = |target: &str, more: &[&str]| {
+        let mut arguments = vec!["restore", "vm/disk@latest", target];
+        arguments.extend(more);
+        machine.run(&arguments)
+    };
+    restore(&image, &[]).fails(3, &[&image, "source"]);
+    let full = machine.place("full.img");
+    std::fs::write(&full, "precious").expect("a file");
+    restore(&full, &[]).fails(3, &[&full, "has content"]);
+    assert_eq!(std::fs::read(&full).expect("the file"), b"precious");
+    for inside in ["repo/new.img", "repo/packs/new.img", "repo/config"] {
+        let inside = machine.place(inside);
+        restore(&inside, &["--force"]).fails(3, &[&inside, "inside the repository"]);
+    }
+    let folder = machine.place("folder");
+    std::fs::create_dir(&folder).expect("a folder");
+    restore(&folder, &["--force"]).fails(3, &[&folder, "neither"]);
+    restore("/dev/null", &["--force"]).fails(3, &["/dev/null", "neither"]);
+    restore("/dev/no-such-device", &[]).fails(3, &["/dev/no-such-device"]);
+    restore(&machine.place("absent/x.img"), &[]).fails(3, &["absent", "create it first"]);
+    let link = machine.place("link");
+    std::os::unix::fs::symlink(machine.place("nothing"), &link).expect("a link");
+    restore(&link, &[]).fails(3, &[&link, "symbolic link"]);
+
+    restore(&full, &["--force"]).ok();
+    same_bytes(&image, &full);
+    // Over its own source, by force: it writes what it held.
+    let before = std::fs::read(&image).expect("the image");
+    std::fs::write(&image, "lost").expect("the image is lost");
+    restore(&image, &["--force"]).ok();
+    assert!(std::fs::read(&image).expect("the image") == before, "the source is what it was");
+    machine.run(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn devices_that_do_not_fit_or_are_in_use_are_refused() {
+    let machine = prepared();
+    let image = machine.place("disk.img");
+    let (Some(small), Some(exact), Some(large)) = (
+        Loop::of_size(&machine, "small", SIZE - 4096),
+        Loop::of_size(&machine, "exact", SIZE),
+        Loop::of_size(&machine, "large", SIZE + 4096),
+    ) else {
+        println!("without devices, files stand for them");
+        return machine.restores("vm/disk@latest", &image);
+    };
+    let restore = |target: &str, more: &[&str]| {
+        let mut arguments = vec!["restore", "vm/disk@latest", target];
+        arguments.extend(more);
+        machine.run(&arguments)
+    };
+    for more in [&[][..], &["--force"]] {
+        restore(&small.0, more).fails(3, &[&small.0, "has 12578816 bytes"]);
+    }
+    restore(&large.0, &[]).fails(3, &[&large.0, "force"]);
+    restore(&machine.place("exact"), &[]).fails(3, &["exact", "has content"]);
+    restore(&exact.0, &[]).ok();
+    same_bytes(&image, &exact.0);
+    restore(&large.0, &["--force"]).ok();
+
+    // A device is a source, too; and it is not restored to itself unasked.
+    machine.run(&["backup", "--name", "vm/device", &exact.0]).ok();
+    machine.run(&["restore", "vm/device@latest", &exact.0]).fails(3, &[&exact.0, "source"]);
+    machine.restores("vm/device@latest", &image);
+}
+
+#[test]
+fn a_mounted_target_is_refused() {
+    let machine = prepared();
+    let (tree, file, folder) = (machine.place("tree"), machine.place("mounted"), machine.place("folder"));
+    make_tree(&tree, 5);
+    ext4(&file, 32, &tree);
+    std::fs::create_dir(&folder).expect("a folder to mount on");
+    let Some(device) = Loop::over(&file) else {
+        println!("without devices, a file with content stands for one that is mounted");
+        machine.run(&["restore", "vm/disk@latest", &file]).fails(3, &[&file]);
+        return;
+    };
+    let mounted = Command::new(program("mount")).args(["-o", "ro", &device.0, &folder]).status();
+    assert!(mounted.is_ok_and(|status| status.success()), "{} is mounted", device.0);
+    let refused = machine.run(&["restore", "vm/disk@latest", &device.0]);
+    let unmounted = Command::new(program("umount")).arg(&folder).status();
+    assert!(unmounted.is_ok_and(|status| status.success()), "{folder} stays mounted");
+    refused.fails(3, &[&device.0, "mounted on", &folder]);
+    drop(device);
+    holds_tree(&file, &tree);
+}
+
+#[test]
+fn a_target_without_room_fails_by_name_and_leaves_no_file() {
+    let machine = prepared();
+    let folder = machine.place("small");
+    std::fs::create_dir(&folder).expect("a folder");
+    let mount =
+        Command::new(program("mount")).args(["-t", "tmpfs", "-o", "size=2m", "tmpfs", &folder]).output();
+    let mounted = mount.expect("mount runs");
+    let target = format!("{folder}/restored.img");
+    if !mounted.status.success() {
+        let why = String::from_utf8_lossy(&mounted.stderr);
+        println!("THIS MACHINE CANNOT MOUNT ({}): a limit on file sizes stands for a full disk", why.trim());
+        let mut command = Command::new(program("sh"));
+        command.arg("-c").arg("trap '' XFSZ; ulimit -f 2048; exec \"$0\" restore vm/disk@latest \"$1\"");
+        command.arg(tests::e2e::Binary::path()).arg(&target);
+        command.env("HOME", machine.home()).env("LVKEEP_REPO", machine.place("repo"));
+        machine.start_command(&["restore"], command).end().fails(4, &[&target]);
+        assert!(!Path::new(&target).exists(), "a restore that failed leaves no file");
+        return;
+    }
+    let ran = machine.run(&["restore", "vm/disk@latest", &target]);
+    let left = Path::new(&target).exists();
+    let unmounted = Command::new(program("umount")).arg(&folder).status();
+    assert!(unmounted.is_ok_and(|status| status.success()), "{folder} stays mounted");
+    ran.fails(4, &[&target]);
+    assert!(!left, "a restore that failed leaves no file");
+    machine.restores("vm/disk@latest", machine.place("disk.img"));
+}

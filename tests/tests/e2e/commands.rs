@@ -1,0 +1,222 @@
+//! What the commands around backup and restore answer.
+
+use tests::e2e::{Machine, Process, eventually, random_file};
+
+/// A machine with a repository and two snapshots of `vm/disk`, the second with 1 MiB changed at 4 MiB.
+fn prepared() -> Machine {
+    let mut machine = Machine::new("m");
+    machine.set("LVKEEP_REPO", &machine.place("repo"));
+    machine.run(&["init"]).ok();
+    let (image, change) = (machine.place("disk.img"), machine.place("change"));
+    random_file(&image, 9 << 20, 1);
+    machine.run(&["backup", "--name", "vm/disk", "--tag", "before", &image]).ok();
+    random_file(&change, 1 << 20, 2);
+    let changed = std::fs::read(&change).expect("the change");
+    let file = std::fs::File::options().write(true).open(&image).expect("the image");
+    std::os::unix::fs::FileExt::write_all_at(&file, &changed, 4 << 20).expect("the image changes");
+    machine.run(&["backup", "--name", "vm/disk", "--tag", "after", &image]).ok();
+    machine
+}
+
+#[test]
+fn snapshots_are_found_shown_and_compared() {
+    let machine = prepared();
+    let listed = machine.json(&["snapshots", "--volume", "vm/*"]);
+    assert_eq!(listed.as_array().map(Vec::len), Some(2));
+    assert_eq!(machine.json(&["snapshots", "--volume", "other/*"]).as_array().map(Vec::len), Some(0));
+    let text = machine.run(&["snapshots"]).ok();
+    assert!(text.out.contains("vm/disk") && text.out.contains("2 snapshots"), "{text}");
+    let ids: Vec<&str> =
+        listed.as_array().into_iter().flatten().filter_map(|row| row["id"].as_str()).collect();
+
+    let shown = machine.json(&["show", "vm/disk@latest"]);
+    assert_eq!((&shown["id"], &shown["parent"]), (&ids[1].into(), &ids[0].into()));
+    assert_eq!(
+        (&shown["volume"], &shown["size"], &shown["tags"][0]),
+        (&"vm/disk".into(), &(9 << 20).into(), &"after".into())
+    );
+    let by_prefix = machine.json(&["show", &ids[0][..24]]);
+    assert_eq!(by_prefix["tags"][0], "before");
+    assert!(machine.run(&["show", ids[0]]).ok().out.contains("generation  1"));
+    machine.run(&["show", "vm/other@latest"]).fails(3, &["vm/other", "has no snapshot"]);
+    machine.run(&["show", "01ZZZZ"]).fails(3, &["01ZZZZ", "lvkeep snapshots"]);
+    machine.run(&["show", &ids[0][..3]]).fails(3, &["write more of it"]);
+    machine.run(&["show", "vm/disk@yesterday"]).fails(3, &["yesterday"]);
+    machine.run(&["show", "vm/disk@2001-01-01"]).fails(3, &["no snapshot as old"]);
+
+    let diff = machine.json(&["diff", ids[0], ids[1]]);
+    let bytes = diff["bytes"].as_u64().expect("a count");
+    assert!((1 << 20..2 << 20).contains(&bytes), "{diff}");
+    let ranges = diff["ranges"].as_array().expect("ranges");
+    let covers = |range: &serde_json::Value| {
+        let (offset, len) = (range["offset"].as_u64().unwrap_or(0), range["len"].as_u64().unwrap_or(0));
+        offset <= 4 << 20 && offset + len >= 5 << 20
+    };
+    assert!(ranges.len() == 1 && covers(&ranges[0]), "{diff}");
+    assert_eq!(machine.json(&["diff", ids[0], ids[0]])["bytes"], 0);
+}
+
+#[test]
+fn the_repository_is_checked() {
+    let machine = prepared();
+    for arguments in [&["check"][..], &["check", "--read-data"]] {
+        let found = machine.json(arguments);
+        assert_eq!((&found["snapshots"], &found["damaged"]), (&2.into(), &serde_json::json!([])));
+        machine.run(arguments).ok();
+    }
+    let rebuilt = machine.json(&["index", "rebuild"]);
+    assert!(rebuilt["path"].is_string(), "{rebuilt}");
+    machine.run(&["index", "rebuild"]).ok();
+    machine.restores("vm/disk@latest", machine.place("disk.img"));
+    // Without any cache at all.
+    std::fs::remove_dir_all(machine.home().join(".cache")).expect("the cache goes");
+    machine.restores("vm/disk@latest", machine.place("disk.img"));
+}
+
+#[test]
+fn status_names_volumes_that_are_too_old() {
+    let machine = prepared();
+    let status = machine.json(&["status", "--max-age", "26h"]);
+    assert_eq!(
+        (&status["volumes"][0]["volume"], &status["volumes"][0]["too_old"]),
+        (&"vm/disk".into(), &false.into())
+    );
+    assert_eq!(status["sessions"], serde_json::json!([]));
+    assert!(machine.run(&["status"]).ok().out.contains("no session is open"));
+    machine.run(&["status", "--max-age", "1ms"]).fails(8, &["vm/disk"]);
+    let old = machine.run(&["--json", "status", "--max-age", "1ms"]).fails(8, &[]);
+    assert_eq!(old.json()["volumes"][0]["too_old"], true);
+    machine.run(&["status", "--max-age", "soon"]).fails(1, &["max-age", "soon"]);
+
+    let mut empty = Machine::new("empty");
+    empty.set("LVKEEP_REPO", &empty.place("repo"));
+    empty.run(&["init"]).ok();
+    empty.run(&["status", "--max-age", "26h"]).fails(8, &["no volume has a snapshot"]);
+}
+
+#[test]
+fn keys_are_shown_added_and_checked() {
+    let machine = prepared();
+    let shown = machine.json(&["key", "show"]);
+    assert_eq!((&shown["encrypted"], shown["recipients"].as_array().map(Vec::len)), (&true.into(), Some(1)));
+    machine.run(&["key", "show"]).ok();
+    let keys = machine.home().join(".config/lvkeep/keys");
+    let identity = std::fs::read_dir(&keys)
+        .expect("key files")
+        .filter_map(|entry| entry.ok()?.path().to_str().map(str::to_owned))
+        .find(|path| path.ends_with(".identity"))
+        .expect("an identity");
+    let checked = machine.json(&["key", "check", &identity]);
+    assert!(checked["data_keys"].as_u64() > Some(0) && checked["chunks"].as_u64() > Some(0), "{checked}");
+
+    // Another identity, from another repository, opens nothing until it is added.
+    let other = Machine::new("other");
+    let (repo, new) = (other.place("repo"), other.place("identity"));
+    let made = other.json(&["init", "--repo", &repo, "--identity-out", &new]);
+    let recipient = made["recipients"][0].as_str().expect("a recipient");
+    machine.run(&["key", "check", &new]).fails(3, &["config"]);
+    machine.run(&["key", "add", "age1nonsense"]).fails(3, &["age1nonsense"]);
+    let added = machine.json(&["key", "add", recipient]);
+    assert_eq!(added["recipients"].as_array().map(Vec::len), Some(2), "{added}");
+    machine.json(&["key", "check", &new]);
+    machine.json(&["key", "check", &identity]);
+    // Bucket and new identity are all that a restore needs; what is stored later is open to both, too.
+    machine.run(&["backup", "--name", "vm/disk", &machine.place("disk.img")]).ok();
+    let mut stranger = Machine::new("stranger");
+    stranger.set("LVKEEP_REPO", &machine.place("repo"));
+    stranger.set("LVKEEP_IDENTITY", &new);
+    stranger.restores("vm/disk@latest", machine.place("disk.img"));
+}
+
+#[test]
+fn settings_are_shown_with_their_origin_and_unknown_ones_refused() {
+    let mut machine = Machine::new("m");
+    machine.configure("level = 7\nhost = \"from-file\"\n[agent]\nroles = [\"reader\"]\n");
+    machine.set("LVKEEP_HOST", "from-environment");
+    let shown = machine.json(&["config", "show", "--memory", "128MiB"]);
+    for (name, value, origin) in [
+        ("level", serde_json::json!(7), "file"),
+        ("host", serde_json::json!("from-environment"), "environment"),
+        ("memory", serde_json::json!(128 << 20), "flag"),
+        ("ask_again", serde_json::json!(20.0), "default"),
+        ("redeliver", serde_json::json!(30.0), "default"),
+    ] {
+        assert_eq!((&shown[name]["value"], &shown[name]["origin"]), (&value, &origin.into()), "{name}");
+    }
+    let text = machine.run(&["config", "show"]).ok();
+    assert!(text.out.contains("lvkeep.toml"), "{text}");
+    machine.configure("levle = 7\n");
+    machine.run(&["config", "show"]).fails(1, &["lvkeep.toml", "levle"]);
+    machine.configure("level = 77\n");
+    machine.run(&["config", "show"]).fails(1, &["level", "77"]);
+    machine.configure("memory = \"lots\"\n");
+    machine.run(&["config", "show"]).fails(1, &["memory", "lots"]);
+    machine.configure("");
+    machine.run(&["config", "show", "--memory", "1MiB"]).fails(1, &["memory", "64MiB"]);
+    machine.run(&["--config", "/nowhere.toml", "config", "show"]).fails(1, &["/nowhere.toml"]);
+    machine.run(&["backup"]).fails(2, &["SOURCE"]);
+    machine.run(&["frobnicate"]).fails(2, &["frobnicate"]);
+}
+
+#[test]
+fn completions_manual_and_help_are_written() {
+    let machine = Machine::new("m");
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(machine.run(&["completions", shell]).ok().out.contains("snapshots"), "{shell}");
+    }
+    let folder = machine.place("man");
+    machine.run(&["manual", &folder]).ok();
+    let page = std::fs::read_to_string(format!("{folder}/lvkeep-restore.1")).expect("a page per command");
+    assert!(page.contains("block device"), "{page}");
+    let main = std::fs::read_to_string(format!("{folder}/lvkeep.1")).expect("the main page");
+    assert!(main.contains("Exit codes"), "{main}");
+    assert!(machine.run(&["--help"]).ok().out.contains("Exit codes"));
+    machine.run(&["--version"]).ok();
+}
+
+#[test]
+fn a_session_is_cancelled_by_name() {
+    let machine = prepared();
+    machine
+        .run(&["cancel", "01ARZ3NDEKTSV4RRFFQ69G5FAV"])
+        .fails(3, &["01ARZ3NDEKTSV4RRFFQ69G5FAV", "lvkeep status"]);
+    machine.run(&["cancel", "nonsense"]).fails(3, &["nonsense"]);
+
+    let image = machine.place("slow.img");
+    random_file(&image, 64 << 20, 5);
+    let backup = machine.start(&["backup", "--name", "vm/slow", "--limit-read", "4MiB", &image]);
+    let session = open_session(&machine);
+    let cancelled = machine.json(&["cancel", &session]);
+    assert_eq!(cancelled["volume"], "vm/slow");
+    machine.run(&["cancel", &session]).fails(3, &[&session]);
+    assert_eq!(machine.json(&["status"])["sessions"], serde_json::json!([]));
+    // A process that shares only the bucket learns of it at its next checkpoint or at its commit; SIGINT is sooner.
+    end_by_interrupt(backup);
+    assert_eq!(machine.json(&["snapshots"]).as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn an_interrupted_backup_leaves_nothing_behind() {
+    let machine = prepared();
+    let image = machine.place("slow.img");
+    random_file(&image, 64 << 20, 5);
+    let backup = machine.start(&["backup", "--name", "vm/slow", "--limit-read", "4MiB", &image]);
+    open_session(&machine);
+    end_by_interrupt(backup);
+    assert_eq!(machine.json(&["status"])["sessions"], serde_json::json!([]));
+    assert_eq!(machine.json(&["snapshots"]).as_array().map(Vec::len), Some(2));
+    machine.run(&["backup", "--name", "vm/slow", &image]).ok();
+    machine.restores("vm/slow@latest", &image);
+}
+
+fn open_session(machine: &Machine) -> String {
+    eventually("a session is open", || {
+        let status = machine.json(&["status"]);
+        status["sessions"][0]["session"].as_str().map(str::to_owned)
+    })
+}
+
+fn end_by_interrupt(mut backup: Process) {
+    backup.signal(rustix::process::Signal::INT);
+    backup.end().fails(7, &["vm/slow"]);
+}

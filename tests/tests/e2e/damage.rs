@@ -1,0 +1,173 @@
+//! Stored data that is damaged or missing: named by `check` and by the restore, and nothing else suffers.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+
+use schema::{Domain, names};
+use tests::e2e::{Archive, Machine, random_file};
+
+struct Damaged {
+    machine: Machine,
+    repo: String,
+    archive: Archive,
+}
+
+/// A repository with one snapshot each of `vm/good` and `vm/bad`.
+fn prepared() -> Damaged {
+    let mut machine = Machine::new("m");
+    let (repo, identity) = (machine.place("repo"), machine.place("identity"));
+    machine.set("LVKEEP_REPO", &repo);
+    machine.run(&["init", "--pack-size", "1MiB", "--identity-out", &identity]).ok();
+    machine.set("LVKEEP_IDENTITY", &identity);
+    for (name, seed) in [("good", 1), ("bad", 2)] {
+        let image = machine.place(&format!("{name}.img"));
+        random_file(&image, 6 << 20, seed);
+        machine.run(&["backup", "--name", &format!("vm/{name}"), &image]).ok();
+    }
+    let archive = Archive::in_directory(&repo, &identity);
+    Damaged { machine, repo, archive }
+}
+
+impl Damaged {
+    /// The newest pack of a kind with its entries; packs of `vm/bad` are newer than those of `vm/good`.
+    fn pack(&self, kind: Domain) -> (String, Vec<schema::pack::PackEntry>) {
+        let mut packs = self.archive.packs().expect("a listing");
+        packs.sort();
+        for pack in packs.into_iter().rev() {
+            let (header, footer) =
+                self.archive.block_on(self.archive.repository().read_footer(pack)).expect("a footer");
+            if header.kind == kind {
+                return (format!("{}/{}", self.repo, names::pack(pack)), footer.entries);
+            }
+        }
+        panic!("no pack of that kind");
+    }
+
+    fn flip(&self, path: &str, at: u64) {
+        let file = OpenOptions::new().read(true).write(true).open(path).expect("a pack");
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).expect("a byte");
+        file.write_all_at(&[byte[0] ^ 0x10], at).expect("a flipped bit");
+    }
+
+    /// Restoring `vm/bad` fails by name and leaves no target; `vm/good` restores.
+    fn only_bad_suffers(&self, words: &[&str]) {
+        let target = self.machine.place("restored.img");
+        let mut all = vec!["vm/bad"];
+        all.extend(words);
+        self.machine.run(&["restore", "vm/bad@latest", &target]).fails(6, &all);
+        assert!(!std::path::Path::new(&target).exists(), "a restore that failed leaves no file");
+        self.machine.restores("vm/good@latest", self.machine.place("good.img"));
+        assert_eq!(self.archive.open_sessions(), 0);
+    }
+
+    fn check_finds(&self, arguments: &[&str], words: &[&str]) {
+        let found = self.machine.run(arguments).fails(6, &["1 of 2 snapshots are damaged"]);
+        assert!(found.out.contains("DAMAGED vm/bad"), "{found}");
+        assert!(!found.out.contains("vm/good"), "{found}");
+        for word in words {
+            assert!(found.out.contains(word), "{word}: {found}");
+        }
+        let mut json = vec!["--json"];
+        json.extend(arguments);
+        let found = self.machine.run(&json).fails(6, &[]).json();
+        assert_eq!(found["damaged"][0]["volume"], "vm/bad", "{found}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_content_is_named() {
+    let damaged = prepared();
+    let (path, entries) = damaged.pack(Domain::Data);
+    let entry = entries[entries.len() / 2];
+    damaged.flip(&path, u64::from(entry.offset) + u64::from(entry.len) / 2);
+    damaged.only_bad_suffers(&["offset"]);
+    damaged.check_finds(&["check", "--read-data"], &["offset"]);
+    // The structure is whole.
+    damaged.machine.run(&["check"]).ok();
+}
+
+#[test]
+fn a_flipped_bit_in_the_map_is_named() {
+    let damaged = prepared();
+    let (path, entries) = damaged.pack(Domain::Structure);
+    let entry = entries[0];
+    damaged.flip(&path, u64::from(entry.offset) + u64::from(entry.len) - 3);
+    damaged.only_bad_suffers(&["map"]);
+    damaged.check_finds(&["check"], &["map"]);
+    damaged.check_finds(&["check", "--read-data"], &["map"]);
+}
+
+#[test]
+fn a_truncated_pack_is_named() {
+    let damaged = prepared();
+    let (path, entries) = damaged.pack(Domain::Data);
+    let file = OpenOptions::new().write(true).open(&path).expect("a pack");
+    file.set_len(u64::from(entries[entries.len() / 2].offset) + 7).expect("a shorter pack");
+    damaged.only_bad_suffers(&["offset"]);
+    damaged.check_finds(&["check", "--read-data"], &["offset"]);
+    // Whoever reads the bucket anew sees it without reading content.
+    damaged.machine.run(&["index", "rebuild"]).ok();
+    damaged.check_finds(&["check"], &["is in no pack"]);
+    damaged.only_bad_suffers(&["offset"]);
+}
+
+#[test]
+fn a_deleted_pack_is_named() {
+    let damaged = prepared();
+    let (path, _) = damaged.pack(Domain::Data);
+    std::fs::remove_file(path).expect("a pack goes");
+    damaged.only_bad_suffers(&["offset"]);
+    damaged.check_finds(&["check"], &["is in no pack"]);
+}
+
+#[test]
+fn a_damaged_root_is_named() {
+    let damaged = prepared();
+    let shown = damaged.machine.json(&["show", "vm/bad@latest"]);
+    let key = shown["key"].as_str().expect("a key");
+    let path = format!("{}/{key}", damaged.repo);
+    damaged.flip(&path, std::fs::metadata(&path).expect("a root").len() / 2);
+    let target = damaged.machine.place("restored.img");
+    damaged.machine.run(&["restore", "vm/bad@latest", &target]).fails(6, &[key]);
+    damaged.machine.restores("vm/good@latest", damaged.machine.place("good.img"));
+    let found = damaged.machine.run(&["check"]).fails(6, &["1 of 2"]);
+    assert!(found.out.contains(key), "{found}");
+}
+
+#[test]
+fn a_root_that_was_moved_is_refused() {
+    let damaged = prepared();
+    let key = |name: &str| {
+        let shown = damaged.machine.json(&["show", &format!("{name}@latest")]);
+        format!("{}/{}", damaged.repo, shown["key"].as_str().expect("a key"))
+    };
+    std::fs::copy(key("vm/good"), key("vm/bad")).expect("a root in another's place");
+    let target = damaged.machine.place("restored.img");
+    damaged.machine.run(&["restore", "vm/bad@latest", &target]).fails(6, &["snapshots/"]);
+    damaged.machine.restores("vm/good@latest", damaged.machine.place("good.img"));
+}
+
+#[test]
+fn a_damaged_configuration_and_a_newer_one_are_named() {
+    let damaged = prepared();
+    let path = format!("{}/config", damaged.repo);
+    let good = std::fs::read(&path).expect("the configuration");
+    let with = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = good.clone();
+        change(&mut bytes);
+        std::fs::write(&path, bytes).expect("the configuration is written");
+        damaged.machine.run(&["snapshots"])
+    };
+    let last = good.len() - 1;
+    with(&|bytes| bytes[last] ^= 1).fails(6, &["config"]);
+    with(&|bytes| bytes.truncate(40)).fails(6, &["config"]);
+    with(&|bytes| bytes[4] = 9).fails(3, &["config", "version 9"]);
+    let feature = good.windows(6).position(|window| window == b"base-1").expect("a feature");
+    with(&|bytes| bytes[feature + 5] = b'9').fails(3, &["config", "base-9"]);
+    for command in [&["backup", "/etc/hostname"][..], &["restore", "vm/good@latest", "out"], &["check"]] {
+        damaged.machine.run(command).fails(3, &["base-9"]);
+    }
+    std::fs::write(&path, &good).expect("the configuration is written");
+    damaged.machine.restores("vm/bad@latest", damaged.machine.place("bad.img"));
+}

@@ -1,0 +1,183 @@
+//! `kill -9` of every kind of process at several moments of a running backup.
+//!
+//! What is killed is started again as an operator's supervisor would. Afterwards the backup must be sealed and
+//! restorable, and every snapshot in the list must restore, byte for byte.
+
+use std::collections::BTreeMap;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tests::e2e::{Agent, Machine, Site, eventually, random_file};
+
+const SETTINGS: &str =
+    "ask_again = \"2s\"\nredeliver = \"3s\"\npack_max_age = \"1s\"\nlimit_read = \"12MiB\"";
+const MIB: u64 = 24;
+
+struct Crew {
+    site: Site,
+    agents: BTreeMap<&'static str, Agent>,
+    random: StdRng,
+    images: BTreeMap<String, String>,
+}
+
+impl Crew {
+    fn start() -> Self {
+        let site = Site::start(SETTINGS);
+        let mut agents = BTreeMap::new();
+        for role in ["reader", "hasher"] {
+            agents.insert(role, site.agent("a", &[role], &[]));
+        }
+        for role in ["indexer", "storer", "conductor"] {
+            agents.insert(role, site.agent("worker", &[role], &[]));
+        }
+        let seed = match std::env::var("LVKEEP_TEST_SEED") {
+            Ok(text) => text.parse().expect("LVKEEP_TEST_SEED is a number"),
+            Err(_) => rand::random(),
+        };
+        println!("moments by LVKEEP_TEST_SEED={seed}");
+        Self { site, agents, random: StdRng::seed_from_u64(seed), images: BTreeMap::new() }
+    }
+
+    /// Numbers of packs of a backup after which to strike: at its start, in the middle, near the end. A pack holds up
+    /// to 2 MiB.
+    fn moments(&mut self) -> Vec<usize> {
+        let end = MIB as usize / 2;
+        vec![0, self.random.random_range(1..end - 1), end]
+    }
+
+    /// Backs up a fresh image and strikes when it has stored so many packs.
+    fn strike(&mut self, packs: usize, strike: &mut impl FnMut(&mut Self)) {
+        let number = self.images.len();
+        let image = self.site.operator.place(&format!("{number}.img"));
+        random_file(&image, MIB << 20, self.random.random());
+        let volume = format!("a{image}");
+        self.images.insert(volume.clone(), image.clone());
+        let before = self.site.archive.packs().expect("a listing").len();
+        let mut backup = self.site.backup("a", &image);
+        eventually("packs are stored", || {
+            let stored = self.site.archive.packs()?.len() - before;
+            let has_begun = self.site.archive.open_sessions() > 0;
+            (has_begun && stored >= packs || backup.has_ended()).then_some(())
+        });
+        let early = !backup.has_ended();
+        strike(self);
+        let ended = backup.end();
+        assert!(early || packs > 1, "the backup was over too soon to say anything");
+        println!("struck after {packs} packs, before its end: {early}; it {}", ended.status);
+        let done = ended.ok().json();
+        let id = done["snapshot"].as_str().expect("an id");
+        self.site.operator.restores(id, &image);
+    }
+
+    /// Every snapshot in the list restores, and every session came to an end.
+    fn check(&self) {
+        let snapshots = self.site.snapshots();
+        assert!(snapshots.len() >= self.images.len());
+        for snapshot in snapshots {
+            let image = &self.images[snapshot["volume"].as_str().expect("a volume")];
+            self.site.operator.restores(snapshot["id"].as_str().expect("an id"), image);
+        }
+        self.site.operator.run(&["check"]).ok();
+        assert_eq!(self.site.archive.open_sessions(), 0, "every session came to an end");
+    }
+
+    fn survive(mut self, mut strike: impl FnMut(&mut Self)) {
+        for packs in self.moments() {
+            self.strike(packs, &mut strike);
+        }
+        self.check();
+    }
+}
+
+fn survive_killed(role: &'static str) {
+    Crew::start().survive(|crew| {
+        let agent = crew.agents.get_mut(role).expect("an agent of that role");
+        agent.kill();
+        agent.start_again();
+    });
+}
+
+#[test]
+fn the_reader_is_killed() {
+    survive_killed("reader");
+}
+
+#[test]
+fn the_hasher_is_killed() {
+    survive_killed("hasher");
+}
+
+#[test]
+fn the_indexer_is_killed() {
+    survive_killed("indexer");
+}
+
+#[test]
+fn the_storer_is_killed() {
+    survive_killed("storer");
+}
+
+#[test]
+fn the_conductor_is_killed() {
+    survive_killed("conductor");
+}
+
+#[test]
+fn the_message_bus_is_killed() {
+    Crew::start().survive(|crew| {
+        crew.site.nats.kill();
+        crew.site.nats.start_again();
+    });
+}
+
+#[test]
+fn the_object_store_is_killed() {
+    Crew::start().survive(|crew| {
+        crew.site.weed.kill();
+        crew.site.weed.start_again();
+    });
+}
+
+#[test]
+fn everything_is_killed_at_once() {
+    Crew::start().survive(|crew| {
+        crew.agents.values_mut().for_each(Agent::kill);
+        crew.site.nats.kill();
+        crew.site.weed.kill();
+        crew.site.weed.start_again();
+        crew.site.nats.start_again();
+        crew.agents.values_mut().for_each(Agent::start_again);
+    });
+}
+
+#[test]
+fn a_backup_in_one_process_is_killed() {
+    let mut machine = Machine::new("m");
+    machine.configure("pack_max_age = \"1s\"");
+    let repo = machine.place("repo");
+    machine.set("LVKEEP_REPO", &repo);
+    machine.run(&["init", "--pack-size", "1MiB"]).ok();
+    let image = machine.place("disk.img");
+    random_file(&image, 32 << 20, 1);
+    machine.run(&["backup", "--name", "vm/first", &image]).ok();
+    let folders = || std::fs::read_dir(format!("{repo}/packs")).expect("packs").count();
+    for seed in 2..6 {
+        random_file(&image, 32 << 20, seed);
+        let before = folders();
+        let mut backup = machine.start(&["backup", "--name", "vm/disk", "--limit-read", "24MiB", &image]);
+        eventually("packs are stored", || {
+            (folders() > before + seed as usize || backup.has_ended()).then_some(())
+        });
+        backup.kill();
+        // Nothing of it is in sight, and the next one is not in its way.
+        assert_eq!(
+            machine.json(&["snapshots", "--volume", "vm/disk"]).as_array().map(Vec::len),
+            Some(seed as usize - 2)
+        );
+        machine.run(&["backup", "--name", "vm/disk", &image]).ok();
+        machine.restores("vm/disk@latest", &image);
+    }
+    random_file(&image, 32 << 20, 1);
+    machine.restores("vm/first@latest", &image);
+    machine.run(&["check", "--read-data"]).ok();
+}

@@ -1,0 +1,17 @@
+//! Real processes of `lvkeep`, alone and together with a real NATS server and a real object store.
+//!
+//! Backups must be restorable byte for byte; whatever is killed, damaged or misused must end in a snapshot that can
+//! be restored or in a failure with a name, a documented exit code and nothing half-written in sight.
+
+mod bad_keys;
+mod bad_sources;
+mod bad_stores;
+mod bad_targets;
+mod commands;
+mod damage;
+mod distributed;
+mod embedded;
+mod kills;
+mod memory;
+mod object_store;
+mod restorer;

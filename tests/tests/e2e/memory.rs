@@ -1,0 +1,64 @@
+//! Memory stays within the default budget, whatever the volume's size.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use tests::e2e::{Machine, eventually, random_file, same_bytes};
+
+/// The default budget.
+const BUDGET_KIB: u64 = 256 << 10;
+
+#[test]
+fn a_sparse_volume_of_64_gib_stays_within_the_budget() {
+    let machine = prepared();
+    let image = machine.place("sparse.img");
+    let file = File::create(&image).expect("an image");
+    file.set_len(64 << 30).expect("a large hole");
+    for number in 0..64u64 {
+        let block: Vec<u8> = (0..4096u64).map(|at| ((at * 31) ^ number) as u8).collect();
+        file.write_all_at(&block, (number << 30) + 4096 * number).expect("some data");
+    }
+    drop(file);
+    within_budget(&machine, "64 GiB, sparse", &["backup", "--name", "big", &image]);
+    within_budget(&machine, "64 GiB, sparse, again", &["backup", "--name", "big", &image]);
+    let target = machine.place("restored.img");
+    within_budget(&machine, "64 GiB, sparse, restored", &["restore", "big@latest", &target]);
+    let (original, restored) =
+        (File::open(&image).expect("the image"), File::open(&target).expect("the target"));
+    assert_eq!(restored.metadata().expect("metadata").len(), 64 << 30);
+    for number in 0..64u64 {
+        let [mut a, mut b] = [vec![0; 16384], vec![0; 16384]];
+        original.read_exact_at(&mut a, number << 30).expect("a part of the image");
+        restored.read_exact_at(&mut b, number << 30).expect("a part of the target");
+        assert!(a == b, "GiB {number} differs");
+    }
+}
+
+#[test]
+fn incompressible_data_stays_within_the_budget() {
+    let machine = prepared();
+    let image = machine.place("random.img");
+    random_file(&image, 600 << 20, 1);
+    within_budget(&machine, "600 MB, random", &["backup", "--name", "random", &image]);
+    within_budget(&machine, "600 MB, random, again", &["backup", "--name", "random", &image]);
+    let target = machine.place("restored.img");
+    within_budget(&machine, "600 MB, random, restored", &["restore", "random@latest", &target]);
+    same_bytes(&image, &target);
+}
+
+fn prepared() -> Machine {
+    let mut machine = Machine::new("m");
+    machine.set("LVKEEP_REPO", &machine.place("repo"));
+    machine.run(&["init"]).ok();
+    machine
+}
+
+fn within_budget(machine: &Machine, what: &str, arguments: &[&str]) {
+    let mut process = machine.start(arguments);
+    // Its memory is looked at each time.
+    eventually(what, || process.has_ended().then_some(()));
+    let ran = process.end().ok();
+    println!("{what}: {} MiB resident at most", ran.peak_kib >> 10);
+    assert!(ran.peak_kib > 0, "its memory was seen");
+    assert!(ran.peak_kib <= BUDGET_KIB, "{what}: {} KiB are more than the budget: {ran}", ran.peak_kib);
+}

@@ -1,0 +1,52 @@
+//! A real object store: backups into it, and the promises that the project relies on.
+
+use tests::e2e::{Archive, Machine, Seaweed, ext4, fsck, make_tree, random_file, same_bytes};
+
+#[test]
+fn a_file_system_comes_back_from_an_object_store() {
+    let weed = Seaweed::start();
+    let mut machine = Machine::new("m");
+    machine.set_all(&weed.environment());
+    machine.set("LVKEEP_REPO", &weed.location("some/prefix"));
+    let identity = machine.place("identity");
+    let made = machine.json(&["init", "--identity-out", &identity, "--pack-size", "4MiB"]);
+    assert_eq!(made["conditional_create"], true, "this store keeps its word on conditional writes");
+    machine.set("LVKEEP_IDENTITY", &identity);
+
+    let (tree, image) = (machine.place("tree"), machine.place("disk.img"));
+    make_tree(&tree, 1);
+    ext4(&image, 64, &tree);
+    machine.run(&["backup", "--name", "vm/root", &image]).ok();
+    let unchanged = machine.json(&["backup", "--name", "vm/root", &image]);
+    assert_eq!(unchanged["bytes_stored"], 0);
+    let random = machine.place("random.img");
+    random_file(&random, 40 << 20, 2);
+    machine.run(&["backup", "--name", "vm/data", &random]).ok();
+
+    let target = machine.place("restored.img");
+    machine.run(&["restore", "vm/root@latest", &target]).ok();
+    same_bytes(&image, &target);
+    fsck(&target);
+    std::fs::remove_file(&target).expect("the restored file is deleted");
+    machine.restores("vm/data@latest", &random);
+    let found = machine.json(&["check", "--read-data"]);
+    assert_eq!((&found["snapshots"], &found["damaged"]), (&3.into(), &serde_json::json!([])));
+    assert_eq!(Archive::open(weed.store("some/prefix"), &identity).open_sessions(), 0);
+
+    // Bucket and identity are all that a restore needs.
+    let mut stranger = Machine::new("stranger");
+    stranger.set_all(&weed.environment());
+    stranger.set("LVKEEP_REPO", &weed.location("some/prefix"));
+    stranger.set("LVKEEP_IDENTITY", &identity);
+    stranger.restores("vm/data@latest", &random);
+    // Another prefix of the same bucket is another repository.
+    stranger.run(&["--repo", &weed.location("some"), "snapshots"]).fails(3, &["holds no repository"]);
+}
+
+#[test]
+fn this_object_store_keeps_its_promises() {
+    let weed = Seaweed::start();
+    let store = weed.store("contract");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(agent::contract::store::all(&store));
+}

@@ -1,0 +1,253 @@
+//! Whole sessions under faults, each run from one seed. What must hold is in `tests::sim::oracle`.
+//!
+//! `LVKEEP_SIM_SEED=n` runs one seed and prints all that happens; `LVKEEP_TEST_LONG=1` runs many more seeds;
+//! `LVKEEP_SIM_FROM=n` begins with another seed than 0.
+
+use std::time::Duration;
+
+use agent::faults::store::WriteFault;
+use tests::sim::plan::Upset;
+use tests::sim::{Accident, Plan, Report, run};
+
+/// Seeds of an ordinary run, and how many times more of a long one.
+const SEEDS: u64 = 600;
+const LONG: u64 = 20;
+
+fn is_long() -> bool {
+    std::env::var("LVKEEP_TEST_LONG").is_ok_and(|long| long == "1")
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let number = std::env::var(variable).ok()?;
+    Some(number.parse().unwrap_or_else(|why| panic!("{variable} is not a number: {why}")))
+}
+
+/// Runs a plan that must not break an invariant.
+fn must(plan: Plan) -> Report {
+    run(plan, false).unwrap_or_else(|broken| panic!("{broken}"))
+}
+
+/// What many runs did.
+#[derive(Debug, Default)]
+struct Total {
+    runs: u64,
+    sealed: usize,
+    failed: usize,
+    crashes: usize,
+    server_restarts: usize,
+    bus_faults: u64,
+    store_faults: u64,
+    virtual_time: Duration,
+}
+
+impl Total {
+    fn add(&mut self, report: &Report) {
+        self.runs += 1;
+        self.sealed += report.sealed;
+        self.failed += report.failed.len();
+        self.crashes += report.crashes;
+        self.server_restarts += report.server_restarts;
+        self.bus_faults += report.bus_faults;
+        self.store_faults += report.store_faults;
+        self.virtual_time += report.took;
+    }
+}
+
+#[test]
+fn sessions_end_well_under_faults() {
+    if let Some(seed) = number("LVKEEP_SIM_SEED") {
+        tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().init();
+        let report = run(Plan::of(seed), true).unwrap_or_else(|broken| panic!("{broken}"));
+        eprintln!("{report:#?}");
+        return;
+    }
+    let seeds = if is_long() { SEEDS * LONG } else { SEEDS };
+    let mut total = Total::default();
+    let mut broken = Vec::new();
+    let from = number("LVKEEP_SIM_FROM").unwrap_or(0);
+    for seed in from..from + seeds {
+        match run(Plan::of(seed), false) {
+            Ok(report) => total.add(&report),
+            Err(wrong) => broken.push(wrong.to_string()),
+        }
+    }
+    eprintln!("{total:#?}");
+    assert!(
+        broken.is_empty(),
+        "{} of {seeds} seeds broke an invariant:\n{}",
+        broken.len(),
+        broken.join("\n")
+    );
+    // A run in which little happens proves little.
+    assert!(total.sealed > total.runs as usize && total.failed > 0, "{total:?}");
+    assert!(total.crashes > 1000 && total.bus_faults > 5000 && total.store_faults > 1000, "{total:?}");
+}
+
+#[test]
+fn a_seed_repeats_itself() {
+    for seed in 0..if is_long() { 400 } else { 40 } {
+        let (first, second) = (must(Plan::of(seed)), must(Plan::of(seed)));
+        assert_eq!(
+            (first.lines, first.trace),
+            (second.lines, second.trace),
+            "seed {seed} took another course"
+        );
+    }
+}
+
+/// Runs the small scenario with one accident after the other until there are no more messages that it could hit.
+fn every_accident(what: &str, accident: impl Fn(u64) -> Accident) {
+    let mut total = Total::default();
+    for number in 0.. {
+        let plan = Plan { accident: accident(number), ..Plan::calm(7) };
+        let report = run(plan, false).unwrap_or_else(|broken| panic!("{what} {number}: {broken}"));
+        assert_eq!(report.failed, [], "progress: {what} {number}");
+        if !report.accident {
+            break;
+        }
+        total.add(&report);
+    }
+    eprintln!("{what}: {} runs, {:?} of virtual time", total.runs, total.virtual_time);
+    assert!(total.runs > 40, "{what}: only {} messages", total.runs);
+}
+
+#[test]
+fn any_one_message_may_get_lost() {
+    every_accident("lost message", Accident::Lost);
+}
+
+#[test]
+fn any_one_message_may_be_late() {
+    every_accident("late message", |n| Accident::Late(n, Duration::from_secs(20)));
+}
+
+#[test]
+fn any_one_answer_or_acknowledgement_may_get_lost() {
+    every_accident("lost answer", Accident::Unanswered);
+}
+
+#[test]
+fn any_one_message_may_come_twice() {
+    every_accident("doubled message", Accident::Doubled);
+}
+
+/// `no-silent-skip`: a source that changes while it is read fails its backup or is marked, whatever gets lost.
+#[test]
+fn a_change_is_noticed_whatever_gets_lost() {
+    for allow_changes in [false, true] {
+        let mut noticed = 0;
+        for (reads, lost) in [1, 3, 6].into_iter().flat_map(|reads| (0..70).map(move |lost| (reads, lost))) {
+            let mut plan = Plan { accident: Accident::Lost(lost), ..Plan::calm(9) };
+            plan.volumes.truncate(1);
+            let volume = &mut plan.volumes[0];
+            (volume.live, volume.vague, volume.runs) = (true, true, 6);
+            (volume.changes_after, volume.allow_changes) = (Some(reads), allow_changes);
+            let report = run(plan, false).unwrap_or_else(|broken| panic!("{reads} {lost}: {broken}"));
+            noticed += report.failed.len() + report.marked;
+        }
+        assert!(noticed > 50, "only {noticed} changes happened while they mattered");
+    }
+}
+
+#[test]
+fn the_conductor_may_crash_at_every_step() {
+    every_accident("crash of the conductor at", |n| Accident::Crash(n, vec!["conductor"]));
+}
+
+#[test]
+fn the_storer_may_crash_at_every_step() {
+    every_accident("crash of the storer at", |n| Accident::Crash(n, vec!["storer"]));
+}
+
+#[test]
+fn reader_and_hashers_may_crash_at_every_step() {
+    every_accident("crash of reader and hashers at", |n| Accident::Crash(n, vec!["reader", "hasher"]));
+}
+
+#[test]
+fn the_indexer_may_crash_at_every_step() {
+    every_accident("crash of the indexer at", |n| Accident::Crash(n, vec!["indexer"]));
+}
+
+#[test]
+fn everything_may_crash_at_every_step() {
+    let all = vec!["conductor", "storer", "reader", "hasher", "indexer"];
+    every_accident("crash of everything at", |n| Accident::Crash(n, all.clone()));
+}
+
+#[test]
+fn any_one_write_may_fail() {
+    for fault in [WriteFault::Before, WriteFault::After, WriteFault::Exists, WriteFault::Late] {
+        let mut number = 1;
+        loop {
+            let plan = Plan { write_fault: Some((number, fault)), ..Plan::calm(7) };
+            let report =
+                run(plan, false).unwrap_or_else(|broken| panic!("write {number} {fault:?}: {broken}"));
+            assert_eq!(report.failed, [], "progress: write {number} {fault:?}");
+            if report.store_faults == 0 {
+                break;
+            }
+            number += 1;
+        }
+        eprintln!("{fault:?}: {number} runs");
+        assert!(number > 6, "only {number} writes");
+    }
+}
+
+/// Runs the small scenario with one upset after the other, each later than the one before, until all is over by then.
+fn at_any_moment(what: &str, upset: &Upset) {
+    let over = must(Plan::calm(7)).took;
+    let mut runs = 0;
+    let mut after = Duration::ZERO;
+    while after < over {
+        let plan = Plan { upsets: vec![(after, upset.clone())], ..Plan::calm(7) };
+        let report = run(plan, false).unwrap_or_else(|broken| panic!("{what} after {after:?}: {broken}"));
+        assert_eq!(report.failed, [], "progress: {what} after {after:?}");
+        after += if after < Duration::from_secs(3) { Duration::from_millis(47) } else { over / 4 };
+        runs += 1;
+    }
+    assert!(runs > 60, "{what}: only {runs} runs in {over:?}");
+}
+
+#[test]
+fn the_message_server_may_restart_at_any_moment() {
+    at_any_moment("restart of the message server", &Upset::Server);
+}
+
+#[test]
+fn the_bucket_may_be_away_at_any_moment() {
+    at_any_moment("absence of the bucket", &Upset::Outage(Duration::from_secs(15)));
+}
+
+#[test]
+fn every_role_may_be_told_to_stop_at_any_moment() {
+    for which in 0..6 {
+        at_any_moment("stop of a role", &Upset::Restart { which });
+    }
+}
+
+/// Seeds that found something, by what broke.
+#[test]
+fn sim_seed_1_a_job_that_was_done_was_not_recognised() {
+    must(Plan::of(1));
+}
+
+#[test]
+fn sim_seed_39_a_job_taken_up_twice_made_two_snapshots() {
+    must(Plan::of(39));
+}
+
+#[test]
+fn sim_seed_8196_an_index_that_was_away_failed_a_backup() {
+    must(Plan::of(8196));
+}
+
+#[test]
+fn sim_seed_10457_a_session_took_itself_for_its_successor() {
+    must(Plan::of(10457));
+}
+
+#[test]
+fn sim_seed_40947_a_conductor_that_was_to_stop_failed_a_job_that_another_drove() {
+    must(Plan::of(40947));
+}

@@ -1,0 +1,14 @@
+//! The project's own tooling, run as `cargo xtask COMMAND`.
+//!
+//! It brings the external tools that the tests need, runs every gate in one command, keeps the rules of the
+//! source tree as ordinary tests (`tidy`), and runs the demonstration and the benchmark against real images.
+//! It depends on none of the product's crates: it only ever runs the built binary.
+
+pub mod bench;
+pub mod demo;
+pub mod lvkeep;
+pub mod run;
+pub mod test;
+pub mod tidy;
+pub mod tools;
+pub mod workspace;
