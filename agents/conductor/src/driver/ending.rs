@@ -88,8 +88,10 @@ impl Driver {
         if failure.kind != FailureKind::Revoked {
             return Err(failure);
         }
-        // Whoever takes a job over opens its session a moment after it has occupied this one's slot.
-        let asked = self.cancelled || self.context.stop.is_raised();
+        // Whoever takes a job over opens its session a moment after it has occupied this one's slot. Nobody does where
+        // a word to stop ends the job, and nobody is waited for after a word to cancel.
+        let stopped = self.context.stop.is_raised() && !self.settings.hand_back;
+        let asked = self.cancelled || stopped;
         for look in 1.. {
             if takeover::is_elsewhere(&repository, &job, own).await.unwrap_or(false) {
                 return Ok(End::TakenOver);
