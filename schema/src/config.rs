@@ -75,11 +75,22 @@ pub struct Config {
 pub const CHUNKER_BLOCK_ALIGNED: &str = "block-aligned-16k-64k-256k";
 
 impl Config {
-    /// The bytes of `config`. `nonce` is 12 fresh random bytes.
+    /// The bytes of `config` of a new repository, which requires what this build has. `nonce` is 12 fresh random bytes.
     pub fn encode(&self, writer: &WriterKey, nonce: [u8; 12]) -> Result<Vec<u8>> {
-        let features = || KNOWN_FEATURES.iter().map(|f| (*f).to_owned()).collect();
-        let head = Head { read_features: features(), write_features: features(), writer_key: writer.seal()? };
-        let head = crate::wire::encode(&head);
+        let known: Vec<String> = KNOWN_FEATURES.iter().map(|f| (*f).to_owned()).collect();
+        self.encode_requiring(&known, &known, writer, nonce)
+    }
+
+    /// The bytes of `config` of a repository that requires these features to be read and to be written.
+    pub fn encode_requiring(
+        &self,
+        read_features: &[String],
+        write_features: &[String],
+        writer: &WriterKey,
+        nonce: [u8; 12],
+    ) -> Result<Vec<u8>> {
+        let (read_features, write_features) = (read_features.to_vec(), write_features.to_vec());
+        let head = crate::wire::encode(&Head { read_features, write_features, writer_key: writer.seal()? });
         if head.len() > HEAD_MAX {
             let (found, limit) = (head.len() as u64, HEAD_MAX as u64);
             return Err(FormatError::TooLarge { what: "the head of config", found, limit });

@@ -88,7 +88,8 @@ impl Lvkeep {
         self.home.join("identity.txt")
     }
 
-    fn command(&self) -> Command {
+    /// The program in its own home, for any other call.
+    pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         if let Some(repository) = &self.repository {
             command.arg("--repo").arg(repository);

@@ -55,6 +55,7 @@ pub async fn show(app: &App) -> anyhow::Result<()> {
 pub async fn add(app: &App, recipient: &str, key_out: Option<&Path>) -> anyhow::Result<()> {
     let store = open::store(&app.settings.repo.value, false, app.environment.clone())?;
     let head = Repository::head(&store).await?;
+    head.check_writable().map_err(Failure::from)?;
     let identity = open::identity(&app.settings, head.repo)?
         .with_context(|| "adding a recipient needs an identity that opens the repository (--identity)")
         .map_err(|error| anyhow::Error::from(Failure::refused(error.to_string())))?;
@@ -62,7 +63,9 @@ pub async fn add(app: &App, recipient: &str, key_out: Option<&Path>) -> anyhow::
     let key = repository.key.with_recipient(recipient).map_err(open::not_fitting)?;
     // The configuration first: from then on agents warn about hosts that seal to the old list.
     let config = schema::config::Config { key_generation: key.generation(), ..repository.config.clone() };
-    let bytes = config.encode(&key, app.environment.random()).map_err(Failure::from)?;
+    let bytes = config
+        .encode_requiring(&head.read_features, &head.write_features, &key, app.environment.random())
+        .map_err(Failure::from)?;
     repository.store.put(names::CONFIG, bytes.into()).await.map_err(Failure::from)?;
     let mut resealed = 0;
     for listed in repository.store.list(names::KEYS).await.map_err(Failure::from)? {

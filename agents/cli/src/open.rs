@@ -54,8 +54,7 @@ fn s3(bucket: &str) -> anyhow::Result<Arc<dyn ObjectStore>> {
         .with_bucket_name(bucket)
         // Whoever repeats a request must know what it is: packs take a fresh name, conditional writes read first.
         .with_retry(object_store::RetryConfig { max_retries: 0, ..Default::default() })
-        // Objects are deleted one at a time. As a batch of one that is no S3 API that every store has, and takes a
-        // second on SeaweedFS.
+        // Objects are deleted one at a time: batches are no API that every S3 store has.
         .with_disable_bulk_delete(true)
         .with_allow_http(plain);
     Ok(Arc::new(builder.build()?))

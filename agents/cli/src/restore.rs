@@ -71,7 +71,7 @@ pub fn make(app: &App, work: &Embedded, identity: Option<Arc<schema::keys::Ident
 pub fn settings(app: &App, repository: &Repository) -> restorer::Settings {
     let forbidden = open::directory(repository.store.location()).into_iter().collect();
     restorer::Settings {
-        memory: (app.settings.memory.value / 3).clamp(16 << 20, 1 << 30),
+        memory: (app.settings.memory.value / 4).clamp(16 << 20, 1 << 30),
         threads: app.settings.workers.value.max(1),
         forbidden,
         ..restorer::Settings::default()

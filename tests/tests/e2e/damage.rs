@@ -3,6 +3,8 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 
+use schema::config::ConfigHead;
+use schema::keys::Identity;
 use schema::{Domain, names};
 use tests::e2e::{Archive, Machine, random_file};
 
@@ -169,5 +171,29 @@ fn a_damaged_configuration_and_a_newer_one_are_named() {
         damaged.machine.run(command).fails(3, &["base-9"]);
     }
     std::fs::write(&path, &good).expect("the configuration is written");
+    damaged.machine.restores("vm/bad@latest", damaged.machine.place("bad.img"));
+}
+
+#[test]
+fn a_repository_that_requires_more_to_be_written_can_still_be_read() {
+    let damaged = prepared();
+    let path = format!("{}/config", damaged.repo);
+    let good = std::fs::read(&path).expect("the configuration");
+    let identity = std::fs::read_to_string(damaged.machine.place("identity")).expect("the identity");
+    let identity = Identity::from_file(&identity).expect("an identity");
+    let head = ConfigHead::parse(&good).expect("the configuration's head");
+    let key = head.writer_key(Some(&identity)).expect("the writer key");
+    let config = head.open(&key).expect("the configuration");
+    let later: Vec<String> = head.write_features.iter().cloned().chain(["later-7".to_owned()]).collect();
+    let changed = config.encode_requiring(&head.read_features, &later, &key, [7; 12]).expect("its bytes");
+    std::fs::write(&path, &changed).expect("the configuration is written");
+    for command in [
+        &["backup", "/etc/hostname"][..],
+        &["agent", "--role", "conductor", "--nats", "nats://127.0.0.1:1"],
+        &["key", "add", "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj"],
+    ] {
+        damaged.machine.run(command).fails(3, &["later-7", "write"]);
+    }
+    assert_eq!(std::fs::read(&path).expect("the configuration"), changed);
     damaged.machine.restores("vm/bad@latest", damaged.machine.place("bad.img"));
 }

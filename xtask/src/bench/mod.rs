@@ -5,6 +5,7 @@
 //! left out. The same images also go through the bare hardware (reading, hashing, compressing), to tell how
 //! much of the time is the machine's share.
 
+mod distributed;
 mod guests;
 mod hardware;
 mod images;
@@ -12,6 +13,7 @@ mod measure;
 mod peers;
 mod report;
 mod rounds;
+mod servers;
 mod sources;
 
 use std::fs;
@@ -64,9 +66,13 @@ pub fn main(arguments: &Arguments) -> Result<()> {
             rounds::Outcome::failed(kind, &format!("{why:#}"))
         }));
     }
+    let distributed = match arguments.without_lvkeep {
+        true => None,
+        false => Some(distributed::measure(&images[0], &work, arguments.rounds)?),
+    };
     let _ = fs::remove_dir_all(&work);
 
-    let report = report::Report::new(hardware, &images, results)?;
+    let report = report::Report::new(hardware, &images, results, distributed)?;
     report.print();
     let path = folder.join("result.json");
     fs::write(&path, serde_json::to_string_pretty(&report)?)?;

@@ -7,6 +7,7 @@ use std::fs;
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
+use super::distributed::Distributed;
 use super::hardware::{Hardware, Share};
 use super::images::Image;
 use super::peers::Kind;
@@ -19,6 +20,7 @@ pub struct Report {
     hardware: Hardware,
     images: Vec<ImageSize>,
     tools: Vec<Outcome>,
+    distributed: Option<Distributed>,
 }
 
 #[derive(Serialize)]
@@ -31,7 +33,12 @@ struct ImageSize {
 
 impl Report {
     /// Puts together what was measured.
-    pub fn new(hardware: Hardware, images: &[Image], tools: Vec<Outcome>) -> Result<Self> {
+    pub fn new(
+        hardware: Hardware,
+        images: &[Image],
+        tools: Vec<Outcome>,
+        distributed: Option<Distributed>,
+    ) -> Result<Self> {
         let size = |image: &Image| -> Result<ImageSize> {
             let bytes = image.path.metadata()?.len();
             Ok(ImageSize {
@@ -45,7 +52,7 @@ impl Report {
         let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
         let processor = model.map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned());
-        Ok(Self { processor, hardware, images, tools })
+        Ok(Self { processor, hardware, images, tools, distributed })
     }
 
     /// Prints the tables.
@@ -54,6 +61,7 @@ impl Report {
         self.print_figures();
         self.print_ratios();
         self.print_hardware();
+        self.print_distributed();
         for tool in &self.tools {
             for (step, why) in &tool.missing {
                 println!("not measured: {:?}, {step}: {why}", tool.tool);
@@ -130,6 +138,27 @@ impl Report {
                 "",
                 100.0 * least / step.cost.wall_seconds,
                 100.0 * (hash_seconds + compress_wall_seconds * cores) / step.cost.cpu_seconds
+            );
+        }
+    }
+
+    fn print_distributed(&self) {
+        let Some(over) = &self.distributed else { return };
+        println!(
+            "\nfirst over NATS + S3: {:.2} s, {:.2} CPU s (host {:.2}, worker {:.2}, nats-server {:.2}), {:.0} MB RSS",
+            over.wall_seconds,
+            over.cpu_seconds(),
+            over.host_cpu_seconds,
+            over.worker_cpu_seconds,
+            over.nats_cpu_seconds,
+            over.peak_rss_bytes as f64 / 1e6
+        );
+        let ours = self.tools.iter().find(|tool| tool.tool == Kind::Lvkeep);
+        if let Some(first) = ours.and_then(|tool| tool.steps.get("first")) {
+            println!(
+                "over NATS + S3 : embedded  CPU {}, wall {}",
+                ratio(over.cpu_seconds(), first.cost.cpu_seconds),
+                ratio(over.wall_seconds, first.cost.wall_seconds)
             );
         }
     }
