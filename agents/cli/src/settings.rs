@@ -220,7 +220,8 @@ pub fn resolve(global: &Global, extra: Extra, matches: &ArgMatches) -> anyhow::R
     let r = Resolver { matches };
     let dirs = folders()?;
     let default_repo = dirs.data_dir().join("repository").display().to_string();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // One more than cores: while one waits for an answer, another keeps its core busy.
+    let workers = std::thread::available_parallelism().map_or(1, usize::from) + 1;
     let memory = r.size("memory", global.memory.as_deref(), file.memory.as_deref())?;
     let seconds =
         |name: &str, text: &Option<String>| text.as_deref().map(|t| parse_seconds(name, t)).transpose();
@@ -248,7 +249,7 @@ pub fn resolve(global: &Global, extra: Extra, matches: &ArgMatches) -> anyhow::R
         ask_again: r.pick("ask_again", None, seconds("ask_again", &file.ask_again)?, 20.0),
         redeliver: r.pick("redeliver", None, seconds("redeliver", &file.redeliver)?, 30.0),
         roles: r.list("roles", extra.roles, file.agent.roles),
-        workers: r.pick("workers", extra.workers, file.agent.workers, cores),
+        workers: r.pick("workers", extra.workers, file.agent.workers, workers),
         metrics: r.optional("metrics", extra.metrics, file.agent.metrics),
         targets: r.list("targets", extra.targets, file.agent.targets),
         shards: r.list("shards", extra.shards, file.agent.shards),

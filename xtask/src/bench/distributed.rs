@@ -4,7 +4,7 @@
 //! object store's own time is not counted: it stands for somebody else's machine.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -68,7 +68,8 @@ fn one_round(image: &Image, home: &Path) -> Result<Distributed> {
     let nats = Nats::start(&home.join("nats"))?;
     let weed = Seaweed::start(&home.join("weed"))?;
     let site = Site { lvkeep: Lvkeep::release(home, None)?, home, nats, weed };
-    run(site.with_bucket(site.lvkeep.init()).stdout(std::process::Stdio::null()))?;
+    let mut init = site.with_bucket(site.lvkeep.init());
+    run(init.arg("--key-out").arg(site.writer_key()).stdout(std::process::Stdio::null()))?;
     let host = site.agent("host", &["reader", "hasher"])?;
     let worker = site.agent("worker", &["indexer", "storer", "conductor"])?;
     warm(&image.path)?;
@@ -76,7 +77,7 @@ fn one_round(image: &Image, home: &Path) -> Result<Distributed> {
     let started = Instant::now();
     let mut backup = site.lvkeep.backup(&image.path, &format!("{HOST}/{}", image.guest));
     backup.arg("--nats").arg(site.nats.url()).args(["--host", HOST]);
-    run(site.with_bucket(backup).stdout(std::process::Stdio::null()))?;
+    run(site.with_bucket(backup).env("LVKEEP_KEY", site.writer_key()).stdout(std::process::Stdio::null()))?;
     let wall_seconds = started.elapsed().as_secs_f64();
     let [host, worker, nats] = [host.usage()?, worker.usage()?, site.nats.process.usage()?];
     Ok(Distributed {
@@ -101,8 +102,13 @@ impl Site<'_> {
         command
     }
 
+    fn writer_key(&self) -> PathBuf {
+        self.home.join("writer-key")
+    }
+
     fn agent(&self, name: &str, roles: &[&str]) -> Result<Process> {
         let mut command = self.with_bucket(self.lvkeep.command());
+        command.env("LVKEEP_KEY", self.writer_key());
         command.arg("agent").arg("--nats").arg(self.nats.url()).args(["--host", HOST]);
         for role in roles {
             command.args(["--role", role]);
