@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::keys::{DataKey, Identity, SealedKey, WriterKey};
 use crate::messages::{self, Message, Payload};
-use crate::{KeyId, Object, RepoId, chunk, config, epoch, map, names, pack, root, session};
+use crate::{KeyId, Object, RepoId, chunk, config, epoch, lvmsync, map, names, pack, root, session, stream};
 
 /// A name and a parser.
 pub type Target = (&'static str, fn(&[u8]));
@@ -39,6 +39,9 @@ pub const TARGETS: &[Target] = &[
     ("writer_key", |b| drop(WriterKey::read_plain(b))),
     ("sealed_key", sealed_key),
     ("identity_file", |b| drop(Identity::from_file(&String::from_utf8_lossy(b)))),
+    ("stream", |b| drop(stream::fuzz_decode(b))),
+    ("stream_reply", |b| drop(stream::Reply::parse(&String::from_utf8_lossy(b)))),
+    ("lvmsync", |b| drop(lvmsync::fuzz_decode(b))),
     ("names", |b| {
         let text = String::from_utf8_lossy(b);
         drop(names::Slot::parse_key(&text));
@@ -86,6 +89,8 @@ fn message(bytes: &[u8]) {
         body::<messages::Refusal>,
         body::<messages::AskParentLeaf>,
         body::<messages::ParentLeaf>,
+        body::<messages::AskWanted>,
+        body::<messages::Wanted>,
         body::<messages::Flush>,
         body::<messages::Cancel>,
         body::<messages::WhoIsThere>,

@@ -184,6 +184,11 @@ byte_id!(
     PackId, 16, "pack id"
 );
 ulid_text!(PackId, "pack id");
+byte_id!(
+    /// One stream of changes, random; a connection that takes up another's work carries the same one.
+    StreamId, 16, "stream id"
+);
+hex_text!(StreamId, "stream id");
 
 /// BLAKE3-256 of an object's bytes, unkeyed: says whether two objects are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

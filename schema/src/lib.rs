@@ -16,6 +16,7 @@ pub mod fuzz;
 mod ids;
 pub mod keys;
 pub mod limits;
+pub mod lvmsync;
 pub mod map;
 pub mod messages;
 pub mod names;
@@ -23,10 +24,13 @@ mod object;
 pub mod pack;
 pub mod root;
 pub mod session;
+pub mod stream;
 pub mod wire;
 
 pub use error::FormatError;
-pub use ids::{BlobDigest, ChunkId, Domain, JobId, KeyId, PackId, ReadingId, RepoId, SessionId, VolumeKey};
+pub use ids::{
+    BlobDigest, ChunkId, Domain, JobId, KeyId, PackId, ReadingId, RepoId, SessionId, StreamId, VolumeKey,
+};
 pub use object::{Object, ObjectKind};
 
 /// Shorthand for results of this crate.

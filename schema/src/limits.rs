@@ -26,6 +26,10 @@ pub const MESSAGE_MAX: usize = 1_000_000;
 pub const EXTENT_MAX: usize = 960 << 10;
 /// Pieces in one extent.
 pub const EXTENT_PIECES_MAX: usize = 512;
+/// Ranges in one message about what has not changed.
+pub const UNCHANGED_RANGES_MAX: usize = 4096;
+/// Runs of leaves in one answer about what is wanted.
+pub const LEAF_RUNS_MAX: usize = 16 << 10;
 /// Ids in one question to the index.
 pub const ASK_MAX: usize = 8192;
 /// Bytes of one pack at most (the configured size is a target; a pack may exceed it by one message).
@@ -44,5 +48,11 @@ pub const SEALED_KEY_MAX: usize = 64 << 10;
 pub const RECIPIENTS_MAX: usize = 64;
 /// Bytes of a pack's footer.
 pub const PACK_FOOTER_MAX: usize = 96 << 20;
+/// Volumes that are frozen together.
+pub const GROUP_MEMBERS_MAX: usize = 256;
 /// Bytes of a volume's name.
 pub const VOLUME_NAME_MAX: usize = 1024;
+/// Content bytes of one record of a change stream.
+pub const STREAM_DATA_MAX: usize = 1 << 20;
+/// Bytes of one line of a change stream's answer.
+pub const STREAM_REPLY_MAX: usize = 4096;

@@ -10,14 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::cursor::Cursor;
 use crate::keys::SealedKey;
-use crate::limits::{
-    ASK_MAX, EXTENT_MAX, EXTENT_PIECES_MAX, LEAF_SPAN, MESSAGE_MAX, SEALED_KEY_MAX, VOLUME_MAX,
-    VOLUME_NAME_MAX,
-};
+use crate::limits::{ASK_MAX, GROUP_MEMBERS_MAX, MESSAGE_MAX, SEALED_KEY_MAX, VOLUME_MAX, VOLUME_NAME_MAX};
 use crate::names::Slot;
 use crate::pack::PackEntry;
-use crate::root::Statistics;
-use crate::{ChunkId, Domain, FormatError, JobId, PackId, ReadingId, Result, SessionId};
+use crate::root::{Statistics, Tracking};
+use crate::{ChunkId, Domain, FormatError, JobId, PackId, Result, SessionId};
 
 const VERSION: u16 = 1;
 
@@ -177,6 +174,9 @@ fn inside_volume(offset: u64) -> Result<()> {
     }
 }
 
+mod reading;
+pub use reading::*;
+
 /// An operator asks for a backup of one volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupJob {
@@ -192,8 +192,40 @@ pub struct BackupJob {
     pub tags: Vec<String>,
     /// A source that changes while it is read is sealed all the same, and marked.
     pub allow_changes: bool,
+    /// The volumes that this one is frozen with, itself among them.
+    pub group: Option<Group>,
 }
-payload!(BackupJob, job => at_most("a volume's name", job.volume.len(), VOLUME_NAME_MAX));
+payload!(BackupJob, job => {
+    at_most("a volume's name", job.volume.len(), VOLUME_NAME_MAX)?;
+    job.group.as_ref().map_or(Ok(()), Group::check)
+});
+
+/// Volumes of one host that are read in the state of one moment. Each has a job and a session of its own; the first
+/// that is opened makes that moment for all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// This run of the group.
+    pub run: JobId,
+    /// What the operator calls it.
+    pub name: String,
+    /// The sources, as they stand in their jobs.
+    pub members: Vec<String>,
+}
+
+impl Group {
+    fn check(&self) -> Result<()> {
+        at_most("members of a group", self.members.len(), GROUP_MEMBERS_MAX)?;
+        let names = self.members.iter().chain([&self.name]);
+        at_most("a name in a group", names.map(String::len).max().unwrap_or(0), VOLUME_NAME_MAX)
+    }
+}
+
+/// Name and run, as snapshots carry it.
+impl std::fmt::Display for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.name, self.run)
+    }
+}
 
 /// An operator asks for a restore by the agent of another host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,8 +238,57 @@ pub struct RestoreJob {
     pub target: String,
     /// Overwrite a file that has content, or a device that is in use.
     pub force: bool,
+    /// What is done to a logical volume first.
+    pub preparation: Preparation,
 }
-payload!(RestoreJob);
+payload!(RestoreJob, job => job.preparation.check());
+
+/// What is done to a logical volume before a snapshot is restored to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preparation {
+    /// It is made; there must be none of its name.
+    pub create: Option<NewVolume>,
+    /// A snapshot of what it holds is taken.
+    pub safety: Option<Safety>,
+    /// What is kept there to track changes is removed.
+    pub drop_baseline: bool,
+}
+
+impl Preparation {
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn check(&self) -> Result<()> {
+        match &self.create {
+            Some(NewVolume::Thin { pool }) => at_most("a pool's name", pool.len(), VOLUME_NAME_MAX),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a logical volume that is made for a restore is like.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NewVolume {
+    /// Extents of its own, one after the other.
+    Plain,
+    /// Blocks of a thin pool in its volume group.
+    Thin {
+        /// The pool.
+        pool: String,
+    },
+    /// As the one that was backed up, where that is known and possible.
+    Alike,
+}
+
+/// A snapshot of a target before it is overwritten.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Safety {
+    /// Bytes that it may take where that must be said beforehand. None: what the volume group has, and the target
+    /// needs.
+    pub size: Option<u64>,
+}
 
 /// How a job ended. Sent until somebody took it; the bucket says the same for ever.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,6 +315,8 @@ pub enum JobOutcome {
         statistics: Statistics,
         /// The source changed while it was read, and that was allowed.
         changed_while_read: bool,
+        /// What was read, and why.
+        tracking: Tracking,
     },
     /// A snapshot was restored.
     Restored {
@@ -243,6 +326,8 @@ pub enum JobOutcome {
         zeroed: u64,
         /// Bytes fetched from the store.
         fetched: u64,
+        /// What the operator should know of the target.
+        notes: Vec<String>,
     },
     /// It failed.
     Failed {
@@ -287,129 +372,6 @@ pub struct Progress {
     pub statistics: Statistics,
 }
 payload!(Progress);
-
-/// The conductor asks a host's reader for a volume, or for some leaves of it again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReadVolume {
-    /// The session.
-    pub session: SessionId,
-    /// The source on the reader's host.
-    pub source: String,
-    /// The reading that the session is bound to; none on its first request.
-    pub reading: Option<ReadingId>,
-    /// Leaves to read; none means all.
-    pub leaves: Option<Vec<u64>>,
-    /// Chunks are stored even when somebody else is said to be storing them.
-    pub force: bool,
-    /// A source that changed is no failure.
-    pub allow_changes: bool,
-    /// Which of the session's requests this is; [`SessionEvent::Read`] says it again. An empty list of leaves asks
-    /// only whether the source is still unchanged.
-    pub request: u32,
-}
-payload!(ReadVolume);
-
-/// The session is over: its reading may be closed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CloseReading {
-    /// The session.
-    pub session: SessionId,
-}
-payload!(CloseReading);
-
-/// Neighbouring whole chunks of a volume; the body holds their bytes, zero ones included.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Extent {
-    /// The session.
-    pub session: SessionId,
-    /// The reading.
-    pub reading: ReadingId,
-    /// Where the first piece starts, in bytes.
-    pub offset: u64,
-    /// Length in bytes of each piece, and whether it is all zeroes.
-    pub pieces: Vec<(u32, bool)>,
-    /// See [`ReadVolume::force`].
-    pub force: bool,
-}
-payload!(Extent, e => {
-    at_most("pieces of an extent", e.pieces.len(), EXTENT_PIECES_MAX)?;
-    inside_volume(e.offset)?;
-    if e.pieces.iter().any(|p| p.0 == 0) {
-        return Err(FormatError::invalid("Extent", "a piece has an impossible length"));
-    }
-    at_most("an extent", e.pieces.iter().map(|p| p.0 as usize).sum(), EXTENT_MAX)
-});
-
-/// What became of a piece of a volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Mapped {
-    /// It reads as zero.
-    Zero,
-    /// The parent has this chunk at the same place.
-    Parent(ChunkId),
-    /// The index knows it in this pack: a hint.
-    Known(ChunkId, PackId),
-    /// It was sent to be stored, by this session or by another.
-    Pending(ChunkId),
-}
-
-/// What a session's conductor is told.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SessionEvent {
-    /// The reader opened the source.
-    Opened {
-        /// Its reading.
-        reading: ReadingId,
-        /// Bytes of the volume.
-        size: u64,
-        /// Facts that rebuild the volume's place, by name.
-        layout: Vec<(String, String)>,
-    },
-    /// A run of the volume is mapped.
-    Mapped {
-        /// The reading.
-        reading: ReadingId,
-        /// Where the first piece starts, in bytes.
-        offset: u64,
-        /// Length in bytes and fate of each piece.
-        pieces: Vec<(u32, Mapped)>,
-        /// Bytes that storing the new ones took.
-        stored: u64,
-        /// Bytes of the volume that were new.
-        new: u64,
-        /// Chunks that were new.
-        chunks_new: u64,
-    },
-    /// The reader is through with a request.
-    Read {
-        /// The reading.
-        reading: ReadingId,
-        /// Which request, see [`ReadVolume::request`].
-        request: u32,
-        /// Bytes that were read from the source for it.
-        bytes_read: u64,
-        /// The source is not what it was when reading began.
-        changed: bool,
-    },
-    /// Something that the session cannot do without failed.
-    Failed {
-        /// What to do about it.
-        kind: FailureKind,
-        /// For the operator.
-        why: String,
-    },
-}
-payload!(SessionEvent, event => match event {
-    SessionEvent::Mapped { pieces, offset, .. } => {
-        inside_volume(*offset)?;
-        at_most("pieces of an extent", pieces.len(), EXTENT_PIECES_MAX)?;
-        match pieces.iter().all(|(len, _)| *len > 0 && u64::from(*len) <= LEAF_SPAN) {
-            true => Ok(()),
-            false => Err(FormatError::invalid("SessionEvent", "a piece has an impossible length")),
-        }
-    }
-    _ => Ok(()),
-});
 
 /// Sealed frames for the storer; the body holds them one after the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -523,24 +485,6 @@ pub struct Refusal {
     pub why: String,
 }
 payload!(Refusal);
-
-/// A hasher asks the session's conductor for a leaf of the parent's map.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AskParentLeaf {
-    /// The session.
-    pub session: SessionId,
-    /// Which leaf.
-    pub leaf: u64,
-}
-payload!(AskParentLeaf);
-
-/// The parent's leaf in the body, or nothing where there is none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ParentLeaf {
-    /// Bytes of the volume that the leaf covers; none without a leaf.
-    pub span: Option<u64>,
-}
-payload!(ParentLeaf);
 
 /// Close the packs that hold chunks of this session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

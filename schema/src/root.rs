@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::Slot;
 use crate::object::{Object, ObjectKind};
-use crate::{ChunkId, FormatError, JobId, ReadingId, Result, limits};
+use crate::{ChunkId, FormatError, JobId, ReadingId, Result, SessionId, limits};
 
 /// What a backup counted; all in bytes of the volume unless said otherwise.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,25 @@ pub struct Statistics {
     pub chunks: u64,
     /// Chunks that were new.
     pub chunks_new: u64,
+}
+
+/// What of a volume was read for a snapshot, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tracking {
+    /// Everything that may hold something other than zeroes.
+    Everything {
+        /// For the operator: why nothing could be left out where that was to be expected.
+        why: Option<String>,
+    },
+    /// What may have changed since another snapshot.
+    Since {
+        /// Its session.
+        parent: SessionId,
+        /// Bytes that may have changed.
+        changed: u64,
+        /// Bytes that were said to be unchanged, and were read all the same to see whether they are.
+        audited: u64,
+    },
 }
 
 /// The root of a snapshot: its existence at its slot is the commit.
@@ -66,6 +85,8 @@ pub struct Root {
     pub tags: Vec<String>,
     /// Counters of the run.
     pub statistics: Statistics,
+    /// What was read, and why.
+    pub tracking: Tracking,
 }
 
 impl Root {

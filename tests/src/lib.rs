@@ -1,4 +1,5 @@
 //! What tests across crates share.
 
 pub mod e2e;
+pub mod lab;
 pub mod sim;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use agent::faults::store::WriteFault;
 use tests::sim::plan::Upset;
+use tests::sim::sources::Tracking;
 use tests::sim::{Accident, Plan, Report, run};
 
 /// Seeds of an ordinary run, and how many times more of a long one.
@@ -32,6 +33,7 @@ fn must(plan: Plan) -> Report {
 struct Total {
     runs: u64,
     sealed: usize,
+    tracked: usize,
     failed: usize,
     crashes: usize,
     server_restarts: usize,
@@ -44,6 +46,7 @@ impl Total {
     fn add(&mut self, report: &Report) {
         self.runs += 1;
         self.sealed += report.sealed;
+        self.tracked += report.tracked;
         self.failed += report.failed.len();
         self.crashes += report.crashes;
         self.server_restarts += report.server_restarts;
@@ -80,6 +83,7 @@ fn sessions_end_well_under_faults() {
     );
     // A run in which little happens proves little.
     assert!(total.sealed > total.runs as usize && total.failed > 0, "{total:?}");
+    assert!(total.tracked > total.runs as usize / 3, "{total:?}");
     assert!(total.crashes > 1000 && total.bus_faults > 5000 && total.store_faults > 1000, "{total:?}");
 }
 
@@ -108,6 +112,7 @@ fn every_accident(what: &str, accident: impl Fn(u64) -> Accident) {
         total.add(&report);
     }
     eprintln!("{what}: {} runs, {:?} of virtual time", total.runs, total.virtual_time);
+    assert!(total.tracked > total.runs as usize / 2, "{what}: {total:?}");
     assert!(total.runs > 40, "{what}: only {} messages", total.runs);
 }
 
@@ -224,6 +229,41 @@ fn every_role_may_be_told_to_stop_at_any_moment() {
     for which in 0..6 {
         at_any_moment("stop of a role", &Upset::Restart { which });
     }
+}
+
+/// One tracked volume that is backed up again and again, whose list of changes leaves some out.
+fn lying(seed: u64, audit: reader::Audit) -> Plan {
+    let mut plan = Plan { audit, ..Plan::calm(seed) };
+    plan.volumes.truncate(1);
+    plan.volumes[0].tracking = Tracking::Lies;
+    plan
+}
+
+/// `restored-equals-read`: a list of changes that is wrong never makes a snapshot that is.
+#[test]
+fn an_audit_of_everything_finds_every_list_that_lies() {
+    let mut found = 0;
+    for seed in 0..40 {
+        found += must(lying(seed, reader::Audit::ALL)).found_out;
+        // The same under faults.
+        let mut plan = Plan { audit: reader::Audit::ALL, ..Plan::of(seed) };
+        for volume in plan.volumes.iter_mut().filter(|volume| volume.tracking != Tracking::None) {
+            volume.tracking = Tracking::Lies;
+        }
+        found += must(plan).found_out;
+    }
+    assert!(found > 40, "only {found} lists were found out");
+}
+
+/// That the oracle would see it: without an audit, such a list makes a snapshot that is not what was read.
+#[test]
+fn without_an_audit_a_list_that_lies_makes_a_wrong_snapshot() {
+    let wrong = (0..20).filter_map(|seed| run(lying(seed, reader::Audit::OFF), false).err());
+    let wrong: Vec<String> = wrong.map(|broken| broken.to_string()).collect();
+    assert!(
+        wrong.len() > 10 && wrong.iter().all(|wrong| wrong.contains("restored-equals-read")),
+        "{wrong:#?}"
+    );
 }
 
 /// Seeds that found something, by what broke.

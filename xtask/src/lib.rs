@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod demo;
+pub mod lab;
 pub mod lvkeep;
 pub mod run;
 pub mod test;

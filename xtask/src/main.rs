@@ -21,6 +21,8 @@ enum Task {
     Test(xtask::test::Arguments),
     /// Back up, change, back up again and restore a real ext4 image
     Demo(xtask::demo::Arguments),
+    /// Run scenarios in throw-away guests with real LVM
+    Lab(xtask::lab::Arguments),
     /// Compare with other backup tools on real guest images
     Bench(xtask::bench::Arguments),
 }
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Task::Tools(arguments) => xtask::tools::main(&arguments),
         Task::Test(arguments) => xtask::test::main(&arguments),
         Task::Demo(arguments) => xtask::demo::main(&arguments),
+        Task::Lab(arguments) => xtask::lab::main(&arguments),
         Task::Bench(arguments) => xtask::bench::main(&arguments),
     };
     match done {

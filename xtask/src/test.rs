@@ -34,6 +34,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     gates.step("lints", || {
         run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
+    gates.step("the guest with real LVM", || crate::lab::bring().map(drop))?;
     let binary = gates.step("the binary that the end-to-end tests run", build_binary)?;
     let counted = gates.step("tests", || nextest(arguments, &tools, &binary))?;
     gates.step("documentation tests", || run(cargo().args(["test", "--doc", "--workspace"])))?;
@@ -114,7 +115,8 @@ fn nextest(arguments: &Arguments, tools: &Tools, binary: &PathBuf) -> Result<usi
     command
         .env("LVKEEP_TEST_NATS_SERVER", &tools.nats_server)
         .env("LVKEEP_TEST_WEED", &tools.weed)
-        .env("LVKEEP_TEST_BIN", binary);
+        .env("LVKEEP_TEST_BIN", binary)
+        .env("LVKEEP_TEST_XTASK", std::env::current_exe().context("cannot tell our own path")?);
     if arguments.long {
         command.env("LVKEEP_TEST_LONG", "1");
     }

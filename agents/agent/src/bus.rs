@@ -166,9 +166,9 @@ impl Service {
         Self(format!("index.{shard}"))
     }
 
-    /// The parent's map, at the session's conductor.
-    pub fn parent(session: SessionId) -> Self {
-        Self(format!("parent.{session}"))
+    /// What only a session's conductor knows: the parent's map, and what is still wanted.
+    pub fn conductor(session: SessionId) -> Self {
+        Self(format!("conductor.{session}"))
     }
 
     /// Its subject without any prefix.

@@ -73,6 +73,7 @@ impl From<BusError> for Failure {
 
 impl From<VolumeError> for Failure {
     fn from(error: VolumeError) -> Self {
-        Self::new(FailureKind::Device, error.to_string())
+        let retry = matches!(error, VolumeError::Busy { .. });
+        Self { kind: FailureKind::Device, retry, why: error.to_string() }
     }
 }

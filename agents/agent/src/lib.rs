@@ -2,6 +2,7 @@
 //!
 //! * [`Bus`]: work queues, requests and broadcasts; [`local::LocalBus`] serves one process.
 //! * [`Volume`] and [`Volumes`]: sources of bytes.
+//! * [`Targets`] and [`Place`]: volumes that restores write to.
 //! * [`Environment`]: clock and randomness.
 //! * [`store::Store`]: the bucket, over object_store's own trait.
 //!
@@ -18,12 +19,14 @@ pub mod faults;
 pub mod index;
 pub mod local;
 pub mod maps;
+pub mod mounts;
 pub mod near;
 pub mod rate;
 pub mod repository;
 mod runner;
 pub mod sessions;
 pub mod store;
+pub mod target;
 pub mod volume;
 
 pub use bus::{Bus, BusError, Delivery, Queue, Service, Topic};
@@ -31,4 +34,5 @@ pub use environment::Environment;
 pub use failure::Failure;
 pub use repository::Repository;
 pub use runner::{Answerer, Context, Handler, Outcome, Stop, consume, serve};
-pub use volume::{Volume, VolumeError, VolumeInfo, Volumes};
+pub use target::{Place, Targets, Wish};
+pub use volume::{Changes, Opening, Volume, VolumeError, VolumeInfo, Volumes};

@@ -19,10 +19,11 @@ use schema::keys::WriterKey;
 use schema::messages::{About, AgentIsThere, Message, WhoIsThere};
 use storer::Storer;
 use tokio::task::JoinSet;
+use volume_lvm::Tools;
 
 use crate::app::App;
 use crate::args::Role;
-use crate::{bus, embedded, metrics, open, restore};
+use crate::{bus, embedded, host, lvm, metrics, open, restore, text};
 
 /// `lvkeep agent`.
 pub async fn run(app: &App) -> anyhow::Result<()> {
@@ -117,7 +118,7 @@ impl Starting<'_> {
 
     async fn role(&mut self, role: Role) -> anyhow::Result<()> {
         match role {
-            Role::Reader => self.reader(),
+            Role::Reader => self.reader().await?,
             Role::Hasher => self.hashers()?,
             Role::Indexer => self.indexer().await?,
             Role::Storer => self.storer()?,
@@ -127,12 +128,24 @@ impl Starting<'_> {
         Ok(())
     }
 
-    fn reader(&mut self) {
+    async fn reader(&mut self) -> anyhow::Result<()> {
         let app = self.app;
         let mut settings = reader::Settings::new(app.settings.host.value.clone());
         settings.limit = embedded::limit(app, app.settings.limit_read.value);
+        settings.readers = app.settings.reads.value;
+        settings.audit = app.settings.lvm.value.audit()?;
         let files = Arc::new(Files::new(app.environment.clone()));
-        self.tasks.spawn(Reader::new(self.context.clone(), files, settings, self.key.cut_seed()).run());
+        let lvm = &app.settings.lvm.value;
+        let volumes = lvm::volumes(lvm, &Default::default(), false, files, app.environment.clone())?;
+        if let Some(repository) = self.repository.as_ref().filter(|_| Tools::new().has("lvs"))
+            && let Err(why) = host::sweep(app, repository).await
+        {
+            // Without the bucket, or without LVM, the next backup of each volume tidies up.
+            tracing::warn!(why = text::error(&why), "cannot look for what crashed runs left");
+        }
+        let (seed, ids) = (self.key.cut_seed(), self.key.chunk_ids());
+        self.tasks.spawn(Reader::new(self.context.clone(), volumes, settings, seed, ids).run());
+        Ok(())
     }
 
     fn hashers(&mut self) -> anyhow::Result<()> {
@@ -207,9 +220,12 @@ impl Starting<'_> {
         let restoring = restore::settings(self.app, &repository);
         let restorer =
             Restorer::new(self.context.clone(), repository, self.index(), identity.map(Arc::new), restoring);
+        let restorer = restorer.with_targets(restore::targets());
         let (host, targets) = (settings.host.value.clone(), settings.targets.value.clone());
         if targets.is_empty() {
-            tracing::warn!("this restorer serves no target: name folders or devices with --target");
+            tracing::warn!(
+                "this restorer serves no target: name folders, devices or VG/PATTERN with --target"
+            );
         }
         self.tasks.spawn(async move { restorer.run(&host, targets).await });
         Ok(())

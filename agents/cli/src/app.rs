@@ -38,6 +38,7 @@ impl App {
                 io_priority: args.io_priority,
                 ..Extra::default()
             },
+            Command::Send(args) => Extra { limit_read: args.limit_read.clone(), ..Extra::default() },
             Command::Agent(args) => Extra {
                 roles: args.roles.clone(),
                 workers: args.workers,
@@ -72,6 +73,13 @@ impl App {
     /// Opens the repository.
     pub async fn repository(&self) -> anyhow::Result<Repository> {
         open::repository(&self.settings, self.environment.clone()).await
+    }
+
+    /// Whether the host whose volumes are backed up is this one.
+    pub fn is_local(&self) -> bool {
+        let host = &self.settings.host;
+        let named_here = host.origin != crate::settings::Origin::Flag;
+        self.settings.nats.value.is_none() || named_here || host.value == crate::settings::hostname()
     }
 
     /// Whether progress is shown: on a terminal, unless somebody does not want it.

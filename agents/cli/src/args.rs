@@ -1,8 +1,12 @@
 //! The command line. Every setting here can also come from the environment or from the configuration file.
 
+mod streams;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use streams::{ApplyArgs, InputFormat, SendArgs, StreamFormat, words};
 
 /// Backs up logical volumes, disk images and block devices into one deduplicated, compressed, encrypted archive,
 /// in a directory or on S3-compatible object storage, and restores them.
@@ -79,6 +83,10 @@ pub enum Command {
     Diff(DiffArgs),
     /// Restore a snapshot to a file or device
     Restore(RestoreArgs),
+    /// Send what changed since an LVM snapshot was taken to another device, here or elsewhere
+    Send(SendArgs),
+    /// Apply a stream of changes, as `send` and --snapback write it
+    Apply(ApplyArgs),
     /// Check that every snapshot can be restored
     Check(CheckArgs),
     /// Run roles as an agent over NATS, until SIGTERM
@@ -87,6 +95,9 @@ pub enum Command {
     Status(StatusArgs),
     /// Cancel a session: nothing of it will be committed
     Cancel(CancelArgs),
+    /// What lvkeep keeps on this host: its LVM snapshots
+    #[command(subcommand)]
+    Host(HostCommand),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -131,15 +142,32 @@ pub struct InitArgs {
 /// `backup`.
 #[derive(Debug, Args)]
 pub struct BackupArgs {
-    /// Files or block devices
-    #[arg(required = true, value_name = "SOURCE")]
+    /// Files, block devices, or logical volumes as VG/LV or VG/PATTERN, where * stands for anything
+    #[arg(value_name = "SOURCE", required_unless_present_any = ["tags", "domain"])]
     pub sources: Vec<String>,
-    /// Name of the volume (one source only); default HOST/PATH
+    /// Name of the volume (one source only); default HOST/PATH or HOST/VG/LV
     #[arg(long)]
     pub name: Option<String>,
-    /// Tags for the snapshots; may be repeated
+    /// A tag for the snapshots; with a leading @, the logical volumes that carry this LVM tag are backed up. May be
+    /// repeated
     #[arg(long = "tag")]
     pub tags: Vec<String>,
+    /// Take the LVM snapshots of all sources at one moment, as a group of this name
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
+    /// A libvirt domain whose file systems are frozen by its guest agent meanwhile; without sources, its disks are
+    /// backed up. They are a group of that name
+    #[arg(long, value_name = "NAME", conflicts_with = "freeze")]
+    pub domain: Option<String>,
+    /// Freeze what is mounted from the sources while their snapshots are taken (none, fsfreeze or domain:NAME)
+    #[arg(long, value_name = "HOW")]
+    pub freeze: Option<String>,
+    /// A shell command before the LVM snapshots are taken; when it fails, none is
+    #[arg(long, value_name = "COMMAND")]
+    pub pre: Option<String>,
+    /// A shell command after the LVM snapshots were taken, or could not be
+    #[arg(long, value_name = "COMMAND")]
+    pub post: Option<String>,
     /// Seal a source that changes while it is read, and mark the snapshot
     #[arg(long)]
     pub allow_changes: bool,
@@ -175,6 +203,9 @@ pub struct SnapshotsArgs {
     /// Only volumes whose names match; * stands for anything
     #[arg(long, value_name = "PATTERN")]
     pub volume: Option<String>,
+    /// Only snapshots of groups whose names match, or of one run of a group (NAME/RUN)
+    #[arg(long, value_name = "PATTERN")]
+    pub group: Option<String>,
 }
 
 /// `show`.
@@ -194,15 +225,36 @@ pub struct DiffArgs {
 }
 
 /// `restore`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct RestoreArgs {
     /// An id, a unique prefix of one, NAME@latest or NAME@TIME
     pub snapshot: String,
-    /// A file (made if it does not exist) or a block device
+    /// SNAPSHOT names a group instead (NAME@latest, NAME@TIME or NAME/RUN): each of its volumes is restored to
+    /// TARGET/NAME, with the last part of its name; TARGET is a folder or a volume group
+    #[arg(long)]
+    pub group: bool,
+    /// A file (made if it does not exist), a block device, or a logical volume as VG/LV
     pub target: String,
-    /// Overwrite a file that has content, a device that is in use, or the snapshot's own source
+    /// Overwrite a file that has content, a device that is in use, the snapshot's own source, or a volume whose other
+    /// snapshots or thin pool would overflow
     #[arg(long)]
     pub force: bool,
+    /// Make the logical volume; one of that name must not exist
+    #[arg(long)]
+    pub create: bool,
+    /// With --create: in this thin pool of the volume group
+    #[arg(long, value_name = "POOL", requires = "create", conflicts_with = "like")]
+    pub thin: Option<String>,
+    /// With --create: striped, mirrored or thin as the volume that was backed up, if the volume group allows it
+    #[arg(long, requires = "create")]
+    pub like: bool,
+    /// Take an LVM snapshot of the target first, of at most SIZE where it is not thin; default what the target needs
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "", conflicts_with = "create")]
+    pub safety_snapshot: Option<String>,
+    /// Remove this repository's baseline of the target first, which would have to hold all that is overwritten; its
+    /// next backup reads the whole volume
+    #[arg(long, conflicts_with = "create")]
+    pub drop_baseline: bool,
     /// With --nats: the host whose restorer agent writes the target; without, this process restores
     #[arg(long, value_name = "HOST")]
     pub to_host: Option<String>,
@@ -256,13 +308,13 @@ pub struct AgentArgs {
     /// A role; may be repeated
     #[arg(long = "role", value_enum)]
     pub roles: Vec<Role>,
-    /// Workers of the roles that use processors; default one per core
+    /// Workers of the roles that use processors; default one more than there are cores
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
     /// Address of the metrics endpoint, e.g. 127.0.0.1:9464
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<String>,
-    /// Restorer: a folder or device below which targets may be written; may be repeated. Default: none
+    /// Restorer: a folder or device below which targets may be written, or VG/PATTERN; may be repeated. Default: none
     #[arg(long = "target", value_name = "PATH")]
     pub targets: Vec<PathBuf>,
     /// Indexer: shards that this agent serves, e.g. 0,1; default all
@@ -283,6 +335,15 @@ pub struct StatusArgs {
 pub struct CancelArgs {
     /// The session's id, as `status` shows it
     pub session: String,
+}
+
+/// `host ...`.
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// List lvkeep's LVM snapshots on this host: baselines, those being read, and orphans
+    List,
+    /// Remove LVM snapshots that crashed runs left, and thaw what they left frozen
+    Clean,
 }
 
 /// `config ...`.

@@ -1,5 +1,6 @@
 //! `backup`: submits a job per source, follows it, and exits with its result. The same in one process and over NATS.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -7,15 +8,17 @@ use agent::{Context, Failure, Queue, Topic};
 use anyhow::{Context as _, bail};
 use schema::JobId;
 use schema::messages::{About, BackupJob, FailureKind, JobDone, JobOutcome, Message, Progress};
-use schema::names::Slot;
-use schema::root::Statistics;
 use serde::Serialize;
+use tokio::sync::Semaphore;
+use volume_lvm::Tools;
 
 use crate::app::App;
 use crate::args::{BackupArgs, IoPriority};
 use crate::embedded::Embedded;
+use crate::lvm::Hold;
 use crate::progress::{Bar, Display};
-use crate::{bus, init, text};
+use crate::sources::{self, Source};
+use crate::{bus, host, init, text};
 
 /// What a backup did, as it is printed.
 #[derive(Debug, Serialize)]
@@ -32,25 +35,36 @@ struct Done {
     chunks: u64,
     chunks_new: u64,
     changed_while_read: bool,
+    tracking: text::Tracked,
+    #[serde(skip)]
+    how_read: Option<String>,
     seconds: f64,
 }
 
 /// `lvkeep backup`.
 pub async fn run(app: &App, args: &BackupArgs) -> anyhow::Result<()> {
-    let jobs = jobs(app, args)?;
+    let sources = sources::resolve(app, args).await?;
+    let jobs = jobs(app, args, &sources)?;
+    let hold = hold(app, args)?;
     set_io_priority(app)?;
     app.stop_on_signals()?;
     if app.settings.nats.value.is_some() {
         let context = app.context(bus::connect(app, "backup").await?);
-        let outcomes = follow_all(app, &context, &jobs).await;
+        let outcomes = follow_all(app, &context, &jobs, &sources).await;
         return conclude(outcomes);
     }
     make_default_repository(app).await?;
-    let mut work = Embedded::writing(app).await?;
+    let mut work = Embedded::writing(app, &hold).await?;
+    if sources.iter().any(|source| source.group.is_some()) && Tools::new().has("lvs") {
+        // What is left is no reason not to back up.
+        if let Err(why) = host::sweep(app, &work.repository).await {
+            app.say(format!("cannot look for what crashed runs left: {}", text::error(&why)));
+        }
+    }
     let context = work.context.clone();
     let outcomes = tokio::select! {
         biased;
-        outcomes = follow_all(app, &context, &jobs) => outcomes,
+        outcomes = follow_all(app, &context, &jobs, &sources) => outcomes,
         error = work.role_failed() => return Err(error),
     };
     work.finish().await;
@@ -68,27 +82,44 @@ async fn make_default_repository(app: &App) -> anyhow::Result<()> {
     init::make_default(app).await.map(drop)
 }
 
-fn jobs(app: &App, args: &BackupArgs) -> anyhow::Result<Vec<BackupJob>> {
-    if args.name.is_some() && args.sources.len() > 1 {
-        bail!("--name names one volume; {} sources are given", args.sources.len());
+/// What the command says about holding writers still. Agents do what their own host's configuration says, and no
+/// command that comes from elsewhere.
+fn hold(app: &App, args: &BackupArgs) -> anyhow::Result<Hold> {
+    let freeze = args.domain.as_ref().map(|domain| format!("domain:{domain}")).or(args.freeze.clone());
+    let hold = Hold { freeze, pre: args.pre.clone(), post: args.post.clone() };
+    if app.settings.nats.value.is_some() && !hold.is_empty() {
+        return Err(Failure::refused(
+            "with --nats, what is frozen and which commands run is configured on the volumes' host, in its table [lvm]",
+        )
+        .into());
     }
-    let job = |source: &String| {
-        let source = absolute(app, source)?;
+    app.settings.lvm.value.settings(&hold)?;
+    Ok(hold)
+}
+
+fn jobs(app: &App, args: &BackupArgs, sources: &[Source]) -> anyhow::Result<Vec<BackupJob>> {
+    if args.name.is_some() && sources.len() > 1 {
+        bail!("--name names one volume; {} sources are given", sources.len());
+    }
+    let group = sources::group(app, args, sources)?;
+    let tags: Vec<String> = args.tags.iter().filter(|tag| !tag.starts_with('@')).cloned().collect();
+    let job = |Source { source, name, .. }: &Source| {
         let volume = match &args.name {
             Some(name) => name.clone(),
-            None => format!("{}/{}", app.settings.host.value, source.trim_start_matches('/')),
+            None => format!("{}/{name}", app.settings.host.value),
         };
         check_name(&volume)?;
         Ok(BackupJob {
             job: app.environment.job_id(),
             volume,
             host: app.settings.host.value.clone(),
-            source,
-            tags: args.tags.clone(),
+            source: source.clone(),
+            tags: tags.clone(),
             allow_changes: args.allow_changes,
+            group: group.clone(),
         })
     };
-    args.sources.iter().map(job).collect()
+    sources.iter().map(job).collect()
 }
 
 /// A volume's name must be printable and must not look like a snapshot's.
@@ -102,21 +133,30 @@ fn check_name(name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The path as the reader sees it. On another host it must be absolute already.
-fn absolute(app: &App, source: &str) -> anyhow::Result<String> {
-    if app.settings.nats.value.is_some() && source.starts_with('/') {
-        return Ok(source.to_owned());
-    }
-    let path = std::path::absolute(source).with_context(|| source.to_owned())?;
-    path.to_str().map(str::to_owned).with_context(|| format!("{source:?} is not valid UTF-8"))
-}
-
-async fn follow_all(app: &App, context: &Context, jobs: &[BackupJob]) -> Vec<anyhow::Result<()>> {
+/// Follows all jobs; of one volume group only so many at once as may have snapshots there. A group's are one.
+async fn follow_all(
+    app: &App,
+    context: &Context,
+    jobs: &[BackupJob],
+    sources: &[Source],
+) -> Vec<anyhow::Result<()>> {
     let display = Display::new(app);
     let display = &display;
-    let one = |job: &'_ BackupJob| {
-        let job = job.clone();
+    let at_once = app.settings.lvm.value.max_snapshots();
+    let turns: BTreeMap<&str, Semaphore> = sources
+        .iter()
+        .filter_map(|source| Some((source.group.as_deref()?, Semaphore::new(at_once))))
+        .collect();
+    let turns = &turns;
+    let one = |(job, source): (&'_ BackupJob, &'_ Source)| {
+        let (job, group) = (job.clone(), source.group.clone());
         async move {
+            let turn = group.as_deref().filter(|_| job.group.is_none()).and_then(|group| turns.get(group));
+            let _turn = match turn {
+                // It is never closed.
+                Some(turn) => turn.acquire().await.ok(),
+                None => None,
+            };
             let outcome = follow(app, context, &job, &display.bar(&job.volume)).await;
             if let Err(error) = &outcome
                 && jobs.len() > 1
@@ -126,7 +166,7 @@ async fn follow_all(app: &App, context: &Context, jobs: &[BackupJob]) -> Vec<any
             outcome
         }
     };
-    futures::future::join_all(jobs.iter().map(one)).await
+    futures::future::join_all(jobs.iter().zip(sources).map(one)).await
 }
 
 /// The first failure decides the exit code; the others were said.
@@ -160,12 +200,11 @@ async fn follow(app: &App, context: &Context, job: &BackupJob, bar: &Bar) -> any
     bar.finish();
     let seconds = context.environment.elapsed().saturating_sub(started).as_secs_f64();
     match outcome? {
-        JobOutcome::Sealed { slot, generation, size, statistics, changed_while_read } => {
-            let done = Done::new(job, slot, generation, size, &statistics, changed_while_read, seconds);
-            app.print(&done, || done.text())
-        }
         JobOutcome::Failed { kind, why } => Err(Failure::new(kind, why).into()),
-        JobOutcome::Restored { .. } => bail!("the answer to a backup was that of a restore"),
+        outcome => match Done::new(job, outcome, seconds) {
+            Some(done) => app.print(&done, || done.text()),
+            None => bail!("the answer to a backup was that of a restore"),
+        },
     }
 }
 
@@ -224,16 +263,13 @@ fn set_io_priority(app: &App) -> anyhow::Result<()> {
 }
 
 impl Done {
-    fn new(
-        job: &BackupJob,
-        slot: Slot,
-        generation: u64,
-        size: u64,
-        statistics: &Statistics,
-        changed_while_read: bool,
-        seconds: f64,
-    ) -> Self {
-        Self {
+    /// What a backup did; none when the outcome is that of something else.
+    fn new(job: &BackupJob, outcome: JobOutcome, seconds: f64) -> Option<Self> {
+        let JobOutcome::Sealed { slot, generation, size, statistics, changed_while_read, tracking } = outcome
+        else {
+            return None;
+        };
+        Some(Self {
             volume: job.volume.clone(),
             snapshot: slot.session.to_string(),
             generation,
@@ -246,8 +282,10 @@ impl Done {
             chunks: statistics.chunks,
             chunks_new: statistics.chunks_new,
             changed_while_read,
+            tracking: text::Tracked::from(&tracking),
+            how_read: text::tracking(&tracking),
             seconds,
-        }
+        })
     }
 
     fn text(&self) -> String {
@@ -265,6 +303,9 @@ impl Done {
             size(self.bytes_stored),
             self.seconds,
         );
+        if let Some(how_read) = &self.how_read {
+            out.push_str(&format!("\n  {how_read}"));
+        }
         if self.changed_while_read {
             out.push_str("\n  the source CHANGED WHILE IT WAS READ: this snapshot is not of one moment");
         }

@@ -13,8 +13,10 @@ use indexer::{Indexer, OpenError};
 use reader::{Files, Reader};
 use storer::Storer;
 use tokio::task::JoinSet;
+use volume_lvm::LvmVolumes;
 
 use crate::app::App;
+use crate::lvm::{self, Hold};
 use crate::settings::Settings;
 use crate::{open, text};
 
@@ -36,6 +38,9 @@ pub struct Embedded {
     /// Asks the index.
     pub index: IndexClient,
     tasks: JoinSet<Result<(), Failure>>,
+    readers: JoinSet<Result<(), Failure>>,
+    stop_readers: Stop,
+    volumes: Option<Arc<LvmVolumes>>,
     indexers: JoinSet<Result<(), Failure>>,
     stop_index: Stop,
     _private_cache: Option<tempfile::TempDir>,
@@ -87,7 +92,7 @@ impl Embedded {
     }
 
     /// Starts every role that a backup needs.
-    pub async fn writing(app: &App) -> anyhow::Result<Self> {
+    pub async fn writing(app: &App, hold: &Hold) -> anyhow::Result<Self> {
         let repository = app.repository().await?;
         open::check_writable(&repository).await?;
         if open::directory(repository.store.location()).is_none() {
@@ -101,11 +106,18 @@ impl Embedded {
             (work.context.clone(), work.repository.clone(), work.index.clone());
 
         let files = Arc::new(Files::new(app.environment.clone()));
+        let volumes = lvm::volumes(&settings.lvm.value, hold, true, files, app.environment.clone())?;
+        work.volumes = Some(volumes.clone());
         let mut reading = reader::Settings::new(settings.host.value.clone());
         reading.segment = SEGMENT;
+        reading.readers = settings.reads.value;
+        reading.audit = settings.lvm.value.audit()?;
         reading.limit = limit(app, settings.limit_read.value);
         let extents = reading.extents.clone();
-        work.tasks.spawn(Reader::new(context.clone(), files, reading, repository.key.cut_seed()).run());
+        // What a session leaves on this host is removed when its conductor says how it ended.
+        let hearing = Context { stop: work.stop_readers.clone(), ..context.clone() };
+        let key = &repository.key;
+        work.readers.spawn(Reader::new(hearing, volumes, reading, key.cut_seed(), key.chunk_ids()).run());
 
         let content = Arc::new(ContentKey::new(&repository.key, &*app.environment)?);
         let hashing = hasher::Settings { level: settings.level.value, extents };
@@ -150,8 +162,18 @@ impl Embedded {
         let index = IndexClient::new(context.bus.clone(), app.environment.clone(), SHARDS);
         let mut indexers = JoinSet::new();
         indexers.spawn(indexer.run());
-        let (tasks, _private_cache) = (JoinSet::new(), private);
-        Ok(Self { context, repository, index, tasks, indexers, stop_index, _private_cache })
+        Ok(Self {
+            context,
+            repository,
+            index,
+            tasks: JoinSet::new(),
+            readers: JoinSet::new(),
+            stop_readers: Stop::default(),
+            volumes: None,
+            indexers,
+            stop_index,
+            _private_cache: private,
+        })
     }
 
     /// Waits until a role ends before it was told to: that is a failure. After a stop, waits until all have ended:
@@ -160,6 +182,7 @@ impl Embedded {
         loop {
             let ended = tokio::select! {
                 ended = self.tasks.join_next() => ended,
+                Some(ended) = self.readers.join_next() => Some(ended),
                 Some(ended) = self.indexers.join_next() => Some(ended),
             };
             match ended {
@@ -167,15 +190,23 @@ impl Embedded {
                 Some(Err(why)) => return anyhow::anyhow!("a role ended unexpectedly: {why}"),
                 Some(Ok(Ok(()))) if self.context.stop.is_raised() => {}
                 Some(Ok(Ok(()))) => return anyhow::anyhow!("a role ended unexpectedly"),
-                None => return interrupted().into(),
+                None => break,
             }
         }
+        self.stop_readers.raise();
+        join(&mut self.readers).await;
+        interrupted().into()
     }
 
-    /// Lets the roles finish, and the index after them.
+    /// Lets the roles finish, the readers and the index after them.
     pub async fn finish(mut self) {
         self.context.stop.raise();
         join(&mut self.tasks).await;
+        self.stop_readers.raise();
+        join(&mut self.readers).await;
+        if let Some(volumes) = &self.volumes {
+            volumes.finish().await;
+        }
         self.stop_index.raise();
         join(&mut self.indexers).await;
     }

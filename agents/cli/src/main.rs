@@ -4,6 +4,7 @@
 
 mod agents;
 mod app;
+mod apply;
 mod args;
 mod backup;
 mod bus;
@@ -11,19 +12,23 @@ mod check;
 mod embedded;
 mod environment;
 mod exit;
+mod host;
 mod init;
 mod keys;
 mod logging;
+mod lvm;
 mod memory;
 mod metrics;
 mod open;
 mod progress;
 mod restore;
 mod select;
+mod send;
 mod sessions;
 mod settings;
 mod show;
 mod snapshots;
+mod sources;
 mod status;
 mod text;
 
@@ -33,11 +38,11 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches};
 
 use app::App;
-use args::{Cli, Command, ConfigCommand, IndexCommand, KeyCommand};
+use args::{Cli, Command, ConfigCommand, HostCommand, IndexCommand, KeyCommand};
 
 fn main() -> ExitCode {
     memory::keep_together();
-    let matches = Cli::command().get_matches();
+    let matches = Cli::command().get_matches_from(args::words());
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
@@ -85,10 +90,14 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Show(args) => done(show::show(app, args).await),
         Command::Diff(args) => done(show::diff(app, args).await),
         Command::Restore(args) => done(restore::run(app, args).await),
+        Command::Send(args) => done(send::run(app, args).await),
+        Command::Apply(args) => done(apply::run(app, args).await),
         Command::Check(args) => done(check::run(app, args).await),
         Command::Agent(_) => done(agents::run(app).await),
         Command::Status(args) => status::run(app, args).await,
         Command::Cancel(args) => done(sessions::cancel(app, args).await),
+        Command::Host(HostCommand::List) => done(host::list(app).await),
+        Command::Host(HostCommand::Clean) => done(host::clean(app).await),
         Command::Config(ConfigCommand::Show) => done(app.show_settings()),
         Command::Index(IndexCommand::Rebuild) => done(embedded::rebuild_index(app).await),
         Command::Key(KeyCommand::Show) => done(keys::show(app).await),

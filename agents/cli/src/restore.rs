@@ -1,20 +1,22 @@
-//! `restore`: brings a snapshot back to a file or device, by this process or by another host's agent.
+//! `restore`: brings a snapshot back to a file, device or logical volume, by this process or by another host's agent.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent::{Failure, Queue, Repository};
+use agent::{Failure, Queue, Repository, Targets};
 use anyhow::{Context, bail};
 use restorer::{Report, Restorer, Target};
-use schema::messages::{About, JobOutcome, Message, RestoreJob};
+use schema::messages::{About, JobOutcome, Message, NewVolume, Preparation, RestoreJob, Safety};
 use schema::root::Root;
 use serde::Serialize;
+use volume_lvm::Tools;
+use volume_lvm::target::LvmTargets;
 
 use crate::app::App;
 use crate::args::RestoreArgs;
 use crate::embedded::Embedded;
 use crate::progress::Display;
-use crate::{backup, bus, open, select, text};
+use crate::{backup, bus, open, select, settings, text};
 
 /// What a restore did, as it is printed.
 #[derive(Debug, Serialize)]
@@ -27,6 +29,8 @@ struct Done {
     bytes_zeroed: u64,
     bytes_fetched: u64,
     chunks_rescued: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
     seconds: f64,
 }
 
@@ -39,21 +43,43 @@ pub async fn run(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
     }
 }
 
+/// What is restored, each with its own target: one snapshot, or those of a group.
+async fn chosen(repository: &Repository, args: &RestoreArgs) -> anyhow::Result<Vec<(Root, RestoreArgs)>> {
+    if !args.group {
+        return Ok(vec![(select::snapshot(repository, &args.snapshot).await?, args.clone())]);
+    }
+    let roots = select::group(repository, &args.snapshot).await?;
+    let with_target = |root: Root| {
+        let name = root.volume.rsplit('/').next().unwrap_or(&root.volume);
+        let target = format!("{}/{name}", args.target.trim_end_matches('/'));
+        (root, RestoreArgs { target, ..args.clone() })
+    };
+    Ok(roots.into_iter().map(with_target).collect())
+}
+
 async fn here(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
-    let started = app.environment.elapsed();
     let work = Embedded::reading(app).await?;
-    let root = select::snapshot(&work.repository, &args.snapshot).await?;
-    let identity = open::identity(&app.settings, work.repository.key.repo())?;
-    let restorer = make(app, &work, identity.map(Arc::new));
-    let display = Display::new(app);
-    let bar = display.bar(&root.volume);
-    let target = Target::new(PathBuf::from(&args.target), args.force);
-    let restored = restorer.restore(root.clone(), target, |p| bar.set(p.done, p.total)).await;
-    bar.finish();
-    let report = restored.with_context(|| format!("restoring {} to {}", root.volume, args.target));
+    let restored = restore_all(app, args, &work).await;
     work.finish().await;
-    let report = report?;
-    print(app, &root, args, &report, app.environment.elapsed().saturating_sub(started).as_secs_f64())
+    restored
+}
+
+async fn restore_all(app: &App, args: &RestoreArgs, work: &Embedded) -> anyhow::Result<()> {
+    let chosen = chosen(&work.repository, args).await?;
+    let identity = open::identity(&app.settings, work.repository.key.repo())?.map(Arc::new);
+    for (root, args) in chosen {
+        let started = app.environment.elapsed();
+        let restorer = make(app, work, identity.clone());
+        let display = Display::new(app);
+        let bar = display.bar(&root.volume);
+        let target = Target::new(PathBuf::from(&args.target), args.force).prepared(preparation(&args)?);
+        let restored = restorer.restore(root.clone(), target, |p| bar.set(p.done, p.total)).await;
+        bar.finish();
+        let report = restored.with_context(|| format!("restoring {} to {}", root.volume, args.target))?;
+        let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
+        print(app, &root, &args, &report, seconds)?;
+    }
+    Ok(())
 }
 
 /// A restorer of this process.
@@ -65,6 +91,12 @@ pub fn make(app: &App, work: &Embedded, identity: Option<Arc<schema::keys::Ident
         identity,
         settings(app, &work.repository),
     )
+    .with_targets(targets())
+}
+
+/// The logical volumes of this host.
+pub fn targets() -> Arc<dyn Targets> {
+    Arc::new(LvmTargets::new(Tools::new()))
 }
 
 /// How this process restores: within its memory, never into the repository itself.
@@ -88,6 +120,7 @@ fn print(app: &App, root: &Root, args: &RestoreArgs, report: &Report, seconds: f
         bytes_zeroed: report.zeroed,
         bytes_fetched: report.fetched,
         chunks_rescued: report.rescued,
+        notes: report.notes.clone(),
         seconds,
     };
     app.print(&done, || {
@@ -108,25 +141,54 @@ fn print(app: &App, root: &Root, args: &RestoreArgs, report: &Report, seconds: f
                 done.chunks_rescued
             ));
         }
+        for note in &done.notes {
+            text.push_str(&format!("\n  {note}"));
+        }
         text
     })
 }
 
+/// What is done to a logical volume first.
+fn preparation(args: &RestoreArgs) -> anyhow::Result<Preparation> {
+    let create = match (args.create, &args.thin) {
+        (false, _) => None,
+        (true, Some(pool)) => Some(NewVolume::Thin { pool: pool.clone() }),
+        (true, None) if args.like => Some(NewVolume::Alike),
+        (true, None) => Some(NewVolume::Plain),
+    };
+    let size = |text: &String| match text.as_str() {
+        "" => Ok(None),
+        text => settings::parse_size("--safety-snapshot", text).map(Some),
+    };
+    let safety = args.safety_snapshot.as_ref().map(size).transpose()?.map(|size| Safety { size });
+    Ok(Preparation { create, safety, drop_baseline: args.drop_baseline })
+}
+
 async fn by_agent(app: &App, args: &RestoreArgs, host: &str) -> anyhow::Result<()> {
-    let started = app.environment.elapsed();
     let repository = app.repository().await?;
-    let root = select::snapshot(&repository, &args.snapshot).await?;
     let context = app.context(bus::connect(app, "restore").await?);
-    let job = app.environment.job_id();
-    let order = RestoreJob { job, slot: root.slot, target: args.target.clone(), force: args.force };
-    let about = About { session: None, volume: root.volume.clone() };
-    context.bus.publish(&Queue::restores(host), Message::new(&about, &order)).await.map_err(Failure::from)?;
-    match backup::outcome_of(&context, job, &root.volume).await? {
-        JobOutcome::Restored { written, zeroed, fetched } => {
-            let report = Report { size: root.size, written, zeroed, fetched, ..Report::default() };
-            print(app, &root, args, &report, app.environment.elapsed().saturating_sub(started).as_secs_f64())
+    for (root, args) in chosen(&repository, args).await? {
+        let started = app.environment.elapsed();
+        let job = app.environment.job_id();
+        let order = RestoreJob {
+            job,
+            slot: root.slot,
+            target: args.target.clone(),
+            force: args.force,
+            preparation: preparation(&args)?,
+        };
+        let about = About { session: None, volume: root.volume.clone() };
+        let message = Message::new(&about, &order);
+        context.bus.publish(&Queue::restores(host), message).await.map_err(Failure::from)?;
+        match backup::outcome_of(&context, job, &root.volume).await? {
+            JobOutcome::Restored { written, zeroed, fetched, notes } => {
+                let report = Report { size: root.size, written, zeroed, fetched, notes, ..Report::default() };
+                let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
+                print(app, &root, &args, &report, seconds)?;
+            }
+            JobOutcome::Failed { kind, why } => return Err(Failure::new(kind, why).into()),
+            JobOutcome::Sealed { .. } => bail!("the answer to a restore was that of a backup"),
         }
-        JobOutcome::Failed { kind, why } => Err(Failure::new(kind, why).into()),
-        JobOutcome::Sealed { .. } => bail!("the answer to a restore was that of a backup"),
     }
+    Ok(())
 }

@@ -83,6 +83,28 @@ async fn by_time(repository: &Repository, name: &str, when: &str) -> anyhow::Res
     }
 }
 
+/// The snapshots of one run of a group: NAME@latest, NAME@TIME, or NAME/RUN.
+pub async fn group(repository: &Repository, text: &str) -> anyhow::Result<Vec<Root>> {
+    let (name, limit) = match text.rsplit_once('@') {
+        Some((name, "latest")) => (name, u64::MAX),
+        Some((name, when)) => (name, parse_time(when)?),
+        None => (text, u64::MAX),
+    };
+    let all = roots(repository, None).await?;
+    let of_group = |root: &Root| match &root.group {
+        Some(group) if text.contains('@') => group.rsplit_once('/').is_some_and(|(of, _)| of == name),
+        Some(group) => group == name,
+        None => false,
+    };
+    let candidates = all.iter().filter(|root| of_group(root) && root.time_ms <= limit);
+    let Some(run) = candidates.max_by_key(|root| root.time_ms).and_then(|root| root.group.clone()) else {
+        bail!(Failure::refused(format!(
+            "no group's run is {text:?} (`lvkeep snapshots --group '*'` lists them; the newest is NAME@latest)"
+        )));
+    };
+    Ok(all.into_iter().filter(|root| root.group.as_ref() == Some(&run)).collect())
+}
+
 /// A time in milliseconds since 1970: RFC 3339, or a local date with or without a time of day.
 fn parse_time(text: &str) -> anyhow::Result<u64> {
     let local = |moment: DateTime| moment.to_zoned(TimeZone::system()).map(|z| z.timestamp()).ok();

@@ -11,6 +11,7 @@ use directories::ProjectDirs;
 use serde::{Deserialize, Serialize};
 
 use crate::args::{Global, IoPriority, Role};
+use crate::lvm::Lvm;
 
 /// The configuration file, as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -33,6 +34,8 @@ pub struct File {
     pack_max_age: Option<String>,
     ask_again: Option<String>,
     redeliver: Option<String>,
+    reads: Option<usize>,
+    lvm: Option<Lvm>,
     #[serde(default)]
     agent: AgentFile,
 }
@@ -113,6 +116,10 @@ pub struct Settings {
     /// Seconds after which the NATS server hands what a dead agent had taken to another, the same for all agents of a
     /// repository.
     pub redeliver: Setting<f64>,
+    /// Volumes of this host that are read at once.
+    pub reads: Setting<usize>,
+    /// How logical volumes are treated.
+    pub lvm: Setting<Lvm>,
     /// Agent: roles.
     pub roles: Setting<Vec<Role>>,
     /// Agent: workers.
@@ -248,6 +255,8 @@ pub fn resolve(global: &Global, extra: Extra, matches: &ArgMatches) -> anyhow::R
         pack_max_age: r.pick("pack_max_age", None, seconds("pack_max_age", &file.pack_max_age)?, 5.0),
         ask_again: r.pick("ask_again", None, seconds("ask_again", &file.ask_again)?, 20.0),
         redeliver: r.pick("redeliver", None, seconds("redeliver", &file.redeliver)?, 30.0),
+        reads: r.pick("reads", None, file.reads, 2),
+        lvm: r.pick("lvm", None, file.lvm.filter(|lvm| *lvm != Lvm::default()), Lvm::default()),
         roles: r.list("roles", extra.roles, file.agent.roles),
         workers: r.pick("workers", extra.workers, file.agent.workers, workers),
         metrics: r.optional("metrics", extra.metrics, file.agent.metrics),
@@ -268,6 +277,11 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
     if !(1..=1024).contains(&settings.index_shards.value) {
         bail!("index_shards: {} is not between 1 and 1024", settings.index_shards.value);
     }
+    if !(1..=64).contains(&settings.reads.value) {
+        bail!("reads: {} is not between 1 and 64", settings.reads.value);
+    }
+    settings.lvm.value.settings(&Default::default())?;
+    settings.lvm.value.audit()?;
     if settings.host.value.is_empty() {
         bail!("host: this host has no name; set one");
     }
@@ -288,7 +302,8 @@ fn read_file(named: Option<&Path>) -> anyhow::Result<(Option<PathBuf>, File)> {
     Ok((Some(path), file))
 }
 
-fn hostname() -> String {
+/// What this host calls itself.
+pub fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 

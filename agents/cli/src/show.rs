@@ -37,6 +37,7 @@ struct Fields<'a> {
     changed_while_read: bool,
     layout: &'a std::collections::BTreeMap<String, String>,
     statistics: schema::root::Statistics,
+    tracking: text::Tracked,
 }
 
 /// `lvkeep show`.
@@ -62,6 +63,7 @@ pub async fn show(app: &App, args: &ShowArgs) -> anyhow::Result<()> {
             changed_while_read: root.changed_while_read,
             layout: &root.layout,
             statistics: root.statistics,
+            tracking: text::Tracked::from(&root.tracking),
         },
     };
     app.print(&shown, || describe(&root, &shown))
@@ -84,13 +86,20 @@ fn describe(root: &Root, shown: &Shown<'_>) -> String {
         format!("new         {} in {} of {} chunks", text::size(s.bytes_new), s.chunks_new, s.chunks),
         format!("stored      {}", text::size(s.bytes_stored)),
     ];
+    lines.extend(text::tracking(&root.tracking).map(|tracking| format!("tracking    {tracking}")));
+    lines.extend(root.group.as_ref().map(|group| format!("group       {group}")));
     if !root.tags.is_empty() {
         lines.push(format!("tags        {}", root.tags.join(", ")));
     }
     if root.changed_while_read {
         lines.push("the source CHANGED WHILE IT WAS READ: this snapshot is not of one moment".to_owned());
     }
-    lines.extend(root.layout.iter().map(|(name, value)| format!("layout      {name} = {value}")));
+    let (long, short): (Vec<_>, Vec<_>) = root.layout.iter().partition(|(_, value)| value.contains('\n'));
+    lines.extend(short.iter().map(|(name, value)| format!("layout      {name} = {value}")));
+    for (name, value) in long {
+        lines.push(format!("layout      {name}:"));
+        lines.extend(value.lines().map(|line| format!("            {line}")));
+    }
     lines.join("\n")
 }
 

@@ -26,6 +26,8 @@ pub struct Row {
     pub bytes_new: u64,
     /// The host.
     pub host: String,
+    /// The run of a group that it was taken with, NAME/RUN.
+    pub group: Option<String>,
     /// Tags.
     pub tags: Vec<String>,
     /// The source changed while it was read.
@@ -46,6 +48,7 @@ impl Row {
             bytes_stored: root.statistics.bytes_stored,
             bytes_new: root.statistics.bytes_new,
             host: root.host.clone(),
+            group: root.group.clone(),
             tags: root.tags.clone(),
             changed_while_read: root.changed_while_read,
             encrypted,
@@ -60,10 +63,17 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
     if let Some(pattern) = &args.volume {
         roots.retain(|root| text::matches(pattern, &root.volume));
     }
+    if let Some(pattern) = &args.group {
+        let named = |group: &String| {
+            let name = group.rsplit_once('/').map_or(group.as_str(), |(name, _)| name);
+            text::matches(pattern, name) || text::matches(pattern, group)
+        };
+        roots.retain(|root| root.group.as_ref().is_some_and(named));
+    }
     let encrypted = repository.key.encrypted();
     let rows: Vec<Row> = roots.iter().map(|root| Row::new(root, encrypted)).collect();
     app.print(&rows, || {
-        let mut table = text::Table::new(&["id", "volume", "gen", "time", "size", "added", "tags"]);
+        let mut table = text::Table::new(&["id", "volume", "gen", "time", "size", "added", "group", "tags"]);
         for (row, root) in rows.iter().zip(&roots) {
             let mark = if row.changed_while_read { " (changed while read)" } else { "" };
             table.row([
@@ -73,6 +83,7 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
                 text::time(root.time_ms),
                 text::size(row.size),
                 text::size(row.bytes_stored),
+                row.group.clone().unwrap_or_else(|| "-".to_owned()),
                 format!("{}{mark}", row.tags.join(",")),
             ]);
         }

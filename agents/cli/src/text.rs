@@ -2,6 +2,8 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use schema::root::Tracking;
+use serde::Serialize;
 
 /// A size with a binary unit.
 pub fn size(bytes: u64) -> String {
@@ -33,6 +35,47 @@ pub fn error(error: &anyhow::Error) -> String {
         }
     }
     out
+}
+
+/// What was read for a snapshot, as it is printed.
+#[derive(Debug, Serialize)]
+pub struct Tracked {
+    /// The snapshot since which the changes were known.
+    since: Option<String>,
+    /// Bytes that may have changed since.
+    bytes_changed: Option<u64>,
+    /// Bytes that were read again to check that they had not.
+    bytes_audited: Option<u64>,
+    /// Why everything was read where that was not to be expected.
+    why_everything: Option<String>,
+}
+
+impl From<&Tracking> for Tracked {
+    fn from(tracking: &Tracking) -> Self {
+        match tracking {
+            Tracking::Everything { why } => {
+                Self { since: None, bytes_changed: None, bytes_audited: None, why_everything: why.clone() }
+            }
+            Tracking::Since { parent, changed, audited } => Self {
+                since: Some(parent.to_string()),
+                bytes_changed: Some(*changed),
+                bytes_audited: Some(*audited),
+                why_everything: None,
+            },
+        }
+    }
+}
+
+/// The same for people; nothing to say of a volume that is read whole anyway.
+pub fn tracking(tracking: &Tracking) -> Option<String> {
+    match tracking {
+        Tracking::Everything { why } => Some(format!("everything was read: {}", why.as_ref()?)),
+        Tracking::Since { parent, changed, audited } => Some(format!(
+            "{} may have changed since {parent}; {} of the rest were read again and are the same",
+            size(*changed),
+            size(*audited)
+        )),
+    }
 }
 
 /// Columns, the last one ragged; numbers are not aligned specially.

@@ -306,6 +306,28 @@ impl Coverage {
         Ok(out)
     }
 
+    /// Whether a leaf was taken out.
+    pub fn is_leaf_closed(&self, leaf: u64) -> bool {
+        self.closed.contains(&leaf)
+    }
+
+    /// Whether some of a leaf is not mapped yet.
+    pub fn lacks(&self, leaf: u64) -> bool {
+        let range = self.geometry.leaf_range(leaf);
+        let covered = self.open.get(&leaf).map_or(0, |open| open.count.covered);
+        !self.closed.contains(&leaf) && covered < range.end - range.start
+    }
+
+    /// Leaves of which some is not mapped yet.
+    pub fn lacking(&self) -> impl Iterator<Item = u64> + '_ {
+        (0..self.geometry.leaves()).filter(|leaf| self.lacks(*leaf))
+    }
+
+    /// Leaves with chunks that are on their way.
+    pub fn stalled(&self) -> impl Iterator<Item = u64> + '_ {
+        self.open.iter().filter(|(_, open)| open.waiting > 0).map(|(leaf, _)| *leaf)
+    }
+
     /// Leaves that are not taken out yet, at most `limit` of them.
     pub fn unfinished(&self, limit: usize) -> Vec<u64> {
         (0..self.geometry.leaves()).filter(|leaf| !self.closed.contains(leaf)).take(limit).collect()

@@ -7,6 +7,7 @@ mod closing;
 mod ending;
 mod events;
 mod pacing;
+mod unchanged;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -21,13 +22,15 @@ use agent::{Context, Failure, Queue, Repository, Service, Stop, Topic};
 use schema::map::Geometry;
 use schema::messages::*;
 use schema::names::Slot;
-use schema::root::Statistics;
+use schema::root::{Statistics, Tracking};
 use schema::session::{Checkpoint, Session, SessionKind};
 use schema::{ChunkId, ReadingId};
+use tokio::sync::mpsc;
 
 use crate::Settings;
-use crate::coverage::Coverage;
-use crate::parent::{Parent, ParentService};
+use crate::answers::{Answers, Question};
+use crate::coverage::{Count, Coverage};
+use crate::parent::Parent;
 use crate::recent::Recent;
 use crate::structure::Structure;
 use crate::takeover;
@@ -51,12 +54,15 @@ pub(crate) enum End {
     TakenOver,
     /// This process stops; somebody else shall drive the job.
     HandedBack,
+    /// Something was left out because it was said to be unchanged, and that cannot be relied on: nothing was committed.
+    Distrusted,
 }
 
 /// Why the loop was left.
 enum Left {
     Complete,
     Stopped,
+    Distrusted,
 }
 
 pub(crate) struct Driver {
@@ -81,6 +87,17 @@ pub(crate) struct Driver {
     /// The request that checks, after everything is mapped, that the source is unchanged; and whether it came back.
     check: Option<(u32, bool)>,
     changed: bool,
+    /// Whether the reader may leave out what has not changed since the parent.
+    track: bool,
+    /// Whether it was found out too late that it must not.
+    distrusted: bool,
+    /// What the reader says of that.
+    tracking: Tracking,
+    /// Leaves that were asked for with force, and in which request last.
+    forced: BTreeMap<u64, u32>,
+    /// Leaves that were taken from the parent as they are, and once all are closed, what they add up to.
+    inherited: BTreeSet<u64>,
+    inherited_count: Option<Count>,
     /// Somebody said that this session shall end.
     cancelled: bool,
     top: Option<Option<ChunkId>>,
@@ -148,6 +165,12 @@ impl Driver {
             answered: BTreeSet::new(),
             check: None,
             changed: false,
+            track: true,
+            distrusted: false,
+            tracking: Tracking::Everything { why: None },
+            forced: BTreeMap::new(),
+            inherited: BTreeSet::new(),
+            inherited_count: None,
             cancelled: false,
             top: None,
             progress_at: now,
@@ -196,35 +219,45 @@ impl Driver {
         }
     }
 
-    /// Drives the session. It waits for events of readers and hashers, for packs to become durable, for a word to
-    /// cancel or to stop, and for time to ask again.
+    /// Drives the session. It waits for events and questions of readers and hashers, for packs to become durable, for a
+    /// word to cancel or to stop, and for time to ask again.
     pub(crate) async fn run(
         mut self,
         adopt: Option<Checkpoint>,
         ticket: &Option<Ticket>,
+        track: bool,
     ) -> Result<End, Failure> {
+        self.track = track;
         let serving = Stop::default();
         let context = Context { stop: serving.clone(), ..self.context.clone() };
-        let service = Service::parent(self.session.session().id);
-        let answers = agent::serve(&context, &service, ParentService(self.parent.clone()));
+        let service = Service::conductor(self.session.session().id);
+        let (answers, questions) = Answers::new(self.parent.clone());
+        let answers = agent::serve(&context, &service, answers);
         let driven = async {
-            let left = self.collect(adopt, ticket).await;
+            let left = self.collect(adopt, ticket, questions).await;
+            // Nobody is left to answer: from here on, nothing is wanted any more.
+            let end = match left {
+                Ok(Left::Complete) => self.seal().await,
+                Ok(Left::Distrusted) => Ok(End::Distrusted),
+                Ok(Left::Stopped) if self.settings.hand_back => self.hand_back().await,
+                Ok(Left::Stopped) => {
+                    Err(Failure::new(FailureKind::Revoked, "interrupted; nothing was committed"))
+                }
+                Err(failure) => Err(failure),
+            };
             serving.raise();
-            left
+            end
         };
-        let (left, _) = tokio::join!(driven, answers);
-        let end = match left {
-            Ok(Left::Complete) => self.seal().await,
-            Ok(Left::Stopped) if self.settings.hand_back => self.hand_back().await,
-            Ok(Left::Stopped) => {
-                Err(Failure::new(FailureKind::Revoked, "interrupted; nothing was committed"))
-            }
-            Err(failure) => Err(failure),
-        };
+        let (end, _) = tokio::join!(driven, answers);
         self.finish(end).await
     }
 
-    async fn collect(&mut self, adopt: Option<Checkpoint>, ticket: &Option<Ticket>) -> Result<Left, Failure> {
+    async fn collect(
+        &mut self,
+        adopt: Option<Checkpoint>,
+        ticket: &Option<Ticket>,
+        mut questions: mpsc::Receiver<Question>,
+    ) -> Result<Left, Failure> {
         let id = self.session.session().id;
         let bus = self.context.bus.clone();
         let mut stored = bus.subscribe(&Topic::packs_stored()).await?;
@@ -244,9 +277,13 @@ impl Driver {
                 biased;
                 () = self.context.stop.raised() => return Ok(Left::Stopped),
                 cancel = cancels.next() => self.on_cancel(cancel, &mut cancels).await?,
+                Some(question) = questions.recv() => self.on_question(question),
                 event = events.next() => self.on_delivery(event, &mut events, &mut adopt).await?,
                 pack = stored.next() => self.on_broadcast(pack, &mut stored).await?,
                 () = self.context.environment.sleep(until_tick) => {}
+            }
+            if self.distrusted {
+                return Ok(Left::Distrusted);
             }
             self.close_leaves().await?;
             if self.is_complete() {
@@ -269,11 +306,14 @@ impl Driver {
         self.requests += 1;
         let message = ReadVolume {
             session: self.session.session().id,
+            repository: self.repository.key.repo(),
             source: self.job.source.clone(),
             reading: self.reading.as_ref().map(|reading| reading.id),
+            parent: self.parent.as_ref().filter(|_| self.track).and_then(|parent| parent.snapshot()),
             leaves: leaves.or(unfinished),
             force,
             allow_changes: self.job.allow_changes,
+            group: self.job.group.clone(),
             request: self.requests,
         };
         let queue = Queue::reads(&self.job.host);

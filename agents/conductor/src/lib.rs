@@ -4,6 +4,7 @@
 //! content. One driver drives a session alone for the session's whole life; whoever takes a job over first occupies
 //! the old session's slot, and then opens a session of its own.
 
+mod answers;
 pub mod coverage;
 mod driver;
 mod parent;
@@ -79,8 +80,13 @@ impl Conductor {
 
     /// A store or an index that is away for a while costs a session, not the job.
     async fn drive_patiently(&self, job: &BackupJob, ticket: &Option<Ticket>) -> Result<End, Failure> {
+        let mut track = true;
         for _ in 1..SESSION_TRIES {
-            match self.drive(job, ticket).await {
+            match self.drive(job, ticket, track).await {
+                Ok(End::Distrusted) => {
+                    tracing::warn!("what was left out as unchanged does not hold; reading everything");
+                    track = false;
+                }
                 Err(failure) if failure.retry && !self.stops() => {
                     tracing::warn!(%failure, "a backup failed for now; trying again");
                     if let Some(ticket) = ticket {
@@ -92,21 +98,22 @@ impl Conductor {
                 ended => return ended,
             }
         }
-        self.drive(job, ticket).await
+        self.drive(job, ticket, track).await
     }
 
     fn stops(&self) -> bool {
         self.context.stop.is_raised()
     }
 
-    async fn drive(&self, job: &BackupJob, ticket: &Option<Ticket>) -> Result<End, Failure> {
+    /// One session of a job. With `track`, what has not changed since the parent may be left out.
+    async fn drive(&self, job: &BackupJob, ticket: &Option<Ticket>, track: bool) -> Result<End, Failure> {
         let taken = takeover::take_over(&self.repository, job).await?;
-        for session in &taken.over {
+        for (session, committed) in taken.over {
             // Readers that do not hear it read for nobody, and nothing worse.
-            let about = About::session(*session, job.volume.clone());
-            let message = Message::new(&about, &CloseReading { session: *session });
-            let _ = self.context.bus.broadcast(&Topic::closed(), message).await;
-            let _ = self.context.bus.retire(&Queue::session(*session)).await;
+            let about = About::session(session, job.volume.clone());
+            let over = CloseReading { session, host: job.host.clone(), committed };
+            let _ = self.context.bus.broadcast(&Topic::closed(), Message::new(&about, &over)).await;
+            let _ = self.context.bus.retire(&Queue::session(session)).await;
         }
         if let Some(outcome) = taken.already_done {
             return Ok(End::Done(outcome));
@@ -127,7 +134,8 @@ impl Conductor {
             driver.dismiss().await;
             return Ok(End::TakenOver);
         }
-        driver.run(taken.checkpoint, ticket).await
+        // What an earlier session left out may be in its checkpoint.
+        driver.run(taken.checkpoint.filter(|_| track), ticket, track).await
     }
 }
 
@@ -144,6 +152,10 @@ impl Handler for Conductor {
         let end = tracing::Instrument::instrument(self.drive_patiently(&job, ticket), span).await;
         let outcome = match end {
             Ok(End::Done(outcome)) => outcome,
+            Ok(End::Distrusted) => JobOutcome::Failed {
+                kind: FailureKind::Other,
+                why: format!("{}: what was left out as unchanged does not hold", job.volume),
+            },
             Ok(End::TakenOver) => {
                 tracing::info!(volume = job.volume, "another conductor has taken this job over");
                 if let Some(ticket) = ticket.take() {

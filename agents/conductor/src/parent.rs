@@ -1,17 +1,18 @@
-//! The parent's map: served to hashers, and asked by the conductor itself.
+//! The parent's map: served to readers and hashers, and asked by the conductor itself.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use agent::Failure;
 use agent::maps::MapReader;
-use agent::{Answerer, Failure};
-use async_trait::async_trait;
 use bytes::Bytes;
 use schema::ChunkId;
 use schema::limits::LEAF_SPAN;
-use schema::map::Content;
-use schema::messages::{AskParentLeaf, Message, ParentLeaf};
+use schema::map::{Content, Piece};
+use schema::messages::ParentSnapshot;
 use tokio::sync::Mutex;
+
+use crate::coverage::Count;
 
 /// Leaves kept: what readers are at, with some distance between several.
 const KEPT: usize = 16;
@@ -19,14 +20,24 @@ const KEPT: usize = 16;
 /// The parent's map with its last leaves at hand.
 pub(crate) struct Parent {
     map: MapReader,
-    kept: Mutex<VecDeque<(u64, Option<Arc<LeafAt>>)>>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    leaves: VecDeque<(u64, Option<Arc<LeafAt>>)>,
+    /// What the leaves that were read add up to, each.
+    counts: BTreeMap<u64, Count>,
 }
 
 /// One leaf of the parent.
 pub(crate) struct LeafAt {
-    span: u64,
-    bytes: Bytes,
-    places: BTreeMap<u64, ChunkId>,
+    /// Bytes of the volume that it covers.
+    pub(crate) span: u64,
+    /// Its encoded form.
+    pub(crate) bytes: Bytes,
+    /// Its pieces, by their places in the volume.
+    pub(crate) places: BTreeMap<u64, Piece>,
 }
 
 impl Parent {
@@ -38,10 +49,18 @@ impl Parent {
         self.map.root()
     }
 
+    /// What readers are to compare with. A snapshot of several moments is no use for that: no list of changes is
+    /// relative to it.
+    pub(crate) fn snapshot(&self) -> Option<ParentSnapshot> {
+        let root = self.root();
+        let snapshot = ParentSnapshot { session: root.slot.session, size: root.size };
+        (!root.changed_while_read).then_some(snapshot)
+    }
+
     /// A leaf; none beyond the parent's end.
-    async fn leaf(&self, leaf: u64) -> Result<Option<Arc<LeafAt>>, Failure> {
+    pub(crate) async fn leaf(&self, leaf: u64) -> Result<Option<Arc<LeafAt>>, Failure> {
         let mut kept = self.kept.lock().await;
-        if let Some((_, known)) = kept.iter().find(|(at, _)| *at == leaf) {
+        if let Some((_, known)) = kept.leaves.iter().find(|(at, _)| *at == leaf) {
             return Ok(known.clone());
         }
         let range = self.map.geometry().leaf_range(leaf);
@@ -49,11 +68,8 @@ impl Parent {
             true => None,
             false => {
                 let parsed = self.map.leaf(leaf).await?;
-                let chunk = |(offset, piece): (u64, schema::map::Piece)| match piece.content {
-                    Content::Chunk(id) => Some((offset, id)),
-                    Content::Zero => None,
-                };
-                let places = parsed.located(leaf * LEAF_SPAN).filter_map(chunk).collect();
+                kept.counts.insert(leaf, Count::of(parsed.pieces()));
+                let places = parsed.located(leaf * LEAF_SPAN).collect();
                 Some(Arc::new(LeafAt {
                     span: range.end - range.start,
                     bytes: parsed.encode().into(),
@@ -61,48 +77,46 @@ impl Parent {
                 }))
             }
         };
-        if kept.len() == KEPT {
-            kept.pop_front();
+        if kept.leaves.len() == KEPT {
+            kept.leaves.pop_front();
         }
-        kept.push_back((leaf, found.clone()));
+        kept.leaves.push_back((leaf, found.clone()));
         Ok(found)
+    }
+
+    /// What a leaf's pieces add up to.
+    pub(crate) async fn count(&self, leaf: u64) -> Result<Count, Failure> {
+        if let Some(known) = self.kept.lock().await.counts.get(&leaf) {
+            return Ok(*known);
+        }
+        self.leaf(leaf).await?;
+        Ok(self.kept.lock().await.counts.get(&leaf).copied().unwrap_or_default())
+    }
+
+    /// The chunk of a leaf (none where it reads as zero); nothing where there is no such leaf, or none that can be
+    /// found.
+    pub(crate) async fn leaf_id(&self, leaf: u64) -> Option<Option<ChunkId>> {
+        match leaf < self.map.geometry().leaves() {
+            true => readable(self.map.leaf_id(leaf).await),
+            false => None,
+        }
     }
 
     /// Whether the parent has this chunk at this place.
     pub(crate) async fn has(&self, offset: u64, id: ChunkId) -> bool {
         let leaf = readable(self.leaf(offset / LEAF_SPAN).await).flatten();
-        leaf.is_some_and(|leaf| leaf.places.get(&offset) == Some(&id))
+        leaf.is_some_and(|leaf| {
+            leaf.places.get(&offset).is_some_and(|piece| piece.content == Content::Chunk(id))
+        })
     }
 
     /// Whether the parent's leaf is this very chunk.
     pub(crate) async fn has_leaf(&self, leaf: u64, id: ChunkId) -> bool {
-        let inside = leaf < self.map.geometry().leaves();
-        inside && readable(self.map.leaf_id(leaf).await).flatten() == Some(id)
+        self.leaf_id(leaf).await.flatten() == Some(id)
     }
 }
 
 /// A parent that cannot be read spares no work, and must not stand in the way of a new snapshot.
-fn readable<T>(result: Result<T, Failure>) -> Option<T> {
+pub(crate) fn readable<T>(result: Result<T, Failure>) -> Option<T> {
     result.inspect_err(|failure| tracing::warn!(%failure, "the parent's map cannot be read")).ok()
-}
-
-/// Serves a session's parent; a session without one answers that there is none.
-pub(crate) struct ParentService(pub(crate) Option<Arc<Parent>>);
-
-#[async_trait]
-impl Answerer for ParentService {
-    async fn answer(&mut self, message: &Message) -> Result<Message, Failure> {
-        let about = message.about()?;
-        let asked: AskParentLeaf = message.read()?;
-        let leaf = match &self.0 {
-            Some(parent) => parent.leaf(asked.leaf).await?,
-            None => None,
-        };
-        Ok(match leaf {
-            Some(leaf) => {
-                Message::with_body(&about, &ParentLeaf { span: Some(leaf.span) }, leaf.bytes.clone())
-            }
-            None => Message::new(&about, &ParentLeaf { span: None }),
-        })
-    }
 }

@@ -14,8 +14,8 @@ use schema::session::{Checkpoint, Session};
 pub(crate) struct Taken {
     pub(crate) already_done: Option<JobOutcome>,
     pub(crate) checkpoint: Option<Checkpoint>,
-    /// Sessions that are over; nobody else tells their readers.
-    pub(crate) over: Vec<SessionId>,
+    /// Sessions that are over, and whether each was committed; nobody else tells their readers.
+    pub(crate) over: Vec<(SessionId, bool)>,
 }
 
 pub(crate) async fn take_over(repository: &Repository, job: &BackupJob) -> Result<Taken, Failure> {
@@ -25,8 +25,9 @@ pub(crate) async fn take_over(repository: &Repository, job: &BackupJob) -> Resul
             continue;
         }
         tracing::info!(session = %session.id, "taking over");
-        taken.over.push(session.id);
-        match sessions::revoke(repository, &session).await? {
+        let at_slot = sessions::revoke(repository, &session).await?;
+        taken.over.push((session.id, matches!(at_slot, AtSlot::Snapshot(_))));
+        match at_slot {
             AtSlot::Snapshot(root) => taken.already_done = Some(sealed(&root)),
             AtSlot::Nothing | AtSlot::Tombstone => taken.checkpoint = session.checkpoint.or(taken.checkpoint),
         }
@@ -83,5 +84,6 @@ pub(crate) fn sealed(root: &Root) -> JobOutcome {
         size: root.size,
         statistics: root.statistics,
         changed_while_read: root.changed_while_read,
+        tracking: root.tracking.clone(),
     }
 }

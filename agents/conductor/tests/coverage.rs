@@ -345,3 +345,25 @@ proptest! {
         prop_assert_eq!(coverage.count(), before);
     }
 }
+
+/// What a reader is told is wanted: what lacks bytes; and by force, what waits for chunks.
+#[test]
+fn what_lacks_bytes_and_what_waits_for_chunks() {
+    let mut coverage = coverage(4 * LEAF_SPAN + 100);
+    let rest = LEAF_SPAN as u32 - BLOCK;
+    let state = |coverage: &Coverage| {
+        (coverage.lacking().collect::<Vec<_>>(), coverage.stalled().collect::<Vec<_>>())
+    };
+    assert_eq!(state(&coverage), (vec![0, 1, 2, 3, 4], vec![]));
+    for (leaf, fate) in [(0, Fate::Waiting(id(1))), (1, Fate::Durable(id(2))), (2, Fate::Waiting(id(3)))] {
+        coverage.add(leaf * LEAF_SPAN, BLOCK, fate).unwrap();
+    }
+    coverage.add(u64::from(BLOCK), rest, Fate::Zero).unwrap();
+    coverage.adopt(4, Count { covered: 100, zero: 100, chunks: 0 });
+    assert_eq!(state(&coverage), (vec![1, 2, 3], vec![0, 2]));
+    assert!(coverage.is_leaf_closed(4) && !coverage.is_leaf_closed(0) && coverage.lacks(2));
+    coverage.durable(id(1));
+    coverage.add(LEAF_SPAN + u64::from(BLOCK), rest, Fate::Zero).unwrap();
+    assert_eq!(coverage.take_complete().unwrap().len(), 2);
+    assert_eq!(state(&coverage), (vec![2, 3], vec![2]));
+}

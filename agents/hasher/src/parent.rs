@@ -62,7 +62,7 @@ impl ParentLeaves {
 
     async fn ask(&self, about: &About, session: SessionId, leaf: u64) -> Option<Places> {
         let question = Message::new(about, &AskParentLeaf { session, leaf });
-        let answer = self.bus.request(&Service::parent(session), question, LIMIT).await.ok()?;
+        let answer = self.bus.request(&Service::conductor(session), question, LIMIT).await.ok()?;
         let span = answer.read::<ParentLeaf>().ok()?.span?;
         let parsed = Leaf::parse(&answer.body, span).ok()?;
         let chunks = parsed.located(leaf * LEAF_SPAN).filter_map(|(offset, piece)| match piece.content {

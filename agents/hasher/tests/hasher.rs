@@ -156,7 +156,9 @@ impl World {
         let (index, serving) = (Index(table.clone()), context.clone());
         tokio::spawn(async move { agent::serve(&serving, &Service::index(0), index).await });
         let serving = context.clone();
-        tokio::spawn(async move { agent::serve(&serving, &Service::parent(SESSION), Parent(parent)).await });
+        tokio::spawn(
+            async move { agent::serve(&serving, &Service::conductor(SESSION), Parent(parent)).await },
+        );
         Self { context, bus, table, writer, identities }
     }
 

@@ -10,92 +10,88 @@ use std::sync::Arc;
 
 use agent::buffer::{Buffer, Pool};
 use agent::rate::RateLimit;
-use agent::{Context, Failure, Volume, VolumeError};
+use agent::{Context, Failure, Volume};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use schema::map::Geometry;
 use schema::messages::FailureKind;
 use tokio::task::JoinHandle;
 
 use crate::emit::HEADROOM;
-use crate::plan::{self, Step};
+use crate::leaves::{Leaves, Task};
 
 /// Where and how a request's reads are made.
 pub(crate) struct Means<'a> {
     pub(crate) context: &'a Context,
     pub(crate) pool: &'a Pool,
     pub(crate) limit: &'a RateLimit,
-    /// Bytes of one read at most.
-    pub(crate) segment: u64,
     /// Reads in flight at most.
     pub(crate) depth: usize,
 }
 
-/// A step whose data was read.
-pub(crate) type Ready = (Step, Option<Buffer>);
+/// A task whose data was read, if it has any.
+pub(crate) type Ready = (Task, Option<Buffer>);
 type Started = Pin<Box<dyn Future<Output = Result<Ready, Failure>> + Send>>;
 
-/// The steps of some leaves, read ahead.
+/// The tasks of some leaves, read ahead.
 pub(crate) struct ReadAhead<'a, L> {
     means: Means<'a>,
     volume: Arc<dyn Volume>,
-    geometry: Geometry,
-    leaves: L,
-    planned: VecDeque<Step>,
+    leaves: Leaves<'a, L>,
+    planned: VecDeque<Task>,
     started: FuturesOrdered<Started>,
 }
 
-impl<'a, L: Iterator<Item = u64> + Send> ReadAhead<'a, L> {
+impl<'a, L: Iterator<Item = (u64, bool)> + Send> ReadAhead<'a, L> {
     /// Nothing is read before [`ReadAhead::next`] is called.
-    pub(crate) fn new(means: Means<'a>, volume: Arc<dyn Volume>, geometry: Geometry, leaves: L) -> Self {
-        Self { means, volume, geometry, leaves, planned: VecDeque::new(), started: FuturesOrdered::new() }
+    pub(crate) fn new(means: Means<'a>, volume: Arc<dyn Volume>, leaves: Leaves<'a, L>) -> Self {
+        Self { means, volume, leaves, planned: VecDeque::new(), started: FuturesOrdered::new() }
     }
 
-    /// The next step; none when all leaves are read.
+    /// The next task; none when all leaves are read.
     pub(crate) async fn next(&mut self) -> Result<Option<Ready>, Failure> {
         while self.started.len() < self.means.depth {
             if self.planned.is_empty() {
-                self.plan().await?;
+                self.planned = self.leaves.next().await?.unwrap_or_default().into();
             }
-            let Some(step) = self.planned.front().copied() else { break };
-            if step.data == 0 {
-                self.started.push_back(Box::pin(std::future::ready(Ok((step, None)))));
-            } else if self.started.is_empty() {
-                let buffer = blocked(self.means.context, self.means.pool.acquire()).await;
-                self.start(step, buffer);
-            } else {
-                tokio::select! {
-                    biased;
-                    buffer = self.means.pool.acquire() => self.start(step, buffer),
-                    ready = self.started.next() => return ready.transpose(),
+            let buffer = match self.planned.front() {
+                None => break,
+                Some(Task::Read { step, .. }) if step.data > 0 => match self.started.is_empty() {
+                    true => Some(blocked(self.means.context, self.means.pool.acquire()).await),
+                    false => tokio::select! {
+                        biased;
+                        buffer = self.means.pool.acquire() => Some(buffer),
+                        ready = self.started.next() => return ready.transpose(),
+                    },
+                },
+                Some(_) => None,
+            };
+            match (self.planned.pop_front(), buffer) {
+                (Some(task), Some(buffer)) => self.start(task, buffer),
+                (Some(task), None) => {
+                    self.started.push_back(Box::pin(std::future::ready(Ok((task, None)))));
                 }
+                (None, _) => {}
             }
-            self.planned.pop_front();
         }
         self.started.next().await.transpose()
     }
 
-    async fn plan(&mut self) -> Result<(), VolumeError> {
-        if let Some(leaf) = self.leaves.next() {
-            let range = self.geometry.leaf_range(leaf);
-            let allocated = self.volume.allocated(range.clone()).await?;
-            self.planned = plan::steps(range, &allocated, self.means.segment).into();
-        }
-        Ok(())
-    }
-
     /// Starts a read at once, in a task of its own.
-    fn start(&mut self, step: Step, buffer: Buffer) {
+    fn start(&mut self, task: Task, buffer: Buffer) {
+        let (offset, len) = match &task {
+            Task::Read { step, .. } => (step.offset, step.data as usize),
+            Task::Unchanged(range) => (range.start, 0),
+        };
         let (volume, limit) = (self.volume.clone(), self.means.limit.clone());
-        let mut task = Aborted(tokio::spawn(async move {
-            limit.pass(step.data.into()).await;
-            volume.read(step.offset, buffer, HEADROOM, step.data as usize).await
+        let mut reading = Aborted(tokio::spawn(async move {
+            limit.pass(len as u64).await;
+            volume.read(offset, buffer, HEADROOM, len).await
         }));
         self.started.push_back(Box::pin(async move {
-            match (&mut task.0).await {
-                Ok(read) => Ok((step, Some(read?))),
+            match (&mut reading.0).await {
+                Ok(read) => Ok((task, Some(read?))),
                 Err(why) => {
-                    let why = format!("the read at offset {} did not finish: {why}", step.offset);
+                    let why = format!("the read at offset {offset} did not finish: {why}");
                     Err(Failure::new(FailureKind::Other, why))
                 }
             }

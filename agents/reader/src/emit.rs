@@ -79,7 +79,7 @@ impl Emitter {
         let mut ended = |piece| gathered.piece(piece, &segment);
         self.cutter.push(data, &mut ended);
         self.cutter.push_zeroes(step.hole, &mut ended);
-        if step.ends_leaf {
+        if step.ends_run {
             self.cutter.finish(&mut ended);
         }
         gathered.end_extent(&segment);
@@ -90,10 +90,24 @@ impl Emitter {
         Some(std::mem::take(&mut self.gathered.emitted))
     }
 
+    /// Whether a chunk has not ended yet.
+    pub(crate) fn is_open(&self) -> bool {
+        self.cutter.unfinished() > 0
+    }
+
+    /// What comes next is not read; no chunk is open. The next step may start anywhere behind it.
+    pub(crate) fn pass(&mut self) {
+        let nothing = Bytes::new();
+        let (gathered, segment) = (&mut self.gathered, Segment { bytes: &nothing, offset: 0 });
+        if self.cutter.unfinished() == 0 {
+            self.cutter.finish(|zeroes| gathered.piece(zeroes, &segment));
+        }
+    }
+
     /// What is left to tell after the last step.
-    pub(crate) fn finish(mut self) -> Vec<Emitted> {
+    pub(crate) fn finish(&mut self) -> Vec<Emitted> {
         self.gathered.end_zeroes();
-        self.gathered.emitted
+        std::mem::take(&mut self.gathered.emitted)
     }
 
     /// Bytes found to be zero since it was last asked, in runs that have ended.
@@ -141,7 +155,7 @@ struct Gathered {
 }
 
 impl Gathered {
-    /// Goes on at another place, where a leaf starts.
+    /// Goes on at another place, where a leaf starts, or behind what was not read.
     fn go_to(&mut self, offset: u64) {
         if self.at != offset {
             self.end_zeroes();

@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent::buffer::Buffer;
-use agent::{Environment, Volume, VolumeError, VolumeInfo, Volumes};
+use agent::{Changes, Environment, Opening, Volume, VolumeError, VolumeInfo, Volumes};
 use async_trait::async_trait;
-use schema::ReadingId;
+use schema::{ReadingId, SessionId};
 
 use crate::source::{Identity, Kind, Source};
 
@@ -125,11 +125,14 @@ impl Files {
 
 #[async_trait]
 impl Volumes for Files {
-    async fn open(&self, source: &str, reading: Option<ReadingId>) -> Result<Arc<dyn Volume>, VolumeError> {
-        let name = source.to_owned();
+    async fn open(&self, opening: &Opening<'_>) -> Result<Arc<dyn Volume>, VolumeError> {
+        let name = opening.source.to_owned();
         let opened = tokio::task::spawn_blocking(move || Source::open(&name)).await;
-        self.open_source(opened.map_err(|why| unfinished(source, why))??, reading).await
+        self.open_source(opened.map_err(|why| unfinished(opening.source, why))??, opening.reading).await
     }
+
+    /// Nothing is kept for a session.
+    async fn close(&self, _session: SessionId, _committed: bool) {}
 }
 
 /// An opened file or device.
@@ -144,6 +147,10 @@ struct Opened {
 impl Volume for Opened {
     fn info(&self) -> &VolumeInfo {
         &self.info
+    }
+
+    fn changes(&self) -> &Changes {
+        &Changes::UNTRACKED
     }
 
     async fn allocated(&self, range: Range<u64>) -> Result<Vec<Range<u64>>, VolumeError> {

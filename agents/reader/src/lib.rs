@@ -8,15 +8,21 @@
 //! compresses, hashes for identity, or talks to the bucket, and holds no more memory than its pool of buffers.
 
 mod ahead;
+mod asking;
+mod audit;
 pub mod cut;
 mod emit;
 mod file;
+mod leaves;
 mod plan;
 mod reading;
 mod readings;
+mod request;
 mod source;
 #[cfg(test)]
 mod testing;
+mod tracked;
 
+pub use audit::Audit;
 pub use file::Files;
 pub use reading::{Reader, Settings};

@@ -1,7 +1,7 @@
-//! Which reads a leaf takes.
+//! Which reads a leaf takes, or a part of it.
 //!
-//! A leaf is covered by steps, in order and exactly once: each reads some bytes and then passes over a hole. Whoever
-//! follows them always knows, with a step's bytes at hand, whether a hole or the leaf's end comes next, so that no
+//! It is covered by steps, in order and exactly once: each reads some bytes and then passes over a hole. Whoever
+//! follows them always knows, with a step's bytes at hand, whether a hole or the end comes next, so that no
 //! unfinished chunk ever waits for bytes that are not adjacent to it. Pure.
 
 use std::ops::Range;
@@ -20,42 +20,42 @@ pub(crate) struct Step {
     pub(crate) data: u32,
     /// Bytes after them that are known to be zero.
     pub(crate) hole: u32,
-    /// Whether the leaf ends with it.
-    pub(crate) ends_leaf: bool,
+    /// Whether whatever is open after it ends there: the leaf does, or what follows is known to be zero.
+    pub(crate) ends_run: bool,
 }
 
-/// The steps of `leaf`, which may hold something other than zeroes in `allocated` only. A step reads at most `segment`
-/// bytes, a multiple of the block size.
-pub(crate) fn steps(leaf: Range<u64>, allocated: &[Range<u64>], segment: u64) -> Vec<Step> {
+/// The steps of `range`, which lies in one leaf and may hold something other than zeroes in `allocated` only. A step
+/// reads at most `segment` bytes, a multiple of the block size. `ends_run` is true of the last one alone.
+pub(crate) fn steps(range: Range<u64>, allocated: &[Range<u64>], segment: u64, ends_run: bool) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
-    let mut at = leaf.start;
+    let (all, mut at) = (range.clone(), range.start);
     let pass = |steps: &mut Vec<Step>, at: u64, hole: u64| match steps.last_mut() {
         Some(last) => last.hole += hole as u32,
-        None if hole > 0 => steps.push(Step { offset: at, data: 0, hole: hole as u32, ends_leaf: false }),
+        None if hole > 0 => steps.push(Step { offset: at, data: 0, hole: hole as u32, ends_run: false }),
         None => {}
     };
-    for range in joined(&leaf, allocated) {
+    for range in joined(&all, allocated) {
         pass(&mut steps, at, range.start - at);
         at = range.start;
         while at < range.end {
             let data = segment.max(BLOCK).min(range.end - at);
-            steps.push(Step { offset: at, data: data as u32, hole: 0, ends_leaf: false });
+            steps.push(Step { offset: at, data: data as u32, hole: 0, ends_run: false });
             at += data;
         }
     }
-    pass(&mut steps, at, leaf.end - at);
+    pass(&mut steps, at, all.end - at);
     if let Some(last) = steps.last_mut() {
-        last.ends_leaf = true;
+        last.ends_run = ends_run;
     }
     steps
 }
 
-/// The ranges in whole blocks, within the leaf, with small holes between them closed.
-fn joined(leaf: &Range<u64>, allocated: &[Range<u64>]) -> Vec<Range<u64>> {
+/// The ranges in whole blocks, within `all`, with small holes between them closed.
+fn joined(all: &Range<u64>, allocated: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut joined: Vec<Range<u64>> = Vec::new();
     for range in allocated {
-        let start = (range.start / BLOCK * BLOCK).max(leaf.start);
-        let end = range.end.div_ceil(BLOCK).saturating_mul(BLOCK).min(leaf.end);
+        let start = (range.start / BLOCK * BLOCK).max(all.start);
+        let end = range.end.div_ceil(BLOCK).saturating_mul(BLOCK).min(all.end);
         match joined.last_mut() {
             Some(last) if start <= last.end + HOLE_MIN => last.end = last.end.max(end),
             _ if start < end => joined.push(start..end),
@@ -73,9 +73,9 @@ mod tests {
     const M: u64 = 1 << 20;
 
     fn plan(leaf: Range<u64>, allocated: &[Range<u64>]) -> Vec<(u64, u64, u64)> {
-        let steps = steps(leaf, allocated, 4 * M);
+        let steps = steps(leaf, allocated, 4 * M, true);
         let (last, others) = steps.split_last().unwrap();
-        assert!(last.ends_leaf && others.iter().all(|step| !step.ends_leaf));
+        assert!(last.ends_run && others.iter().all(|step| !step.ends_run));
         steps.iter().map(|s| (s.offset, s.data.into(), s.hole.into())).collect()
     }
 
@@ -117,13 +117,13 @@ mod tests {
             let leaf = 64 * M..64 * M + size;
             let allocated: Vec<_> = allocated.iter().map(|r| r.start + leaf.start..r.end + leaf.start).collect();
             let mut at = leaf.start;
-            for step in steps(leaf.clone(), &allocated, segment * BLOCK) {
+            for step in steps(leaf.clone(), &allocated, segment * BLOCK, true) {
                 assert_eq!(step.offset, at);
                 assert!(u64::from(step.data) <= segment * BLOCK && step.data + step.hole > 0);
                 let hole = at + u64::from(step.data)..at + u64::from(step.data + step.hole);
                 assert!(allocated.iter().all(|r| r.is_empty() || r.end.min(leaf.end) <= hole.start || hole.end <= r.start || hole.is_empty()));
                 at = hole.end;
-                assert_eq!(step.ends_leaf, at == leaf.end);
+                assert_eq!(step.ends_run, at == leaf.end);
             }
             assert_eq!(at, leaf.end);
         }

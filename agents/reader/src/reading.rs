@@ -1,34 +1,36 @@
 //! Serves the read requests of one host.
 //!
 //! A request names a session, a source, and the leaves wanted: all at first, some again when their extents got lost.
-//! Every byte of a wanted leaf is told exactly once per request, in an extent or as zero, and nothing is told of a
-//! leaf that could not be read: the session fails by name. Repeating a request repeats the same pieces, as long as
-//! the source does not change.
+//! Before it reads, the reader asks the session's conductor which of them are still wanted, since a request may have
+//! waited for long or come twice. Every byte of a wanted leaf is told exactly once per request, in an extent, as zero
+//! or as the parent's, and nothing is told of a leaf that could not be read: the session fails by name. Repeating a
+//! request repeats the same pieces, as long as the source does not change. Requests of one session take turns.
 //!
-//! Memory is bounded by the pool of buffers, which all requests of this reader share. The reader decides nothing
-//! about a source that changed; it says so, and the session's conductor decides.
+//! Memory is bounded by the pool of buffers, which all requests of this reader share, and half a MiB or so per request
+//! that is served. The reader decides nothing about a source that changed; it says so, and the session's conductor
+//! decides.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent::buffer::Pool;
-use agent::bus::Ticket;
+use agent::bus::{Broadcasts, Ticket};
 use agent::rate::RateLimit;
-use agent::{BusError, Context, Failure, Handler, Outcome, Queue, Topic, Volume, Volumes};
+use agent::{Context, Failure, Handler, Outcome, Queue, Topic, Volumes};
 use async_trait::async_trait;
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use schema::ReadingId;
+use futures::{FutureExt, StreamExt};
+use schema::keys::ChunkIds;
 use schema::limits::{BLOCK, LEAF_SPAN, MESSAGE_MAX};
-use schema::map::Geometry;
-use schema::messages::{About, CloseReading, Extent, FailureKind, Message, ReadVolume, SessionEvent};
+use schema::messages::{About, CloseReading, FailureKind, Message, ReadVolume};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use crate::ahead::{Means, ReadAhead, blocked};
-use crate::emit::{Emitted, Emitter, HEADROOM};
-use crate::readings::{Reading, Readings};
+use crate::audit::Audit;
+use crate::emit::HEADROOM;
+use crate::readings::{Entered, Reading, Readings, Waiting};
+use crate::request::Serving;
 
 #[cfg(test)]
 mod tests;
@@ -37,12 +39,12 @@ mod tests;
 const SEGMENTS_MIN: usize = 3;
 /// Sessions whose readings are open at least; more where more volumes are read at once.
 const OPEN_MIN: usize = 256;
-/// Messages of one segment that are published at once.
-const PUBLISHED_AT_ONCE: usize = 4;
 /// How often the bus is told that a request is still being served.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Pause before the bus is listened to again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
+/// Sessions that are closed at once; what closing runs into takes turns by itself.
+const CLOSED_AT_ONCE: usize = 8;
 
 /// How a reader works. Each field has a value that suits most hosts, see [`Settings::new`].
 #[derive(Debug, Clone)]
@@ -59,14 +61,17 @@ pub struct Settings {
     pub readers: usize,
     /// Bytes per second read from all sources together.
     pub limit: RateLimit,
+    /// How much is read again of what sources say is unchanged.
+    pub audit: Audit,
 }
 
 impl Settings {
-    /// Extents for the host's own hashers, six buffers of 4 MiB, two volumes at once, no limit.
+    /// Extents for the host's own hashers, six buffers of 4 MiB, two volumes at once, no limit, the usual audit.
     pub fn new(host: impl Into<String>) -> Self {
         let host = host.into();
         let extents = Queue::extents(&host);
-        Self { host, extents, segment: 4 << 20, segments: 6, readers: 2, limit: RateLimit::none() }
+        let (limit, audit) = (RateLimit::none(), Audit::default());
+        Self { host, extents, segment: 4 << 20, segments: 6, readers: 2, limit, audit }
     }
 }
 
@@ -75,17 +80,25 @@ pub struct Reader {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    context: Context,
-    settings: Settings,
-    cut_seed: u64,
-    pool: Pool,
-    readings: Readings,
+/// What all loops of a reader share.
+pub(crate) struct Shared {
+    pub(crate) context: Context,
+    pub(crate) settings: Settings,
+    pub(crate) cut_seed: u64,
+    pub(crate) ids: ChunkIds,
+    pub(crate) pool: Pool,
+    pub(crate) readings: Readings,
 }
 
 impl Reader {
-    /// A reader of `volumes` that cuts with the repository's seed.
-    pub fn new(context: Context, volumes: Arc<dyn Volumes>, settings: Settings, cut_seed: u64) -> Self {
+    /// A reader of `volumes` that cuts with the repository's seed, and audits with its chunk ids.
+    pub fn new(
+        context: Context,
+        volumes: Arc<dyn Volumes>,
+        settings: Settings,
+        cut_seed: u64,
+        ids: ChunkIds,
+    ) -> Self {
         let block = BLOCK as usize;
         let settings = Settings {
             segment: settings.segment.clamp(block, LEAF_SPAN as usize) / block * block,
@@ -95,7 +108,7 @@ impl Reader {
         };
         let pool = Pool::new(settings.segments, HEADROOM + settings.segment);
         let readings = Readings::new(volumes, OPEN_MIN.max(settings.readers * 2));
-        Self { shared: Arc::new(Shared { context, settings, cut_seed, pool, readings }) }
+        Self { shared: Arc::new(Shared { context, settings, cut_seed, ids, pool, readings }) }
     }
 
     /// Serves until the context's flag is raised; requests in progress are then handed back.
@@ -163,12 +176,47 @@ impl Shared {
             tracing::debug!("the session is over; not reading for it");
             return Ok(Outcome::Done);
         };
+        let waiting = Waiting { request: request.clone(), about: about.clone(), ticket: ticket.take() };
+        let (mut turn, mut current) = match reading.take_turn(waiting) {
+            Entered::Now(turn, waiting) => (turn, waiting),
+            Entered::Waits => return Ok(Outcome::Held),
+            // What is missing of it is asked for again.
+            Entered::Full(waiting) => {
+                *ticket = waiting.ticket;
+                return Ok(Outcome::Done);
+            }
+        };
+        loop {
+            *ticket = current.ticket.take();
+            match self.serve_one(&current, &reading, ticket).await? {
+                Outcome::Held => return Ok(Outcome::Held),
+                Outcome::Done => {}
+            }
+            match turn.next() {
+                None => return Ok(Outcome::Done),
+                Some(next) => {
+                    if let Some(ticket) = ticket.take() {
+                        ticket.done().await?;
+                    }
+                    current = next;
+                }
+            }
+        }
+    }
+
+    async fn serve_one(
+        &self,
+        Waiting { request, about, .. }: &Waiting,
+        reading: &Reading,
+        ticket: &mut Option<Ticket>,
+    ) -> Result<Outcome, Failure> {
+        let serving = Serving { shared: self, request, about, reading };
         let end = tokio::select! {
             biased;
             () = self.context.stop.raised() => End::Stopping,
             () = reading.over().raised() => End::SessionOver,
-            result = self.read(request, about, &reading) => End::Through(result),
-            never = self.keep(ticket) => match never {},
+            result = serving.serve() => End::Through(result),
+            never = self.keep(ticket, reading) => match never {},
         };
         match end {
             End::Through(result) => {
@@ -187,168 +235,78 @@ impl Shared {
         }
     }
 
-    /// Keeps the request from being given to another while it is served.
-    async fn keep(&self, ticket: &Option<Ticket>) -> Infallible {
-        loop {
-            self.context.environment.sleep(HEARTBEAT).await;
+    /// Keeps the request, and those that wait behind it, from being given to another while it is served.
+    async fn keep(&self, ticket: &Option<Ticket>, reading: &Reading) -> Infallible {
+        let extend = async |ticket: &Option<Ticket>| {
             if let Some(ticket) = ticket
                 && let Err(why) = ticket.extend().await
             {
                 tracing::debug!(%why, "could not say that the request is being served; it may come twice");
             }
-        }
-    }
-
-    async fn read(&self, request: &ReadVolume, about: &About, reading: &Reading) -> Result<(), Failure> {
-        let volume = self.readings.open(reading, &request.source, request.reading).await?;
-        let info = volume.info();
-        let (reading, size) = (info.reading, info.size);
-        let geometry = Geometry::new(size)?;
-        let leaves = wanted(request.leaves.as_deref(), geometry)?;
-        self.tell(about, &SessionEvent::Opened { reading, size, layout: info.layout.clone() }).await?;
-        tracing::info!(size, "reading");
-        let bytes_read = self.read_leaves(request, about, &volume, geometry, leaves).await?;
-        let changed = match volume.check_unchanged().await {
-            Ok(()) => false,
-            Err(why) => {
-                tracing::warn!(%why, "the source changed while it was read");
-                true
-            }
         };
-        tracing::info!(bytes_read, changed, "through");
-        Ok(self
-            .tell(about, &SessionEvent::Read { reading, request: request.request, bytes_read, changed })
-            .await?)
-    }
-
-    /// Reads, cuts and tells; returns the bytes read.
-    async fn read_leaves(
-        &self,
-        request: &ReadVolume,
-        about: &About,
-        volume: &Arc<dyn Volume>,
-        geometry: Geometry,
-        leaves: impl Iterator<Item = u64> + Send,
-    ) -> Result<u64, Failure> {
-        let Settings { segment, segments, limit, .. } = &self.settings;
-        // Half of the buffers are for hashers.
-        let (segment, depth) = (*segment as u64, segments / 2);
-        let means = Means { context: &self.context, pool: &self.pool, limit, segment, depth };
-        let reading = volume.info().reading;
-        let mut ahead = ReadAhead::new(means, volume.clone(), geometry, leaves);
-        let mut emitter = Emitter::new(self.cut_seed);
-        let mut bytes_read = 0;
-        while let Some((step, buffer)) = ahead.next().await? {
-            bytes_read += u64::from(step.data);
-            self.context.counters.bytes_read.add(step.data.into());
-            let emitted = emitter.step(&step, buffer).ok_or_else(|| {
-                let why = format!("what was read of {} at {} is incomplete", request.source, step.offset);
-                Failure::new(FailureKind::Other, why)
-            })?;
-            self.context.counters.bytes_zero.add(emitter.take_zeroes());
-            self.publish(request, about, reading, emitted).await?;
-        }
-        self.publish(request, about, reading, emitter.finish()).await?;
-        Ok(bytes_read)
-    }
-
-    async fn publish(
-        &self,
-        request: &ReadVolume,
-        about: &About,
-        reading: ReadingId,
-        emitted: Vec<Emitted>,
-    ) -> Result<(), BusError> {
-        let mut rest = emitted.into_iter();
-        let mut sending = FuturesUnordered::new();
-        let all = async {
-            loop {
-                while sending.len() < PUBLISHED_AT_ONCE
-                    && let Some(next) = rest.next()
-                {
-                    sending.push(self.send(request, about, reading, next));
-                }
-                match sending.next().await {
-                    Some(sent) => sent?,
-                    None => return Ok(()),
-                }
-            }
-        };
-        blocked(&self.context, all).await
-    }
-
-    async fn send(
-        &self,
-        request: &ReadVolume,
-        about: &About,
-        reading: ReadingId,
-        emitted: Emitted,
-    ) -> Result<(), BusError> {
-        let (session, force) = (request.session, request.force);
-        match emitted {
-            Emitted::Extent { offset, pieces, body } => {
-                let extent = Extent { session, reading, offset, pieces, force };
-                let message = Message::with_body(about, &extent, body);
-                self.context.bus.publish(&self.settings.extents, message).await
-            }
-            Emitted::Zero { offset, pieces } => {
-                let event =
-                    SessionEvent::Mapped { reading, offset, pieces, stored: 0, new: 0, chunks_new: 0 };
-                self.tell(about, &event).await
-            }
-        }
-    }
-
-    async fn tell(&self, about: &About, event: &SessionEvent) -> Result<(), BusError> {
-        match about.session {
-            Some(session) => {
-                self.context.bus.publish(&Queue::session(session), Message::new(about, event)).await
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Listens for sessions that are over. A message that is missed costs an open source until the table is full.
-    async fn close_what_is_over(&self) {
-        let listen = async {
-            loop {
-                let Err(why) = self.listen().await;
-                tracing::warn!(%why, "cannot hear which sessions are over; listening again");
-                self.context.environment.sleep(RECONNECT_PAUSE).await;
-            }
-        };
-        tokio::select! {
-            biased;
-            () = self.context.stop.raised() => {}
-            () = listen => {}
-        }
-    }
-
-    async fn listen(&self) -> Result<Infallible, BusError> {
-        let mut over = self.context.bus.subscribe(&Topic::closed()).await?;
         loop {
-            match over.next().await?.read::<CloseReading>() {
-                Ok(over) => self.readings.close(over.session),
-                Err(why) => tracing::warn!(%why, "a message about a session that is over cannot be read"),
+            self.context.environment.sleep(HEARTBEAT).await;
+            extend(ticket).await;
+            let waiting = reading.take_waiting();
+            for request in &waiting {
+                extend(&request.ticket).await;
+            }
+            reading.put_back(waiting);
+        }
+    }
+
+    /// Listens for sessions that are over. A message that is missed costs an open source until the table is full, and
+    /// what volumes keep for the session until its next one.
+    async fn close_what_is_over(&self) {
+        let mut closing = FuturesUnordered::new();
+        let mut over = None;
+        while !self.context.stop.is_raised() {
+            let next = tokio::select! {
+                biased;
+                () = self.context.stop.raised() => break,
+                Some(()) = closing.next() => continue,
+                next = self.next_over(&mut over), if closing.len() < CLOSED_AT_ONCE => next,
+            };
+            closing.extend(next.and_then(|over| self.close(over)));
+        }
+        // What was said before the stop: a conductor of the same process ends its sessions first.
+        while let Some(next) = self.next_over(&mut over).now_or_never() {
+            closing.extend(next.and_then(|over| self.close(over)));
+        }
+        while closing.next().await.is_some() {}
+    }
+
+    /// Waits for the next word that a session is over; none when there was none, and it is to be asked for again.
+    async fn next_over(&self, over: &mut Option<Box<dyn Broadcasts>>) -> Option<CloseReading> {
+        let heard = async {
+            let over = match over {
+                Some(over) => over,
+                None => over.insert(self.context.bus.subscribe(&Topic::closed()).await?),
+            };
+            over.next().await
+        };
+        match heard.await {
+            Ok(message) => {
+                let why = "a message about a session that is over cannot be read";
+                message.read().inspect_err(|error| tracing::warn!(%error, why)).ok()
+            }
+            Err(why) => {
+                tracing::warn!(%why, "cannot hear which sessions are over; listening again");
+                *over = None;
+                self.context.environment.sleep(RECONNECT_PAUSE).await;
+                None
             }
         }
     }
-}
 
-/// The wanted leaves in order, each once; all of them without a list.
-fn wanted(
-    listed: Option<&[u64]>,
-    geometry: Geometry,
-) -> Result<impl Iterator<Item = u64> + Send + use<>, Failure> {
-    let all = if listed.is_none() { geometry.leaves() } else { 0 };
-    let mut listed = listed.unwrap_or_default().to_vec();
-    listed.sort_unstable();
-    listed.dedup();
-    if let Some(beyond) = listed.last().filter(|last| **last >= geometry.leaves()) {
-        let (leaves, size) = (geometry.leaves(), geometry.size());
-        return Err(Failure::refused(format!(
-            "leaf {beyond} was asked for; its {size} bytes have {leaves} leaves"
-        )));
+    /// Ends a session: at once for whoever reads for it, and for its volumes when nobody does any more.
+    fn close(&self, over: CloseReading) -> Option<impl Future<Output = ()> + '_> {
+        let reading = self.readings.close(over.session);
+        (over.host == self.settings.host).then_some(async move {
+            if let Some(reading) = reading {
+                reading.idle().await;
+            }
+            self.readings.volumes().close(over.session, over.committed).await;
+        })
     }
-    Ok((0..all).chain(listed))
 }

@@ -7,12 +7,19 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use agent::{Stop, Volume, VolumeError, Volumes};
-use schema::{ReadingId, SessionId};
-use tokio::sync::OnceCell;
+use agent::bus::Ticket;
+use agent::{Opening, Stop, Volume, VolumeError, Volumes};
+use schema::SessionId;
+use schema::messages::{About, ReadVolume};
+use schema::root::Tracking;
+use tokio::sync::{Notify, OnceCell};
 
 /// Sessions known to be over, so that a late request does not open a source for nobody.
 const CLOSED_KEPT: usize = 1024;
+
+/// Requests of one session that wait for their turn. A conductor asks again now and then, for everything that is
+/// missing: what is not kept here is asked for again.
+const WAITING_MAX: usize = 16;
 
 /// The open readings of one reader.
 #[derive(Debug)]
@@ -33,13 +40,130 @@ struct Table {
 #[derive(Debug, Default)]
 pub(crate) struct Reading {
     volume: OnceCell<Arc<dyn Volume>>,
+    /// Whether its list of changes is used, once that was asked.
+    pub(crate) verdict: OnceCell<Verdict>,
     over: Stop,
+    turns: Mutex<Turns>,
+    /// Raised when a turn ends and nobody waits for one.
+    ended: Notify,
+}
+
+/// How a volume is read.
+#[derive(Debug, Clone)]
+pub(crate) struct Verdict {
+    /// What of it, and why.
+    pub(crate) tracking: Tracking,
+    /// Its list of changes was found to be wrong.
+    pub(crate) distrusted: bool,
+}
+
+impl Verdict {
+    /// Everything is read.
+    pub(crate) fn everything(why: Option<String>) -> Self {
+        Self { tracking: Tracking::Everything { why }, distrusted: false }
+    }
+}
+
+/// Requests of one session take turns: what one is about to read, another need not read at the same time.
+#[derive(Debug, Default)]
+struct Turns {
+    taken: bool,
+    waiting: VecDeque<Waiting>,
+}
+
+/// A request that waits for its turn.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) request: ReadVolume,
+    pub(crate) about: About,
+    pub(crate) ticket: Option<Ticket>,
+}
+
+/// What became of a request that came in.
+pub(crate) enum Entered<'a> {
+    /// It is its turn.
+    Now(Turn<'a>, Waiting),
+    /// Whoever has the turn serves it later.
+    Waits,
+    /// Too many wait.
+    Full(Waiting),
+}
+
+/// The turn of somebody who serves a session. Dropped, it leaves those who wait to be delivered again.
+pub(crate) struct Turn<'a>(&'a Reading);
+
+impl Turn<'_> {
+    /// The next request that waits; without one the turn ends.
+    pub(crate) fn next(&mut self) -> Option<Waiting> {
+        let mut turns = self.0.turns();
+        let next = turns.waiting.pop_front();
+        turns.taken = next.is_some();
+        next
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let left = {
+            let mut turns = self.0.turns();
+            turns.taken = false;
+            std::mem::take(&mut turns.waiting)
+        };
+        self.0.ended.notify_waiters();
+        drop(left);
+    }
 }
 
 impl Reading {
     /// Raised when the session is over.
     pub(crate) fn over(&self) -> &Stop {
         &self.over
+    }
+
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        // Every critical section leaves it whole.
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the turn, or waits behind whoever has it.
+    pub(crate) fn take_turn(&self, waiting: Waiting) -> Entered<'_> {
+        let mut turns = self.turns();
+        match turns.taken {
+            false => {
+                turns.taken = true;
+                Entered::Now(Turn(self), waiting)
+            }
+            true if turns.waiting.len() < WAITING_MAX => {
+                turns.waiting.push_back(waiting);
+                Entered::Waits
+            }
+            true => Entered::Full(waiting),
+        }
+    }
+
+    /// Those that wait for their turn, to be put back.
+    pub(crate) fn take_waiting(&self) -> VecDeque<Waiting> {
+        std::mem::take(&mut self.turns().waiting)
+    }
+
+    /// Puts those back that were taken; others may have come since.
+    pub(crate) fn put_back(&self, mut taken: VecDeque<Waiting>) {
+        let mut turns = self.turns();
+        taken.append(&mut turns.waiting);
+        turns.waiting = taken;
+    }
+
+    /// Waits until nobody has the turn.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            if !self.turns().taken {
+                return;
+            }
+            ended.await;
+        }
     }
 }
 
@@ -74,28 +198,34 @@ impl Readings {
         Some(entry.1.clone())
     }
 
+    /// Where sources are opened.
+    pub(crate) fn volumes(&self) -> &dyn Volumes {
+        &*self.volumes
+    }
+
     /// The opened source: opens it once, and refuses another reading than the one that the session is bound to.
     pub(crate) async fn open(
         &self,
         reading: &Reading,
-        source: &str,
-        wanted: Option<ReadingId>,
+        opening: &Opening<'_>,
     ) -> Result<Arc<dyn Volume>, VolumeError> {
-        let volume = reading.volume.get_or_try_init(|| self.volumes.open(source, wanted)).await?;
+        let volume = reading.volume.get_or_try_init(|| self.volumes.open(opening)).await?;
         let is = volume.info().reading;
-        match wanted {
+        match opening.reading {
             Some(wanted) if wanted != is => {
                 let why = format!("the session is bound to reading {wanted}, and this host reads {is}");
-                Err(VolumeError::ReadingLost { source_name: source.to_owned(), why })
+                Err(VolumeError::ReadingLost { source_name: opening.source.to_owned(), why })
             }
             _ => Ok(volume.clone()),
         }
     }
 
-    /// The session is over: whoever reads for it stops, and its source is closed.
-    pub(crate) fn close(&self, session: SessionId) {
+    /// The session is over: whoever reads for it stops, and its source is closed when the last of them has. Hands
+    /// out its reading, if it has one.
+    pub(crate) fn close(&self, session: SessionId) -> Option<Arc<Reading>> {
         let mut table = self.table();
-        if let Some((_, reading)) = table.open.remove(&session) {
+        let closed = table.open.remove(&session).map(|(_, reading)| reading);
+        if let Some(reading) = &closed {
             reading.over.raise();
         }
         if !table.closed.contains(&session) {
@@ -104,6 +234,7 @@ impl Readings {
         if table.closed.len() > CLOSED_KEPT {
             table.closed.pop_front();
         }
+        closed
     }
 
     /// How many sessions have a reading here.
@@ -115,8 +246,10 @@ impl Readings {
 
 #[cfg(test)]
 mod tests {
+    use schema::ReadingId;
+
     use super::*;
-    use crate::testing::{Memory, Shelf};
+    use crate::testing::{Memory, Shelf, opening};
 
     fn session(n: u128) -> SessionId {
         SessionId::from_parts(1, n)
@@ -127,11 +260,13 @@ mod tests {
         let shelf = Shelf::new([("a", Memory::new(vec![1; 10]))]);
         let readings = Readings::new(shelf.clone(), 4);
         let (one, two) = (readings.of(session(1)).unwrap(), readings.of(session(1)).unwrap());
-        let (first, second) = tokio::join!(readings.open(&one, "a", None), readings.open(&two, "a", None));
+        let opening = opening("a", None);
+        let (first, second) = tokio::join!(readings.open(&one, &opening), readings.open(&two, &opening));
         assert_eq!(first.unwrap().info().reading, second.unwrap().info().reading);
         assert_eq!(shelf.opened(), 1);
         let other = ReadingId::from_bytes([9; 16]);
-        let refused = readings.open(&one, "a", Some(other)).await.unwrap_err();
+        let other = Opening { reading: Some(other), ..opening };
+        let refused = readings.open(&one, &other).await.unwrap_err();
         assert!(matches!(refused, VolumeError::ReadingLost { .. }), "{refused}");
     }
 

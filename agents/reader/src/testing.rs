@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent::buffer::Buffer;
-use agent::{Environment, Volume, VolumeError, VolumeInfo, Volumes};
+use agent::{Changes, Environment, Opening, Volume, VolumeError, VolumeInfo, Volumes};
 use async_trait::async_trait;
-use schema::ReadingId;
+use schema::keys::{ChunkIds, WriterKey};
+use schema::{ReadingId, RepoId, SessionId};
 
 /// A clock that only sleeping moves, and numbers for randomness.
 #[derive(Debug, Default)]
@@ -67,10 +68,25 @@ impl Environment for Still {
 
     fn fill_random(&self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
-            let drawn = self.drawn.fetch_add(1, Ordering::SeqCst).to_le_bytes();
+            let drawn = self.drawn.fetch_add(1, Ordering::SeqCst) + 1;
+            let drawn = drawn.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
             chunk.copy_from_slice(&drawn[..chunk.len()]);
         }
     }
+}
+
+/// The repository of all these tests.
+pub(crate) const REPOSITORY: RepoId = RepoId::from_bytes([6; 16]);
+
+/// Its chunk ids.
+pub(crate) fn chunk_ids() -> ChunkIds {
+    WriterKey::new(REPOSITORY, Vec::new(), &[3; 64]).unwrap().chunk_ids()
+}
+
+/// Opens a source for some session without a parent.
+pub(crate) fn opening(source: &str, reading: Option<ReadingId>) -> Opening<'_> {
+    let session = SessionId::from_parts(1, 1);
+    Opening { source, volume: "h/v", session, repository: REPOSITORY, reading, parent: None, group: None }
 }
 
 /// Bytes that look random, the same for the same seed.
@@ -86,16 +102,41 @@ pub(crate) struct Memory {
     bytes: Vec<u8>,
     bad: Option<u64>,
     changed: AtomicBool,
+    changes: Option<Vec<Range<u64>>>,
+    lie: Lie,
+}
+
+/// What is wrong with a list of changes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) enum Lie {
+    #[default]
+    None,
+    /// It is relative to another snapshot.
+    OtherParent,
+    /// It is not in order.
+    Disorder,
+    /// It was lost.
+    Unknown,
 }
 
 impl Memory {
     pub(crate) fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, bad: None, changed: AtomicBool::new(false) }
+        Self { bytes, bad: None, changed: AtomicBool::new(false), changes: None, lie: Lie::None }
     }
 
     /// One in which the byte at `bad` cannot be read.
     pub(crate) fn with_bad(bytes: Vec<u8>, bad: u64) -> Self {
         Self { bad: Some(bad), ..Self::new(bytes) }
+    }
+
+    /// One that says what has changed since the parent.
+    pub(crate) fn tracked(bytes: Vec<u8>, changes: Vec<Range<u64>>) -> Self {
+        Self { changes: Some(changes), ..Self::new(bytes) }
+    }
+
+    /// The same with something wrong about its list of changes.
+    pub(crate) fn lying(self, lie: Lie) -> Self {
+        Self { lie, ..self }
     }
 
     /// One that says that it changed.
@@ -108,6 +149,7 @@ impl Memory {
 struct Lent {
     memory: Arc<Memory>,
     info: VolumeInfo,
+    changes: Changes,
     gate: Arc<Gate>,
 }
 
@@ -116,6 +158,7 @@ struct Lent {
 pub(crate) struct Shelf {
     memories: BTreeMap<String, Arc<Memory>>,
     opened: AtomicU64,
+    closed: Mutex<Vec<(SessionId, bool)>>,
     gate: Arc<Gate>,
 }
 
@@ -132,30 +175,48 @@ impl Shelf {
     pub(crate) fn with_reads<const N: usize>(memories: [(&str, Memory); N], reads: usize) -> Arc<Self> {
         let memories = memories.map(|(name, memory)| (name.to_owned(), Arc::new(memory))).into();
         let gate = Arc::new(Gate(tokio::sync::Semaphore::new(reads)));
-        Arc::new(Self { memories, opened: AtomicU64::new(0), gate })
+        Arc::new(Self { memories, opened: AtomicU64::new(0), closed: Mutex::default(), gate })
     }
 
     pub(crate) fn opened(&self) -> u64 {
         self.opened.load(Ordering::SeqCst)
     }
+
+    /// The sessions that it was told are over, and whether each was committed.
+    pub(crate) fn closed(&self) -> Vec<(SessionId, bool)> {
+        self.closed.lock().unwrap().clone()
+    }
 }
 
 #[async_trait]
 impl Volumes for Shelf {
-    async fn open(&self, source: &str, reading: Option<ReadingId>) -> Result<Arc<dyn Volume>, VolumeError> {
+    async fn open(&self, opening: &Opening<'_>) -> Result<Arc<dyn Volume>, VolumeError> {
         tokio::task::yield_now().await;
-        let source_name = source.to_owned();
-        let Some(memory) = self.memories.get(source) else {
+        let source_name = opening.source.to_owned();
+        let Some(memory) = self.memories.get(opening.source) else {
             return Err(VolumeError::CannotOpen { source_name, why: "there is no such source".into() });
         };
         let count = self.opened.fetch_add(1, Ordering::SeqCst);
-        if reading.is_some() {
+        if opening.reading.is_some() {
             return Err(VolumeError::ReadingLost { source_name, why: "it was closed".into() });
         }
         let reading = ReadingId::from_bytes(u128::from(count).to_le_bytes());
         let layout = vec![("kind".to_owned(), "memory".to_owned())];
         let info = VolumeInfo { name: source_name, reading, size: memory.bytes.len() as u64, layout };
-        Ok(Arc::new(Lent { memory: memory.clone(), info, gate: self.gate.clone() }))
+        let changes = match (opening.parent, &memory.changes) {
+            (Some(parent), Some(ranges)) => match memory.lie {
+                Lie::None => Changes::Since { parent, ranges: ranges.clone() },
+                Lie::OtherParent => Changes::Since { parent: opening.session, ranges: ranges.clone() },
+                Lie::Disorder => Changes::Since { parent, ranges: [&ranges[..], &ranges[..]].concat() },
+                Lie::Unknown => Changes::unknown("the baseline overflowed"),
+            },
+            _ => Changes::UNTRACKED,
+        };
+        Ok(Arc::new(Lent { memory: memory.clone(), info, changes, gate: self.gate.clone() }))
+    }
+
+    async fn close(&self, session: SessionId, committed: bool) {
+        self.closed.lock().unwrap().push((session, committed));
     }
 }
 
@@ -163,6 +224,10 @@ impl Volumes for Shelf {
 impl Volume for Lent {
     fn info(&self) -> &VolumeInfo {
         &self.info
+    }
+
+    fn changes(&self) -> &Changes {
+        &self.changes
     }
 
     async fn allocated(&self, range: Range<u64>) -> Result<Vec<Range<u64>>, VolumeError> {

@@ -7,7 +7,6 @@
 //! volume's size and whatever maps, frames and the index claim.
 
 mod keys;
-mod mounts;
 mod pipeline;
 mod plan;
 mod restorer;

@@ -9,7 +9,7 @@ use agent::index::IndexClient;
 use agent::maps::MapReader;
 use agent::repository::AtSlot;
 use agent::sessions::OpenSession;
-use agent::{Context, Failure, Repository, Stop};
+use agent::{Context, Failure, Place, Repository, Stop, Targets, Wish};
 use schema::keys::Identity;
 use schema::messages::FailureKind;
 use schema::root::Root;
@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 
 use crate::keys::DataKeys;
 use crate::pipeline;
-use crate::sink::Sink;
+use crate::sink::{Opened, Sink};
 use crate::target::{Circumstances, Target};
 use crate::unit::{Openers, Work};
 
@@ -57,11 +57,11 @@ pub struct Progress {
 }
 
 /// What a restore did. When only verifying, `written` counts what would have been written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// Bytes of the volume; `written` and `zeroed` add up to it.
     pub size: u64,
-    /// Bytes written.
+    /// Bytes written, or found to stand there already.
     pub written: u64,
     /// Bytes that read as zero.
     pub zeroed: u64,
@@ -73,6 +73,8 @@ pub struct Report {
     pub chunks: u64,
     /// Chunks whose best copy was missing or damaged, read from another: the repository needs repair.
     pub rescued: u64,
+    /// What the operator should know of the target.
+    pub notes: Vec<String>,
 }
 
 impl AddAssign for Report {
@@ -84,6 +86,7 @@ impl AddAssign for Report {
         self.requests += other.requests;
         self.chunks += other.chunks;
         self.rescued += other.rescued;
+        self.notes.extend(other.notes);
     }
 }
 
@@ -111,6 +114,7 @@ pub struct Restorer {
     index: IndexClient,
     identity: Option<Arc<Identity>>,
     settings: Settings,
+    targets: Option<Arc<dyn Targets>>,
 }
 
 impl Restorer {
@@ -122,7 +126,13 @@ impl Restorer {
         identity: Option<Arc<Identity>>,
         settings: Settings,
     ) -> Self {
-        Self { context, repository, index, identity, settings }
+        Self { context, repository, index, identity, settings, targets: None }
+    }
+
+    /// Also restores to places that `targets` finds: logical volumes. Everything else is a path.
+    pub fn with_targets(mut self, targets: Arc<dyn Targets>) -> Self {
+        self.targets = Some(targets);
+        self
     }
 
     /// Restores a snapshot, whose root was read from its slot, to a target, and returns when it is durable there.
@@ -165,19 +175,19 @@ impl Restorer {
         let keys = DataKeys::new(self.repository.clone(), self.identity.clone());
         keys.check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
         if !self.settings.protect {
-            return self.to_target(root, keys, None, purpose, progress).await;
+            return self.to_target(ids.job, root, keys, None, purpose, progress).await;
         }
         let session = match self.begin(ids, &root).await {
             Ok(session) => Arc::new(session),
             // A full or read-only store must not keep anybody from restoring.
             Err(failure) if failure.kind == FailureKind::Store => {
                 tracing::warn!(%failure, "restoring without protection: a collection at the same time ends this restore");
-                return self.to_target(root, keys, None, purpose, progress).await;
+                return self.to_target(ids.job, root, keys, None, purpose, progress).await;
             }
             Err(failure) => return Err(failure),
         };
         let result = match self.check_slot(&root).await {
-            Ok(()) => self.to_target(root, keys, Some(session.clone()), purpose, progress).await,
+            Ok(()) => self.to_target(ids.job, root, keys, Some(session.clone()), purpose, progress).await,
             Err(failure) => Err(failure),
         };
         let result = match result {
@@ -216,6 +226,7 @@ impl Restorer {
 
     async fn to_target(
         &self,
+        job: JobId,
         root: Root,
         keys: DataKeys,
         session: Option<Arc<OpenSession>>,
@@ -225,10 +236,11 @@ impl Restorer {
         let map = MapReader::new(self.repository.clone(), self.index.clone(), root.clone())?;
         let all = map.geometry().leaves();
         let (sink, leaves) = match purpose {
-            Purpose::Restore(target) => (self.open(root.clone(), target).await?, all),
+            Purpose::Restore(target) => (self.open(job, root.clone(), target).await?, all),
             Purpose::Verify => (Sink::Discard, all),
             Purpose::Sample => (Sink::Discard, all.min(pipeline::WINDOW_LEAVES)),
         };
+        let place = sink.place();
         let memory = pipeline::memory_limit(self.settings.memory);
         let work = Arc::new(Work {
             volume: root.volume,
@@ -246,24 +258,84 @@ impl Restorer {
             counters: self.context.counters.clone(),
         });
         let result = pipeline::run(&work, memory, &self.context.stop, progress).await;
-        blocking(move || {
-            let result = result.and_then(|report| work.sink.finish().map(|()| report));
+        let stop = self.context.stop.clone();
+        let result = blocking(move || {
+            let finish = || work.sink.zero_behind(&stop).and_then(|()| work.sink.finish());
+            let result = result.and_then(|report| finish().map(|()| report));
             if result.is_err() {
                 work.sink.give_up();
             }
             result
         })
-        .await
+        .await;
+        let notes = end_place(place.as_deref(), result.is_ok()).await;
+        match result {
+            Ok(report) => Ok(Report { notes, ..report }),
+            Err(failure) => Err(with_notes(failure, &notes)),
+        }
     }
 
-    async fn open(&self, root: Root, target: Target) -> Result<Sink, Failure> {
+    async fn open(&self, job: JobId, root: Root, target: Target) -> Result<Sink, Failure> {
+        let place = self.find(job, &root, &target).await?;
         let (host, forbidden) = (self.context.host.clone(), self.settings.forbidden.clone());
-        blocking(move || {
-            let circumstances = Circumstances { root: &root, host: &host, forbidden: &forbidden };
-            target.open(&circumstances).map(Sink::Target)
-        })
-        .await
+        let Some(place) = place else {
+            return blocking(move || {
+                let circumstances = Circumstances { root: &root, host: &host, forbidden: &forbidden };
+                target.open(&circumstances).map(Sink::Target)
+            })
+            .await;
+        };
+        let opening = async {
+            let device = place.make().await?;
+            let opened = blocking(move || {
+                let circumstances = Circumstances { root: &root, host: &host, forbidden: &forbidden };
+                target.open_place(&device, &circumstances)
+            })
+            .await?;
+            place.ready(&opened.file).await?;
+            Ok(opened)
+        };
+        match opening.await {
+            Ok(opened) => Ok(Sink::Target(Opened { place: Some(place), ..opened })),
+            Err(failure) => {
+                let notes = end_place(Some(&*place), false).await;
+                Err(with_notes(failure, &notes))
+            }
+        }
     }
+
+    async fn find(
+        &self,
+        job: JobId,
+        root: &Root,
+        target: &Target,
+    ) -> Result<Option<Arc<dyn Place>>, Failure> {
+        let (Some(targets), Some(name)) = (&self.targets, target.path().to_str()) else { return Ok(None) };
+        let wish = Wish {
+            target: name,
+            root,
+            repository: self.repository.key.repo(),
+            job,
+            preparation: target.preparation(),
+            force: target.is_forced(),
+        };
+        let Some(place) = targets.find(&wish).await? else { return Ok(None) };
+        target.check_place(place.name())?;
+        Ok(Some(place))
+    }
+}
+
+/// Ends the place, in every outcome.
+async fn end_place(place: Option<&dyn Place>, restored: bool) -> Vec<String> {
+    match place {
+        Some(place) => place.end(restored).await,
+        None => Vec::new(),
+    }
+}
+
+fn with_notes(failure: Failure, notes: &[String]) -> Failure {
+    let why = std::iter::once(failure.why.as_str()).chain(notes.iter().map(String::as_str));
+    Failure { why: why.collect::<Vec<_>>().join("\n"), ..failure }
 }
 
 async fn blocking<T: Send + 'static>(

@@ -1,8 +1,8 @@
 //! The restorer as an agent: takes the restore jobs of its host, one at a time, and says how each ended.
 //!
-//! It writes only below the folders that its own configuration allows; without any it refuses every job by name. A job
-//! may be delivered again: one that ended in this process is only reported again. A job that was stopped goes back to
-//! the queue.
+//! It writes only below the folders, and to the logical volumes, that its own configuration allows; without any it
+//! refuses every job by name. A job may be delivered again: one that ended in this process is only reported again. A
+//! job that was stopped goes back to the queue.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use schema::messages::{self, About, JobDone, JobOutcome, Message, RestoreJob};
 use schema::root::{Root, Statistics};
 use tokio::sync::watch;
 
-use crate::restorer::{Ids, Progress, Purpose, Restorer};
+use crate::restorer::{Ids, Progress, Purpose, Report, Restorer};
 use crate::target::Target;
 
 /// Bytes of jobs taken from the queue at once; the next job may as well go to another agent.
@@ -109,7 +109,8 @@ impl Jobs {
         ticket: &Option<Ticket>,
     ) -> Result<JobOutcome, Failure> {
         let ids = Ids { job: job.job, session: self.context().environment.session_id() };
-        let target = Target::new(&job.target, job.force).below(&self.allowed);
+        let target = Target::new(&job.target, job.force).prepared(job.preparation.clone());
+        let target = target.below(&self.allowed);
         let about = About::session(ids.session, root.volume.clone());
         let latest = watch::Sender::new(Progress { total: root.size, done: 0, fetched: 0 });
         let progress = |now| {
@@ -126,7 +127,8 @@ impl Jobs {
             let now = *latest.borrow();
             self.beat(ids, &about, now, ticket).await;
         };
-        Ok(JobOutcome::Restored { written: report.written, zeroed: report.zeroed, fetched: report.fetched })
+        let Report { written, zeroed, fetched, notes, .. } = report;
+        Ok(JobOutcome::Restored { written, zeroed, fetched, notes })
     }
 
     /// Keeps the job for this agent and tells how far it is; both may fail without harm.

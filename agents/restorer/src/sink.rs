@@ -2,16 +2,18 @@
 //!
 //! Offsets never overlap between calls, so that any number of threads may write at once. Zero ranges of a fresh file
 //! are never written, so that it stays sparse; anywhere else they are punched out, or written when the target cannot
-//! do that: stale data never stays. Nothing is durable before [`Sink::finish`].
+//! do that: stale data never stays. A logical volume knows better, and is asked. Nothing is durable before
+//! [`Sink::finish`].
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use agent::{Failure, Stop};
+use agent::{Failure, Place, Stop};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use schema::limits::BLOCK;
@@ -52,6 +54,10 @@ pub(crate) struct Opened {
     pub volume: String,
     /// What it held before.
     pub before: Before,
+    /// What of it lies behind the snapshot's end and is emptied with the rest.
+    pub behind: Range<u64>,
+    /// The logical volume that it is.
+    pub place: Option<Arc<dyn Place>>,
     /// Which way of [`ZEROING`] is tried first: those before it do not work here.
     pub zeroing: AtomicU8,
 }
@@ -68,9 +74,7 @@ impl Sink {
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
         match self {
             Self::Discard => Ok(()),
-            Self::Target(opened) => {
-                opened.file.write_all_at(bytes, offset).map_err(|why| opened.cannot("write", offset, &why))
-            }
+            Self::Target(opened) => opened.write(offset, bytes),
         }
     }
 
@@ -87,6 +91,37 @@ impl Sink {
         match self {
             Self::Target(opened) if !self.is_zero_already() => opened.zero(range, halt),
             _ => Ok(()),
+        }
+    }
+
+    /// The logical volume that it is.
+    pub fn place(&self) -> Option<Arc<dyn Place>> {
+        match self {
+            Self::Target(opened) => opened.place.clone(),
+            Self::Discard => None,
+        }
+    }
+
+    /// Makes what lies behind the snapshot's end read as zero. Blocks.
+    pub fn zero_behind(&self, halt: &Stop) -> Result<(), Failure> {
+        let Self::Target(opened) = self else { return Ok(()) };
+        if opened.behind.is_empty() {
+            return Ok(());
+        }
+        opened.zero(opened.behind.clone(), halt)?;
+        match halt.is_raised() {
+            false => Ok(()),
+            true => Err(Failure {
+                retry: true,
+                ..Failure::new(
+                    FailureKind::Revoked,
+                    format!(
+                        "the restore of {} was stopped before {} was empty behind its end",
+                        opened.volume,
+                        opened.path.display()
+                    ),
+                )
+            }),
         }
     }
 
@@ -124,7 +159,18 @@ impl Sink {
 impl Opened {
     /// An opened target.
     pub fn new(file: File, path: PathBuf, volume: String, before: Before) -> Self {
-        Self { file, path, volume, before, zeroing: AtomicU8::new(0) }
+        Self { file, path, volume, before, behind: 0..0, place: None, zeroing: AtomicU8::new(0) }
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+        if self.place.as_ref().is_some_and(|place| place.skips_equal()) {
+            let mut there = vec![0; bytes.len()];
+            self.file.read_exact_at(&mut there, offset).map_err(|why| self.cannot("read", offset, &why))?;
+            if there == bytes {
+                return Ok(());
+            }
+        }
+        self.file.write_all_at(bytes, offset).map_err(|why| self.cannot("write", offset, &why))
     }
 
     fn cannot(&self, verb: &str, offset: u64, why: &io::Error) -> Failure {
@@ -146,6 +192,10 @@ impl Opened {
 
     /// Devices zero whole blocks only; the ends of a range that are off a block are written.
     fn zero(&self, range: Range<u64>, halt: &Stop) -> Result<(), Failure> {
+        if let Some(place) = &self.place {
+            let start = range.start;
+            return place.zero(&self.file, range, halt).map_err(|why| self.cannot("zero", start, &why));
+        }
         let inner = range.start.next_multiple_of(BLOCK)..range.end / BLOCK * BLOCK;
         if inner.is_empty() {
             return self.write_zeroes(range, halt);

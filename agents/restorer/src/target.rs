@@ -2,20 +2,20 @@
 //!
 //! A path is resolved once; every check is on the resolved path, and opening it follows no symbolic link, so that what
 //! was checked is what is opened. Nothing is changed before every check has passed. What protects other data is only
-//! overridden by force; what protects the repository itself is never overridden.
+//! overridden by force; what protects the repository itself is never overridden. Logical volumes come as a
+//! [`agent::Place`], which checks what only LVM knows.
 
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use agent::Failure;
+use agent::{Failure, mounts};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, SeekFrom, major, minor, openat2, seek};
 use rustix::io::Errno;
-use schema::messages::FailureKind;
+use schema::messages::{FailureKind, Preparation};
 use schema::root::Root;
 
-use crate::mounts;
 use crate::sink::{Before, Opened};
 
 /// Only root reads a restored disk until somebody decides otherwise.
@@ -26,6 +26,7 @@ const MODE: u32 = 0o600;
 pub struct Target {
     path: PathBuf,
     force: bool,
+    preparation: Preparation,
     allowed: Option<Vec<PathBuf>>,
 }
 
@@ -43,11 +44,18 @@ impl Target {
     /// A file or block device. A file is made when there is none; its folder must exist. `force` overwrites a file
     /// that has content, the source itself, a device that is in use, and a device that is larger than the snapshot.
     pub fn new(path: impl Into<PathBuf>, force: bool) -> Self {
-        Self { path: path.into(), force, allowed: None }
+        Self { path: path.into(), force, preparation: Preparation::default(), allowed: None }
+    }
+
+    /// What is done first, to a logical volume; other targets are refused then.
+    pub fn prepared(mut self, preparation: Preparation) -> Self {
+        self.preparation = preparation;
+        self
     }
 
     /// Only when it is below one of these folders, after every symbolic link was followed. Names below `/dev` may be
-    /// links to block devices there when a folder below `/dev` is allowed: only root makes those.
+    /// links to block devices there when a folder below `/dev` is allowed: only root makes those. `VG/PATTERN`, in which
+    /// `*` stands for anything, allows logical volumes.
     pub fn below(mut self, allowed: &[PathBuf]) -> Self {
         self.allowed = Some(allowed.to_vec());
         self
@@ -58,9 +66,56 @@ impl Target {
         &self.path
     }
 
+    /// Whether protection is overridden.
+    pub(crate) fn is_forced(&self) -> bool {
+        self.force
+    }
+
+    /// What is done first.
+    pub(crate) fn preparation(&self) -> &Preparation {
+        &self.preparation
+    }
+
+    /// Fails when a place of this name is not allowed.
+    pub(crate) fn check_place(&self, name: &str) -> Result<(), Failure> {
+        let Some(allowed) = &self.allowed else { return Ok(()) };
+        let device = Path::new("/dev").join(name);
+        let fits = |one: &PathBuf| match one.is_absolute() {
+            true => one.starts_with("/dev") && device.starts_with(one),
+            false => one.to_str().is_some_and(|pattern| fits(pattern, name)),
+        };
+        match allowed.iter().any(fits) {
+            true => Ok(()),
+            false => Err(self.refused(format!(
+                "{name} is no logical volume that this agent's configuration allows (as `VG/PATTERN`)"
+            ))),
+        }
+    }
+
+    /// Opens the device of a place. One that is larger than the snapshot will be empty behind its end. Blocks.
+    pub(crate) fn open_place(&self, device: &Path, at: &Circumstances<'_>) -> Result<Opened, Failure> {
+        let path = device.canonicalize().map_err(|why| self.cannot_open(&why))?;
+        let metadata = std::fs::symlink_metadata(&path).map_err(|why| self.cannot_open(&why))?;
+        // Whoever keeps what is there may lose it.
+        if self.preparation.safety.is_none() {
+            self.check_source(&path, &metadata, at)?;
+        }
+        self.check_unmounted(&metadata)?;
+        let file = self.open_device(&path, &metadata)?;
+        let size = self.size_for(&file, at.root)?;
+        let mut opened = Opened::new(file, path, at.root.volume.clone(), Before::Content);
+        opened.behind = at.root.size..size;
+        Ok(opened)
+    }
+
     /// Checks everything, then opens the target and gives it the snapshot's size. Blocks.
     pub(crate) fn open(&self, at: &Circumstances<'_>) -> Result<Opened, Failure> {
         self.check_spelling()?;
+        if !self.preparation.is_empty() {
+            return Err(self.refused(
+                "only logical volumes are made or snapshotted first, or have a baseline: name one as VG/LV",
+            ));
+        }
         let path = self.resolve()?;
         self.check_allowed(&path)?;
         self.check_forbidden(&path, at.forbidden)?;
@@ -85,7 +140,7 @@ impl Target {
             return Err(self.refused("it is neither a regular file nor a block device"));
         }
         self.check_unmounted(&metadata)?;
-        let file = self.open_device(&path)?;
+        let file = self.open_device(&path, &metadata)?;
         self.check_device_size(&file, at.root)?;
         Ok(Opened::new(file, path, volume, Before::Content))
     }
@@ -171,8 +226,10 @@ impl Target {
                 && there.rdev() == metadata.rdev();
             if found == path || same_device || (there.dev(), there.ino()) == (metadata.dev(), metadata.ino())
             {
-                let why =
-                    format!("it is the source {source} that the snapshot was taken of; force overwrites it");
+                let why = format!(
+                    "it is the source {source} that the snapshot was taken of; force overwrites it, and so does a \
+                     safety snapshot where it is a logical volume"
+                );
                 return Err(self.refused(why));
             }
         }
@@ -210,7 +267,7 @@ impl Target {
     }
 
     /// Exclusive opening fails while the device is mounted or held by device mapper, md or another restore.
-    fn open_device(&self, path: &Path) -> Result<File, Failure> {
+    fn open_device(&self, path: &Path, metadata: &Metadata) -> Result<File, Failure> {
         match open_exactly(path, OFlags::EXCL) {
             Ok(file) => Ok(file),
             Err(Errno::BUSY) if self.force => {
@@ -218,19 +275,29 @@ impl Target {
                 self.open_path(path, OFlags::empty())
             }
             Err(Errno::BUSY) => {
-                Err(self.refused("the device is in use (mounted, or held by another device)"))
+                let user = mounts::holder(metadata.rdev());
+                let user = user.unwrap_or_else(|| "mounted, or held by another device".to_owned());
+                Err(self.refused(format!("the device is in use ({user})")))
             }
             Err(why) => Err(self.cannot_open(&why.into())),
         }
     }
 
-    fn check_device_size(&self, file: &File, root: &Root) -> Result<(), Failure> {
+    /// The size of a device, which must hold the snapshot.
+    fn size_for(&self, file: &File, root: &Root) -> Result<u64, Failure> {
         let size = seek(file, SeekFrom::End(0)).map_err(|why| self.cannot_open(&why.into()))?;
-        if size < root.size {
-            let why =
-                format!("the device has {size} bytes, the snapshot of {} has {}", root.volume, root.size);
-            return Err(self.refused(why));
+        match size < root.size {
+            true => {
+                let why =
+                    format!("the device has {size} bytes, the snapshot of {} has {}", root.volume, root.size);
+                Err(self.refused(why))
+            }
+            false => Ok(size),
         }
+    }
+
+    fn check_device_size(&self, file: &File, root: &Root) -> Result<(), Failure> {
+        let size = self.size_for(file, root)?;
         if size > root.size && !self.force {
             let why = format!(
                 "the device has {size} bytes, the snapshot of {} has only {}: what is stored behind its end would stay \
@@ -252,6 +319,23 @@ impl Target {
                 Err(Failure::new(FailureKind::Device, why))
             }
         }
+    }
+}
+
+/// Whether a name fits a pattern in which `*` stands for anything but a slash.
+fn fits(pattern: &str, name: &str) -> bool {
+    let (patterns, names) = (pattern.split('/'), name.split('/'));
+    patterns.clone().count() == names.clone().count()
+        && patterns.zip(names).all(|(pattern, name)| part_fits(pattern, name))
+}
+
+fn part_fits(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((before, after)) => name.strip_prefix(before).is_some_and(|rest| {
+            let mut rests = (0..=rest.len()).filter_map(|at| rest.get(at..));
+            rests.any(|rest| part_fits(after, rest))
+        }),
     }
 }
 

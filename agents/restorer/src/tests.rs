@@ -4,5 +4,6 @@ mod counting;
 mod damage;
 mod fixture;
 mod jobs;
+mod places;
 mod restoring;
 mod targets;

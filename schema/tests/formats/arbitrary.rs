@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use schema::limits::{CHUNK_MAX, LEAF_SPAN, NODE_FANOUT};
 use schema::map::{Content, Leaf, Node, Piece};
 use schema::names::Slot;
-use schema::root::{Root, Statistics};
+use schema::root::{Root, Statistics, Tracking};
 use schema::{ChunkId, Domain, JobId, PackId, ReadingId, SessionId, VolumeKey};
 
 /// Few cases, and nothing written beside the sources; a failure prints its values.
@@ -87,7 +87,8 @@ pub fn root() -> impl Strategy<Value = Root> {
     let numbers = (any::<u64>(), 0..=schema::limits::VOLUME_MAX, any::<u64>(), any::<u64>(), any::<bool>());
     let ids = (job_id(), slot(), option::of(slot()), reading(), option::of(chunk_id(Domain::Structure)));
     let layout = btree_map(".{0,8}", ".{0,8}", 0..4);
-    (texts, numbers, ids, layout, any::<[u64; 7]>()).prop_map(|(texts, numbers, ids, layout, counts)| {
+    (texts, numbers, ids, layout, any::<[u64; 7]>(), tracking()).prop_map(|drawn| {
+        let (texts, numbers, ids, layout, counts, tracking) = drawn;
         let (volume, host, source, group, tags) = texts;
         let (generation, size, time_ms, sealed_ms, changed_while_read) = numbers;
         let (job, slot, parent, reading, top) = ids;
@@ -113,6 +114,14 @@ pub fn root() -> impl Strategy<Value = Root> {
             layout,
             tags,
             statistics,
+            tracking,
         }
     })
+}
+
+fn tracking() -> impl Strategy<Value = Tracking> {
+    let everything = option::of(".{0,20}").prop_map(|why| Tracking::Everything { why });
+    let since = (session_id(), any::<u64>(), any::<u64>())
+        .prop_map(|(parent, changed, audited)| Tracking::Since { parent, changed, audited });
+    prop_oneof![everything, since]
 }

@@ -386,3 +386,25 @@ fn empty_slices_are_refused() {
     assert_eq!(Leaf::parse(&Leaf::new(0, []).unwrap().encode(), 0).unwrap().pieces(), &[]);
     assert!(Node::new(1, vec![]).is_err());
 }
+
+#[test]
+fn messages_about_what_is_unchanged_or_wanted_are_bounded() {
+    use schema::limits::{LEAF_RUNS_MAX, UNCHANGED_RANGES_MAX, VOLUME_MAX};
+    use schema::messages::{SessionEvent, Wanted};
+    let unchanged = |ranges: Vec<(u64, u64)>| {
+        let event = SessionEvent::Unchanged { reading: reading(), parent: session_id(), ranges };
+        Message::new(&About::nothing(), &event).read::<SessionEvent>()
+    };
+    unchanged(vec![(VOLUME_MAX, VOLUME_MAX); UNCHANGED_RANGES_MAX]).unwrap();
+    for bad in [vec![(0, 1); UNCHANGED_RANGES_MAX + 1], vec![(VOLUME_MAX + 1, 1)], vec![(0, u64::MAX)]] {
+        assert!(matches!(unchanged(bad), Err(FormatError::TooLarge { .. })));
+    }
+    let wanted = |leaves: Vec<(u64, u64)>, forced: Vec<(u64, u64)>| {
+        Message::new(&About::nothing(), &Wanted { over: false, leaves, forced }).read::<Wanted>()
+    };
+    wanted(vec![(0, VOLUME_MAX)], vec![(7, 1); LEAF_RUNS_MAX]).unwrap();
+    for bad in [vec![(0, 1); LEAF_RUNS_MAX + 1], vec![(u64::MAX, 1)]] {
+        assert!(matches!(wanted(bad.clone(), Vec::new()), Err(FormatError::TooLarge { .. })));
+        assert!(matches!(wanted(Vec::new(), bad), Err(FormatError::TooLarge { .. })));
+    }
+}

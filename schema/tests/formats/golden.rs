@@ -18,7 +18,7 @@ use schema::pack::{self, PACK_HEADER_LEN};
 use schema::{Domain, Object, names};
 
 use crate::samples::*;
-use crate::{files, messages};
+use crate::{files, messages, stream};
 
 /// A golden file as it would be written today.
 struct Written {
@@ -59,6 +59,10 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("pack-plain", pack(Domain::Data, &[&raw(&none), &raw(&none)], None)),
         ("pack-data", pack(Domain::Data, &[&raw(&data)], Some(sealed))),
         ("pack-structure", pack(Domain::Structure, &[&map(&structure)], None)),
+        ("stream", stream::changes()),
+        ("stream-snapback", stream::snapback()),
+        ("stream-lvmsync", stream::lvmsync_stream()),
+        ("stream-replies.txt", stream::replies().into_bytes()),
         ("leaf", leaf().encode()),
         ("node", node().encode()),
         ("config-plain", config().encode(&plain, NONCE).unwrap()),

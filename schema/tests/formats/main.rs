@@ -10,3 +10,4 @@ mod golden;
 mod messages;
 mod round_trips;
 mod samples;
+mod stream;

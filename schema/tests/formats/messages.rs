@@ -42,21 +42,39 @@ fn jobs() -> Vec<Sample> {
         source: "vg0/root".into(),
         tags: vec!["nightly".into()],
         allow_changes: true,
+        group: Some(Group {
+            run: job(),
+            name: "web".into(),
+            members: vec!["vg0/web".into(), "vg0/web-data".into()],
+        }),
     };
+    let restore = |preparation| {
+        let target = "/dev/vg1/back".into();
+        RestoreJob { job: job(), slot: slot(), target, force: true, preparation }
+    };
+    let prepared = Preparation {
+        create: Some(NewVolume::Thin { pool: "pool".into() }),
+        safety: Some(Safety { size: Some(1 << 30) }),
+        drop_baseline: true,
+    };
+    let restored =
+        JobOutcome::Restored { written: 1, zeroed: 2, fetched: 3, notes: vec!["vg1/back was made".into()] };
     let sealed = JobOutcome::Sealed {
         slot: slot(),
         generation: 2,
         size: 10 << 30,
         statistics: statistics(),
         changed_while_read: true,
+        tracking: tracking(),
     };
     let (session, volume, statistics) = (session_id(), VOLUME.into(), statistics());
     let progress = Progress { job: job(), session, volume, total: 10 << 30, done: 1 << 30, statistics };
     vec![
         sample("", backup, b""),
-        sample("", RestoreJob { job: job(), slot: slot(), target: "/dev/vg1/back".into(), force: true }, b""),
+        sample("", restore(Preparation::default()), b""),
+        sample("-Prepared", restore(prepared), b""),
         sample("-Sealed", done(sealed), b""),
-        sample("-Restored", done(JobOutcome::Restored { written: 1, zeroed: 2, fetched: 3 }), b""),
+        sample("-Restored", done(restored), b""),
         sample("-Failed", done(JobOutcome::Failed { kind: FailureKind::Damaged, why: "lost".into() }), b""),
         sample("", progress, b""),
     ]
@@ -65,21 +83,26 @@ fn jobs() -> Vec<Sample> {
 fn readings() -> Vec<Sample> {
     let read = ReadVolume {
         session: session_id(),
+        repository: repo(),
         source: "vg0/root".into(),
         reading: Some(reading()),
+        parent: Some(ParentSnapshot { session: parent().session, size: 10 << 30 }),
         request: 3,
         leaves: Some(vec![0, 300]),
         force: true,
         allow_changes: false,
+        group: None,
     };
     let pieces = vec![(5, false), (3, true)];
     let extent = Extent { session: session_id(), reading: reading(), offset: 4096, pieces, force: false };
     vec![
         sample("", read, b""),
-        sample("", CloseReading { session: session_id() }, b""),
+        sample("", CloseReading { session: session_id(), host: "host-a".into(), committed: true }, b""),
         sample("", extent, b"hello\0\0\0"),
         sample("", AskParentLeaf { session: session_id(), leaf: 7 }, b""),
         sample("", ParentLeaf { span: Some(64 << 20) }, &leaf().encode()),
+        sample("", AskWanted { session: session_id(), request: 3 }, b""),
+        sample("", Wanted { over: false, leaves: vec![(0, 3), (300, 1)], forced: vec![(5, 1)] }, b""),
     ]
 }
 
@@ -100,9 +123,17 @@ fn session_events() -> Vec<Sample> {
         new: 65_536,
         chunks_new: 1,
     };
+    let unchanged = SessionEvent::Unchanged {
+        reading: reading(),
+        parent: parent().session,
+        ranges: vec![(0, 64 << 20), (65 << 20, 4096)],
+    };
+    let tracked = SessionEvent::Tracked { reading: reading(), tracking: tracking(), distrusted: false };
     let failed = SessionEvent::Failed { kind: FailureKind::Device, why: "vg0/root: cannot be read".into() };
     vec![
         sample("-Opened", SessionEvent::Opened { reading: reading(), size: 10 << 30, layout }, b""),
+        sample("-Tracked", tracked, b""),
+        sample("-Unchanged", unchanged, b""),
         sample("-Mapped", mapped, b""),
         sample(
             "-Read",

@@ -11,7 +11,7 @@ use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Leaf, Node, Piece};
 use schema::names::Slot;
 use schema::pack::{PackBuilder, PackHeader};
-use schema::root::{Forgotten, Root, Statistics};
+use schema::root::{Forgotten, Root, Statistics, Tracking};
 use schema::session::{Checkpoint, Session, SessionKind};
 use schema::{ChunkId, Domain, JobId, PackId, ReadingId, RepoId, SessionId};
 
@@ -93,6 +93,10 @@ pub fn statistics() -> Statistics {
     }
 }
 
+pub fn tracking() -> Tracking {
+    Tracking::Since { parent: parent().session, changed: 1 << 20, audited: 65_536 }
+}
+
 pub fn frame(domain: Domain, plaintext: &[u8], key: &FrameKey) -> Vec<u8> {
     let mut out = Vec::new();
     let id = plain_writer().chunk_ids().id(domain, plaintext);
@@ -159,6 +163,7 @@ pub fn root() -> Root {
         ]),
         tags: vec!["nightly".to_owned()],
         statistics: statistics(),
+        tracking: tracking(),
     }
 }
 

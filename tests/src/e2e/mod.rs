@@ -24,5 +24,5 @@ pub use nats::NatsServer;
 pub use process::{Process, Ran};
 pub use seaweed::Seaweed;
 pub use site::{Agent, Site};
-pub use tools::{Binary, free_ports, program};
+pub use tools::{Binary, free_ports, program, xtask};
 pub use wait::{PATIENCE, eventually};

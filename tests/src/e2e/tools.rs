@@ -51,6 +51,14 @@ pub(crate) fn fetched(name: &str, variable: &str) -> PathBuf {
     }
 }
 
+/// The project's own tool: `LVKEEP_TEST_XTASK`, else what `cargo xtask` left beside this test.
+pub fn xtask() -> PathBuf {
+    if let Some(path) = std::env::var_os("LVKEEP_TEST_XTASK") {
+        return existing(path.into(), "LVKEEP_TEST_XTASK names no file");
+    }
+    existing(profile_folder().join("xtask"), "run `cargo xtask lab build`")
+}
+
 /// A program of the system, also from the folders that only root's PATH has.
 pub fn program(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -103,7 +103,8 @@ fn sources(plan: &Plan, environment: &Arc<dyn Environment>) -> Vec<Arc<Sources>>
             _ => Content::new(random, &templates, volume.size, volume.runs),
         };
         first.get_or_insert_with(|| content.clone());
-        let source = Source::new(&source_name(number), volume.live, volume.vague, content.clone());
+        let source =
+            Source::new(&source_name(number), volume.live, volume.vague, volume.tracking, content.clone());
         if let Some(reads) = volume.changes_after {
             let mut next = content;
             next.scribble(random, &templates);

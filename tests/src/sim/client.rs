@@ -67,6 +67,7 @@ async fn one_job(world: &World, volume: usize, host: usize, allow_changes: bool)
         source: source_name(volume),
         tags: Vec::new(),
         allow_changes,
+        group: None,
     };
     let about = About { session: None, volume: request.volume.clone() };
     let bus = world.wires.bus("client");

@@ -262,10 +262,12 @@ async fn live(
                 segment: plan.segment,
                 segments: 4,
                 extents,
+                audit: plan.audit,
                 ..reader::Settings::new(host)
             };
             let volumes: Arc<dyn Volumes> = world.sources[host_number].clone();
-            Reader::new(context, volumes, settings, world.repository.key.cut_seed()).run().await
+            let key = &world.repository.key;
+            Reader::new(context, volumes, settings, key.cut_seed(), key.chunk_ids()).run().await
         }
         Role::Hasher(host_number, _) => {
             let key = &world.repository.key;

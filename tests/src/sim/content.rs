@@ -130,6 +130,24 @@ impl Content {
         self.touching(range.clone()).map(clip).filter(|part| !part.is_empty()).collect()
     }
 
+    /// Where two contents of one size differ, in whole blocks and joined.
+    pub fn difference(&self, other: &Self) -> Vec<Range<u64>> {
+        let all = [self.allocated(0..self.size), other.allocated(0..self.size)].concat();
+        let mut blocks: Vec<u64> =
+            all.into_iter().flat_map(|part| part.start / BLOCK..part.end.div_ceil(BLOCK)).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for number in blocks.into_iter().filter(|number| self.block(*number) != other.block(*number)) {
+            let (start, end) = (number * BLOCK, ((number + 1) * BLOCK).min(self.size));
+            match ranges.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => ranges.push(start..end),
+            }
+        }
+        ranges
+    }
+
     /// Fills `out` with the bytes from `offset`.
     pub fn read(&self, offset: u64, out: &mut [u8]) {
         out.fill(0);

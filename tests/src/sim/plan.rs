@@ -9,9 +9,11 @@ use agent::faults::store::StoreFaults;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::sources::Tracking;
 use super::wires::Accident;
 
 const MIB: u64 = 1 << 20;
+const BLOCK: u64 = schema::limits::BLOCK;
 
 /// One volume and the backups of it.
 #[derive(Debug, Clone)]
@@ -26,6 +28,8 @@ pub struct VolumePlan {
     pub live: bool,
     /// Says that more may hold data than does.
     pub vague: bool,
+    /// What it knows of its changes.
+    pub tracking: Tracking,
     /// Changes after so many reads.
     pub changes_after: Option<u64>,
     /// Whether such a change is allowed.
@@ -102,6 +106,8 @@ pub struct Plan {
     pub shards_each: u16,
     /// Bytes of one read.
     pub segment: usize,
+    /// How much of what is said to be unchanged is read again.
+    pub audit: reader::Audit,
     /// How conductors work.
     pub conducting: conductor::Settings,
     /// After how long a storer closes a pack.
@@ -151,13 +157,15 @@ impl Plan {
             clone: false,
             live: false,
             vague: false,
+            tracking: Tracking::True(BLOCK),
             changes_after: None,
             allow_changes: false,
-            rounds: vec![Round { after: Duration::ZERO, jobs: 1, writes: 0 }],
+            rounds: vec![
+                Round { after: Duration::ZERO, jobs: 1, writes: 0 },
+                Round { after: Duration::from_millis(100), jobs: 1, writes: 2 },
+            ],
         };
-        let again = Round { after: Duration::from_millis(100), jobs: 1, writes: 2 };
-        let rounds = vec![volume.rounds[0].clone(), again];
-        let second = VolumePlan { size: 3 * MIB + 100, runs: 2, live: true, rounds, ..volume.clone() };
+        let second = VolumePlan { size: 3 * MIB + 100, runs: 2, live: true, ..volume.clone() };
         Self {
             seed,
             encrypted: false,
@@ -172,6 +180,7 @@ impl Plan {
             indexers: 1,
             shards_each: 1,
             segment: 1 << 20,
+            audit: reader::Audit::default(),
             conducting: conductor::Settings {
                 sessions: 2,
                 ask_again: Duration::from_secs(5),
@@ -227,7 +236,29 @@ impl Plan {
         let longest = [50, 1000, 15_000][random.random_range(0..3)];
         plan.absence = millis(random, 1, longest);
         plan.faults(random);
+        plan.tracking();
         plan
+    }
+
+    /// Drawn by itself, so that the rest of a seed's plan stays what it is.
+    fn tracking(&mut self) {
+        let random = &mut StdRng::seed_from_u64(self.seed ^ 0x7ac4_ed00);
+        self.audit = match random.random_range(0..4) {
+            0 => reader::Audit::ALL,
+            1 => reader::Audit::OFF,
+            _ => reader::Audit::default(),
+        };
+        for volume in &mut self.volumes {
+            volume.tracking = match random.random_range(0..4) {
+                0 | 1 => Tracking::None,
+                2 => Tracking::True(64 << 10),
+                _ => Tracking::True(BLOCK),
+            };
+            if volume.tracking != Tracking::None {
+                // There is little to be tracked in most volumes that change under their readers.
+                volume.live &= volume.changes_after.is_some();
+            }
+        }
     }
 
     fn volume(random: &mut StdRng, number: usize) -> VolumePlan {
@@ -252,6 +283,7 @@ impl Plan {
             clone: number > 0 && random.random_range(0..4) == 0,
             live,
             vague: random.random_range(0..4) == 0,
+            tracking: Tracking::None,
             changes_after: (random.random_range(0..6) == 0).then(|| random.random_range(1..20)),
             allow_changes: random.random_range(0..3) == 0,
             rounds,

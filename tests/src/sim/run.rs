@@ -9,6 +9,7 @@ use std::time::Duration;
 use agent::faults::store::StoreFaults;
 use agent::{Topic, sessions};
 use schema::messages::{About, Cancel, FailureKind, JobOutcome, Message};
+use schema::root::Tracking;
 
 use super::build::{build, scratch};
 use super::client::{self, Job};
@@ -28,6 +29,10 @@ pub struct Report {
     pub sealed: usize,
     /// Jobs of them whose source changed, and that was allowed.
     pub marked: usize,
+    /// Jobs of them of which only what had changed was read.
+    pub tracked: usize,
+    /// Jobs of which everything was read since an audit failed.
+    pub found_out: usize,
     /// Jobs that failed, with kind and reason.
     pub failed: Vec<(FailureKind, String)>,
     /// Roles that died.
@@ -118,6 +123,8 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
         seed,
         sealed: jobs.len() - failed.len(),
         marked: jobs.iter().filter(|job| is_marked(job)).count(),
+        tracked: jobs.iter().filter(|job| is_tracked(job)).count(),
+        found_out: jobs.iter().filter(|job| is_found_out(job)).count(),
         failed,
         crashes: upsets(false),
         server_restarts: upsets(true),
@@ -135,6 +142,18 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
 
 fn is_marked(job: &Job) -> bool {
     matches!(job.outcome, Some(JobOutcome::Sealed { changed_while_read: true, .. }))
+}
+
+fn is_tracked(job: &Job) -> bool {
+    matches!(job.outcome, Some(JobOutcome::Sealed { tracking: Tracking::Since { .. }, .. }))
+}
+
+fn is_found_out(job: &Job) -> bool {
+    let Some(JobOutcome::Sealed { tracking: Tracking::Everything { why: Some(why) }, .. }) = &job.outcome
+    else {
+        return false;
+    };
+    why.contains("audit found")
 }
 
 /// The storm: what happens to roles, until the faults stop.

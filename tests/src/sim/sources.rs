@@ -2,6 +2,9 @@
 //!
 //! A source is frozen while it is read, as an LVM snapshot is, or live, as a file is. A live one may change after a
 //! number of reads; whoever opened it before can find out. Opened again unchanged, a source is the same reading.
+//!
+//! A frozen one may know what changed since the state that an earlier session read, as long as that one's baseline is
+//! there: it outlives readers, goes with a session that was not committed, and with the next one that was.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,9 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent::buffer::Buffer;
-use agent::{Environment, Volume, VolumeError, VolumeInfo, Volumes};
+use agent::{Changes, Environment, Opening, Volume, VolumeError, VolumeInfo, Volumes};
 use async_trait::async_trait;
-use schema::ReadingId;
+use schema::{ReadingId, SessionId};
 
 use super::content::{BLOCK, Content};
 
@@ -23,7 +26,26 @@ pub struct Source {
     live: bool,
     /// Says that more may hold data than does, so that zeroes are read too.
     vague: bool,
+    tracking: Tracking,
     state: Mutex<State>,
+}
+
+/// What a source knows of its changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tracking {
+    /// Nothing.
+    None,
+    /// All of them, in units of so many bytes; now and then a baseline is lost.
+    True(u64),
+    /// It leaves out every other range.
+    Lies,
+}
+
+/// What a session left behind.
+#[derive(Debug, Clone, Copy)]
+struct Baseline {
+    version: usize,
+    committed: bool,
 }
 
 #[derive(Debug)]
@@ -32,13 +54,19 @@ struct State {
     reads: u64,
     /// After so many reads the content becomes the next one.
     changes: BTreeMap<u64, Content>,
+    baselines: BTreeMap<SessionId, Baseline>,
 }
 
 impl Source {
     /// A source with its first content.
-    pub fn new(name: &str, live: bool, vague: bool, content: Content) -> Arc<Self> {
-        let state = State { versions: vec![Arc::new(content)], reads: 0, changes: BTreeMap::new() };
-        Arc::new(Self { name: name.to_owned(), live, vague, state: Mutex::new(state) })
+    pub fn new(name: &str, live: bool, vague: bool, tracking: Tracking, content: Content) -> Arc<Self> {
+        let state = State {
+            versions: vec![Arc::new(content)],
+            reads: 0,
+            changes: BTreeMap::new(),
+            baselines: BTreeMap::new(),
+        };
+        Arc::new(Self { name: name.to_owned(), live, vague, tracking, state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -73,6 +101,49 @@ impl Source {
         let hash = blake3::hash(format!("{} {version}", self.name).as_bytes());
         id.copy_from_slice(&hash.as_bytes()[..16]);
         ReadingId::from_bytes(id)
+    }
+
+    /// What may have changed between the state that `parent` read and `version`.
+    fn changes(&self, parent: Option<SessionId>, version: usize, lost: bool) -> Changes {
+        let (Some(parent), false) = (parent, self.live) else { return Changes::UNTRACKED };
+        let state = self.state();
+        let unit = match self.tracking {
+            Tracking::None => return Changes::UNTRACKED,
+            Tracking::True(_) if lost => return Changes::unknown("the baseline overflowed"),
+            Tracking::True(unit) => unit,
+            Tracking::Lies => BLOCK,
+        };
+        let Some(baseline) = state.baselines.get(&parent) else {
+            return Changes::unknown(format!("there is no baseline of {parent}"));
+        };
+        let (old, new) = (&state.versions[baseline.version], &state.versions[version]);
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for (number, range) in (0..).zip(old.difference(new)) {
+            if self.tracking == Tracking::Lies && number % 2 == 0 {
+                continue;
+            }
+            let (start, end) = (range.start / unit * unit, range.end.next_multiple_of(unit).min(new.size()));
+            match ranges.last_mut() {
+                Some(last) if last.end >= start => last.end = last.end.max(end),
+                _ => ranges.push(start..end),
+            }
+        }
+        Changes::Since { parent, ranges }
+    }
+
+    /// The session is over.
+    fn close(&self, session: SessionId, committed: bool) {
+        let mut state = self.state();
+        match state.baselines.get_mut(&session) {
+            None => {}
+            Some(_) if !committed => {
+                state.baselines.remove(&session);
+            }
+            Some(baseline) => {
+                baseline.committed = true;
+                state.baselines.retain(|other, baseline| *other == session || !baseline.committed);
+            }
+        }
     }
 
     /// What the source held when this reading began, and all that it held since.
@@ -110,14 +181,16 @@ impl Sources {
 
 #[async_trait]
 impl Volumes for Sources {
-    async fn open(&self, source: &str, reading: Option<ReadingId>) -> Result<Arc<dyn Volume>, VolumeError> {
-        let source_name = source.to_owned();
-        let Some(source) = self.by_name.get(source) else {
+    async fn open(&self, opening: &Opening<'_>) -> Result<Arc<dyn Volume>, VolumeError> {
+        let source_name = opening.source.to_owned();
+        let Some(source) = self.by_name.get(opening.source) else {
             return Err(VolumeError::CannotOpen { source_name, why: "there is no such source".into() });
         };
         let newest = source.state().versions.len() - 1;
-        let version = match reading {
-            None => Some(newest),
+        let taken = source.state().baselines.get(&opening.session).map(|baseline| baseline.version);
+        let version = match opening.reading {
+            // What was taken for the session is its reading.
+            None => Some(taken.unwrap_or(newest)),
             // A snapshot outlives its reader; the state of a file does not outlive the next write.
             Some(wanted) => (0..=newest)
                 .find(|version| source.reading(*version) == wanted)
@@ -127,6 +200,17 @@ impl Volumes for Sources {
             return Err(VolumeError::ReadingLost { source_name, why: "it was written to".into() });
         };
         let content = source.state().versions[version].clone();
+        let changes = match source.tracking {
+            Tracking::None => Changes::UNTRACKED,
+            _ => {
+                let [drawn] = self.environment.random();
+                source.changes(opening.parent, version, drawn % 8 == 0)
+            }
+        };
+        if source.tracking != Tracking::None && !source.live {
+            let baseline = Baseline { version, committed: false };
+            source.state().baselines.entry(opening.session).or_insert(baseline);
+        }
         let reading = source.reading(version);
         let layout = vec![("kind".to_owned(), "memory".to_owned())];
         let info = VolumeInfo { name: source_name, reading, size: content.size(), layout };
@@ -134,9 +218,14 @@ impl Volumes for Sources {
             environment: self.environment.clone(),
             source: source.clone(),
             info,
+            changes,
             version,
             content,
         }))
+    }
+
+    async fn close(&self, session: SessionId, committed: bool) {
+        self.by_name.values().for_each(|source| source.close(session, committed));
     }
 }
 
@@ -145,6 +234,7 @@ struct Opened {
     environment: Arc<dyn Environment>,
     source: Arc<Source>,
     info: VolumeInfo,
+    changes: Changes,
     version: usize,
     content: Arc<Content>,
 }
@@ -163,6 +253,10 @@ impl Opened {
 impl Volume for Opened {
     fn info(&self) -> &VolumeInfo {
         &self.info
+    }
+
+    fn changes(&self) -> &Changes {
+        &self.changes
     }
 
     async fn allocated(&self, range: Range<u64>) -> Result<Vec<Range<u64>>, VolumeError> {

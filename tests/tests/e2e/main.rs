@@ -15,3 +15,4 @@ mod kills;
 mod memory;
 mod object_store;
 mod restorer;
+mod streams;

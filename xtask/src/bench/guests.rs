@@ -26,7 +26,8 @@ pub struct Day {
 }
 
 /// What every guest has.
-pub const BASE: &str = "linux-image-amd64,systemd-sysv,openssh-server,rsyslog,cron,python3,perl,vim,git,curl,make,less,man-db";
+pub const BASE: &str =
+    "linux-image-amd64,systemd-sysv,openssh-server,rsyslog,cron,python3,perl,vim,git,curl,make,less,man-db";
 
 /// All guests; the quick benchmark uses the first one's first two days.
 pub const GUESTS: [Guest; 5] = [

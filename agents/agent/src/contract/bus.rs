@@ -269,7 +269,7 @@ pub async fn odd_names_stay_apart(fixture: &Fixture) {
 }
 
 fn service(fixture: &Fixture) -> Service {
-    Service::parent(fixture.environment.session_id())
+    Service::conductor(fixture.environment.session_id())
 }
 
 async fn answer_all(mut requests: Box<dyn Requests>, server: &'static str) {

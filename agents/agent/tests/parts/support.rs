@@ -19,7 +19,7 @@ use schema::epoch::{Epoch, Verdict};
 use schema::keys::FrameKey;
 use schema::names::{self, Slot};
 use schema::pack::{PackBuilder, PackHeader};
-use schema::root::{Forgotten, Root, Statistics};
+use schema::root::{Forgotten, Root, Statistics, Tracking};
 use schema::session::{Session, SessionKind};
 use schema::{ChunkId, Domain, JobId, PackId, ReadingId, SessionId};
 
@@ -123,6 +123,7 @@ impl World {
             layout: BTreeMap::new(),
             tags: Vec::new(),
             statistics: Statistics::default(),
+            tracking: Tracking::Everything { why: None },
         }
     }
 

@@ -29,6 +29,7 @@ impl Driver {
             reading.leaves.insert(number, id);
         }
         if reading.coverage.is_closed() && self.top.is_none() {
+            self.count_inherited().await;
             self.close_map().await?;
         }
         self.check_source().await

@@ -35,11 +35,12 @@ impl Driver {
             top,
             time_ms: self.started_ms,
             sealed_ms: self.context.environment.now_ms(),
-            group: None,
+            group: self.job.group.as_ref().map(Group::to_string),
             changed_while_read: self.changed,
             layout: reading.layout.iter().cloned().collect(),
             tags: self.job.tags.clone(),
             statistics: self.totals(),
+            tracking: self.tracking.clone(),
         };
         match self.session.commit(&root).await? {
             Commit::Won => Ok(End::Done(takeover::sealed(&root))),
@@ -57,9 +58,15 @@ impl Driver {
     pub(super) async fn finish(self, end: Result<End, Failure>) -> Result<End, Failure> {
         let id = self.session.session().id;
         let bus = self.context.bus.clone();
-        let about = self.about.clone();
+        let (about, host) = (self.about.clone(), self.job.host.clone());
         let end = match end {
             Ok(End::HandedBack) => return Ok(End::HandedBack),
+            Ok(End::Distrusted) => {
+                if let Err(error) = self.session.abandon().await {
+                    tracing::warn!(%error, "the session's object stays for the collector");
+                }
+                Ok(End::Distrusted)
+            }
             Ok(end) => {
                 if let Err(failure) = self.session.end().await {
                     tracing::warn!(%failure, "the session is sealed; its object stays for the collector");
@@ -69,7 +76,8 @@ impl Driver {
             Err(failure) => self.give_up(failure).await,
         };
         // Readers close readings by themselves when this is lost; a queue that stays is dropped by its age.
-        let _ = bus.broadcast(&Topic::closed(), Message::new(&about, &CloseReading { session: id })).await;
+        let over = CloseReading { session: id, host, committed: matches!(end, Ok(End::Done(_))) };
+        let _ = bus.broadcast(&Topic::closed(), Message::new(&about, &over)).await;
         let _ = bus.retire(&Queue::session(id)).await;
         end
     }

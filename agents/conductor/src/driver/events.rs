@@ -109,7 +109,17 @@ impl Driver {
                 }
                 self.on_read(request, changed)
             }
-            SessionEvent::Mapped { .. } | SessionEvent::Read { .. } => {
+            SessionEvent::Tracked { reading, tracking, distrusted } if self.is_ours(reading) => {
+                self.on_tracked(tracking, distrusted);
+                Ok(())
+            }
+            SessionEvent::Unchanged { reading, parent, ranges } if self.is_ours(reading) => {
+                self.on_unchanged(parent, &ranges).await
+            }
+            SessionEvent::Mapped { .. }
+            | SessionEvent::Read { .. }
+            | SessionEvent::Tracked { .. }
+            | SessionEvent::Unchanged { .. } => {
                 tracing::warn!("an event of another reading is left out");
                 Ok(())
             }
@@ -161,6 +171,9 @@ impl Driver {
         for (leaf, id) in checkpoint.leaves {
             let Some(reading) = &self.reading else { return };
             if leaf >= reading.geometry.leaves() {
+                continue;
+            }
+            if self.inherits(leaf, id).await {
                 continue;
             }
             match self.leaf_counts(leaf, id).await {
@@ -225,35 +238,37 @@ impl Driver {
         let mut total = Count::default();
         for (len, mapped) in pieces {
             let fate = self.fate(at, *mapped).await?;
-            let Some(reading) = &mut self.reading else { return Ok(total) };
-            let mut added = reading.coverage.add(at, *len, fate);
-            if let Err(Refused::Conflict(_)) = added
-                && self.job.allow_changes
-            {
-                self.changed = true;
-                added = reading.coverage.replace(at, *len, fate);
-            }
-            match added {
-                Ok(0) => {}
-                Ok(new) => total.add(new, fate == Fate::Zero),
-                Err(Refused::Conflict(conflict)) => {
-                    let why = format!(
-                        "{} changed while it was read, at offset {}",
-                        self.job.source, conflict.offset
-                    );
-                    return Err(Failure::new(FailureKind::Device, why));
-                }
-                Err(Refused::Impossible(wrong)) => {
-                    let why = format!(
-                        "a reader sent an impossible piece of {} bytes at offset {}",
-                        len, wrong.offset
-                    );
-                    return Err(Failure::new(FailureKind::Other, why));
-                }
+            let new = self.account(at, *len, fate)?;
+            if new > 0 {
+                total.add(new, fate == Fate::Zero);
             }
             at = at.saturating_add(u64::from(*len));
         }
         Ok(total)
+    }
+
+    /// Accounts for one piece. Returns how many bytes of it were not mapped before.
+    pub(super) fn account(&mut self, at: u64, len: u32, fate: Fate) -> Result<u64, Failure> {
+        let Some(reading) = &mut self.reading else { return Ok(0) };
+        let mut added = reading.coverage.add(at, len, fate);
+        if let Err(Refused::Conflict(_)) = added
+            && self.job.allow_changes
+        {
+            self.changed = true;
+            added = reading.coverage.replace(at, len, fate);
+        }
+        added.map_err(|refused| match refused {
+            Refused::Conflict(conflict) => {
+                let why =
+                    format!("{} changed while it was read, at offset {}", self.job.source, conflict.offset);
+                Failure::new(FailureKind::Device, why)
+            }
+            Refused::Impossible(wrong) => {
+                let why =
+                    format!("a reader sent an impossible piece of {len} bytes at offset {}", wrong.offset);
+                Failure::new(FailureKind::Other, why)
+            }
+        })
     }
 
     /// What a mapping is worth: hints count only by the session's rule.

@@ -80,7 +80,11 @@ impl Driver {
     }
 
     pub(super) fn totals(&self) -> Statistics {
-        let count = self.reading.as_ref().map(|reading| reading.coverage.count()).unwrap_or_default();
+        let mut count = self.reading.as_ref().map(|reading| reading.coverage.count()).unwrap_or_default();
+        if let Some(inherited) = self.inherited_count {
+            count.zero += inherited.zero;
+            count.chunks += inherited.chunks;
+        }
         let stored = count.covered - count.zero;
         let mut totals = self.statistics;
         totals.bytes_zero = count.zero;
@@ -131,7 +135,11 @@ impl Driver {
         let force = reading.coverage.waiting().next().is_some();
         tracing::warn!(leaves = unfinished.len(), force, "no progress; asking for what is missing again");
         self.context.counters.leaves_redriven.add(unfinished.len() as u64);
+        let stalled: Vec<u64> = reading.coverage.stalled().collect();
         self.request(Some(unfinished), force).await?;
+        // What is said to be on its way for so long; the rest is read as before.
+        self.forced.extend(stalled.into_iter().map(|leaf| (leaf, self.requests)));
+        self.force_again();
         if let Some((_, false)) = self.check {
             self.check = Some((self.requests, false));
         }

@@ -36,7 +36,8 @@ async fn a_failure_of_any_role_ends_the_session_by_name() {
     assert!(why.contains("offset 4096"), "{why}");
     world.assert_given_up(session).await;
     let close: CloseReading = closed.next().await.unwrap().read().unwrap();
-    assert_eq!(close.session, session, "its reading may be closed");
+    assert_eq!((close.session, &*close.host), (session, HOST), "its reading may be closed");
+    assert!(!close.committed, "and what it keeps for the next run may go");
     assert!(world.snapshots().await.is_empty());
     // The next job is taken.
     world.backup(&world.job(2), &[1]).await;

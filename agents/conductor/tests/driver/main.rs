@@ -9,3 +9,4 @@ mod losses;
 mod sealing;
 mod support;
 mod takeovers;
+mod tracked;

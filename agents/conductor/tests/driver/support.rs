@@ -179,6 +179,7 @@ impl World {
             source: SOURCE.into(),
             tags: vec!["daily".into()],
             allow_changes: false,
+            group: None,
         }
     }
 

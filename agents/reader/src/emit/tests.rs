@@ -29,7 +29,7 @@ async fn emit(
     let mut emitter = Emitter::new(7);
     let pool = Pool::new(1, HEADROOM + segment as usize);
     let mut emitted = Vec::new();
-    for step in plan::steps(leaf_at..leaf_at + leaf.len() as u64, allocated, segment) {
+    for step in plan::steps(leaf_at..leaf_at + leaf.len() as u64, allocated, segment, true) {
         let buffer = match step.data {
             0 => None,
             data => {
@@ -148,7 +148,7 @@ fn a_hole_of_many_leaves_is_told_in_few_messages() {
     let mut emitter = Emitter::new(7);
     let mut emitted = Vec::new();
     for leaf in 0..1000 {
-        let step = Step { offset: leaf * LEAF_SPAN, data: 0, hole: LEAF_SPAN as u32, ends_leaf: true };
+        let step = Step { offset: leaf * LEAF_SPAN, data: 0, hole: LEAF_SPAN as u32, ends_run: true };
         emitted.extend(emitter.step(&step, None).unwrap());
     }
     assert_eq!(emitter.take_zeroes(), 1000 * LEAF_SPAN);
@@ -169,7 +169,7 @@ fn a_hole_of_many_leaves_is_told_in_few_messages() {
 #[test]
 fn leaves_that_are_not_neighbours_are_told_apart() {
     let mut emitter = Emitter::new(7);
-    let step = |leaf| Step { offset: leaf * LEAF_SPAN, data: 0, hole: LEAF_SPAN as u32, ends_leaf: true };
+    let step = |leaf| Step { offset: leaf * LEAF_SPAN, data: 0, hole: LEAF_SPAN as u32, ends_run: true };
     let mut emitted = emitter.step(&step(1), None).unwrap();
     emitted.extend(emitter.step(&step(5), None).unwrap());
     emitted.extend(emitter.finish());
@@ -182,7 +182,7 @@ fn leaves_that_are_not_neighbours_are_told_apart() {
 
 #[tokio::test]
 async fn a_buffer_that_cannot_hold_the_data_is_no_hole() {
-    let step = Step { offset: 0, data: 8192, hole: 0, ends_leaf: true };
+    let step = Step { offset: 0, data: 8192, hole: 0, ends_run: true };
     let small = Pool::new(1, HEADROOM + 4096).acquire().await;
     assert_eq!(Emitter::new(7).step(&step, Some(small)), None);
     assert_eq!(Emitter::new(7).step(&step, None), None);

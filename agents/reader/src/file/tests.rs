@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::source::Source;
-use crate::testing::{Still, noise};
+use crate::testing::{Still, noise, opening};
 
 const M: u64 = 1 << 20;
 
@@ -62,7 +62,7 @@ async fn a_file_is_read_to_its_last_byte() {
     for len in [0, 1, 4095, 4096, 4097, 1_000_001] {
         let bytes = noise(1, len);
         let name = folder.file("a", &bytes);
-        let volume = files().open(&name, None).await.unwrap();
+        let volume = files().open(&opening(&name, None)).await.unwrap();
         assert_eq!(volume.info().size, len as u64);
         assert!(read_all(&volume).await == bytes);
         volume.check_unchanged().await.unwrap();
@@ -83,7 +83,7 @@ async fn holes_are_found() {
         file.write_all_at(&bytes, at).unwrap();
         expected[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
     }
-    let volume = files().open(path.to_str().unwrap(), None).await.unwrap();
+    let volume = files().open(&opening(path.to_str().unwrap(), None)).await.unwrap();
     let found = volume.allocated(0..volume.info().size).await.unwrap();
     let allocated: u64 = found.iter().map(|range| range.end - range.start).sum();
     assert!((30_000..M).contains(&allocated), "{found:?}");
@@ -99,19 +99,19 @@ async fn an_unchanged_file_can_be_taken_up_again_and_a_changed_one_cannot() {
     let folder = Folder::new();
     let name = folder.file("a", &noise(1, 10_000));
     let files = files();
-    let first = files.open(&name, None).await.unwrap().info().reading;
-    assert_eq!(files.open(&name, Some(first)).await.unwrap().info().reading, first);
+    let first = files.open(&opening(&name, None)).await.unwrap().info().reading;
+    assert_eq!(files.open(&opening(&name, Some(first))).await.unwrap().info().reading, first);
     // Another process opens the same reading.
-    assert_eq!(super::tests::files().open(&name, Some(first)).await.unwrap().info().reading, first);
+    assert_eq!(super::tests::files().open(&opening(&name, Some(first))).await.unwrap().info().reading, first);
 
     OpenOptions::new().write(true).open(&name).unwrap().write_all_at(&[1; 100], 5000).unwrap();
-    assert_lost(files.open(&name, Some(first)).await, "written");
-    assert_lost(super::tests::files().open(&name, Some(first)).await, "10000 bytes");
-    let second = files.open(&name, None).await.unwrap().info().reading;
+    assert_lost(files.open(&opening(&name, Some(first))).await, "written");
+    assert_lost(super::tests::files().open(&opening(&name, Some(first))).await, "10000 bytes");
+    let second = files.open(&opening(&name, None)).await.unwrap().info().reading;
     assert_ne!(first, second);
 
     folder.file("a", &noise(1, 9_999));
-    assert_lost(files.open(&name, Some(second)).await, "10000 bytes and is 9999");
+    assert_lost(files.open(&opening(&name, Some(second))).await, "10000 bytes and is 9999");
 }
 
 #[tokio::test]
@@ -140,7 +140,7 @@ async fn changes_are_noticed_while_it_is_open() {
     for (what, change, word) in changes {
         let name = folder.file(what, &noise(1, 10_000));
         let settled = Still::at_ms(modified_ms(&name));
-        let volume = Files::new(settled).open(&name, None).await.unwrap();
+        let volume = Files::new(settled).open(&opening(&name, None)).await.unwrap();
         wait_for_the_clock(&folder, &name);
         change(Path::new(&name));
         assert_lost(volume.check_unchanged().await, word);
@@ -163,13 +163,13 @@ async fn a_file_that_was_just_written_is_waited_for() {
     let folder = Folder::new();
     let name = folder.file("a", b"fresh");
     let clock = Still::at_ms(modified_ms(&name));
-    Files::new(clock.clone()).open(&name, None).await.unwrap();
+    Files::new(clock.clone()).open(&opening(&name, None)).await.unwrap();
     assert!((1..=2).contains(&clock.sleeps()), "{}", clock.sleeps());
     let later = Still::at_ms(modified_ms(&name) + 1000);
-    Files::new(later.clone()).open(&name, None).await.unwrap();
+    Files::new(later.clone()).open(&opening(&name, None)).await.unwrap();
     assert_eq!(later.sleeps(), 0);
     let stuck = Still::stuck_at_ms(modified_ms(&name));
-    Files::new(stuck.clone()).open(&name, None).await.unwrap();
+    Files::new(stuck.clone()).open(&opening(&name, None)).await.unwrap();
     assert_eq!(stuck.sleeps(), u64::from(SETTLE_TRIES));
 }
 
@@ -177,7 +177,7 @@ async fn a_file_that_was_just_written_is_waited_for() {
 async fn a_file_that_shrank_is_an_error_and_no_hole() {
     let folder = Folder::new();
     let name = folder.file("a", &noise(1, 10 << 20));
-    let volume = files().open(&name, None).await.unwrap();
+    let volume = files().open(&opening(&name, None)).await.unwrap();
     OpenOptions::new().write(true).open(&name).unwrap().set_len(5_000_000).unwrap();
     let failed = [
         volume.allocated(0..10 * M).await.map(|_| ()).unwrap_err(),
@@ -198,7 +198,7 @@ async fn what_is_no_file_is_refused_by_name() {
     let folder = Folder::new();
     let missing = folder.path("missing").to_str().unwrap().to_owned();
     for name in [missing.as_str(), folder.0.path().to_str().unwrap(), "/dev/null"] {
-        let refused = files().open(name, None).await.unwrap_err();
+        let refused = files().open(&opening(name, None)).await.unwrap_err();
         assert!(
             matches!(&refused, VolumeError::CannotOpen { source_name, .. } if source_name == name),
             "{refused}"
@@ -209,7 +209,8 @@ async fn what_is_no_file_is_refused_by_name() {
 #[tokio::test]
 async fn a_read_that_does_not_fit_is_refused() {
     let folder = Folder::new();
-    let volume = files().open(&folder.file("a", &noise(1, 10_000)), None).await.unwrap();
+    let name = folder.file("a", &noise(1, 10_000));
+    let volume = files().open(&opening(&name, None)).await.unwrap();
     for (at, len) in [(0, 8192), (4096, 1), (usize::MAX, 1)] {
         let refused = volume.read(0, Pool::new(1, 4096).acquire().await, at, len).await.unwrap_err();
         assert!(matches!(refused, VolumeError::CannotRead { .. }), "{refused}");
@@ -244,14 +245,14 @@ async fn a_device_is_read_past_the_page_cache_to_its_last_sector() {
     let files = files();
     match Loop::over(&name) {
         Some(device) => {
-            let volume = files.open(&device.0, None).await.unwrap();
+            let volume = files.open(&opening(&device.0, None)).await.unwrap();
             assert_eq!(volume.info().size, bytes.len() as u64);
             assert_eq!(volume.info().layout[0].1, "device");
             assert!(read_all(&volume).await == bytes);
             volume.check_unchanged().await.unwrap();
             let reading = volume.info().reading;
-            assert_ne!(files.open(&device.0, None).await.unwrap().info().reading, reading);
-            assert_lost(files.open(&device.0, Some(reading)).await, "restarts");
+            assert_ne!(files.open(&opening(&device.0, None)).await.unwrap().info().reading, reading);
+            assert_lost(files.open(&opening(&device.0, Some(reading))).await, "restarts");
         }
         None => {
             let source = Source::open_as(&name, Kind::File, true).unwrap();

@@ -1,5 +1,6 @@
 //! The reader over the in-process bus: every byte once, failures by name, bounded, and never stuck.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,16 +8,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use agent::bus::Settle;
 use agent::counters::Counters;
 use agent::local::LocalBus;
-use agent::{Bus, Delivery, Stop};
+use agent::{Bus, BusError, Delivery, Stop};
+use schema::ReadingId;
 use schema::SessionId;
 use schema::limits::{LEAF_SPAN, MESSAGE_MAX};
-use schema::messages::Mapped;
+use schema::messages::{Extent, Mapped, SessionEvent};
+use schema::root::Tracking;
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::Files;
 use crate::cut::cut;
-use crate::testing::{Memory, Shelf, Still, noise};
+use crate::testing::{Memory, REPOSITORY, Shelf, Still, chunk_ids, noise};
+
+mod conducted;
+
+use conducted::Conductors;
 
 const M: usize = 1 << 20;
 const SEED: u64 = 7;
@@ -26,6 +33,7 @@ struct Host {
     bus: LocalBus,
     context: Context,
     settings: Settings,
+    conductors: Conductors,
     running: JoinHandle<Result<(), Failure>>,
 }
 
@@ -33,8 +41,12 @@ struct Host {
 #[derive(Debug, Default)]
 struct Told {
     opened: Option<(ReadingId, u64)>,
+    tracked: Option<(Tracking, bool)>,
+    /// Offset and length.
+    unchanged: Vec<(u64, u64)>,
     /// Offset, length, and the bytes unless they are zero.
     pieces: Vec<(u64, u32, Option<Vec<u8>>)>,
+    forced: BTreeSet<bool>,
     end: Option<SessionEvent>,
 }
 
@@ -43,15 +55,19 @@ impl Host {
         let (bus, context) = context(Still::at_ms(1 << 50));
         let mut settings = Settings::new("h");
         change(&mut settings);
-        let reader = Reader::new(context.clone(), volumes, settings.clone(), SEED);
-        Self { bus, context, settings, running: tokio::spawn(reader.run()) }
+        let reader = Reader::new(context.clone(), volumes, settings.clone(), SEED, chunk_ids());
+        let conductors = Conductors::default();
+        Self { bus, context, settings, conductors, running: tokio::spawn(reader.run()) }
     }
 
     async fn request(&self, session: SessionId, source: &str, leaves: Option<Vec<u64>>) {
-        let (source, reading) = (source.to_owned(), None);
-        let request =
-            ReadVolume { session, source, reading, leaves, force: true, allow_changes: false, request: 3 };
-        let message = Message::new(&About::session(session, "h/v"), &request);
+        self.publish(ReadVolume { leaves, ..request(session, source) }).await;
+    }
+
+    /// Sends a request, of a session with a conductor.
+    async fn publish(&self, request: ReadVolume) {
+        self.conductors.serve(&self.context, request.session);
+        let message = Message::new(&About::session(request.session, "h/v"), &request);
         self.bus.publish(&Queue::reads("h"), message).await.unwrap();
     }
 
@@ -82,6 +98,11 @@ impl Host {
         }
     }
 
+    async fn close(&self, session: SessionId, committed: bool) {
+        let over = CloseReading { session, host: "h".into(), committed };
+        self.bus.broadcast(&Topic::closed(), Message::new(&About::nothing(), &over)).await.unwrap();
+    }
+
     fn requests(&self) -> usize {
         self.bus.bytes_in(&Queue::reads("h"))
     }
@@ -109,7 +130,8 @@ impl Told {
         let message = &delivery.message;
         assert!(message.size() <= MESSAGE_MAX);
         let extent: Extent = message.read().unwrap();
-        assert_eq!((extent.session, extent.force), (session, true));
+        assert_eq!(extent.session, session);
+        self.forced.insert(extent.force);
         assert_eq!(extent.reading, self.opened.expect("opened comes before extents").0);
         let end = extent.offset + message.body.len() as u64 - 1;
         assert_eq!(extent.offset / LEAF_SPAN, end / LEAF_SPAN);
@@ -127,6 +149,8 @@ impl Told {
     async fn event(&mut self, delivery: Delivery) {
         match delivery.message.read().unwrap() {
             SessionEvent::Opened { reading, size, .. } => self.opened = Some((reading, size)),
+            SessionEvent::Tracked { tracking, distrusted, .. } => self.tracked = Some((tracking, distrusted)),
+            SessionEvent::Unchanged { ranges, .. } => self.unchanged.extend(ranges),
             SessionEvent::Mapped { mut offset, pieces, .. } => {
                 for (len, mapped) in pieces {
                     assert_eq!(mapped, Mapped::Zero);
@@ -156,6 +180,7 @@ impl Told {
             }
         }
         assert!(pieces.next().is_none(), "a piece too many");
+        assert!(self.forced.iter().all(|forced| *forced), "every extent is forced as the request was");
     }
 
     fn failure(&self) -> (FailureKind, &str) {
@@ -163,6 +188,21 @@ impl Told {
             Some(SessionEvent::Failed { kind, why }) => (*kind, why),
             other => panic!("{other:?} instead of a failure"),
         }
+    }
+}
+
+fn request(session: SessionId, source: &str) -> ReadVolume {
+    ReadVolume {
+        session,
+        repository: REPOSITORY,
+        source: source.to_owned(),
+        reading: None,
+        parent: None,
+        leaves: None,
+        force: true,
+        allow_changes: false,
+        group: None,
+        request: 3,
     }
 }
 
@@ -261,11 +301,8 @@ async fn a_source_that_changed_is_said_to_have() {
 async fn another_reading_is_refused() {
     let host = Host::new(Shelf::new([("s", Memory::new(mixed(M)))]), |_| {});
     let reading = Some(ReadingId::from_bytes([8; 16]));
-    let (session, source) = (session(1), "s".to_owned());
-    let request =
-        ReadVolume { session, source, reading, leaves: None, force: false, allow_changes: true, request: 1 };
-    let message = Message::new(&About::session(session, "h/v"), &request);
-    host.bus.publish(&Queue::reads("h"), message).await.unwrap();
+    let session = session(1);
+    host.publish(ReadVolume { reading, force: false, ..request(session, "s") }).await;
     assert_eq!(host.collect(session).await.failure().0, FailureKind::Device);
     host.end().await;
 }
@@ -277,12 +314,12 @@ async fn a_session_that_is_over_is_not_read_for() {
     host.request(session(1), "s", None).await;
     host.until(|| host.context.counters.bytes_read.get() == 3 * M as u64).await;
     assert!(host.requests() > 0);
-    let over = Message::new(&About::nothing(), &CloseReading { session: session(1) });
-    host.bus.broadcast(&Topic::closed(), over).await.unwrap();
+    host.close(session(1), false).await;
     host.until(|| host.requests() == 0).await;
     host.request(session(1), "s", None).await;
     host.until(|| host.requests() == 0).await;
     assert_eq!(shelf.opened(), 1, "a late request opens nothing");
+    assert_eq!(shelf.closed(), [(session(1), false)]);
     host.end().await;
 }
 
@@ -389,9 +426,10 @@ impl Settle for Kept {
 async fn a_request_is_kept_while_it_is_served() {
     let clock = Still::eager();
     let (_, context) = context(clock.clone());
-    let reader = Reader::new(context.clone(), Shelf::new([]), Settings::new("h"), SEED);
+    let reader = Reader::new(context.clone(), Shelf::new([]), Settings::new("h"), SEED, chunk_ids());
     let kept = Arc::new(Kept::default());
     let ticket = Some(Ticket::new(kept.clone()));
+    let reading = reader.shared.readings.of(session(1)).unwrap();
     let thrice = async {
         while kept.0.load(Ordering::SeqCst) < 3 {
             tokio::task::yield_now().await;
@@ -400,7 +438,7 @@ async fn a_request_is_kept_while_it_is_served() {
     tokio::select! {
         biased;
         () = thrice => {}
-        never = reader.shared.keep(&ticket) => match never {},
+        never = reader.shared.keep(&ticket, &reading) => match never {},
     }
     assert_eq!(context.environment.elapsed(), 3 * HEARTBEAT);
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use schema::names::Slot;
-use schema::root::Statistics;
+use schema::root::{Statistics, Tracking};
 use schema::{ReadingId, SessionId, VolumeKey};
 
 use super::*;
@@ -29,6 +29,7 @@ fn root(size: u64) -> Root {
         layout: BTreeMap::new(),
         tags: Vec::new(),
         statistics: Statistics::default(),
+        tracking: Tracking::Everything { why: None },
     }
 }
 

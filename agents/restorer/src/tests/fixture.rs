@@ -22,7 +22,7 @@ use schema::map::{Content, Geometry, Leaf, Piece, build_nodes};
 use schema::messages::{About, Copy, Locate, Located, Message};
 use schema::names::{self, Slot};
 use schema::pack::{PackBuilder, PackHeader};
-use schema::root::{Root, Statistics};
+use schema::root::{Root, Statistics, Tracking};
 use schema::{ChunkId, Domain, PackId, ReadingId};
 
 use super::counting::Counting;
@@ -229,6 +229,7 @@ impl Fixture {
             layout: BTreeMap::new(),
             tags: Vec::new(),
             statistics: Statistics::default(),
+            tracking: Tracking::Everything { why: None },
         };
         let bytes = self.repository.seal(&slot.snapshot(), &root).unwrap();
         self.repository.store.put(&slot.snapshot(), bytes).await.unwrap();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use agent::Queue;
 use schema::JobId;
-use schema::messages::{About, FailureKind, JobDone, JobOutcome, Message, RestoreJob};
+use schema::messages::{About, FailureKind, JobDone, JobOutcome, Message, Preparation, RestoreJob};
 use schema::root::Root;
 
 use super::fixture::{Fixture, noise};
@@ -14,7 +14,8 @@ const LEN: usize = 1 << 20;
 async fn send(fixture: &Fixture, root: &Root, target: &Path, force: bool) -> JobId {
     let job = fixture.context.environment.job_id();
     let target = target.to_str().unwrap().to_owned();
-    let payload = RestoreJob { job, slot: root.slot, target, force };
+    let preparation = Preparation::default();
+    let payload = RestoreJob { job, slot: root.slot, target, force, preparation };
     let message = Message::new(&About::nothing(), &payload);
     fixture.context.bus.publish(&Queue::restores("host"), message).await.unwrap();
     job
@@ -40,7 +41,7 @@ async fn a_job_is_done_and_told() {
     let job = send(&fixture, &root, &allowed.join("disk"), false).await;
     let outcome = done(&fixture, job).await;
     assert!(
-        matches!(outcome, JobOutcome::Restored { written, zeroed: 0, fetched: 1.. } if written == LEN as u64)
+        matches!(outcome, JobOutcome::Restored { written, zeroed: 0, fetched: 1.., .. } if written == LEN as u64)
     );
     assert!(std::fs::read(allowed.join("disk")).unwrap() == content);
     // A job that is delivered again is told again, and not done again.
@@ -49,6 +50,7 @@ async fn a_job_is_done_and_told() {
         slot: root.slot,
         target: allowed.join("disk").to_str().unwrap().to_owned(),
         force: false,
+        preparation: Preparation::default(),
     };
     let message = Message::new(&About::nothing(), &payload);
     fixture.context.bus.publish(&Queue::restores("host"), message).await.unwrap();

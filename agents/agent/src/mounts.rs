@@ -8,8 +8,10 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{major, minor};
+
 /// Where the device `major:minor` is mounted, by the text of `/proc/self/mountinfo`.
-pub(crate) fn mount_point(mountinfo: &str, major: u32, minor: u32) -> Option<PathBuf> {
+pub fn mount_point(mountinfo: &str, major: u32, minor: u32) -> Option<PathBuf> {
     let device = format!("{major}:{minor}");
     mountinfo.lines().find_map(|line| {
         let mut fields = line.split(' ');
@@ -38,12 +40,39 @@ fn unescape(field: &str) -> PathBuf {
 }
 
 /// Where a block device is mounted now.
-pub(crate) fn mounted(major: u32, minor: u32) -> Option<PathBuf> {
+pub fn mounted(major: u32, minor: u32) -> Option<PathBuf> {
     mount_point(&fs::read_to_string("/proc/self/mountinfo").ok()?, major, minor)
 }
 
+/// What holds the block device `rdev` besides a mount: swap, or the devices that were made of it.
+pub fn holder(rdev: u64) -> Option<String> {
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let is_it = |path: &str| fs::metadata(path).is_ok_and(|found| found.rdev() == rdev);
+    if swapped(&swaps, is_it) {
+        return Some("the kernel swaps to it".to_owned());
+    }
+    let folder = format!("/sys/dev/block/{}:{}/holders", major(rdev), minor(rdev));
+    holders(Path::new(&folder))
+}
+
+/// Whether a device is among those of the text of `/proc/swaps`.
+fn swapped(swaps: &str, is_it: impl Fn(&str) -> bool) -> bool {
+    swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).any(is_it)
+}
+
+/// The devices in a folder of holders, by the names that device mapper has for them.
+fn holders(folder: &Path) -> Option<String> {
+    let name = |entry: fs::DirEntry| match fs::read_to_string(entry.path().join("dm/name")) {
+        Ok(name) => name.trim().to_owned(),
+        Err(_) => entry.file_name().to_string_lossy().into_owned(),
+    };
+    let mut names: Vec<String> = fs::read_dir(folder).ok()?.flatten().map(name).collect();
+    names.sort();
+    (!names.is_empty()).then(|| format!("{} is made of it", names.join(", ")))
+}
+
 /// The loop device that a file backs, with loop devices listed below `block` (`/sys/block`).
-pub(crate) fn loop_device(block: &Path, file: &Path, metadata: &fs::Metadata) -> Option<PathBuf> {
+pub fn loop_device(block: &Path, file: &Path, metadata: &fs::Metadata) -> Option<PathBuf> {
     for entry in fs::read_dir(block).ok()?.flatten() {
         let name = entry.file_name();
         if !name.to_string_lossy().starts_with("loop") {
@@ -85,6 +114,20 @@ broken
                 "{major}:{minor} in a fixed mountinfo"
             );
         }
+    }
+
+    #[test]
+    fn who_else_has_a_device_is_said() {
+        let swaps = "Filename\tType\tSize\n/dev/dm-1 partition 8388604 0 -2\n/swap\\040file file 1 0 -3\n";
+        for (path, expected) in [("/dev/dm-1", true), ("Filename", false), ("/dev/dm-2", false)] {
+            assert_eq!(swapped(swaps, |found| found == path), expected, "{path}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(holders(folder.path()), None);
+        fs::create_dir(folder.path().join("md0")).unwrap();
+        fs::create_dir_all(folder.path().join("dm-3/dm")).unwrap();
+        fs::write(folder.path().join("dm-3/dm/name"), "vg0-crypt\n").unwrap();
+        assert_eq!(holders(folder.path()).unwrap(), "md0, vg0-crypt is made of it");
     }
 
     #[test]

@@ -1,0 +1,68 @@
+//! The seam for targets of restores that are more than a path: logical volumes.
+//!
+//! Finding changes nothing. What is found is made if it was asked for, opened by the restorer, readied while nobody
+//! else has it, filled, and ended in every outcome.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use schema::messages::Preparation;
+use schema::root::Root;
+use schema::{JobId, RepoId};
+
+use crate::failure::Failure;
+use crate::runner::Stop;
+
+/// What a restore wants of a target.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// The target as it was given.
+    pub target: &'a str,
+    /// The snapshot.
+    pub root: &'a Root,
+    /// Its repository.
+    pub repository: RepoId,
+    /// The job: one that is delivered again finds what it had made.
+    pub job: JobId,
+    /// What is to be done to the volume first.
+    pub preparation: &'a Preparation,
+    /// Overwrites what is in use, and what others lose by it.
+    pub force: bool,
+}
+
+/// Finds targets by name.
+#[async_trait]
+pub trait Targets: fmt::Debug + Send + Sync + 'static {
+    /// The place that the target names, with everything checked that can be, and nothing changed. None when it is a
+    /// file or an ordinary device, for which the preparation must be empty.
+    async fn find(&self, wish: &Wish<'_>) -> Result<Option<Arc<dyn Place>>, Failure>;
+}
+
+/// A place to restore to, in the order in which it is used.
+#[async_trait]
+pub trait Place: fmt::Debug + Send + Sync + 'static {
+    /// Its name, such as `vg/lv`: what an agent's configuration allows or not.
+    fn name(&self) -> &str;
+
+    /// Makes the place, if that was asked for, and returns its device.
+    async fn make(&self) -> Result<PathBuf, Failure>;
+
+    /// Takes what is to be taken before the first byte is overwritten. `device` is what [`Place::make`] returned,
+    /// opened.
+    async fn ready(&self, device: &File) -> Result<(), Failure>;
+
+    /// Whether data that stands there already is rather left alone than written again.
+    fn skips_equal(&self) -> bool;
+
+    /// Makes a range of the opened device read as zero. Blocks; gives up when `halt` is raised.
+    fn zero(&self, device: &File, range: Range<u64>, halt: &Stop) -> io::Result<()>;
+
+    /// The restore is over, and the device is closed. A place that was made for one that failed is removed. Returns
+    /// what the operator should know.
+    async fn end(&self, restored: bool) -> Vec<String>;
+}

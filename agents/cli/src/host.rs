@@ -1,0 +1,120 @@
+//! `host`: what lvkeep keeps on this host, LVM snapshots above all, and what of it nobody needs any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use agent::{Repository, sessions};
+use schema::{RepoId, SessionId};
+use volume_lvm::snapshots::Fate;
+use volume_lvm::{Cleaned, LvmVolumes, Tools};
+
+use crate::app::App;
+use crate::{select, text};
+
+/// `lvkeep host list`.
+pub async fn list(app: &App) -> anyhow::Result<()> {
+    let found = survey(app, false).await?;
+    print(app, &found)
+}
+
+/// `lvkeep host clean`.
+pub async fn clean(app: &App) -> anyhow::Result<()> {
+    let found = survey(app, true).await?;
+    print(app, &found)
+}
+
+async fn survey(app: &App, remove: bool) -> anyhow::Result<Vec<Cleaned>> {
+    let repository = match app.repository().await {
+        Ok(repository) => Some(repository),
+        Err(why) => {
+            let why = text::error(&why);
+            app.say(format!("the repository cannot be asked which sessions are over ({why})"));
+            None
+        }
+    };
+    survey_with(app, repository.as_ref(), remove).await
+}
+
+/// Removes what crashed runs left; the repository says which of their sessions are over.
+pub async fn sweep(app: &App, repository: &Repository) -> anyhow::Result<()> {
+    for gone in survey_with(app, Some(repository), true).await?.iter().filter(|one| one.removed) {
+        let why = gone.orphan.as_deref().unwrap_or_default();
+        app.say(format!("removed the LVM snapshot {}: {why}", gone.snapshot));
+    }
+    Ok(())
+}
+
+async fn survey_with(
+    app: &App,
+    repository: Option<&Repository>,
+    remove: bool,
+) -> anyhow::Result<Vec<Cleaned>> {
+    let (tools, settings) = (Tools::new(), app.settings.lvm.value.settings(&Default::default())?);
+    let unknown = |_: RepoId, _: SessionId| Fate::Unknown;
+    let Some(repository) = repository else {
+        return Ok(LvmVolumes::survey(&tools, &settings, unknown, remove).await?);
+    };
+    // Only what is here is asked about.
+    let here = LvmVolumes::survey(&tools, &settings, unknown, false).await?;
+    let own = repository.key.repo();
+    let wanted = here.iter().filter(|one| one.repository == own.to_string());
+    let wanted: BTreeSet<SessionId> = wanted.filter_map(|one| one.session.as_deref()?.parse().ok()).collect();
+    let fates = fates(repository, &wanted).await?;
+    let fate = |of: RepoId, session: SessionId| match of == own {
+        true => fates.get(&session).copied().unwrap_or(Fate::Unknown),
+        false => Fate::Unknown,
+    };
+    Ok(LvmVolumes::survey(&tools, &settings, fate, remove).await?)
+}
+
+/// What became of these sessions. Open ones are looked for first: one that ends meanwhile is then taken for open.
+async fn fates(
+    repository: &Repository,
+    wanted: &BTreeSet<SessionId>,
+) -> anyhow::Result<BTreeMap<SessionId, Fate>> {
+    if wanted.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let open: BTreeSet<SessionId> =
+        sessions::list(repository).await?.into_iter().map(|session| session.id).collect();
+    let slots = repository.visible_slots(None).await?;
+    let mut fates = BTreeMap::new();
+    for session in wanted {
+        let fate = match slots.iter().find(|slot| slot.session == *session) {
+            _ if open.contains(session) => Fate::Open,
+            None => Fate::Over,
+            Some(slot) => {
+                let newest = sessions::newest(select::roots(repository, Some(slot.volume)).await?);
+                match newest.is_some_and(|root| root.slot == *slot) {
+                    true => Fate::Newest,
+                    false => Fate::Over,
+                }
+            }
+        };
+        fates.insert(*session, fate);
+    }
+    Ok(fates)
+}
+
+fn print(app: &App, found: &Vec<Cleaned>) -> anyhow::Result<()> {
+    app.print(found, || {
+        let mut table = text::Table::new(&["snapshot", "of", "session", "store", "full", "state"]);
+        for one in found {
+            let state = match (&one.orphan, one.removed, one.in_use, one.baseline) {
+                (Some(why), true, ..) => format!("removed: {why}"),
+                (Some(why), false, ..) => format!("orphan: {why}"),
+                (None, _, true, _) => "being read".to_owned(),
+                (None, _, _, true) => "baseline".to_owned(),
+                (None, ..) => "its session goes on".to_owned(),
+            };
+            table.row([
+                one.snapshot.clone(),
+                one.origin.clone().unwrap_or_else(|| "-".to_owned()),
+                one.session.clone().unwrap_or_else(|| "-".to_owned()),
+                one.size.map_or_else(|| "thin".to_owned(), text::size),
+                one.full.map_or_else(|| "-".to_owned(), |full| format!("{full:.1} %")),
+                state,
+            ]);
+        }
+        format!("{}\n{} snapshots", table.text(), found.len())
+    })
+}

@@ -1,0 +1,233 @@
+//! What a reader leaves out because it has not changed since the parent: taken from the parent's map.
+//!
+//! The parent was chosen by the session's rule, so that its chunks count for this session. What cannot be taken from
+//! its map is asked for again, to be read whole. When the reader finds that what it left out cannot be relied on, the
+//! session ends without a commit, and the next one of the job leaves nothing out.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use agent::Failure;
+use schema::ChunkId;
+use schema::SessionId;
+use schema::limits::{LEAF_RUNS_MAX, LEAF_SPAN, VOLUME_MAX};
+use schema::map::{Content, Geometry};
+use schema::messages::Wanted;
+use schema::root::Tracking;
+
+use super::{Driver, LEAVES_ASKED};
+use crate::answers::Question;
+use crate::coverage::{Count, Fate};
+use crate::parent::{LeafAt, Parent, readable};
+
+impl Driver {
+    /// How the reader goes about it.
+    pub(super) fn on_tracked(&mut self, tracking: Tracking, distrusted: bool) {
+        if let Tracking::Everything { why: Some(why) } = &tracking {
+            tracing::warn!(%why, "everything is read");
+        }
+        if distrusted && self.track {
+            // What comes late of what was left out is not taken any more; what was taken already cannot be told from
+            // the rest.
+            self.track = false;
+            self.distrusted = self.covered() > 0;
+        }
+        self.tracking = tracking;
+    }
+
+    fn covered(&self) -> u64 {
+        self.reading.as_ref().map_or(0, |reading| reading.coverage.count().covered)
+    }
+
+    /// Takes ranges from the parent's map.
+    pub(super) async fn on_unchanged(
+        &mut self,
+        parent: SessionId,
+        ranges: &[(u64, u64)],
+    ) -> Result<(), Failure> {
+        let ours = self.parent.clone().filter(|ours| self.track && ours.root().slot.session == parent);
+        let (Some(ours), Some(reading)) = (ours, &self.reading) else {
+            tracing::warn!("what is unchanged since another snapshot than the parent is left out");
+            return Ok(());
+        };
+        let geometry = reading.geometry;
+        if ours.root().size != geometry.size() {
+            tracing::warn!("the parent has another size; what is unchanged since is left out");
+            return Ok(());
+        }
+        let (mut refused, before) = (BTreeSet::new(), self.covered());
+        for (offset, len) in ranges {
+            let end = offset.saturating_add(*len).min(geometry.size());
+            for leaf in Geometry::leaf_of(*offset)..end.div_ceil(LEAF_SPAN) {
+                let whole = geometry.leaf_range(leaf);
+                let part = whole.start.max(*offset)..whole.end.min(end);
+                // What was asked for with force is on its way.
+                if self.forced.contains_key(&leaf) {
+                    continue;
+                }
+                let taken = match part == whole {
+                    true => self.take_leaf(&ours, leaf).await,
+                    false => self.take_part(&ours, leaf, part).await?,
+                };
+                if !taken {
+                    refused.insert(leaf);
+                }
+            }
+        }
+        if self.covered() > before {
+            self.made_progress();
+        }
+        let refused: Vec<u64> = refused.into_iter().take(LEAVES_ASKED).collect();
+        if !refused.is_empty() {
+            tracing::warn!(
+                leaves = refused.len(),
+                "the parent's map does not have what is unchanged; reading it"
+            );
+            self.request(Some(refused.clone()), true).await?;
+            self.forced.extend(refused.into_iter().map(|leaf| (leaf, self.requests)));
+        }
+        Ok(())
+    }
+
+    /// Takes a whole leaf as it is, without a look at what is in it.
+    async fn take_leaf(&mut self, parent: &Arc<Parent>, leaf: u64) -> bool {
+        match parent.leaf_id(leaf).await {
+            Some(id) => {
+                self.inherit(leaf, id);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Takes over a leaf that an earlier session of the job has finished, if it is the parent's.
+    pub(super) async fn inherits(&mut self, leaf: u64, id: Option<ChunkId>) -> bool {
+        let same_size = |parent: &Arc<Parent>| {
+            self.reading.as_ref().is_some_and(|reading| reading.geometry.size() == parent.root().size)
+        };
+        let Some(parent) = self.parent.clone().filter(same_size) else { return false };
+        let is_parents = parent.leaf_id(leaf).await == Some(id);
+        if is_parents {
+            self.inherit(leaf, id);
+        }
+        is_parents
+    }
+
+    fn inherit(&mut self, leaf: u64, id: Option<ChunkId>) {
+        let Some(reading) = &mut self.reading else { return };
+        if reading.coverage.is_leaf_closed(leaf) {
+            return;
+        }
+        let range = reading.geometry.leaf_range(leaf);
+        let covered = range.end - range.start;
+        // How much of it is zero is known at the end, from the parent's totals.
+        let zero = if id.is_none() { covered } else { 0 };
+        reading.coverage.adopt(leaf, Count { covered, zero, chunks: 0 });
+        reading.leaves.insert(leaf, id);
+        self.inherited.insert(leaf);
+    }
+
+    /// Takes the pieces of a part of a leaf. Whether all of them lie inside it.
+    async fn take_part(
+        &mut self,
+        parent: &Arc<Parent>,
+        leaf: u64,
+        part: std::ops::Range<u64>,
+    ) -> Result<bool, Failure> {
+        let Some(found) = readable(parent.leaf(leaf).await).flatten() else { return Ok(false) };
+        let Some(pieces) = pieces_of(&found, &part) else { return Ok(false) };
+        for (at, len, fate) in pieces {
+            self.account(at, len, fate)?;
+        }
+        Ok(true)
+    }
+
+    /// Once every leaf is closed: what the inherited ones add up to is what the parent adds up to, without its leaves
+    /// that were read.
+    pub(super) async fn count_inherited(&mut self) {
+        let (Some(parent), Some(reading)) = (self.parent.clone(), &self.reading) else { return };
+        if self.inherited.is_empty() {
+            return;
+        }
+        let totals = &parent.root().statistics;
+        let mut count = Count { covered: 0, zero: totals.bytes_zero, chunks: totals.chunks };
+        for (leaf, id) in &reading.leaves {
+            let range = reading.geometry.leaf_range(*leaf);
+            let other = match (self.inherited.contains(leaf), id) {
+                (true, Some(_)) => continue,
+                (true, None) => Count { zero: range.end - range.start, ..Count::default() },
+                (false, _) => readable(parent.count(*leaf).await).unwrap_or_default(),
+            };
+            count.zero = count.zero.saturating_sub(other.zero);
+            count.chunks = count.chunks.saturating_sub(other.chunks);
+        }
+        self.inherited_count = Some(count);
+    }
+
+    /// Leaves that are still missing go by the request that asked for them last.
+    pub(super) fn force_again(&mut self) {
+        let Some(reading) = &self.reading else { return };
+        let latest = self.requests;
+        self.forced.retain(|leaf, request| {
+            *request = latest;
+            !reading.coverage.is_leaf_closed(*leaf)
+        });
+    }
+
+    /// What is still wanted of a request. Who asks before there is a reading wants to know whether to begin.
+    pub(super) fn on_question(&mut self, question: Question) {
+        let wanted = match &self.reading {
+            None => Wanted { over: false, leaves: vec![(0, VOLUME_MAX / LEAF_SPAN)], forced: Vec::new() },
+            Some(reading) => {
+                let unforced = |leaf: &u64| !self.forced.contains_key(leaf);
+                let forced = self.forced.iter().filter(|(leaf, request)| {
+                    **request == question.request && !reading.coverage.is_leaf_closed(**leaf)
+                });
+                Wanted {
+                    over: false,
+                    leaves: runs(reading.coverage.lacking().filter(unforced)),
+                    forced: runs(forced.map(|(leaf, _)| *leaf)),
+                }
+            }
+        };
+        // Whoever asked may have given up waiting.
+        let _ = question.reply.send(wanted);
+    }
+}
+
+/// The pieces of a part of a leaf with their places; none when a chunk lies in it only partly.
+fn pieces_of(leaf: &LeafAt, part: &std::ops::Range<u64>) -> Option<Vec<(u64, u32, Fate)>> {
+    let first = leaf.places.range(..=part.start).next_back().map_or(part.start, |(at, _)| *at);
+    let mut found = Vec::new();
+    for (at, piece) in leaf.places.range(first..part.end) {
+        let (start, end) = (*at, at + u64::from(piece.len));
+        let (from, to) = (start.max(part.start), end.min(part.end));
+        match piece.content {
+            _ if from >= to => {}
+            Content::Zero => found.push((from, (to - from) as u32, Fate::Zero)),
+            Content::Chunk(id) if (start, end) == (from, to) => {
+                found.push((start, piece.len, Fate::Durable(id)));
+            }
+            Content::Chunk(_) => return None,
+        }
+    }
+    Some(found)
+}
+
+/// Leaves in order as runs, as many as one answer holds.
+fn runs(leaves: impl Iterator<Item = u64>) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for leaf in leaves {
+        if let Some((first, count)) = runs.last_mut()
+            && *first + *count == leaf
+        {
+            *count += 1;
+            continue;
+        }
+        if runs.len() == LEAF_RUNS_MAX {
+            break;
+        }
+        runs.push((leaf, 1));
+    }
+    runs
+}

@@ -1,0 +1,198 @@
+//! The audit: before a list of changes is used, some of what it leaves out is read and compared with the parent's map.
+//!
+//! A list that leaves out what has changed would make a snapshot that is not what the volume was. A share of the bytes
+//! that are said to be the same is drawn at random, in windows; each of the parent's chunks there must have its keyed
+//! id, and what the parent's map says is zero must read as zero. One difference, and everything is read.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use agent::buffer::Pool;
+use agent::rate::RateLimit;
+use agent::{Context, Volume, VolumeError};
+use schema::keys::ChunkIds;
+use schema::limits::{BLOCK, CHUNK_AVERAGE, LEAF_SPAN};
+use schema::map::Geometry;
+use schema::{ChunkId, Domain};
+
+use crate::asking::Conductor;
+use crate::cut::is_zero;
+use crate::tracked::{Changed, ParentLeaf};
+
+#[cfg(test)]
+mod tests;
+
+const MILLION: u128 = 1_000_000;
+/// Windows that are drawn at least, where there is anything to draw from.
+const WINDOWS_MIN: u64 = 16;
+/// Bytes of a window: one chunk or so at least, and no more than is worth a question for a leaf of the map.
+const WINDOW_MIN: u64 = CHUNK_AVERAGE as u64;
+const WINDOW_MAX: u64 = 1 << 20;
+
+/// How much is read again of what is said to be unchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Audit {
+    /// Millionths of the unchanged bytes; 0 switches the audit off. Some chunks are drawn however little it is.
+    pub share: u32,
+    /// Bytes that are read again at most.
+    pub bytes_max: u64,
+}
+
+impl Default for Audit {
+    /// A thousandth, and no more than 1 GiB.
+    fn default() -> Self {
+        Self { share: 1000, bytes_max: 1 << 30 }
+    }
+}
+
+impl Audit {
+    /// No audit: the list of changes is believed.
+    pub const OFF: Self = Self { share: 0, bytes_max: 0 };
+    /// Everything that is said to be unchanged is read.
+    pub const ALL: Self = Self { share: 1_000_000, bytes_max: u64::MAX };
+
+    /// The windows to look at, in order and within leaves. `draw` gives random numbers.
+    pub(crate) fn windows(&self, changed: &Changed<'_>, mut draw: impl FnMut() -> u64) -> Vec<Range<u64>> {
+        let unchanged: u64 = changed.gaps().map(|gap| gap.end - gap.start).sum();
+        if self.share == 0 || unchanged == 0 {
+            return Vec::new();
+        }
+        let share = u128::from(unchanged) * u128::from(self.share) / MILLION;
+        let share = u64::try_from(share).unwrap_or(u64::MAX).min(self.bytes_max);
+        let wanted = share.max(WINDOWS_MIN * WINDOW_MIN);
+        if wanted >= unchanged {
+            return changed.gaps().flat_map(by_leaf).collect();
+        }
+        let window = (wanted / WINDOWS_MIN).clamp(WINDOW_MIN, WINDOW_MAX) / BLOCK * BLOCK;
+        let mut drawn: Vec<u64> = (0..wanted.div_ceil(window)).map(|_| draw() % unchanged).collect();
+        drawn.sort_unstable();
+        let mut windows: Vec<Range<u64>> = Vec::with_capacity(drawn.len());
+        // Unchanged bytes before the gap that is looked at.
+        let mut before = 0;
+        let mut drawn = drawn.into_iter().peekable();
+        for gap in changed.gaps() {
+            let len = gap.end - gap.start;
+            while let Some(at) = drawn.next_if(|at| *at < before + len) {
+                let at = (gap.start + at - before) / BLOCK * BLOCK;
+                let start = windows.last().map_or(at, |last| at.max(last.end));
+                let end = (at + window).min(gap.end).min((at / LEAF_SPAN + 1) * LEAF_SPAN);
+                if start < end {
+                    windows.push(start..end);
+                }
+            }
+            before += len;
+        }
+        windows
+    }
+}
+
+fn by_leaf(gap: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let leaves = gap.start / LEAF_SPAN..gap.end.div_ceil(LEAF_SPAN);
+    leaves.map(move |leaf| gap.start.max(leaf * LEAF_SPAN)..gap.end.min((leaf + 1) * LEAF_SPAN))
+}
+
+/// What of a window can be compared: the parent's chunks of which nothing has changed, whole, and its zeroes.
+fn comparable(
+    leaf: &ParentLeaf,
+    changed: &Changed<'_>,
+    window: &Range<u64>,
+) -> Vec<(Range<u64>, Option<ChunkId>)> {
+    let compare = |piece: &crate::tracked::Piece| match piece.id {
+        Some(id) => changed.within(&piece.range).is_empty().then(|| (piece.range.clone(), Some(id))),
+        None => Some((piece.range.start.max(window.start)..piece.range.end.min(window.end), None)),
+    };
+    leaf.touching(window).iter().filter_map(compare).collect()
+}
+
+/// What an audit found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Everything that was looked at is what the parent's map says.
+    Same {
+        /// Bytes read for it.
+        read: u64,
+    },
+    /// Something is not.
+    Differs {
+        /// Where, in bytes.
+        offset: u64,
+        /// Bytes read until then.
+        read: u64,
+    },
+    /// The parent's map could not be had.
+    Unasked {
+        /// Bytes read until then.
+        read: u64,
+    },
+}
+
+/// What an audit needs.
+pub(crate) struct Auditor<'a> {
+    pub(crate) context: &'a Context,
+    pub(crate) conductor: &'a Conductor<'a>,
+    pub(crate) volume: &'a Arc<dyn Volume>,
+    pub(crate) geometry: Geometry,
+    pub(crate) pool: &'a Pool,
+    pub(crate) limit: &'a RateLimit,
+    pub(crate) ids: &'a ChunkIds,
+}
+
+impl Auditor<'_> {
+    /// Looks at what `audit` draws.
+    pub(crate) async fn look(&self, audit: Audit, changed: &Changed<'_>) -> Result<Found, VolumeError> {
+        let environment = &self.context.environment;
+        let windows = audit.windows(changed, || u64::from_le_bytes(environment.random()));
+        let (mut read, mut done, mut kept): (u64, u64, Option<(u64, Arc<ParentLeaf>)>) = (0, 0, None);
+        for window in windows {
+            let number = Geometry::leaf_of(window.start);
+            let leaf = match kept.take() {
+                Some((known, leaf)) if known == number => leaf,
+                _ => match self.conductor.parent_leaf(number, self.geometry).await {
+                    Some(leaf) => leaf,
+                    None => return Ok(Found::Unasked { read }),
+                },
+            };
+            for (range, id) in comparable(&leaf, changed, &window) {
+                // A chunk that reaches into the next window is compared once.
+                if range.start < done {
+                    continue;
+                }
+                done = range.end;
+                if let Some(offset) = self.compare(&range, id, &mut read).await? {
+                    return Ok(Found::Differs { offset, read });
+                }
+            }
+            kept = Some((number, leaf));
+        }
+        Ok(Found::Same { read })
+    }
+
+    /// Where a piece differs from what the parent's map says.
+    async fn compare(
+        &self,
+        range: &Range<u64>,
+        id: Option<ChunkId>,
+        read: &mut u64,
+    ) -> Result<Option<u64>, VolumeError> {
+        let mut at = range.start;
+        while at < range.end {
+            let mut buffer = self.pool.acquire().await;
+            let room = buffer.bytes_mut().len() as u64 / BLOCK * BLOCK;
+            let len = room.min(range.end - at);
+            self.limit.pass(len).await;
+            let buffer = self.volume.read(at, buffer, 0, len as usize).await?;
+            *read += len;
+            self.context.counters.bytes_read.add(len);
+            let bytes = buffer.as_ref().get(..len as usize).unwrap_or_default();
+            let differs = match id {
+                Some(id) => self.ids.id(Domain::Data, bytes) != id,
+                None => !bytes.chunks(BLOCK as usize).all(is_zero),
+            };
+            if differs {
+                return Ok(Some(at));
+            }
+            at += len;
+        }
+        Ok(None)
+    }
+}

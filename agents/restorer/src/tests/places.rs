@@ -1,0 +1,233 @@
+//! Targets that are places: in which order they are used, and what happens when something fails on the way.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::{fs, io};
+
+use agent::{Failure, Place, Queue, Stop, Targets, Wish};
+use async_trait::async_trait;
+use schema::messages::{About, FailureKind, JobDone, JobOutcome, Message, Preparation, RestoreJob, Safety};
+use schema::names;
+
+use super::fixture::{CHUNK, Fixture, noise};
+use crate::{Restorer, Target};
+
+const MIB: usize = 1 << 20;
+
+/// A file that stands for the volume `vg/lv`, and what was done to it.
+#[derive(Debug, Clone)]
+struct Volume {
+    device: PathBuf,
+    is_busy: bool,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Volume {
+    /// A volume full of stale bytes.
+    fn of(fixture: &Fixture, size: usize) -> Self {
+        let device = fixture.path("device");
+        fs::write(&device, vec![0xee; size]).unwrap();
+        Self { device, is_busy: false, log: Arc::default() }
+    }
+
+    fn say(&self, what: impl Into<String>) {
+        self.log.lock().unwrap().push(what.into());
+    }
+
+    /// What happened, without the zeroing.
+    fn steps(&self) -> Vec<String> {
+        let log = self.log.lock().unwrap();
+        log.iter().filter(|line| !line.starts_with("zero")).cloned().collect()
+    }
+
+    fn restorer(&self, fixture: &Fixture) -> Restorer {
+        fixture.restorer().with_targets(Arc::new(self.clone()))
+    }
+}
+
+#[async_trait]
+impl Targets for Volume {
+    async fn find(&self, wish: &Wish<'_>) -> Result<Option<Arc<dyn Place>>, Failure> {
+        Ok((wish.target == "vg/lv").then(|| Arc::new(self.clone()) as Arc<dyn Place>))
+    }
+}
+
+#[async_trait]
+impl Place for Volume {
+    fn name(&self) -> &str {
+        "vg/lv"
+    }
+
+    async fn make(&self) -> Result<PathBuf, Failure> {
+        self.say("make");
+        Ok(self.device.clone())
+    }
+
+    async fn ready(&self, device: &File) -> Result<(), Failure> {
+        let mut first = [0];
+        device.read_exact_at(&mut first, 0).unwrap();
+        self.say(format!("ready {:x}", first[0]));
+        match self.is_busy {
+            true => Err(Failure::refused("busy")),
+            false => Ok(()),
+        }
+    }
+
+    fn skips_equal(&self) -> bool {
+        true
+    }
+
+    fn zero(&self, device: &File, range: Range<u64>, _: &Stop) -> io::Result<()> {
+        self.say(format!("zero {range:?}"));
+        device.write_all_at(&vec![0; (range.end - range.start) as usize], range.start)
+    }
+
+    async fn end(&self, restored: bool) -> Vec<String> {
+        self.say(format!("end {restored}"));
+        vec!["a note".to_owned()]
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_is_made_readied_filled_and_ended() {
+    let fixture = Fixture::encrypted().await;
+    let volume = Volume::of(&fixture, 5 * MIB);
+    let mut content = noise(1, 3 * MIB + 777);
+    content[MIB..2 * MIB].fill(0);
+    let root = fixture.volume(&content).await;
+    let target = Target::new("vg/lv", false);
+    let report = volume.restorer(&fixture).restore(root, target, |_| ()).await.unwrap();
+    assert_eq!(report.notes, ["a note"]);
+    assert_eq!(volume.steps(), ["make", "ready ee", "end true"]);
+    content.resize(5 * MIB, 0);
+    assert!(fs::read(&volume.device).unwrap() == content, "empty behind the snapshot's end, too");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_is_ended_when_anything_fails() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, 4 * CHUNK)).await;
+    let larger = fixture.volume(&noise(2, 2 * MIB)).await;
+    let volume = Volume::of(&fixture, MIB);
+    let restore = |volume: &Volume, root| {
+        let restorer = volume.restorer(&fixture);
+        async move { restorer.restore(root, Target::new("vg/lv", true), |_| ()).await.unwrap_err() }
+    };
+    let failure = restore(&volume, larger).await;
+    assert!(failure.why.contains("1048576") && failure.why.contains("a note"), "{failure}");
+    assert_eq!(volume.steps(), ["make", "end false"], "it is too small");
+
+    let busy = Volume { is_busy: true, log: Arc::default(), ..volume.clone() };
+    assert!(restore(&busy, root.clone()).await.why.contains("busy"));
+    assert_eq!(busy.steps(), ["make", "ready ee", "end false"]);
+    assert!(fs::read(&volume.device).unwrap() == vec![0xee; MIB], "nothing was written");
+
+    let damaged = Volume { log: Arc::default(), ..volume.clone() };
+    for (_, copy) in fixture.data_copies() {
+        fixture.repository.store.delete(&names::pack(copy.pack)).await.unwrap();
+    }
+    let failure = restore(&damaged, root).await;
+    assert_eq!(failure.kind, FailureKind::Damaged, "{failure}");
+    assert!(failure.why.contains("a note"), "{failure}");
+    assert_eq!(damaged.steps(), ["make", "ready ee", "end false"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_source_is_overwritten_when_a_snapshot_keeps_it() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, MIB);
+    let mut root = fixture.volume(&content).await;
+    let volume = Volume::of(&fixture, MIB);
+    root.source = volume.device.to_str().unwrap().to_owned();
+    let failure = volume
+        .restorer(&fixture)
+        .restore(root.clone(), Target::new("vg/lv", false), |_| ())
+        .await
+        .unwrap_err();
+    assert!(failure.why.contains("is the source") && failure.why.contains("safety"), "{failure}");
+    let safe = Preparation { safety: Some(Safety::default()), ..Preparation::default() };
+    let target = Target::new("vg/lv", false).prepared(safe.clone());
+    volume.restorer(&fixture).restore(root.clone(), target, |_| ()).await.unwrap();
+    assert!(fs::read(&volume.device).unwrap() == content);
+    // Nothing else can be kept: what was asked for in vain is not passed over.
+    let file = Target::new(fixture.path("file"), true).prepared(safe);
+    let failure = volume.restorer(&fixture).restore(root, file, |_| ()).await.unwrap_err();
+    assert!(failure.why.contains("VG/LV"), "{failure}");
+    assert!(!fixture.path("file").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_restores_to_places_that_it_allows() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, MIB);
+    let root = fixture.volume(&content).await;
+    for (allowed, expected) in [
+        (vec!["vg/*"], true),
+        (vec!["other/lv", "vg/l*"], true),
+        (vec!["/dev/vg"], true),
+        (vec!["/dev/vg/lv"], true),
+        (vec!["/dev/v"], false),
+        (vec!["*"], false),
+        (vec!["vg/l"], false),
+        (vec!["/"], false),
+        (vec![], false),
+    ] {
+        let volume = Volume::of(&fixture, MIB);
+        let restorer = volume.restorer(&fixture);
+        let folders = allowed.iter().map(PathBuf::from).collect();
+        let agent = tokio::spawn(async move { restorer.run("host", folders).await });
+        let job = fixture.context.environment.job_id();
+        let (slot, preparation) = (root.slot, Preparation::default());
+        let order = RestoreJob { job, slot, target: "vg/lv".into(), force: false, preparation };
+        let bus = &fixture.context.bus;
+        bus.publish(&Queue::restores("host"), Message::new(&About::nothing(), &order)).await.unwrap();
+        let mut deliveries = bus.consume(&Queue::done(job), 1).await.unwrap();
+        let delivery = deliveries.next().await.unwrap();
+        delivery.ticket.done().await.unwrap();
+        match delivery.message.read::<JobDone>().unwrap().outcome {
+            JobOutcome::Restored { notes, .. } => {
+                assert!(expected, "{allowed:?}");
+                assert_eq!(notes, ["a note"]);
+            }
+            JobOutcome::Failed { why, .. } => {
+                assert!(!expected && why.contains("allows"), "{allowed:?}: {why}");
+                assert_eq!(volume.steps(), [""; 0], "nothing was made");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(fs::read(&volume.device).unwrap() == content, expected);
+        agent.abort();
+        let _ = agent.await;
+    }
+}
+
+#[test]
+fn what_stands_there_already_is_not_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = folder.path().join("device");
+    fs::write(&device, noise(1, MIB)).unwrap();
+    // Opened for reading, so that every write fails.
+    let file = File::open(&device).unwrap();
+    let volume = Volume { device: device.clone(), is_busy: false, log: Arc::default() };
+    let opened = crate::sink::Opened::new(file, device, "v".into(), crate::sink::Before::Content);
+    let opened = crate::sink::Opened { place: Some(Arc::new(volume)), ..opened };
+    let sink = crate::sink::Sink::Target(opened);
+    sink.write(4096, &noise(1, MIB)[4096..9000]).unwrap();
+    sink.write(4096, &noise(2, CHUNK)).unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_place_is_a_path() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, MIB);
+    let root = fixture.volume(&content).await;
+    let volume = Volume::of(&fixture, MIB);
+    let path = fixture.path("file");
+    let target = Target::new(&path, false);
+    volume.restorer(&fixture).restore(root, target, |_| ()).await.unwrap();
+    assert!(fs::read(path).unwrap() == content);
+    assert_eq!(volume.steps(), [""; 0]);
+}

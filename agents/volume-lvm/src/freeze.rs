@@ -1,0 +1,309 @@
+//! Holds still whoever writes to volumes while their snapshots are taken, and lets go again whatever happens.
+//!
+//! What was frozen is thawed when the snapshots are there, when taking them fails or takes too long, when the future
+//! that waits for them is dropped or panics, and when this process is killed: a small shell that ignores the usual
+//! signals waits at the other end of a pipe, and thaws when the pipe closes without the word that all is well. Before
+//! anything is frozen, how to thaw it is written to a file, so that the next run does it where even that shell was
+//! killed ([`thaw_what_was_left`]).
+//!
+//! LVM itself freezes the file system of a volume while it takes that volume's snapshot. Kernels before 6.8 refuse
+//! this when somebody froze it already; there a single mounted volume is left to LVM, and several of them, which would
+//! have to be frozen at once, are refused.
+
+mod left;
+mod mounts;
+mod watchdog;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::tools::{ToolError, Tools};
+
+pub use left::thaw_what_was_left;
+pub use mounts::{Mounted, mounted};
+
+use left::Left;
+use watchdog::Watchdog;
+
+#[cfg(test)]
+mod tests;
+
+/// What holds a volume's writers still.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Freeze {
+    /// Nothing but LVM itself.
+    #[default]
+    Nothing,
+    /// The file system that is mounted from it on this host.
+    FileSystem,
+    /// The file systems of a libvirt domain, by its guest agent.
+    Domain(String),
+}
+
+/// Commands of the operator.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Hooks {
+    /// Runs before; when it fails, no snapshot is taken.
+    pub pre: Option<String>,
+    /// Runs after, always when `pre` was begun.
+    pub post: Option<String>,
+}
+
+/// Everything that is held still for one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// Commands around it, each once.
+    pub hooks: Vec<Hooks>,
+    /// File systems, by mount point.
+    pub mount_points: Vec<PathBuf>,
+    /// Domains.
+    pub domains: Vec<String>,
+}
+
+/// Time limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// Of each command.
+    pub hook: Duration,
+    /// Of the whole time for which anything is frozen.
+    pub frozen: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self { hook: Duration::from_secs(60), frozen: Duration::from_secs(30) }
+    }
+}
+
+/// Why nothing could be frozen, or not for long enough.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// A command failed, one of the operator's too.
+    #[error("before the snapshot: {0}")]
+    Command(#[from] ToolError),
+    /// It cannot be done on this host.
+    #[error("{0}")]
+    Refused(String),
+    /// The snapshot was not there in time.
+    #[error(
+        "taking the snapshots took longer than {} s, for which writers may be frozen (freeze_limit): they were thawed, \
+         and the snapshots are not used",
+        .0.as_secs()
+    )]
+    TooLong(Duration),
+    /// How to thaw could not be written down.
+    #[error("cannot note in {} how to thaw: {why}", path.display())]
+    CannotNote {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
+
+impl Plan {
+    /// The plan for some volumes: what each wants, and what is mounted from each.
+    pub fn new<'a>(
+        wanted: impl IntoIterator<Item = (&'a Freeze, &'a Hooks, Option<Mounted>)>,
+        kernel: &str,
+    ) -> Result<Self, FreezeError> {
+        let mut plan = Self::default();
+        for (freeze, hooks, mounted) in wanted {
+            if *hooks != Hooks::default() && !plan.hooks.contains(hooks) {
+                plan.hooks.push(hooks.clone());
+            }
+            match (freeze, mounted) {
+                (Freeze::Domain(domain), _) if !plan.domains.contains(domain) => {
+                    plan.domains.push(domain.clone())
+                }
+                (Freeze::FileSystem, Some(mounted)) => {
+                    if let Some(why) = mounted.why_not {
+                        let path = mounted.point.display();
+                        return Err(FreezeError::Refused(format!("{path} cannot be frozen: {why}")));
+                    }
+                    if !plan.mount_points.contains(&mounted.point) {
+                        plan.mount_points.push(mounted.point);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if !freezes_nest(kernel) {
+            match plan.mount_points.len() {
+                0 => {}
+                1 => {
+                    tracing::debug!(
+                        "LVM freezes the only file system itself; on this kernel nobody else may"
+                    );
+                    plan.mount_points.clear();
+                }
+                several => {
+                    return Err(FreezeError::Refused(format!(
+                        "{several} file systems of this group are mounted here, and kernel {kernel} cannot take \
+                         snapshots of what is frozen already (6.8 and later can): stop their writers by pre and post \
+                         commands instead, and set freeze = \"none\""
+                    )));
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The commands that freeze, each with the one that thaws.
+    fn freezes(&self) -> Vec<(Command, Command)> {
+        let domains = self.domains.iter().map(|domain| {
+            (
+                Command::new("virsh", &["domfsfreeze", "--domain", domain]),
+                Command::new("virsh", &["domfsthaw", "--domain", domain]),
+            )
+        });
+        let mounts = self.mount_points.iter().map(|point| {
+            let point = point.to_string_lossy();
+            (
+                Command::new("fsfreeze", &["--freeze", &point]),
+                Command::new("fsfreeze", &["--unfreeze", &point]),
+            )
+        });
+        // Guests may have file systems of the host; what is frozen last is thawed first.
+        domains.chain(mounts).collect()
+    }
+}
+
+/// Whether the kernel takes a snapshot of a file system that is frozen already.
+fn freezes_nest(kernel: &str) -> bool {
+    let mut numbers = kernel.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(8))
+}
+
+/// A program and its arguments.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Command {
+    pub(crate) program: String,
+    pub(crate) arguments: Vec<String>,
+}
+
+impl Command {
+    fn new(program: &str, arguments: &[&str]) -> Self {
+        Self {
+            program: program.to_owned(),
+            arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
+        }
+    }
+
+    fn shell(text: &str) -> Self {
+        Self::new("sh", &["-c", text])
+    }
+
+    pub(crate) async fn run(&self, tools: &Tools) -> Result<(), ToolError> {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        tools.change(&self.program, &arguments).await.map(drop)
+    }
+}
+
+/// Freezes, does `body`, and thaws. Says what came of `body`, and for how long writers were held still.
+///
+/// Runs in a task of its own: whoever waits for it may give up, and the thawing comes all the same.
+pub async fn around<T, F>(
+    tools: &Tools,
+    state: &Path,
+    plan: Plan,
+    times: Times,
+    body: F,
+) -> Result<(T, Duration), FreezeError>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    if plan.is_empty() {
+        return Ok((body.await, Duration::ZERO));
+    }
+    let (tools, state) = (tools.clone(), state.to_owned());
+    let task = tokio::spawn(async move {
+        let mut still =
+            Still { tools: tools.with_limit(times.hook), undo: Vec::new(), left: Left::new(&state)? };
+        let done = held(&mut still, &plan, times, body).await;
+        still.let_go().await;
+        done
+    });
+    task.await
+        .unwrap_or_else(|why| Err(FreezeError::Refused(format!("taking the snapshot ended early: {why}"))))
+}
+
+async fn held<T>(
+    still: &mut Still,
+    plan: &Plan,
+    times: Times,
+    body: impl Future<Output = T>,
+) -> Result<(T, Duration), FreezeError> {
+    for hooks in &plan.hooks {
+        if let Some(post) = &hooks.post {
+            still.will_undo(Command::shell(post))?;
+        }
+        if let Some(pre) = &hooks.pre {
+            Command::shell(pre).run(&still.tools).await?;
+        }
+    }
+    let since = Instant::now();
+    let end = tokio::time::Instant::now() + times.frozen;
+    for (freeze, thaw) in plan.freezes() {
+        still.will_undo(thaw)?;
+        let frozen = tokio::time::timeout_at(end, freeze.run(&still.tools)).await;
+        frozen.map_err(|_| FreezeError::TooLong(times.frozen))??;
+    }
+    tokio::pin!(body);
+    match tokio::time::timeout_at(end, &mut body).await {
+        Ok(done) => {
+            still.let_go().await;
+            Ok((done, since.elapsed()))
+        }
+        Err(_) => {
+            still.let_go().await;
+            // What changes LVM is not left half done; its outcome does not count any more.
+            body.await;
+            Err(FreezeError::TooLong(times.frozen))
+        }
+    }
+}
+
+/// What is held still, and how to let go of it.
+#[derive(Debug)]
+struct Still {
+    tools: Tools,
+    undo: Vec<(Command, Watchdog)>,
+    left: Left,
+}
+
+impl Still {
+    /// Before something is done: sees to it that it is undone.
+    fn will_undo(&mut self, command: Command) -> Result<(), FreezeError> {
+        let commands: Vec<Command> =
+            self.undo.iter().map(|(known, _)| known).chain([&command]).cloned().collect();
+        self.left.note(&commands)?;
+        let watchdog = Watchdog::start(&self.tools, &command)?;
+        self.undo.push((command, watchdog));
+        Ok(())
+    }
+
+    /// Undoes everything, the last first. What cannot be undone is left to the watchdog and the next run.
+    async fn let_go(&mut self) {
+        let mut whole = true;
+        while let Some((command, watchdog)) = self.undo.pop() {
+            match command.run(&self.tools).await {
+                Ok(()) => watchdog.dismiss().await,
+                Err(why) => {
+                    whole = false;
+                    tracing::error!(%why, "cannot thaw; trying once more in another way");
+                    drop(watchdog);
+                }
+            }
+        }
+        if whole {
+            self.left.forget();
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! From finding a target to its end, with tools of shell that write down what they were asked. What the real ones do
+//! is tested in a guest.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use schema::messages::{NewVolume, Preparation, Safety};
+use schema::names::Slot;
+use schema::root::{Root, Statistics, Tracking};
+use schema::{JobId, ReadingId, VolumeKey};
+
+use super::*;
+use crate::testing::{inventory, linear, marks, ours, pool, repository, session, thin};
+
+const SIZE: u64 = 8 << 20;
+
+/// Prints what is in a file of its name, and writes down how it was called; `lvcreate` makes `made.json` the report.
+const TOOL: &str = r#"#!/bin/sh
+d=$(dirname "$0")
+p=$(basename "$0")
+case "$p" in
+lvs) cat "$d/lvs.json"; exit ;;
+vgs) cat "$d/vgs.json"; exit ;;
+esac
+echo "$p $*" >> "$d/log"
+case "$p $1 $2" in
+"dmsetup info"*) cat "$d/opened" ;;
+"dmsetup table"*) cat "$d/table-$2" ;;
+lvcreate*) [ -e "$d/made.json" ] && mv "$d/made.json" "$d/lvs.json" ;;
+esac
+exit 0
+"#;
+
+struct Host {
+    folder: tempfile::TempDir,
+    targets: LvmTargets,
+}
+
+impl Host {
+    fn with(volumes: &[LogicalVolume]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for tool in ["lvs", "vgs", "lvcreate", "lvremove", "lvchange", "dmsetup"] {
+            let file = folder.path().join(tool);
+            fs::write(&file, TOOL).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let places = Places { dev: folder.path().join("dev"), sys: folder.path().join("sys") };
+        let tools = Tools::at(folder.path());
+        let host = Self { targets: LvmTargets { tools, places, between_looks: Duration::ZERO }, folder };
+        host.write("lvs.json", &report(volumes));
+        let group = &inventory([]).groups[0];
+        host.write(
+            "vgs.json",
+            &format!(
+                r#"{{"report":[{{"vg":[{{"vg_uuid":"{}","vg_name":"vg0","vg_size":"{}","vg_free":"{}",
+                "vg_extent_size":"{}","vg_attr":"wz--n-","vg_tags":""}}]}}]}}"#,
+                group.uuid, group.size, group.free, group.extent_size
+            ),
+        );
+        host.write("opened", "1\n");
+        host.write("table-vg0-web", "0 16384 linear 8:16 2048\n");
+        host
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.folder.path().join(name), text).unwrap();
+    }
+
+    /// What the tools that change something were asked.
+    fn changes(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        log.lines().filter(|line| !line.starts_with("dmsetup")).map(str::to_owned).collect()
+    }
+
+    async fn find(
+        &self,
+        target: &str,
+        preparation: &Preparation,
+        force: bool,
+    ) -> Result<Option<Arc<dyn Place>>, Failure> {
+        let root = root();
+        let job = JobId::from_parts(1_700_000_000_000, 7);
+        let wish = Wish { target, root: &root, repository: repository(1), job, preparation, force };
+        self.targets.find(&wish).await
+    }
+
+    /// A device of the volume's size, full of what was there.
+    fn device(&self) -> File {
+        let path = self.folder.path().join("device");
+        fs::write(&path, vec![0xee; SIZE as usize]).unwrap();
+        File::options().read(true).write(true).open(path).unwrap()
+    }
+}
+
+fn root() -> Root {
+    Root {
+        version: Root::VERSION,
+        volume: "web/vg0/web".into(),
+        host: "web".into(),
+        source: "vg0/web".into(),
+        slot: Slot { volume: VolumeKey::from_bytes([1; 16]), session: session(1) },
+        reading: ReadingId::from_bytes([7; 16]),
+        job: JobId::from_bytes([8; 16]),
+        generation: 1,
+        parent: None,
+        size: SIZE,
+        top: None,
+        time_ms: 0,
+        sealed_ms: 0,
+        group: None,
+        changed_while_read: false,
+        layout: BTreeMap::new(),
+        tags: Vec::new(),
+        statistics: Statistics::default(),
+        tracking: Tracking::Everything { why: None },
+    }
+}
+
+/// A report of `lvs` with these volumes.
+fn report(volumes: &[LogicalVolume]) -> String {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let row = |one: &LogicalVolume| {
+        serde_json::json!({
+            "vg_uuid": one.vg_uuid.as_str(), "vg_name": one.vg, "lv_uuid": one.uuid.as_str(), "lv_name": one.name,
+            "lv_attr": one.attributes.to_string(), "lv_size": one.size.to_string(), "lv_tags": one.tags.join(","),
+            "lv_layout": one.layout, "lv_role": one.role, "origin": text(&one.origin),
+            "origin_uuid": one.origin_uuid.as_ref().map(|uuid| uuid.as_str()).unwrap_or_default(),
+            "pool_lv": text(&one.pool),
+            "pool_lv_uuid": one.pool_uuid.as_ref().map(|uuid| uuid.as_str()).unwrap_or_default(),
+            "metadata_lv": text(&one.metadata_lv), "data_percent": one.data_percent.unwrap_or(0.0).to_string(),
+            "metadata_percent": "", "segtype": one.segtype, "stripes": one.stripes.to_string(),
+            "stripe_size": "0", "chunk_size": one.chunk_size.to_string(), "thin_id": "", "discards": "",
+        })
+    };
+    let rows: Vec<_> = volumes.iter().map(row).collect();
+    serde_json::json!({ "report": [{ "lv": rows }] }).to_string()
+}
+
+fn web() -> LogicalVolume {
+    LogicalVolume { size: SIZE, ..linear("vg0", "web") }
+}
+
+#[tokio::test]
+async fn files_and_devices_are_left_to_others_and_no_tool_is_asked() {
+    let host = Host::with(&[web()]);
+    for tool in ["lvs", "vgs"] {
+        host.write(tool, "#!/bin/sh\nexit 1\n");
+    }
+    let file = host.folder.path().join("image");
+    for target in ["image", "./vg0/web", "/srv/images/web", file.to_str().unwrap(), "/dev/null"] {
+        let found = host.find(target, &Preparation::default(), false).await.unwrap();
+        assert!(found.is_none(), "{target}");
+    }
+    let failure = host.find("vg0/web", &Preparation::default(), false).await.unwrap_err();
+    assert!(failure.why.contains("vg0/web") && failure.why.contains("lvs"), "{failure}");
+}
+
+#[tokio::test]
+async fn a_volume_is_filled_and_what_is_empty_reads_as_zero() {
+    let host = Host::with(&[web()]);
+    let dev = host.folder.path().join("dev/vg0/web");
+    for target in ["vg0/web", dev.to_str().unwrap()] {
+        let place = host.find(target, &Preparation::default(), false).await.unwrap().unwrap();
+        assert_eq!(place.name(), "vg0/web");
+        assert_eq!(place.make().await.unwrap(), PathBuf::from("/dev/mapper/vg0-web"));
+        let device = host.device();
+        place.ready(&device).await.unwrap();
+        assert!(!place.skips_equal(), "nobody pays for what is written again");
+        place.zero(&device, 5000..SIZE, &Stop::default()).unwrap();
+        let mut expected = vec![0; SIZE as usize];
+        expected[..5000].fill(0xee);
+        assert!(fs::read(host.folder.path().join("device")).unwrap() == expected);
+        assert_eq!(place.end(true).await, [""; 0]);
+    }
+    assert_eq!(host.changes(), [""; 0]);
+    assert!(host.find("vg0/other", &Preparation::default(), false).await.is_err());
+    let other = host.folder.path().join("dev/vg0/other");
+    assert!(host.find(other.to_str().unwrap(), &Preparation::default(), false).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn what_was_made_for_a_restore_that_failed_goes_again() {
+    let create = Preparation { create: Some(NewVolume::Plain), ..Preparation::default() };
+    for restored in [true, false] {
+        let host = Host::with(&[]);
+        let tag = format!("lvkeep-unfinished={}", JobId::from_parts(1_700_000_000_000, 7));
+        host.write("made.json", &report(&[LogicalVolume { tags: vec![tag.clone()], ..web() }]));
+        let place = host.find("vg0/web", &create, false).await.unwrap().unwrap();
+        assert_eq!(host.changes(), [""; 0], "finding changes nothing");
+        place.make().await.unwrap();
+        place.ready(&host.device()).await.unwrap();
+        assert!(!place.skips_equal());
+        let notes = place.end(restored).await.join("\n");
+        let (last, said) = match restored {
+            true => (format!("lvchange --quiet --deltag {tag} vg0/web"), "was made (linear)"),
+            false => {
+                let only = format!("lv_uuid=\"{}\"", web().uuid);
+                (format!("lvremove --yes --quiet --select {only} vg0/web"), "removed again")
+            }
+        };
+        assert_eq!(host.changes()[1..], [last]);
+        assert!(notes.contains(said), "{notes}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_changed_while_somebody_else_has_the_volume_open() {
+    let web = web();
+    let baseline = ours(&web, &marks(&web, repository(1), 3));
+    let host = Host::with(&[web, baseline]);
+    host.write("opened", "2\n");
+    let all = Preparation { safety: Some(Safety { size: None }), drop_baseline: true, create: None };
+    let place = host.find("vg0/web", &all, false).await.unwrap().unwrap();
+    place.make().await.unwrap();
+    let failure = place.ready(&host.device()).await.unwrap_err();
+    assert!(failure.why.contains("vg0/web") && failure.why.contains("open"), "{failure}");
+    place.end(false).await;
+    assert_eq!(host.changes(), [""; 0]);
+    let place = host.find("vg0/web", &all, true).await.unwrap().unwrap();
+    place.ready(&host.device()).await.unwrap();
+    assert!(place.end(true).await.iter().any(|note| note.contains("by force")));
+}
+
+#[tokio::test]
+async fn the_baseline_goes_and_the_safety_snapshot_comes_before_the_first_byte() {
+    let web = web();
+    let baseline = ours(&web, &marks(&web, repository(1), 3));
+    let host = Host::with(&[web, baseline.clone()]);
+    host.write("table-vg0-web", "0 16384 snapshot-origin 253:7\n");
+    let all = Preparation { safety: Some(Safety { size: None }), drop_baseline: true, create: None };
+    let place = host.find("vg0/web", &all, false).await.unwrap().unwrap();
+    place.make().await.unwrap();
+    place.ready(&host.device()).await.unwrap();
+    assert!(place.skips_equal(), "what is written again costs room in the snapshot");
+    let changes = host.changes();
+    assert!(changes[0].starts_with("lvremove") && changes[0].contains(baseline.uuid.as_str()), "{changes:?}");
+    assert!(changes[1].starts_with("lvcreate") && changes[1].contains("--snapshot"), "{changes:?}");
+    let notes = place.end(false).await.join("\n");
+    assert!(notes.contains("lvconvert --merge vg0/lvkeep-safety-"), "{notes}");
+    assert_eq!(host.changes().len(), 2, "it stays when the restore failed");
+}
+
+#[tokio::test]
+async fn another_volume_under_the_same_name_is_not_overwritten() {
+    let host = Host::with(&[web()]);
+    let place = host.find("vg0/web", &Preparation::default(), false).await.unwrap().unwrap();
+    let recreated = LogicalVolume { uuid: crate::testing::uuid("vg0", "recreated"), ..web() };
+    host.write("lvs.json", &report(&[recreated]));
+    let failure = place.ready(&host.device()).await.unwrap_err();
+    assert!(failure.why.contains("another volume"), "{failure}");
+    let larger = LogicalVolume { size: 2 * SIZE, ..web() };
+    host.write("lvs.json", &report(&[larger]));
+    let failure = place.ready(&host.device()).await.unwrap_err();
+    assert!(failure.why.contains("8388608 bytes"), "{failure}");
+}
+
+#[tokio::test]
+async fn the_kernels_tables_say_how_a_thin_volume_is_emptied() {
+    let db = LogicalVolume { size: SIZE, ..thin("vg0", "web", "my-pool", 1) };
+    let host = Host::with(&[pool("vg0", "my-pool"), db]);
+    let pool_of = |features: &str| format!("0 2048 thin-pool 253:1 253:2 128 0 {features}\n");
+    for (table, real, features, expected, skips) in [
+        ("thin 253:3 1", None, "0", (true, true, false), true),
+        ("thin 253:3 1 253:9", None, "0", (true, true, true), true),
+        ("thin 253:3 1", None, "2 skip_block_zeroing ignore_discard", (false, false, false), false),
+        ("snapshot-origin 253:8", Some("thin 253:3 1"), "0", (true, false, false), true),
+    ] {
+        host.write("table-vg0-web", &format!("0 16384 {table}\n"));
+        if let Some(real) = real {
+            host.write("table-vg0-web-real", &format!("0 16384 {real}\n"));
+        }
+        host.write("table-vg0-my--pool-tpool", &pool_of(features));
+        let place = LvmPlace {
+            name: "vg0/web".into(),
+            tools: host.targets.tools.clone(),
+            plan: Plan { volume: Volume::New(vec![]), drop: vec![], safety: None, notes: vec![] },
+            force: false,
+            between_looks: Duration::ZERO,
+            notes: Mutex::default(),
+            made: OnceLock::new(),
+            safety: OnceLock::new(),
+            kind: OnceLock::new(),
+        };
+        let volume = place.found().await.unwrap();
+        let (zeroes, discards, external_origin) = expected;
+        let (kind, _) = place.kind_of(&volume).await.unwrap();
+        assert_eq!(
+            kind,
+            Kind::Thin { block: 64 << 10, zeroes, discards, external_origin },
+            "{table} {features}"
+        );
+        assert_eq!(kind.may_skip_equal(), skips);
+    }
+    host.write("table-vg0-my--pool-tpool", "0 2048 error\n");
+    let place = host.find("vg0/web", &Preparation::default(), false).await.unwrap().unwrap();
+    let failure = place.ready(&host.device()).await.unwrap_err();
+    assert!(failure.why.contains("0 2048 error"), "{failure}");
+}

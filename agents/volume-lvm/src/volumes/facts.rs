@@ -1,0 +1,73 @@
+//! The facts of a volume that a disaster recovery needs, as they travel with the snapshot.
+
+use std::path::Path;
+
+use crate::report::{Inventory, LogicalVolume};
+use crate::tools::Tools;
+
+/// Bytes of the text of `vgcfgbackup` that are taken along; a message has room for little more.
+const BACKUP_MAX: usize = 256 << 10;
+
+/// Facts of a volume and its group, by name. Names and values as `lvs` and `vgs` have them, sizes in bytes.
+pub(super) fn of(inventory: &Inventory, volume: &LogicalVolume) -> Vec<(String, String)> {
+    let mut facts = vec![
+        ("kind", "logical volume".to_owned()),
+        ("path", format!("/dev/{}/{}", volume.vg, volume.name)),
+        ("size", volume.size.to_string()),
+        ("vg_name", volume.vg.clone()),
+        ("vg_uuid", volume.vg_uuid.to_string()),
+        ("lv_name", volume.name.clone()),
+        ("lv_uuid", volume.uuid.to_string()),
+        ("lv_size", volume.size.to_string()),
+        ("lv_type", volume.segtype.clone()),
+        ("lv_layout", volume.layout.clone()),
+        ("lv_tags", volume.tags.join(",")),
+        ("stripes", volume.stripes.to_string()),
+        ("stripe_size", volume.stripe_size.to_string()),
+    ];
+    if let Some(group) = inventory.group(&volume.vg) {
+        facts.push(("vg_extent_size", group.extent_size.to_string()));
+        facts.push(("vg_size", group.size.to_string()));
+        facts.push(("vg_tags", group.tags.join(",")));
+    }
+    if let Some(pool) = inventory.pool_of(volume) {
+        facts.push(("pool", pool.name.clone()));
+        facts.push(("pool_size", pool.size.to_string()));
+        facts.push(("pool_chunk_size", pool.chunk_size.to_string()));
+        facts.push(("pool_discards", pool.discards.clone().unwrap_or_default()));
+        facts.push(("pool_zeroes", pool.attributes.zeroes().to_string()));
+    }
+    facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// LVM's own description of a group, as `vgcfgrestore` takes it; without it a backup is still one.
+pub(super) async fn backup_of_group(tools: &Tools, vg: &str, state: &Path) -> Option<(String, String)> {
+    let name = "vgcfgbackup".to_owned();
+    let folder = state.join("vgcfg");
+    let file = folder.join(format!("{vg}-{}", std::process::id()));
+    let written = async {
+        std::fs::create_dir_all(&folder).map_err(|why| why.to_string())?;
+        let path = file.to_str().ok_or("its path is no text")?;
+        let arguments = ["--quiet", "--file", path, vg];
+        tools.change("vgcfgbackup", &arguments).await.map_err(|why| why.to_string())?;
+        std::fs::read_to_string(&file).map_err(|why| why.to_string())
+    };
+    let text: Result<String, String> = written.await;
+    // Only what was just written; absent is as good.
+    let _ = std::fs::remove_file(&file);
+    match text {
+        Ok(text) if text.len() <= BACKUP_MAX => Some((name, text)),
+        Ok(text) => {
+            tracing::warn!(
+                vg,
+                bytes = text.len(),
+                "LVM's description of the group is too long to take along"
+            );
+            None
+        }
+        Err(why) => {
+            tracing::warn!(vg, why, "LVM's description of the group is not taken along");
+            None
+        }
+    }
+}

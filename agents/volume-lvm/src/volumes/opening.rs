@@ -1,0 +1,518 @@
+//! Opening a logical volume for a session: re-attach to the snapshot that it has, or tidy up, look for room, hold the
+//! writers still, and take one; for a group, all of its members at once.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use agent::{Changes, Opening, Volume, VolumeError, VolumeInfo};
+use schema::messages::Group;
+use schema::{JobId, ReadingId, RepoId, SessionId};
+use tokio::time::{Duration, Instant};
+
+use super::{Held, Place, Shared, cannot_open, facts, snapshot::Snapshot, tool_failed};
+use crate::changes::{Mapped, Pool};
+use crate::dm::DmName;
+use crate::freeze::{self, Freeze, Plan, mounted};
+use crate::governor;
+use crate::marks::Marks;
+use crate::report::{Inventory, Kind, LogicalVolume, Uuid};
+use crate::settings::Treatment;
+use crate::snapshots::{self, commands, commands::Store};
+use crate::tools::{ToolError, Tools};
+
+/// What a session wants, as values of its own.
+#[derive(Debug, Clone)]
+pub(super) struct Wish {
+    place: Place,
+    source: String,
+    session: SessionId,
+    repository: RepoId,
+    reading: Option<ReadingId>,
+    parent: Option<SessionId>,
+    group: Option<Group>,
+}
+
+impl Wish {
+    pub(super) fn new(opening: &Opening<'_>, place: Place) -> Self {
+        Self {
+            place,
+            source: opening.source.to_owned(),
+            session: opening.session,
+            repository: opening.repository,
+            reading: opening.reading,
+            parent: opening.parent,
+            group: opening.group.cloned(),
+        }
+    }
+}
+
+/// A snapshot that is about to be taken.
+#[derive(Debug, Clone)]
+struct Take {
+    origin: LogicalVolume,
+    marks: Marks,
+    store: Option<Store>,
+    treatment: Treatment,
+}
+
+/// What the session reads, and how it was come by.
+struct Found {
+    inventory: Inventory,
+    origin: LogicalVolume,
+    snapshot: LogicalVolume,
+    facts: Vec<(String, String)>,
+    /// Why what should have been the baseline is none, and may be gone by now.
+    lost: Option<String>,
+}
+
+/// The id of a reading: of the snapshot, by LVM's identity of it.
+fn reading_of(snapshot: &Uuid) -> ReadingId {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"lvkeep 1 lvm reading").update(snapshot.as_str().as_bytes());
+    let mut id = [0; 16];
+    id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    ReadingId::from_bytes(id)
+}
+
+impl Shared {
+    /// Opens a logical volume; none when there is no such volume, and the source may be something else.
+    pub(super) async fn open(self: Arc<Self>, wish: Wish) -> Result<Option<Arc<dyn Volume>>, VolumeError> {
+        self.thaw_once().await;
+        let source = wish.source.clone();
+        let failed = |why: ToolError| tool_failed(&source, &why);
+        let Some(found) = self.find_or_take(&wish).await? else { return Ok(None) };
+        let Found { inventory, origin, snapshot, mut facts, lost } = found;
+        if !snapshot.attributes.is_active() {
+            commands::activate(&self.tools, &snapshot).await.map_err(failed)?;
+        }
+        let reading = reading_of(&snapshot.uuid);
+        if wish.reading.is_some_and(|wanted| wanted != reading) {
+            let why = format!("{} is not the snapshot that it began with", snapshot.full_name());
+            return Err(VolumeError::ReadingLost { source_name: source, why });
+        }
+        let (changes, baseline_note) = self.changes_since(&wish, &inventory, &origin, &snapshot, lost).await;
+        let mapped = match &changes {
+            Changes::Unknown { .. } => self.mapped(&inventory, &origin, &snapshot).await,
+            Changes::Since { .. } => None,
+        };
+        facts.extend(baseline_note);
+        let device = snapshot.device();
+        let inner = Opening {
+            source: &device,
+            volume: &source,
+            session: wish.session,
+            repository: wish.repository,
+            reading: None,
+            parent: None,
+            group: None,
+        };
+        let device = self.inner.open(&inner).await?;
+        if device.info().size != origin.size {
+            let (found, expected) = (device.info().size, origin.size);
+            return Err(cannot_open(
+                &source,
+                format!(
+                    "its snapshot has {found} bytes, and the volume has {expected}: is it being resized?"
+                ),
+            ));
+        }
+        let held = self.table().sessions.get(&wish.session).cloned();
+        let held = held.ok_or_else(|| cannot_open(&source, "its session is over"))?;
+        let info = VolumeInfo { name: source, reading, size: origin.size, layout: facts };
+        Ok(Some(Arc::new(Snapshot { shared: self, held, info, changes, mapped, device })))
+    }
+
+    /// The session's snapshot: the one that it has, or a new one.
+    async fn find_or_take(self: &Arc<Self>, wish: &Wish) -> Result<Option<Found>, VolumeError> {
+        let source = &wish.source;
+        let failed = |why: ToolError| tool_failed(source, &why);
+        let _changing = self.changing.lock().await;
+        let Place { vg, lv, or_path } = &wish.place;
+        let inventory = match Inventory::of_group(&self.tools, vg).await {
+            Ok(inventory) => inventory,
+            Err(ToolError::Failed { .. }) if *or_path => return Ok(None),
+            Err(why) => return Err(failed(why)),
+        };
+        let Some(origin) = inventory.find(vg, lv).cloned() else {
+            return match or_path {
+                true => Ok(None),
+                false => Err(cannot_open(source, format!("volume group {vg} has no volume {lv}"))),
+            };
+        };
+        if Marks::of(&origin).is_some() {
+            return Err(cannot_open(source, "it is a snapshot of lvkeep's own, which comes and goes"));
+        }
+        if origin.kind().is_none() {
+            // A snapshot that somebody else made is read as it is; pools and parts are refused by their device.
+            return match origin.is_thick_snapshot() {
+                true => Ok(None),
+                false => Err(cannot_open(source, format!("LVM takes no snapshot of a {}", origin.segtype))),
+            };
+        }
+        let existing = snapshots::of_session(&inventory, &origin.uuid, wish.repository, wish.session);
+        let claimable = wish
+            .group
+            .as_ref()
+            .and_then(|group| snapshots::unclaimed(&inventory, &origin.uuid, wish.repository, group.run));
+        let (snapshot, lost) = match (existing.or(claimable), wish.reading) {
+            (Some(ours), _) => {
+                let marks = commands::claimed(&ours.marks, wish.session, &self.owner, self.settings.embedded);
+                commands::mark(&self.tools, ours.volume, &ours.marks, &marks).await.map_err(failed)?;
+                (ours.volume.name.clone(), None)
+            }
+            (None, Some(_)) => {
+                let why = "its LVM snapshot is gone; start the backup again".to_owned();
+                return Err(VolumeError::ReadingLost { source_name: source.clone(), why });
+            }
+            (None, None) => self.take(wish, &inventory, &origin).await?,
+        };
+        let inventory = Inventory::of_group(&self.tools, vg).await.map_err(failed)?;
+        let Some(snapshot) = inventory.find(vg, &snapshot).cloned() else {
+            return Err(cannot_open(
+                source,
+                format!("LVM says that it made {snapshot}, and it is not there"),
+            ));
+        };
+        if snapshot.attributes.is_invalid() {
+            let why = format!("its LVM snapshot {} has overflowed", snapshot.full_name());
+            return Err(VolumeError::ReadingLost { source_name: source.clone(), why });
+        }
+        self.hold(wish, &origin, &snapshot);
+        let mut facts = facts::of(&inventory, &origin);
+        facts.push(("snapshot".to_owned(), snapshot.full_name()));
+        facts.extend(facts::backup_of_group(&self.tools, vg, &self.settings.state).await);
+        Ok(Some(Found { inventory, origin, snapshot, facts, lost }))
+    }
+
+    /// From here on the snapshot goes when the session is closed.
+    fn hold(self: &Arc<Self>, wish: &Wish, origin: &LogicalVolume, snapshot: &LogicalVolume) {
+        let held = Held {
+            vg: origin.vg.clone(),
+            volume: origin.full_name(),
+            origin: origin.uuid.clone(),
+            size: origin.size,
+            snapshot: snapshot.uuid.clone(),
+            pool: origin.pool_uuid.clone(),
+            repository: wish.repository,
+            group: wish.group.as_ref().map(|group| group.run),
+            keep: self.settings.of(&origin.full_name()).keep_baseline,
+            given_up: Mutex::default(),
+        };
+        self.table().sessions.insert(wish.session, Arc::new(held));
+        self.watch();
+    }
+
+    /// Takes the session's snapshot, with those of its group. Says its name, and also why there is no baseline, where one was expected.
+    async fn take(
+        &self,
+        wish: &Wish,
+        inventory: &Inventory,
+        origin: &LogicalVolume,
+    ) -> Result<(String, Option<String>), VolumeError> {
+        let source = &wish.source;
+        let failed = |why: ToolError| tool_failed(source, &why);
+        let tidy = snapshots::tidy(inventory, &origin.uuid, wish.repository, wish.parent, |marks| {
+            self.in_use(marks) || marks.session == Some(wish.session)
+        });
+        let last = snapshots::of(inventory, &origin.uuid, wish.repository)
+            .filter(|ours| ours.volume.is_thick_snapshot())
+            .filter_map(|ours| ours.volume.used())
+            .max();
+        for ours in &tidy.remove {
+            tracing::info!(
+                snapshot = ours.volume.full_name(),
+                "removing an LVM snapshot that nobody needs any more"
+            );
+            commands::remove(&self.tools, ours.volume).await.map_err(failed)?;
+        }
+        let members = match &wish.group {
+            Some(group) => self.members(wish, group).await?,
+            None => vec![origin.clone()],
+        };
+        let takes = self.plan(wish, &members, origin, last).await?;
+        let own = takes.iter().find(|take| take.origin.uuid == origin.uuid);
+        let name = own.map(|take| Marks::name(take.marks.id));
+        let name = name.ok_or_else(|| cannot_open(source, "it is not among the members of its group"))?;
+        self.take_all(source, takes).await?;
+        if let Some(group) = &wish.group {
+            self.table().groups.insert(group.run, Instant::now());
+        }
+        Ok((name, tidy.why))
+    }
+
+    /// The volumes of a group, whose moment must not have been yet.
+    async fn members(&self, wish: &Wish, group: &Group) -> Result<Vec<LogicalVolume>, VolumeError> {
+        let source = &wish.source;
+        let inventory = Inventory::load(&self.tools).await.map_err(|why| tool_failed(source, &why))?;
+        let of_this_run =
+            |marks: &Marks| marks.group == Some(group.run) && marks.repository == wish.repository;
+        let was = self.table().groups.contains_key(&group.run)
+            || snapshots::all(&inventory).any(|ours| of_this_run(&ours.marks));
+        if was {
+            return Err(cannot_open(
+                source,
+                format!(
+                    "the snapshots of group {} were taken, and the one of this volume is gone: start the group's \
+                     backup again",
+                    group.name
+                ),
+            ));
+        }
+        let volume = |member: &String| {
+            let place = self.place_of(member);
+            let found = place.and_then(|place| inventory.find(&place.vg, &place.lv).cloned());
+            let found = found.filter(|volume| volume.kind().is_some());
+            found.ok_or_else(|| {
+                cannot_open(source, format!("{member} of its group {} is no volume here", group.name))
+            })
+        };
+        group.members.iter().map(volume).collect()
+    }
+
+    /// What is taken, once it is known that there is room for all of it.
+    async fn plan(
+        &self,
+        wish: &Wish,
+        members: &[LogicalVolume],
+        own: &LogicalVolume,
+        last: Option<u64>,
+    ) -> Result<Vec<Take>, VolumeError> {
+        let source = &wish.source;
+        // Anew: something was removed.
+        let inventory = Inventory::load(&self.tools).await.map_err(|why| tool_failed(source, &why))?;
+        self.check_count(source, &inventory, members)?;
+        let mut groups: BTreeMap<String, _> =
+            inventory.groups.iter().map(|group| (group.name.clone(), group.clone())).collect();
+        let mut takes = Vec::new();
+        for origin in members {
+            let treatment = self.settings.of(&origin.full_name());
+            let no_group =
+                || cannot_open(source, format!("LVM tells nothing about volume group {}", origin.vg));
+            let group = groups.get_mut(&origin.vg).ok_or_else(no_group)?;
+            let limits = governor::Limits { store: treatment.store, ..self.settings.limits };
+            let refused = |why: governor::NoRoom| cannot_open(source, why.to_string());
+            let store = match origin.kind() {
+                Some(Kind::Thick) => {
+                    if !origin.attributes.is_active() {
+                        let name = origin.full_name();
+                        return Err(cannot_open(
+                            source,
+                            format!("{name} is not active: lvchange --activate y {name}"),
+                        ));
+                    }
+                    let last = last.filter(|_| origin.uuid == own.uuid);
+                    let size = governor::store_size(origin, group, treatment.chunk, last, &limits)
+                        .map_err(refused)?;
+                    group.free = group.free.saturating_sub(size);
+                    Some(Store { size, chunk: treatment.chunk })
+                }
+                _ => {
+                    if let Some(pool) = inventory.pool_of(origin) {
+                        governor::pool_has_room(pool, &limits).map_err(refused)?;
+                    }
+                    None
+                }
+            };
+            let is_own = origin.uuid == own.uuid;
+            // A session's own snapshot has the session's name; those of other sessions, whose ids nobody knows yet,
+            // get names of their own.
+            let id = if is_own { wish.session } else { self.environment.session_id() };
+            let marks = Marks {
+                id,
+                repository: wish.repository,
+                origin: origin.uuid.clone(),
+                session: is_own.then_some(wish.session),
+                group: wish.group.as_ref().map(|group| group.run),
+                owner: Some(self.owner.clone()),
+                embedded: self.settings.embedded,
+                baseline: false,
+            };
+            takes.push(Take { origin: origin.clone(), marks, store, treatment });
+        }
+        Ok(takes)
+    }
+
+    /// Whether so many more may be read at once.
+    fn check_count(
+        &self,
+        source: &str,
+        inventory: &Inventory,
+        members: &[LogicalVolume],
+    ) -> Result<(), VolumeError> {
+        let limit = self.settings.max_snapshots.max(1);
+        for member in members {
+            let more = members.iter().filter(|other| other.vg == member.vg).count();
+            let busy = snapshots::all(inventory)
+                .filter(|ours| ours.volume.vg == member.vg && self.in_use(&ours.marks))
+                .count();
+            if more > limit {
+                let why = format!(
+                    "its group has {more} volumes in {}, and {limit} snapshots are allowed there at once \
+                     (max_snapshots)",
+                    member.vg
+                );
+                return Err(cannot_open(source, why));
+            }
+            if busy + more > limit {
+                let why = format!(
+                    "{busy} snapshots are being read in {}, and {limit} are allowed (max_snapshots)",
+                    member.vg
+                );
+                return Err(VolumeError::Busy { source_name: source.to_owned(), why });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes all of them while writers are held still; all or none.
+    async fn take_all(&self, source: &str, takes: Vec<Take>) -> Result<(), VolumeError> {
+        let wanted = takes.iter().map(|take| {
+            let Treatment { freeze, hooks, .. } = &take.treatment;
+            let at = (*freeze == Freeze::FileSystem).then(|| mounted(&take.origin.device())).flatten();
+            (freeze, hooks, at)
+        });
+        let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+        let plan = Plan::new(wanted, &kernel).map_err(|why| cannot_open(source, why.to_string()))?;
+        if takes.len() > 1 && plan.is_empty() {
+            tracing::warn!(
+                volumes = takes.len(),
+                "nothing holds this group's writers still: its snapshots are taken one after the other"
+            );
+        }
+        let (tools, several) = (self.tools.clone(), takes.clone());
+        let body = async move {
+            for take in &several {
+                commands::take(&tools, &take.origin, &take.marks, take.store).await?;
+            }
+            Ok::<(), ToolError>(())
+        };
+        let taken = freeze::around(&self.tools, &self.settings.state, plan, self.settings.times, body).await;
+        let why = match taken {
+            Ok((Ok(()), frozen)) => {
+                if frozen > Duration::ZERO {
+                    tracing::info!(source, frozen_ms = frozen.as_millis() as u64, "writers were held still");
+                }
+                return Ok(());
+            }
+            Ok((Err(why), _)) => why.to_string(),
+            Err(why) => why.to_string(),
+        };
+        remove_taken(&self.tools, &takes).await;
+        Err(cannot_open(source, why))
+    }
+
+    /// What changed since the parent, and which snapshot says so.
+    async fn changes_since(
+        &self,
+        wish: &Wish,
+        inventory: &Inventory,
+        origin: &LogicalVolume,
+        snapshot: &LogicalVolume,
+        lost: Option<String>,
+    ) -> (Changes, Option<(String, String)>) {
+        let Some(parent) = wish.parent else { return (Changes::UNTRACKED, None) };
+        if !self.settings.of(&origin.full_name()).keep_baseline {
+            let none = snapshots::of_session(inventory, &origin.uuid, wish.repository, parent).is_none();
+            if none {
+                return (Changes::UNTRACKED, None);
+            }
+        }
+        let tidy = snapshots::tidy(inventory, &origin.uuid, wish.repository, Some(parent), |_| true);
+        let Some(baseline) = tidy.baseline else {
+            let why = lost.or(tidy.why).unwrap_or_else(|| "there is no baseline".to_owned());
+            return (Changes::unknown(why), None);
+        };
+        match self.ranges(origin, snapshot, baseline.volume).await {
+            Ok(ranges) => {
+                let note = ("baseline".to_owned(), baseline.volume.full_name());
+                (Changes::Since { parent, ranges }, Some(note))
+            }
+            Err(why) => {
+                tracing::warn!(
+                    volume = origin.full_name(),
+                    why,
+                    "it is not known what changed: reading everything"
+                );
+                (Changes::unknown(why), None)
+            }
+        }
+    }
+
+    async fn ranges(
+        &self,
+        origin: &LogicalVolume,
+        snapshot: &LogicalVolume,
+        baseline: &LogicalVolume,
+    ) -> Result<Vec<std::ops::Range<u64>>, String> {
+        let name = DmName::of(&baseline.vg, &baseline.name);
+        let (Some(kind), true) = (origin.kind(), origin.is_thin() == baseline.is_thin()) else {
+            return Err(format!("{} is of another kind than its volume", baseline.full_name()));
+        };
+        if kind == Kind::Thick {
+            let ranges = self.tracker.changed_ranges_thick(&name, origin.size).await;
+            return ranges.map(|ranges| ranges.into_vec()).map_err(|why| why.to_string());
+        }
+        if baseline.size != snapshot.size {
+            return Err(format!(
+                "the volume had {} bytes when {} was taken, and has {}",
+                baseline.size,
+                baseline.full_name(),
+                snapshot.size
+            ));
+        }
+        let pool = pool_of(snapshot).filter(|_| baseline.pool_uuid == snapshot.pool_uuid);
+        let (Some(pool), Some(older)) = (pool, baseline.thin_id) else {
+            return Err(format!("{} is in another pool", baseline.full_name()));
+        };
+        let newer = DmName::of(&snapshot.vg, &snapshot.name);
+        let delta = self.tracker.changed_ranges_thin(&pool, older, &newer, snapshot.size).await;
+        delta.map(|delta| delta.changed.into_vec()).map_err(|why| why.to_string())
+    }
+
+    /// What a thin snapshot maps, when the rest of it reads as zero.
+    async fn mapped(
+        &self,
+        inventory: &Inventory,
+        origin: &LogicalVolume,
+        snapshot: &LogicalVolume,
+    ) -> Option<crate::ranges::Ranges> {
+        if !origin.is_thin() {
+            return None;
+        }
+        let pool = pool_of(snapshot)?;
+        tracing::debug!(
+            pool = inventory.pool_of(origin).map(LogicalVolume::full_name),
+            "asking what is mapped"
+        );
+        let name = DmName::of(&snapshot.vg, &snapshot.name);
+        match self.tracker.mapped_ranges_thin(&pool, &name, snapshot.size).await {
+            Ok(Mapped::Only(ranges)) => Some(ranges),
+            Ok(Mapped::ShinesThrough { .. }) => None,
+            Err(why) => {
+                tracing::warn!(volume = origin.full_name(), %why, "it is not known what is mapped: reading everything");
+                None
+            }
+        }
+    }
+}
+
+fn pool_of(volume: &LogicalVolume) -> Option<Pool> {
+    Some(Pool { group: volume.vg.clone(), name: volume.pool.clone()? })
+}
+
+/// Removes what was taken of a group before one of it could not be.
+async fn remove_taken(tools: &Tools, takes: &[Take]) {
+    let Ok(inventory) = Inventory::load(tools).await else {
+        tracing::warn!(
+            "LVM does not answer: snapshots that were taken in vain stay for the next run to tidy up"
+        );
+        return;
+    };
+    let ids: Vec<(SessionId, Option<JobId>)> =
+        takes.iter().map(|take| (take.marks.id, take.marks.group)).collect();
+    for ours in snapshots::all(&inventory).filter(|ours| ids.contains(&(ours.marks.id, ours.marks.group))) {
+        if let Err(why) = commands::remove(tools, ours.volume).await {
+            tracing::warn!(%why, "a snapshot that was taken in vain stays for the next run to tidy up");
+        }
+    }
+}

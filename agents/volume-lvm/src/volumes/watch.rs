@@ -1,0 +1,126 @@
+//! Watches what fills up while snapshots are being read, and acts before it overflows.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Held, Shared};
+use crate::governor::{self, Act};
+use crate::report::{Inventory, LogicalVolume, VolumeGroup};
+use crate::snapshots::{self, commands};
+use crate::tools::ToolError;
+
+/// Pause between two looks.
+const INTERVAL: Duration = Duration::from_secs(3);
+
+impl Shared {
+    /// Sees to it that somebody watches as long as there is something to watch.
+    pub(super) fn watch(self: &Arc<Self>) {
+        let begin = !std::mem::replace(&mut self.table().watched, true);
+        if begin {
+            let shared = self.clone();
+            tokio::spawn(async move {
+                while !shared.is_idle() {
+                    tokio::time::sleep(INTERVAL).await;
+                    shared.clone().remove_unclaimed(false).await;
+                    shared.look().await;
+                }
+            });
+        }
+    }
+
+    /// Nothing is open: the watch ends, and the next snapshot begins another.
+    fn is_idle(&self) -> bool {
+        let mut table = self.table();
+        let idle = table.sessions.is_empty() && table.groups.is_empty();
+        table.watched = !idle;
+        idle
+    }
+
+    /// One look at every group in which something is read.
+    pub(super) async fn look(&self) {
+        let held: Vec<Arc<Held>> = self.table().sessions.values().cloned().collect();
+        let groups: BTreeSet<&str> = held.iter().map(|held| held.vg.as_str()).collect();
+        for vg in groups {
+            // Whoever changes something has changed what is seen here.
+            let _changing = self.changing.lock().await;
+            let inventory = match Inventory::of_group(&self.tools, vg).await {
+                Ok(inventory) => inventory,
+                Err(why) => {
+                    tracing::warn!(vg, %why, "cannot look how full snapshots are");
+                    continue;
+                }
+            };
+            let Some(group) = inventory.group(vg).cloned() else { continue };
+            let here: Vec<&Arc<Held>> = held.iter().filter(|held| held.vg == vg).collect();
+            self.look_at(&inventory, group, &here).await;
+        }
+    }
+
+    async fn look_at(&self, inventory: &Inventory, mut group: VolumeGroup, here: &[&Arc<Held>]) {
+        let mut pools = BTreeSet::new();
+        for held in here {
+            let limits = &self.settings.limits;
+            if let Some(snapshot) = inventory.by_uuid(&held.snapshot)
+                && snapshot.is_thick_snapshot()
+            {
+                let act = governor::watch_store(snapshot, held.size, &group, limits);
+                self.act(act, snapshot, &mut group, &[held]).await;
+                // The baseline is worth extending, and nothing to give anything up for.
+                let older = snapshots::of(inventory, &held.origin, held.repository);
+                for older in older.filter(|older| older.volume.uuid != held.snapshot) {
+                    let act = governor::watch_store(older.volume, held.size, &group, limits);
+                    self.act(act, older.volume, &mut group, &[]).await;
+                }
+            }
+            if let Some(pool) = held.pool.as_ref().and_then(|uuid| inventory.by_uuid(uuid))
+                && pools.insert(pool.uuid.clone())
+            {
+                let metadata = metadata_size(inventory, pool);
+                let users: Vec<&Arc<Held>> =
+                    here.iter().copied().filter(|held| held.pool.as_ref() == Some(&pool.uuid)).collect();
+                for act in governor::watch_pool(pool, metadata, &group, limits) {
+                    self.act(Some(act), pool, &mut group, &users).await;
+                }
+            }
+        }
+    }
+
+    async fn act(
+        &self,
+        act: Option<Act>,
+        volume: &LogicalVolume,
+        group: &mut VolumeGroup,
+        users: &[&Arc<Held>],
+    ) {
+        let (extended, by): (Result<(), ToolError>, u64) = match act {
+            None => return,
+            Some(Act::GiveUp(why)) => {
+                for held in users {
+                    if held.give_up(&why) {
+                        tracing::error!(volume = held.volume, why, "a backup is given up");
+                    }
+                }
+                return;
+            }
+            Some(Act::Extend(by)) => (commands::extend(&self.tools, volume, by).await, by),
+            Some(Act::ExtendMetadata(by)) => (commands::extend_metadata(&self.tools, volume, by).await, by),
+        };
+        let name = volume.full_name();
+        match extended {
+            Ok(()) => {
+                group.free = group.free.saturating_sub(by);
+                tracing::info!(volume = name, by, "extended before it is full");
+            }
+            Err(why) => tracing::warn!(%why, "could not extend what fills up"),
+        }
+    }
+}
+
+/// Bytes of a pool's metadata volume.
+fn metadata_size(inventory: &Inventory, pool: &LogicalVolume) -> u64 {
+    let is_it = |volume: &&LogicalVolume| {
+        volume.vg == pool.vg && Some(&volume.name) == pool.metadata_lv.as_ref() && volume.hidden
+    };
+    inventory.volumes.iter().find(is_it).map_or(0, |volume| volume.size)
+}

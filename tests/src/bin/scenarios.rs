@@ -1,0 +1,27 @@
+//! Runs one scenario, in a guest. `scenarios list [--names]` | `scenarios run NAME`
+
+use std::process::ExitCode;
+
+use tests::lab::{SCENARIOS, seed};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["list"] => SCENARIOS.iter().for_each(|one| println!("{:<36} {}", one.name, one.about)),
+        ["list", "--names"] => SCENARIOS.iter().for_each(|one| println!("{}", one.name)),
+        ["run", name] => {
+            let Some(scenario) = SCENARIOS.iter().find(|one| one.name == *name) else {
+                eprintln!("no scenario {name}");
+                return ExitCode::FAILURE;
+            };
+            println!("scenario {name}: {} (seed {})", scenario.about, seed());
+            (scenario.run)();
+        }
+        _ => {
+            eprintln!("scenarios list [--names] | scenarios run NAME");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,162 @@
+//! Groups that are frozen once, commands that are always undone, and room that runs out.
+
+use std::path::{Path, PathBuf};
+
+use crate::e2e::{Ran, eventually};
+use crate::lab::{Content, FileSystem, Keeper, Mounted, Traces, Volume, VolumeGroup, run, seed, step};
+
+fn filled(volume: &Volume, percent: u64) -> Content {
+    let mut content = Content::new(&volume.device(), seed());
+    content.fill(percent);
+    content
+}
+
+/// A file that commands write to.
+fn log(name: &str) -> (PathBuf, String) {
+    let path = Path::new("/tmp").join(name);
+    let text = path.display().to_string();
+    (path, text)
+}
+
+fn lines(path: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn rows(ran: &Ran) -> Vec<serde_json::Value> {
+    ran.json().as_array().expect("a list").clone()
+}
+
+/// Disks of both kinds, taken at one moment, by pattern, by tag and by name; listed and restored as a group.
+pub fn groups() {
+    let group = VolumeGroup::new("vg0");
+    let pool = group.pool("pool", 256, 64);
+    let volumes = [group.thick("shop-root", 48), pool.thin("shop-data", 64)];
+    let mut contents = volumes.each_ref().map(|volume| filled(volume, 50));
+    let other = group.thick("other", 16);
+    run("lvchange", &["-q", "--addtag", "shop", &volumes[0].path()]);
+    run("lvchange", &["-q", "--addtag", "shop", &volumes[1].path()]);
+    let keeper = Keeper::new("");
+    let (path, text) = log("moments");
+    let (pre, post) = (format!("echo pre >> {text}"), format!("echo post >> {text}"));
+    for sources in [&["vg0/shop-*"][..], &["--tag", "@shop"], &["vg0/shop-root", "/dev/vg0/shop-data"]] {
+        step(&format!("a group of {sources:?}"));
+        contents.iter_mut().for_each(|content| {
+            content.overwrite(5, 60_000);
+        });
+        let options = ["backup", "--group", "shop", "--pre", &pre, "--post", &post];
+        keeper.run(&[&options[..], sources].concat()).ok();
+        Traces::of(&group, &[&pool]).are_only(2);
+    }
+    assert_eq!(lines(&path), ["pre", "post", "pre", "post", "pre", "post"], "once for all of a group");
+    let listed = rows(&keeper.run(&["--json", "snapshots", "--group", "shop"]).ok());
+    assert_eq!(listed.len(), 6, "{listed:?}");
+    let runs: std::collections::BTreeSet<&str> =
+        listed.iter().filter_map(|row| row["group"].as_str()).collect();
+    assert_eq!(runs.len(), 3, "{runs:?}");
+    for volume in &volumes {
+        keeper.restores(&keeper.latest(volume), &volume.device());
+    }
+    step("the whole group is restored");
+    let folder = "/tmp/restored";
+    std::fs::create_dir(folder).expect("a folder");
+    keeper.run(&["restore", "--group", "shop@latest", folder]).ok();
+    for (volume, name) in volumes.iter().zip(["shop-root", "shop-data"]) {
+        crate::e2e::same_bytes(volume.device(), format!("{folder}/{name}"));
+    }
+    let refused = keeper.run(&["backup", "--group", "shop", &other.path(), "/etc/hostname"]);
+    refused.fails(3, &["/etc/hostname", "only logical volumes"]);
+}
+
+/// Whatever becomes of a run, its second command runs, and nothing stays frozen.
+pub fn hooks_let_go() {
+    let group = VolumeGroup::new("vg0");
+    let volume = group.thick("web", 32);
+    let keeper = Keeper::new("[lvm]\nhook_limit = \"5s\"\n");
+    FileSystem::Ext4.make(&volume.device());
+    let mut mounted = Mounted::new(&volume.device(), seed());
+    mounted.create(3, 100_000);
+    let (path, text) = log("hooks");
+    let post = format!("echo post >> {text}");
+    let source = volume.path();
+    let with = |pre: &str| {
+        let _ = std::fs::remove_file(&path);
+        keeper.run(&["backup", &source, "--freeze", "fsfreeze", "--pre", pre, "--post", &post])
+    };
+    with("true").ok();
+    assert_eq!(lines(&path), ["post"]);
+    with("echo sorry >&2; exit 7").fails(4, &["exit status: 7", "sorry"]);
+    assert_eq!(lines(&path), ["post"]);
+    step("a command that hangs");
+    with("sleep 600").fails(4, &["within 5 s"]);
+    assert_eq!(lines(&path), ["post"]);
+    Traces::of(&group, &[]).are_only(1);
+
+    step("killed in the middle");
+    let _ = std::fs::remove_file(&path);
+    let (begun, begun_text) = log("begun");
+    let pre = format!("touch {begun_text}; sleep 600");
+    let patient = Keeper::new("[lvm]\nhook_limit = \"600s\"\n");
+    let mut backup = patient.start_backup(&[&source, "--pre", &pre, "--post", &post]);
+    eventually("the first command runs", || begun.exists().then_some(()));
+    backup.kill();
+    eventually("the second one runs", || (lines(&path) == ["post"]).then_some(()));
+    // The note of it stays for the next run, which does it once more.
+    patient.run(&["host", "clean"]).ok();
+    assert_eq!(lines(&path), ["post", "post"]);
+    assert!(std::fs::read_dir("/run/lvkeep").is_ok_and(|entries| {
+        !entries.flatten().any(|entry| entry.path().extension().is_some_and(|end| end == "frozen"))
+    }));
+
+    step("what a dead process left frozen");
+    let point = mounted.folder().display().to_string();
+    let note = format!(
+        "{{\"owner\":\"another-boot/1/1\",\"undo\":[{{\"program\":\"fsfreeze\",\"arguments\":[\"--unfreeze\",\"{point}\"]}}]}}"
+    );
+    std::fs::write("/run/lvkeep/left.frozen", note).expect("a note");
+    run("fsfreeze", &["--freeze", &point]);
+    patient.run(&["backup", &source]).ok();
+    mounted.create(1, 1000);
+    drop(mounted);
+    FileSystem::Ext4.check(&volume.device());
+}
+
+/// A group without room is refused with figures; what fills up is extended, or given up before it overflows.
+pub fn space() {
+    let group = VolumeGroup::on("vg0", &[&crate::lab::disks()[0]]);
+    let volume = group.thick("web", 128);
+    let mut content = filled(&volume, 90);
+    let small = "[lvm]\nsnapshot_size = \"8MiB\"\nsnapshot_chunk = \"4KiB\"\n";
+    let path = volume.path();
+    let slow = [path.as_str(), "--limit-read", "6MiB"];
+
+    step("a store that fills up is extended");
+    let keeper = Keeper::new(small);
+    let mut backup = keeper.start_backup(&slow);
+    let taken = || group.kept().into_iter().next();
+    let snapshot = eventually("the snapshot is there", taken);
+    content.overwrite_at(0..7 << 20);
+    eventually("it is larger", || (snapshot.size() > 8 << 20).then_some(()));
+    content.overwrite_at(8 << 20..10 << 20);
+    backup.wait().ok();
+    assert!(!snapshot.field("lv_attr").contains('I'));
+    Traces::of(&group, &[]).are_only(1);
+    snapshot.remove();
+
+    step("without leave, the backup is given up, and the baseline stays");
+    let strict = Keeper::new(&format!("{small}extend = false\ngive_up = 80\n"));
+    strict.backup_with(&[&path, "--limit-read", "60MiB"]);
+    let before: Vec<String> = group.kept().iter().map(Volume::uuid).collect();
+    let mut backup = strict.start_backup(&[&path, "--limit-read", "1MiB"]);
+    eventually("the new snapshot is there", || (group.kept().len() > before.len()).then_some(()));
+    content.overwrite_at(20 << 20..27 << 20);
+    backup.wait().fails(4, &["vg0/web", "% full and cannot be extended"]);
+    let after: Vec<String> = group.kept().iter().map(Volume::uuid).collect();
+    assert_eq!(after, before, "the failed one's is gone, and the others are there");
+
+    step("no room at all");
+    run("lvcreate", &["-q", "-y", "-n", "rest", "-l", "100%FREE", "vg0"]);
+    let refused = strict.run(&["backup", &path]);
+    refused.fails(4, &["volume group vg0 has", "free", "vg0/web needs 8.0 MiB"]);
+    Traces::of(&group, &[]).are_only(1);
+}

@@ -1,0 +1,213 @@
+//! All scenarios, by theme. A new one is a function here and a name in `tests/tests/lvm/main.rs`.
+
+mod changes;
+mod held;
+mod kills;
+mod lost;
+mod real;
+mod restore;
+mod stream;
+mod together;
+mod tracked;
+
+use super::Scenario;
+
+/// Every scenario.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "lvm_is_real",
+        about: "thick and thin snapshots of the guest's LVM, and what their metadata say of changes",
+        run: real::lvm_is_real,
+    },
+    Scenario {
+        name: "thick_changes",
+        about: "the exception list against what was written and what differs",
+        run: changes::thick_changes,
+    },
+    Scenario {
+        name: "thin_changes",
+        about: "thin_delta and thin_dump against what was written and what differs",
+        run: changes::thin_changes,
+    },
+    Scenario {
+        name: "thin_refusals",
+        about: "lists of a thin pool that cannot be had, and what others reserved",
+        run: changes::thin_refusals,
+    },
+    Scenario {
+        name: "thick_rounds",
+        about: "rounds of random writes on a thick volume, each restored and compared",
+        run: tracked::thick_rounds,
+    },
+    Scenario {
+        name: "thin_rounds",
+        about: "rounds of random writes and discards on a thin volume, each restored and compared",
+        run: tracked::thin_rounds,
+    },
+    Scenario {
+        name: "ext4_on_thick",
+        about: "ext4 at work on a thick volume, backed up while mounted",
+        run: tracked::ext4_on_thick,
+    },
+    Scenario {
+        name: "xfs_on_thick",
+        about: "xfs at work on a thick volume, backed up while mounted",
+        run: tracked::xfs_on_thick,
+    },
+    Scenario {
+        name: "ext4_on_thin",
+        about: "ext4 at work on a thin volume, backed up while mounted",
+        run: tracked::ext4_on_thin,
+    },
+    Scenario {
+        name: "xfs_on_thin",
+        about: "xfs at work on a thin volume, backed up while mounted",
+        run: tracked::xfs_on_thin,
+    },
+    Scenario {
+        name: "accounting",
+        about: "what is said to have changed, and what is read, against the truth",
+        run: tracked::accounting,
+    },
+    Scenario {
+        name: "lying_baseline",
+        about: "a baseline that lies is found out by the audit",
+        run: tracked::lying_baseline,
+    },
+    Scenario {
+        name: "overflowed_baseline",
+        about: "a baseline that overflowed is said to have, and everything is read",
+        run: lost::overflowed_baseline,
+    },
+    Scenario {
+        name: "resized_volume",
+        about: "a volume of another size than its baseline is read anew",
+        run: lost::resized_volume,
+    },
+    Scenario {
+        name: "merged_volume",
+        about: "volumes rolled back to an LVM snapshot",
+        run: lost::merged_volume,
+    },
+    Scenario {
+        name: "recreated_volume",
+        about: "another volume under the same name has nothing of the old one's baseline",
+        run: lost::recreated_volume,
+    },
+    Scenario { name: "renamed_volume", about: "a volume under another name", run: lost::renamed_volume },
+    Scenario {
+        name: "lost_parent",
+        about: "the baseline's own snapshot is gone from the repository",
+        run: lost::lost_parent,
+    },
+    Scenario {
+        name: "two_volumes_of_one_pool",
+        about: "two volumes of one thin pool at once",
+        run: together::two_volumes_of_one_pool,
+    },
+    Scenario {
+        name: "two_repositories",
+        about: "one volume in two repositories, each with its baseline",
+        run: together::two_repositories,
+    },
+    Scenario {
+        name: "two_runs_at_once",
+        about: "two runs of one volume at once",
+        run: together::two_runs_at_once,
+    },
+    Scenario {
+        name: "the_rest_of_the_host",
+        about: "nothing of anyone else's is touched",
+        run: together::the_rest_of_the_host,
+    },
+    Scenario {
+        name: "no_baseline",
+        about: "without baselines nothing remains between runs",
+        run: together::no_baseline,
+    },
+    Scenario {
+        name: "groups",
+        about: "volumes of a group are taken at one moment, listed and restored together",
+        run: held::groups,
+    },
+    Scenario {
+        name: "hooks_let_go",
+        about: "the second command always runs, and nothing stays frozen",
+        run: held::hooks_let_go,
+    },
+    Scenario {
+        name: "space",
+        about: "too little room is refused, what fills up is extended or given up",
+        run: held::space,
+    },
+    Scenario {
+        name: "killed_on_thick",
+        about: "kill -9 at each step of a thick volume's backup, then a clean run",
+        run: kills::killed_on_thick,
+    },
+    Scenario {
+        name: "killed_on_thin",
+        about: "kill -9 at each step of a thin volume's backup, then a clean run",
+        run: kills::killed_on_thin,
+    },
+    Scenario {
+        name: "ended_on_thin",
+        about: "a polite end at each step of a thin volume's backup",
+        run: kills::ended_on_thin,
+    },
+    Scenario {
+        name: "restored_to_thick",
+        about: "thick volumes full of something else, striped, larger, origins of snapshots",
+        run: restore::restored_to_thick,
+    },
+    Scenario {
+        name: "restored_to_thin",
+        about: "pools that zero or not and discard or not, odd blocks, snapshots, external origins",
+        run: restore::restored_to_thin,
+    },
+    Scenario {
+        name: "restored_to_new",
+        about: "volumes that a restore makes, and removes when it fails",
+        run: restore::restored_to_new,
+    },
+    Scenario {
+        name: "restored_to_nothing_in_use",
+        about: "what is in use or no target stays as it is",
+        run: restore::restored_to_nothing_in_use,
+    },
+    Scenario {
+        name: "restored_with_a_way_back",
+        about: "safety snapshots of what is overwritten, merged back",
+        run: restore::restored_with_a_way_back,
+    },
+    Scenario {
+        name: "restored_over_a_thick_baseline",
+        about: "the baseline of a thick target, kept or dropped, and the next backup is right",
+        run: restore::restored_over_a_thick_baseline,
+    },
+    Scenario {
+        name: "restored_over_a_thin_baseline",
+        about: "the baseline of a thin target, kept or dropped, and the next backup is right",
+        run: restore::restored_over_a_thin_baseline,
+    },
+    Scenario {
+        name: "a_volume_moves",
+        about: "a volume moved with little downtime: copied while in use, then what changed is sent",
+        run: stream::a_volume_moves,
+    },
+    Scenario {
+        name: "hourly_snapbacks",
+        about: "a copy that follows by snapshots, and goes back by snapbacks",
+        run: stream::hourly_snapbacks,
+    },
+    Scenario {
+        name: "changes_are_dumped_and_pulled",
+        about: "changes in files and pipes, in lvkeep's format and lvmsync's",
+        run: stream::changes_are_dumped_and_pulled,
+    },
+    Scenario {
+        name: "a_broken_ssh_is_taken_up_again",
+        about: "changes sent by a real ssh whose session is killed",
+        run: stream::a_broken_ssh_is_taken_up_again,
+    },
+];

@@ -1,0 +1,142 @@
+//! Several at once: volumes of one pool, repositories of one volume, runs of one volume; and who else is on the host.
+
+use crate::lab::{Content, Keeper, Traces, VolumeGroup, run, seed, step};
+
+const BLOCK_KIB: u64 = 64;
+
+/// Two volumes of one pool in one run and in two: the pool's metadata are reserved by one at a time, and released.
+pub fn two_volumes_of_one_pool() {
+    let group = VolumeGroup::new("vg0");
+    let pool = group.pool("pool", 512, BLOCK_KIB);
+    let volumes = ["one", "two"].map(|name| pool.thin(name, 96));
+    let mut contents: Vec<Content> =
+        volumes.iter().zip(seed()..).map(|(volume, seed)| Content::new(&volume.device(), seed)).collect();
+    contents.iter_mut().for_each(|content| content.fill(50));
+    let keeper = Keeper::new("");
+    let paths = volumes.each_ref().map(|volume| volume.path());
+    step("both in one run");
+    keeper.run(&["backup", &paths[0], &paths[1]]).ok();
+    Traces::of(&group, &[&pool]).are_only(2);
+    step("both changed, in two runs at once");
+    contents.iter_mut().for_each(|content| drop(content.overwrite(10, 100_000)));
+    let running = paths.each_ref().map(|path| keeper.start_backup(&[path]));
+    running.into_iter().for_each(|process| drop(process.end().ok()));
+    Traces::of(&group, &[&pool]).are_only(2);
+    for volume in &volumes {
+        let name = keeper.latest(volume);
+        keeper.restores(&name, &volume.device());
+        let again = keeper.backup(volume);
+        assert!(!again.tracked().is_everything(), "{}", again.said);
+    }
+}
+
+/// Each repository has a baseline of its own, and neither uses or removes the other's.
+pub fn two_repositories() {
+    let group = VolumeGroup::new("vg0");
+    let volume = group.thick("web", 96);
+    let mut content = Content::new(&volume.device(), seed());
+    content.fill(50);
+    let keeper = Keeper::new("");
+    let other = keeper.another_repository("other");
+    let path = volume.path();
+    keeper.backup(&volume);
+    keeper.backup_with(&["--repo", &other, &path]);
+    let traces = Traces::of(&group, &[]);
+    traces.are_only(2);
+    for round in 0..3 {
+        step(&format!("round {round}"));
+        content.overwrite(5, 60_000);
+        let ours = keeper.backup(&volume);
+        assert!(!ours.tracked().is_everything(), "{}", ours.said);
+        content.overwrite(5, 60_000);
+        let theirs = keeper.backup_with(&["--repo", &other, &path]);
+        assert!(!theirs.tracked().is_everything(), "{}", theirs.said);
+        traces.are_only(2);
+        let target = keeper.machine.place("other.img");
+        let identity = keeper.machine.place("other.id");
+        keeper.run(&["restore", "--repo", &other, "--identity", &identity, theirs.snapshot(), &target]).ok();
+        crate::e2e::same_bytes(volume.device(), &target);
+        std::fs::remove_file(target).expect("the restored file is deleted");
+    }
+    content.overwrite(5, 60_000);
+    let ours = keeper.backup(&volume);
+    keeper.restores(ours.snapshot(), &volume.device());
+}
+
+/// Two runs of one volume into one repository at once: both end well or one is refused, and one baseline remains.
+pub fn two_runs_at_once() {
+    let group = VolumeGroup::new("vg0");
+    let volume = group.thick("web", 96);
+    let mut content = Content::new(&volume.device(), seed());
+    content.fill(60);
+    let keeper = Keeper::new("");
+    let path = volume.path();
+    keeper.backup(&volume);
+    for round in 0..3 {
+        step(&format!("round {round}"));
+        content.overwrite(10, 100_000);
+        let running = [(); 2].map(|()| keeper.start_backup(&[&path]));
+        let ended = running.map(crate::e2e::Process::end);
+        assert!(
+            ended.iter().any(|ran| ran.status.success()),
+            "one of them succeeds: {} {}",
+            ended[0],
+            ended[1]
+        );
+        keeper.restores(&keeper.latest(&volume), &volume.device());
+    }
+    step("what they left is tidied up by the next run");
+    content.overwrite(5, 60_000);
+    let backup = keeper.backup(&volume);
+    keeper.restores(backup.snapshot(), &volume.device());
+    Traces::of(&group, &[]).are_only(1);
+    keeper.run(&["check", "--read-data"]).ok();
+}
+
+/// Nothing of anyone else's is touched: not their snapshots, not those whose tags or names only look like ours.
+pub fn the_rest_of_the_host() {
+    let group = VolumeGroup::new("vg0");
+    let volume = group.thick("web", 64);
+    let mut content = Content::new(&volume.device(), seed());
+    content.fill(50);
+    let keeper = Keeper::new("");
+    keeper.backup(&volume);
+    let own = volume.snapshot("nightly", 16, 4);
+    let tagged = volume.snapshot("tagged", 16, 4);
+    let marks = keeper.baseline(&group, &volume).field("lv_tags");
+    for tag in marks.split(',') {
+        run("lvchange", &["-q", "--addtag", tag, &tagged.path()]);
+    }
+    let named = volume.snapshot("lvkeep-of-somebody", 16, 4);
+    let other = group.thick("lvkeep", 16);
+    for _ in 0..2 {
+        content.overwrite(5, 50_000);
+        let backup = keeper.backup(&volume);
+        keeper.restores(backup.snapshot(), &volume.device());
+    }
+    keeper.run(&["host", "clean"]).ok();
+    for volume in [&own, &tagged, &named, &other] {
+        assert!(volume.exists(), "{} is somebody's", volume.path());
+    }
+    named.remove();
+    Traces::of(&group, &[]).are_only(1);
+}
+
+/// Without baselines nothing remains between runs, and each reads everything.
+pub fn no_baseline() {
+    let group = VolumeGroup::new("vg0");
+    let pool = group.pool("pool", 256, BLOCK_KIB);
+    let volumes = [group.thick("thick", 64), pool.thin("thin", 64)];
+    let keeper = Keeper::new("[lvm]\nbaseline = \"none\"\n");
+    for volume in &volumes {
+        let mut content = Content::new(&volume.device(), seed());
+        content.fill(50);
+        for _ in 0..2 {
+            content.overwrite(5, 50_000);
+            let backup = keeper.backup(volume);
+            assert!(backup.tracked().is_everything(), "{}", backup.said);
+            keeper.restores(backup.snapshot(), &volume.device());
+            Traces::of(&group, &[&pool]).are_only(0);
+        }
+    }
+}
