@@ -100,7 +100,7 @@ struct Lvmsync {
     /// More log lines
     #[arg(short, long)]
     verbose: bool,
-    /// The snapshot and [HOST:]DEVICE, or the device to apply to
+    /// The snapshot and DEVICE or HOST:DEVICE, or only the device to apply to
     #[arg(required = true, num_args = 1..=2, value_name = "DEVICE")]
     devices: Vec<String>,
 }
