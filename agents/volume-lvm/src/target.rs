@@ -1,7 +1,7 @@
 //! Restores to logical volumes: finds the target, makes it where that is asked for, keeps what it held, and makes what
 //! is empty in the snapshot read as zero.
 //!
-//! What is done is decided by pure functions over LVM's report ([`plan`]) and over device-mapper's tables
+//! What is done is decided by pure functions over LVM's report (`plan`) and over device-mapper's tables
 //! ([`zeroing`]). Here it happens, in an order in which nothing is lost when a step fails: a volume that was made goes
 //! again, and the baseline goes and the safety snapshot is taken last, when nobody else has the volume.
 
