@@ -1,8 +1,8 @@
 //! Keeps the system allocator from spreading over one arena per thread.
 //!
 //! Buffers of sealed chunks are made in one thread and freed in another; with an arena per thread that leaves holes in
-//! each. One arena measured 10 % less memory and half the system time on a first backup. This is the only `unsafe` of
-//! the binary.
+//! each. One arena measured 10 % less memory and half the system time on a first backup. The only `unsafe` of the
+//! binary itself.
 
 /// Call it before any thread is started.
 #[cfg(target_env = "gnu")]
