@@ -22,6 +22,9 @@ pub(crate) const WINDOW_LEAVES: u64 = 4;
 const WINDOWS_AHEAD: usize = 2;
 /// Units in flight at most, however small they are.
 const UNITS_MAX: u64 = 256;
+/// Bytes written after which the target is told to make them durable, beside everything else: so that its device works
+/// from the beginning, and the end waits for little.
+const SYNC_EVERY: u64 = 64 << 20;
 
 /// Bytes in flight: what was asked for, within what makes sense.
 pub(crate) fn memory_limit(asked: u64) -> u64 {
@@ -78,6 +81,7 @@ pub(crate) async fn run(
     let mut tasks: JoinSet<Result<Report, Failure>> = JoinSet::new();
     let (sender, windows) = mpsc::channel(1);
     tasks.spawn(resolve(work.clone(), fetch_limit(memory), sender));
+    let mut unsynced = 0;
     let mut feed = Some(Feed { windows, waiting: VecDeque::new(), memory });
     progress(Progress { total, done: 0, fetched: 0 });
     while feed.is_some() || !tasks.is_empty() {
@@ -86,7 +90,12 @@ pub(crate) async fn run(
             () = stop.raised(), if failure.is_none() => Some(stopped(work)),
             Some(joined) = tasks.join_next() => match joined {
                 Ok(Ok(step)) => {
+                    unsynced += step.written;
                     report += step;
+                    if unsynced >= SYNC_EVERY && failure.is_none() && work.sink.may_sync() {
+                        unsynced = 0;
+                        tasks.spawn(synced(work.clone()));
+                    }
                     progress(Progress { total, done: report.written + report.zeroed, fetched: report.fetched });
                     None
                 }
@@ -137,6 +146,15 @@ async fn in_turn(
     let result = unit.run(work).await;
     drop(permit);
     result
+}
+
+/// Makes durable what is written so far. It takes no turn: it waits for the device alone.
+async fn synced(work: Arc<Work>) -> Result<Report, Failure> {
+    let volume = work.volume.clone();
+    match tokio::task::spawn_blocking(move || work.sink.sync()).await {
+        Ok(result) => result.map(|()| Report::default()),
+        Err(why) => Err(Failure::new(FailureKind::Other, format!("restoring {volume}: {why}"))),
+    }
 }
 
 fn stopped(work: &Work) -> Failure {

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use agent::{Failure, Place, Stop};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -60,6 +60,8 @@ pub(crate) struct Opened {
     pub place: Option<Arc<dyn Place>>,
     /// Which way of [`ZEROING`] is tried first: those before it do not work here.
     pub zeroing: AtomicU8,
+    /// Whether it is being made durable just now.
+    pub syncing: AtomicBool,
 }
 
 /// Ways to zero a range, the best first.
@@ -125,6 +127,24 @@ impl Sink {
         }
     }
 
+    /// Whether there is something that can be made durable, and nobody does it. Whoever gets `true` calls
+    /// [`Sink::sync`].
+    pub fn may_sync(&self) -> bool {
+        match self {
+            Self::Discard => false,
+            Self::Target(opened) => !opened.syncing.swap(true, Ordering::Relaxed),
+        }
+    }
+
+    /// Makes what is written so far durable. An error is told once by the system, and must not be dropped: the end
+    /// would look well. Blocks.
+    pub fn sync(&self) -> Result<(), Failure> {
+        let Self::Target(opened) = self else { return Ok(()) };
+        let synced = opened.file.sync_data().map_err(|why| opened.not_durable(&why));
+        opened.syncing.store(false, Ordering::Relaxed);
+        synced
+    }
+
     /// Waits until everything is durable. Blocks.
     pub fn finish(&self) -> Result<(), Failure> {
         let Self::Target(opened) = self else { return Ok(()) };
@@ -132,12 +152,7 @@ impl Sink {
             (Before::Absent, Some(folder)) => File::open(folder)?.sync_all(),
             _ => Ok(()),
         };
-        opened.file.sync_all().and_then(|()| folder()).map_err(|why| {
-            let (volume, path) = (&opened.volume, opened.path.display());
-            let why =
-                format!("cannot make {volume} durable on {path}: {why}; what is there is not to be trusted");
-            Failure::new(FailureKind::Device, why)
-        })
+        opened.file.sync_all().and_then(|()| folder()).map_err(|why| opened.not_durable(&why))
     }
 
     /// After a failure: a file that was made for the restore is removed, and one that was empty is emptied, so that
@@ -159,7 +174,16 @@ impl Sink {
 impl Opened {
     /// An opened target.
     pub fn new(file: File, path: PathBuf, volume: String, before: Before) -> Self {
-        Self { file, path, volume, before, behind: 0..0, place: None, zeroing: AtomicU8::new(0) }
+        Self {
+            file,
+            path,
+            volume,
+            before,
+            behind: 0..0,
+            place: None,
+            zeroing: AtomicU8::new(0),
+            syncing: AtomicBool::new(false),
+        }
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
@@ -179,6 +203,13 @@ impl Opened {
             FailureKind::Device,
             format!("cannot {verb} {volume} at offset {offset} of {path}: {why}"),
         )
+    }
+
+    fn not_durable(&self, why: &io::Error) -> Failure {
+        let (volume, path) = (&self.volume, self.path.display());
+        let why =
+            format!("cannot make {volume} durable on {path}: {why}; what is there is not to be trusted");
+        Failure::new(FailureKind::Device, why)
     }
 
     fn remove(&self) -> io::Result<()> {
