@@ -97,11 +97,15 @@ impl App {
     /// A result on standard output: one JSON value, or text.
     pub fn print<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
-        match self.json {
-            true => writeln!(out, "{}", serde_json::to_string(value)?)?,
-            false => writeln!(out, "{}", text())?,
+        let written = match self.json {
+            true => writeln!(out, "{}", serde_json::to_string(value)?),
+            false => writeln!(out, "{}", text()),
+        };
+        match written {
+            // Whoever reads has seen enough.
+            Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            written => Ok(written?),
         }
-        Ok(())
     }
 
     /// Raises the stop flag on SIGINT or SIGTERM; a second one ends the process at once.

@@ -159,6 +159,16 @@ fn settings_are_shown_with_their_origin_and_unknown_ones_refused() {
 }
 
 #[test]
+fn a_pager_that_was_left_is_no_failure() {
+    let machine = Machine::new("m");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = machine.command(&["config", "show"]);
+    let ended = command.stdout(writer).output().expect("lvkeep runs");
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+}
+
+#[test]
 fn completions_manual_and_help_are_written() {
     let machine = Machine::new("m");
     for shell in ["bash", "zsh", "fish"] {
