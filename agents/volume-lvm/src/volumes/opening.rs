@@ -60,6 +60,8 @@ struct Found {
     inventory: Inventory,
     origin: LogicalVolume,
     snapshot: LogicalVolume,
+    /// Held from here on, so that it is not released before it is open.
+    held: Arc<Held>,
     facts: Vec<(String, String)>,
     /// Why what should have been the baseline is none, and may be gone by now.
     lost: Option<String>,
@@ -81,7 +83,7 @@ impl Shared {
         let source = wish.source.clone();
         let failed = |why: ToolError| tool_failed(&source, &why);
         let Some(found) = self.find_or_take(&wish).await? else { return Ok(None) };
-        let Found { inventory, origin, snapshot, mut facts, lost } = found;
+        let Found { inventory, origin, snapshot, held, mut facts, lost } = found;
         if !snapshot.attributes.is_active() {
             commands::activate(&self.tools, &snapshot).await.map_err(failed)?;
         }
@@ -116,7 +118,8 @@ impl Shared {
                 ),
             ));
         }
-        let held = self.table().sessions.get(&wish.session).cloned();
+        let now = self.table().sessions.get(&wish.session).cloned();
+        let held = now.filter(|now| now.snapshot == held.snapshot);
         let held = held.ok_or_else(|| cannot_open(&source, "its session is over"))?;
         let info = VolumeInfo { name: source, reading, size: origin.size, layout: facts };
         Ok(Some(Arc::new(Snapshot { shared: self, held, info, changes, mapped, device })))
@@ -177,16 +180,16 @@ impl Shared {
             let why = format!("its LVM snapshot {} has overflowed", snapshot.full_name());
             return Err(VolumeError::ReadingLost { source_name: source.clone(), why });
         }
-        self.hold(wish, &origin, &snapshot);
+        let held = self.hold(wish, &origin, &snapshot);
         let mut facts = facts::of(&inventory, &origin);
         facts.push(("snapshot".to_owned(), snapshot.full_name()));
         facts.extend(facts::backup_of_group(&self.tools, vg, &self.settings.state).await);
-        Ok(Some(Found { inventory, origin, snapshot, facts, lost }))
+        Ok(Some(Found { inventory, origin, snapshot, held, facts, lost }))
     }
 
     /// From here on the snapshot goes when the session is closed.
-    fn hold(self: &Arc<Self>, wish: &Wish, origin: &LogicalVolume, snapshot: &LogicalVolume) {
-        let held = Held {
+    fn hold(self: &Arc<Self>, wish: &Wish, origin: &LogicalVolume, snapshot: &LogicalVolume) -> Arc<Held> {
+        let held = Arc::new(Held {
             vg: origin.vg.clone(),
             volume: origin.full_name(),
             origin: origin.uuid.clone(),
@@ -197,9 +200,10 @@ impl Shared {
             group: wish.group.as_ref().map(|group| group.run),
             keep: self.settings.of(&origin.full_name()).keep_baseline,
             given_up: Mutex::default(),
-        };
-        self.table().sessions.insert(wish.session, Arc::new(held));
+        });
+        self.table().sessions.insert(wish.session, held.clone());
         self.watch();
+        held
     }
 
     /// Takes the session's snapshot, with those of its group. Says its name, and also why there is no baseline, where one was expected.

@@ -243,7 +243,7 @@ async fn members_that_nobody_comes_for_go_in_the_end() {
     assert_eq!(host.names().len(), 4);
     volumes.finish().await;
     assert_eq!(host.names().len(), 3);
-    assert_eq!(volumes.open_sessions(), [(session(1), repository(1))]);
+    assert_eq!(volumes.open_sessions(), [session(1)]);
 }
 
 #[tokio::test]
@@ -256,6 +256,25 @@ async fn snapshots_at_once_are_bounded() {
     assert!(agent::Failure::from(error).retry);
     volumes.close(session(1), true).await;
     volumes.open(&opening("vg0/b", session(2), repository(1), None)).await.unwrap();
+}
+
+/// Whoever drove the session is gone, and nobody said how it ended.
+#[tokio::test]
+async fn what_is_released_makes_room_and_stays_for_its_session() {
+    let host = Host::new(&[linear("vg0", "a"), linear("vg0", "b")]);
+    let volumes = host.volumes(Settings { max_snapshots: 1, ..host.settings() });
+    let first = volumes.open(&opening("vg0/a", session(1), repository(1), None)).await.unwrap();
+    let reading = first.info().reading;
+    volumes.release(session(1)).await;
+    assert_eq!(volumes.open_sessions(), [session(1)], "it is being read");
+    drop(first);
+    volumes.release(session(1)).await;
+    assert_eq!(volumes.open_sessions(), []);
+    assert!(!host.tags(&name(1)).contains("lvkeep.owner"), "no other process takes it for being read");
+    volumes.open(&opening("vg0/b", session(2), repository(1), None)).await.unwrap();
+    volumes.close(session(2), true).await;
+    let again = volumes.open(&opening("vg0/a", session(1), repository(1), None)).await.unwrap();
+    assert_eq!(again.info().reading, reading);
 }
 
 #[tokio::test]
