@@ -181,7 +181,7 @@ impl LvmVolumes {
     pub async fn survey(
         tools: &Tools,
         settings: &Settings,
-        fate: impl Fn(RepoId, SessionId) -> Fate,
+        fate: impl Fn(RepoId, Option<SessionId>) -> Fate,
         remove: bool,
     ) -> Result<Vec<Cleaned>, ToolError> {
         if remove {
@@ -191,8 +191,7 @@ impl LvmVolumes {
         let in_use = |marks: &Marks| marks.owner.as_ref().is_some_and(Owner::is_alive);
         let mut cleaned = Vec::new();
         for ours in snapshots::all(&inventory) {
-            let fate =
-                ours.marks.session.map_or(Fate::Unknown, |session| fate(ours.marks.repository, session));
+            let fate = fate(ours.marks.repository, ours.marks.session);
             let orphan = snapshots::orphaned(&inventory, &ours, fate, in_use);
             let spared = snapshots::spared(&inventory, &ours);
             let mut removed = false;

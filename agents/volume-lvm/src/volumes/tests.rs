@@ -301,7 +301,8 @@ async fn cleaning_removes_orphans_alone() {
     let web = linear("vg0", "web");
     let host = Host::new(&[
         web.clone(),
-        ours(&web, &marks(&web, repository(1), 1)),
+        ours(&web, &Marks { embedded: true, ..marks(&web, repository(1), 1) }),
+        ours(&web, &marks(&web, repository(2), 4)),
         ours(&web, &Marks { baseline: true, ..marks(&web, repository(1), 2) }),
         ours(
             &web,
@@ -311,9 +312,17 @@ async fn cleaning_removes_orphans_alone() {
     ]);
     let unknown = |_, _| Fate::Unknown;
     let listed = LvmVolumes::survey(&host.tools, &host.settings(), unknown, false).await.unwrap();
-    assert_eq!((listed.len(), host.names().len()), (3, 5));
+    assert_eq!((listed.len(), host.names().len()), (4, 6));
     assert_eq!(listed.iter().filter(|one| one.orphan.is_some()).count(), 1);
     let cleaned = LvmVolumes::survey(&host.tools, &host.settings(), unknown, true).await.unwrap();
     assert_eq!(cleaned.iter().filter(|one| one.removed).count(), 1);
+    let kept = [name(2), name(3), name(4), "mine".into(), "web".into()];
+    assert_eq!(
+        host.names(),
+        kept,
+        "an agent that starts again may go on with one that nobody here can judge"
+    );
+    let given_up = |_, _| Fate::GivenUp;
+    LvmVolumes::survey(&host.tools, &host.settings(), given_up, true).await.unwrap();
     assert_eq!(host.names(), [name(2), name(3), "mine".into(), "web".into()]);
 }
