@@ -7,6 +7,7 @@ use schema::messages::Group;
 use fake::{Host, opening};
 
 use crate::freeze::Hooks;
+use crate::governor::Limits;
 use crate::marks::Marks;
 use crate::report::LogicalVolume;
 use crate::settings::{Settings, Treatment};
@@ -182,6 +183,51 @@ async fn a_thin_volume_is_activated_while_it_is_read() {
     host.edit("pool", "\"metadata_percent\":\"5\"", "\"metadata_percent\":\"91\"");
     let error = volumes.open(&opening("vg0/db", session(2), repository(1), None)).await.unwrap_err();
     assert!(error.to_string().contains("metadata of thin pool vg0/pool is 91.0 % full"), "{error}");
+}
+
+#[tokio::test]
+async fn a_pool_that_is_nearly_full_is_extended_before_it_is_refused() {
+    let host = Host::new(&[pool("vg0", "pool"), thin("vg0", "db", "pool", 1)]);
+    host.edit("pool", "\"data_percent\":\"20\"", "\"data_percent\":\"90\"");
+    host.tool("lvextend", r#"sed -i 's/"data_percent":"90"/"data_percent":"75"/' "$D/lv/pool""#);
+    let limits = Limits { extend: false, ..Limits::default() };
+    let never = host.volumes(Settings { limits, ..host.settings() });
+    let error = never.open(&opening("vg0/db", session(1), repository(1), None)).await.unwrap_err();
+    assert!(error.to_string().contains("90.0 % full"), "{error}");
+    let volumes = host.volumes(host.settings());
+    volumes.open(&opening("vg0/db", session(1), repository(1), None)).await.unwrap();
+    assert_eq!(host.ran("lvextend").len(), 1);
+}
+
+#[tokio::test]
+async fn members_of_a_group_get_room_by_their_own_last_run() {
+    let (root, data) = (linear("vg0", "root"), linear("vg0", "data"));
+    let last = ours(&data, &Marks { baseline: true, ..marks(&data, repository(1), 7) });
+    let host = Host::new(&[root, data, last]);
+    let volumes = host.volumes(host.settings());
+    let group = group(1, &["vg0/root", "vg0/data"]);
+    let of = Opening { group: Some(&group), ..opening("vg0/root", session(1), repository(1), None) };
+    volumes.open(&of).await.unwrap();
+    let size = |of: &str| host.ran("lvcreate").iter().any(|line| line.ends_with(of));
+    assert!(size("--size 33554432b vg0/data") && size("--size 109051904b vg0/root"), "{:?}", host.ran("lvc"));
+}
+
+#[tokio::test]
+async fn what_is_left_out_is_a_fact() {
+    let host = Host::new(&[linear("vg0", "web")]);
+    host.tool(
+        "vgcfgbackup",
+        "while [ $# -gt 1 ]; do [ \"$1\" != --file ] || head -c 300000 /dev/zero > \"$2\"; shift; done",
+    );
+    let hooks = Hooks { pre: None, post: Some("exit 7".into()) };
+    let usual = Treatment { hooks, ..Treatment::default() };
+    let volumes = host.volumes(Settings { usual, ..host.settings() });
+    let read = volumes.open(&opening("vg0/web", session(1), repository(1), None)).await.unwrap();
+    let fact =
+        |wanted: &str| read.info().layout.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+    assert!(fact("vgcfgbackup").is_none());
+    assert!(fact("vgcfgbackup_left_out").unwrap().contains("300000 bytes"));
+    assert!(fact("post_failed").unwrap().contains("exit 7"));
 }
 
 fn group(run: u128, members: &[&str]) -> Group {
