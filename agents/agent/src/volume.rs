@@ -139,4 +139,14 @@ pub trait Volumes: fmt::Debug + Send + Sync + 'static {
     /// for good: what belongs to it becomes what the next run compares with. Also called for sessions that opened
     /// nothing here, and more than once. What goes wrong is logged, and is for the next run to tidy up.
     async fn close(&self, session: SessionId, committed: bool);
+
+    /// Sessions for which something is held here until they are closed or released.
+    fn open_sessions(&self) -> Vec<SessionId> {
+        Vec::new()
+    }
+
+    /// Nobody drives the session any more, as far as can be told, and nobody knows how it ended: what is held for it
+    /// is no longer in use. It is not removed: the next run judges it by what is in the archive, and the session
+    /// itself may open it again. What is still open stays as it is.
+    async fn release(&self, _session: SessionId) {}
 }

@@ -137,11 +137,8 @@ impl Starting<'_> {
         let files = Arc::new(Files::new(app.environment.clone()));
         let lvm = &app.settings.lvm.value;
         let volumes = lvm::volumes(lvm, &Default::default(), false, files, app.environment.clone())?;
-        if let Some(repository) = self.repository.as_ref().filter(|_| Tools::new().has("lvs"))
-            && let Err(why) = host::sweep(app, repository).await
-        {
-            // Without the bucket, or without LVM, the next backup of each volume tidies up.
-            tracing::warn!(why = text::error(&why), "cannot look for what crashed runs left");
+        if Tools::new().has("lvs") {
+            sweep(app, self.repository.as_ref()).await;
         }
         let (seed, ids) = (self.key.cut_seed(), self.key.chunk_ids());
         self.tasks.spawn(Reader::new(self.context.clone(), volumes, settings, seed, ids).run());
@@ -229,6 +226,19 @@ impl Starting<'_> {
         }
         self.tasks.spawn(async move { restorer.run(&host, targets).await });
         Ok(())
+    }
+}
+
+/// Thaws what crashed runs left frozen, and removes what nobody needs for certain: with the bucket more than without.
+async fn sweep(app: &App, repository: Option<&Repository>) {
+    let mut swept = host::sweep(app, repository).await;
+    if let (Err(why), Some(_)) = (&swept, repository) {
+        tracing::warn!(why = text::error(why), "cannot ask the repository which sessions are over");
+        swept = host::sweep(app, None).await;
+    }
+    if let Err(why) = swept {
+        // The next backup of each volume tidies up.
+        tracing::warn!(why = text::error(&why), "cannot look for what crashed runs left");
     }
 }
 

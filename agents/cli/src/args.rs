@@ -343,7 +343,11 @@ pub enum HostCommand {
     /// List lvkeep's LVM snapshots on this host: baselines, those being read, and orphans
     List,
     /// Remove LVM snapshots that crashed runs left, and thaw what they left frozen
-    Clean,
+    Clean {
+        /// Also what agents took and nobody here can judge: of another repository, or without the bucket.
+        #[arg(long)]
+        unknown: bool,
+    },
 }
 
 /// `config ...`.

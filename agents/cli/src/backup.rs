@@ -57,7 +57,7 @@ pub async fn run(app: &App, args: &BackupArgs) -> anyhow::Result<()> {
     let mut work = Embedded::writing(app, &hold).await?;
     if sources.iter().any(|source| source.group.is_some()) && Tools::new().has("lvs") {
         // What is left is no reason not to back up.
-        if let Err(why) = host::sweep(app, &work.repository).await {
+        if let Err(why) = host::sweep(app, Some(&work.repository)).await {
             app.say(format!("cannot look for what crashed runs left: {}", text::error(&why)));
         }
     }

@@ -12,17 +12,18 @@ use crate::{select, text};
 
 /// `lvkeep host list`.
 pub async fn list(app: &App) -> anyhow::Result<()> {
-    let found = survey(app, false).await?;
+    let found = survey(app, false, Fate::Unknown).await?;
     print(app, &found)
 }
 
 /// `lvkeep host clean`.
-pub async fn clean(app: &App) -> anyhow::Result<()> {
-    let found = survey(app, true).await?;
+pub async fn clean(app: &App, unknown: bool) -> anyhow::Result<()> {
+    let untold = if unknown { Fate::GivenUp } else { Fate::Unknown };
+    let found = survey(app, true, untold).await?;
     print(app, &found)
 }
 
-async fn survey(app: &App, remove: bool) -> anyhow::Result<Vec<Cleaned>> {
+async fn survey(app: &App, remove: bool, untold: Fate) -> anyhow::Result<Vec<Cleaned>> {
     let repository = match app.repository().await {
         Ok(repository) => Some(repository),
         Err(why) => {
@@ -31,12 +32,12 @@ async fn survey(app: &App, remove: bool) -> anyhow::Result<Vec<Cleaned>> {
             None
         }
     };
-    survey_with(app, repository.as_ref(), remove).await
+    survey_with(app, repository.as_ref(), remove, untold).await
 }
 
-/// Removes what crashed runs left; the repository says which of their sessions are over.
-pub async fn sweep(app: &App, repository: &Repository) -> anyhow::Result<()> {
-    for gone in survey_with(app, Some(repository), true).await?.iter().filter(|one| one.removed) {
+/// Removes what crashed runs left, and thaws what they left frozen; the repository says which of their sessions are over.
+pub async fn sweep(app: &App, repository: Option<&Repository>) -> anyhow::Result<()> {
+    for gone in survey_with(app, repository, true, Fate::Unknown).await?.iter().filter(|one| one.removed) {
         let why = gone.orphan.as_deref().unwrap_or_default();
         app.say(format!("removed the LVM snapshot {}: {why}", gone.snapshot));
     }
@@ -47,21 +48,22 @@ async fn survey_with(
     app: &App,
     repository: Option<&Repository>,
     remove: bool,
+    untold: Fate,
 ) -> anyhow::Result<Vec<Cleaned>> {
     let (tools, settings) = (Tools::new(), app.settings.lvm.value.settings(&Default::default())?);
-    let unknown = |_: RepoId, _: SessionId| Fate::Unknown;
+    let nobody_tells = |_: RepoId, _: Option<SessionId>| untold;
     let Some(repository) = repository else {
-        return Ok(LvmVolumes::survey(&tools, &settings, unknown, remove).await?);
+        return Ok(LvmVolumes::survey(&tools, &settings, nobody_tells, remove).await?);
     };
     // Only what is here is asked about.
-    let here = LvmVolumes::survey(&tools, &settings, unknown, false).await?;
+    let here = LvmVolumes::survey(&tools, &settings, nobody_tells, false).await?;
     let own = repository.key.repo();
     let wanted = here.iter().filter(|one| one.repository == own.to_string());
     let wanted: BTreeSet<SessionId> = wanted.filter_map(|one| one.session.as_deref()?.parse().ok()).collect();
     let fates = fates(repository, &wanted).await?;
-    let fate = |of: RepoId, session: SessionId| match of == own {
-        true => fates.get(&session).copied().unwrap_or(Fate::Unknown),
-        false => Fate::Unknown,
+    let fate = |of: RepoId, session: Option<SessionId>| {
+        let known = session.filter(|_| of == own).and_then(|session| fates.get(&session).copied());
+        known.unwrap_or(untold)
     };
     Ok(LvmVolumes::survey(&tools, &settings, fate, remove).await?)
 }
@@ -104,7 +106,7 @@ fn print(app: &App, found: &Vec<Cleaned>) -> anyhow::Result<()> {
                 (Some(why), false, ..) => format!("orphan: {why}"),
                 (None, _, true, _) => "being read".to_owned(),
                 (None, _, _, true) => "baseline".to_owned(),
-                (None, ..) => "its session goes on".to_owned(),
+                (None, ..) => "its session goes on, or nobody here can tell".to_owned(),
             };
             table.row([
                 one.snapshot.clone(),

@@ -97,7 +97,7 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(app, args).await,
         Command::Cancel(args) => done(sessions::cancel(app, args).await),
         Command::Host(HostCommand::List) => done(host::list(app).await),
-        Command::Host(HostCommand::Clean) => done(host::clean(app).await),
+        Command::Host(HostCommand::Clean { unknown }) => done(host::clean(app, *unknown).await),
         Command::Config(ConfigCommand::Show) => done(app.show_settings()),
         Command::Index(IndexCommand::Rebuild) => done(embedded::rebuild_index(app).await),
         Command::Key(KeyCommand::Show) => done(keys::show(app).await),

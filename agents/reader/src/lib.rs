@@ -7,6 +7,7 @@
 //! Chunk bytes are copied once, from the source into a pooled buffer; extents are slices of it. The reader never
 //! compresses, hashes for identity, or talks to the bucket, and holds no more memory than its pool of buffers.
 
+mod abandoned;
 mod ahead;
 mod asking;
 mod audit;
@@ -14,6 +15,7 @@ pub mod cut;
 mod emit;
 mod file;
 mod leaves;
+mod places;
 mod plan;
 mod reading;
 mod readings;

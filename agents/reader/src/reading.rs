@@ -21,16 +21,19 @@ use agent::{Context, Failure, Handler, Outcome, Queue, Topic, Volumes};
 use async_trait::async_trait;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
+use schema::SessionId;
 use schema::keys::ChunkIds;
 use schema::limits::{BLOCK, LEAF_SPAN, MESSAGE_MAX};
 use schema::messages::{About, CloseReading, FailureKind, Message, ReadVolume};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use crate::audit::Audit;
 use crate::emit::HEADROOM;
+use crate::places::{Place, Places};
 use crate::readings::{Entered, Reading, Readings, Waiting};
-use crate::request::Serving;
+use crate::request::{Serving, Through};
 
 #[cfg(test)]
 mod tests;
@@ -88,6 +91,9 @@ pub(crate) struct Shared {
     pub(crate) ids: ChunkIds,
     pub(crate) pool: Pool,
     pub(crate) readings: Readings,
+    /// Volumes that may be read at once, whoever waited for what before.
+    pub(crate) at_once: Semaphore,
+    pub(crate) places: Places,
 }
 
 impl Reader {
@@ -108,7 +114,9 @@ impl Reader {
         };
         let pool = Pool::new(settings.segments, HEADROOM + settings.segment);
         let readings = Readings::new(volumes, OPEN_MIN.max(settings.readers * 2));
-        Self { shared: Arc::new(Shared { context, settings, cut_seed, ids, pool, readings }) }
+        let (at_once, places) = (Semaphore::new(settings.readers), Places::default());
+        let shared = Shared { context, settings, cut_seed, ids, pool, readings, at_once, places };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Serves until the context's flag is raised; requests in progress are then handed back.
@@ -119,13 +127,17 @@ impl Reader {
             tasks.spawn(async move {
                 let queue = Queue::reads(&shared.settings.host);
                 // A request takes as long as a volume: none is taken before there is time for it.
-                agent::consume(&shared.context, &queue, MESSAGE_MAX, Requests { shared: shared.clone() })
-                    .await
+                agent::consume(&shared.context, &queue, MESSAGE_MAX, Requests::new(&shared)).await
             });
         }
         let shared = self.shared.clone();
         tasks.spawn(async move {
             shared.close_what_is_over().await;
+            Ok(())
+        });
+        let shared = self.shared.clone();
+        tasks.spawn(async move {
+            shared.release_what_is_abandoned().await;
             Ok(())
         });
         while let Some(ended) = tasks.join_next().await {
@@ -141,6 +153,35 @@ impl Reader {
 /// One loop over the requests.
 struct Requests {
     shared: Arc<Shared>,
+    /// Requests of this loop that wait for a place.
+    waiting: JoinSet<()>,
+}
+
+impl Requests {
+    fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: shared.clone(), waiting: JoinSet::new() }
+    }
+
+    /// The request waits by itself, and this loop goes on.
+    fn wait_for_place(&mut self, waiting: Waiting, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
+        while self.waiting.try_join_next().is_some() {}
+        let session = waiting.request.session;
+        match Places::enter(&self.shared, session) {
+            Some(place) => {
+                self.waiting.spawn(Place::wait(place, waiting).in_current_span());
+                Ok(Outcome::Held)
+            }
+            None if self.shared.places.is_waiting(session) => {
+                *ticket = waiting.ticket;
+                Ok(Outcome::Done)
+            }
+            None => {
+                *ticket = waiting.ticket;
+                let why = format!("too many sessions wait to read on host {}", self.shared.settings.host);
+                Err(Failure { retry: true, ..Failure::new(FailureKind::Other, why) })
+            }
+        }
+    }
 }
 
 #[async_trait]
@@ -154,46 +195,81 @@ impl Handler for Requests {
         let about = About::session(request.session, message.about()?.volume);
         let (session, source) = (request.session, request.source.as_str());
         let span = tracing::info_span!("read", volume = about.volume, %session, source);
-        self.shared.serve(&request, &about, ticket).instrument(span).await
+        if self.shared.places.is_waiting(session) {
+            tracing::debug!(%session, "a request of the session waits for a place already");
+            return Ok(Outcome::Done);
+        }
+        match self.shared.serve(&request, &about, ticket).instrument(span.clone()).await? {
+            Served::Through(outcome) => Ok(outcome),
+            Served::NoPlace(waiting) => span.in_scope(|| self.wait_for_place(*waiting, ticket)),
+        }
     }
+
+    async fn drain(&mut self) -> Result<(), Failure> {
+        while self.waiting.join_next().await.is_some() {}
+        Ok(())
+    }
+}
+
+/// What became of a request that was served.
+pub(crate) enum Served {
+    Through(Outcome),
+    /// Its source cannot be opened yet.
+    NoPlace(Box<Waiting>),
+}
+
+/// What became of one request.
+enum One {
+    Done,
+    Held,
+    NoPlace,
 }
 
 /// How serving a request ended.
 enum End {
-    Through(Result<(), Failure>),
+    Through(Result<Through, Failure>),
     SessionOver,
     Stopping,
 }
 
 impl Shared {
-    async fn serve(
+    pub(crate) async fn serve(
         &self,
         request: &ReadVolume,
         about: &About,
         ticket: &mut Option<Ticket>,
-    ) -> Result<Outcome, Failure> {
+    ) -> Result<Served, Failure> {
+        let done = || Ok(Served::Through(Outcome::Done));
+        let held = || Ok(Served::Through(Outcome::Held));
+        if let Some(parent) = request.parent {
+            self.close_parent(parent.session).await;
+        }
         let Some(reading) = self.readings.of(request.session) else {
             tracing::debug!("the session is over; not reading for it");
-            return Ok(Outcome::Done);
+            return done();
         };
         let waiting = Waiting { request: request.clone(), about: about.clone(), ticket: ticket.take() };
         let (mut turn, mut current) = match reading.take_turn(waiting) {
             Entered::Now(turn, waiting) => (turn, waiting),
-            Entered::Waits => return Ok(Outcome::Held),
+            Entered::Waits => return held(),
             // What is missing of it is asked for again.
             Entered::Full(waiting) => {
                 *ticket = waiting.ticket;
-                return Ok(Outcome::Done);
+                return done();
             }
         };
         loop {
             *ticket = current.ticket.take();
             match self.serve_one(&current, &reading, ticket).await? {
-                Outcome::Held => return Ok(Outcome::Held),
-                Outcome::Done => {}
+                One::Held => return held(),
+                One::Done => {}
+                One::NoPlace => {
+                    current.ticket = ticket.take();
+                    return Ok(Served::NoPlace(Box::new(current)));
+                }
             }
             match turn.next() {
-                None => return Ok(Outcome::Done),
+                None => return done(),
                 Some(next) => {
                     if let Some(ticket) = ticket.take() {
                         ticket.done().await?;
@@ -209,28 +285,37 @@ impl Shared {
         Waiting { request, about, .. }: &Waiting,
         reading: &Reading,
         ticket: &mut Option<Ticket>,
-    ) -> Result<Outcome, Failure> {
-        let serving = Serving { shared: self, request, about, reading };
+    ) -> Result<One, Failure> {
+        let serving = async {
+            let _one_of = self.at_once.acquire().await;
+            Serving { shared: self, request, about, reading }.serve().await
+        };
         let end = tokio::select! {
             biased;
             () = self.context.stop.raised() => End::Stopping,
             () = reading.over().raised() => End::SessionOver,
-            result = serving.serve() => End::Through(result),
+            result = serving => End::Through(result),
             never = self.keep(ticket, reading) => match never {},
         };
         match end {
             End::Through(result) => {
                 let whose = || format!("volume {}", about.volume);
-                result.map(|()| Outcome::Done).map_err(|failure| failure.context(whose()))
+                match result.map_err(|failure| failure.context(whose()))? {
+                    Through::Done => Ok(One::Done),
+                    Through::Busy(why) => {
+                        tracing::info!(why, "waiting for a place");
+                        Ok(One::NoPlace)
+                    }
+                }
             }
             End::SessionOver => {
                 tracing::info!("the session is over; stopped reading");
-                Ok(Outcome::Done)
+                Ok(One::Done)
             }
             End::Stopping => {
                 // Dropped without a word, the request goes to whoever runs next.
                 drop(ticket.take());
-                Ok(Outcome::Held)
+                Ok(One::Held)
             }
         }
     }
@@ -255,8 +340,17 @@ impl Shared {
         }
     }
 
-    /// Listens for sessions that are over. A message that is missed costs an open source until the table is full, and
-    /// what volumes keep for the session until its next one.
+    /// What a session compares with is in the archive: the parent's session is over and was committed, also where
+    /// nobody here has heard so.
+    async fn close_parent(&self, parent: SessionId) {
+        if let Some(reading) = self.readings.close(parent) {
+            reading.idle().await;
+        }
+        self.readings.volumes().close(parent, true).await;
+    }
+
+    /// Listens for sessions that are over. What is missed is made good by the next session of the same volume, and
+    /// otherwise when nobody has driven the session for a while.
     async fn close_what_is_over(&self) {
         let mut closing = FuturesUnordered::new();
         let mut over = None;

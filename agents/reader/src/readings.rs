@@ -237,6 +237,22 @@ impl Readings {
         closed
     }
 
+    /// Closes the session's reading unless somebody uses it; the session may come back. Says whether it is closed.
+    pub(crate) fn forget(&self, session: SessionId) -> bool {
+        let mut table = self.table();
+        let in_use = |(_, reading): &(u64, Arc<Reading>)| Arc::strong_count(reading) > 1;
+        if table.open.get(&session).is_some_and(in_use) {
+            return false;
+        }
+        table.open.remove(&session);
+        true
+    }
+
+    /// Whether somebody uses the session's reading.
+    pub(crate) fn is_in_use(&self, session: SessionId) -> bool {
+        self.table().open.get(&session).is_some_and(|(_, reading)| Arc::strong_count(reading) > 1)
+    }
+
     /// How many sessions have a reading here.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use agent::buffer::{Buffer, Pool};
-use agent::{BusError, Changes, Failure, Opening, Queue, Volume};
+use agent::{BusError, Changes, Failure, Opening, Queue, Volume, VolumeError};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use schema::limits::{CHUNK_MAX, LEAF_SPAN, UNCHANGED_RANGES_MAX};
@@ -45,9 +45,16 @@ struct Source<'a> {
     geometry: Geometry,
 }
 
+/// How far a request was served.
+pub(crate) enum Through {
+    Done,
+    /// Its source cannot be opened yet: why.
+    Busy(String),
+}
+
 impl Serving<'_> {
     /// Reads what is wanted and tells what became of it.
-    pub(crate) async fn serve(&self) -> Result<(), Failure> {
+    pub(crate) async fn serve(&self) -> Result<Through, Failure> {
         let Self { shared, request, about, .. } = self;
         let conductor = Conductor::new(&shared.context, about, request.session);
         let asks_for_leaves = request.leaves.as_ref().is_none_or(|leaves| !leaves.is_empty());
@@ -57,7 +64,7 @@ impl Serving<'_> {
         };
         if answer.as_ref().is_some_and(|answer| answer.over) {
             tracing::debug!("the session wants nothing any more; not reading for it");
-            return Ok(());
+            return Ok(Through::Done);
         }
         let opening = Opening {
             source: &request.source,
@@ -68,7 +75,10 @@ impl Serving<'_> {
             parent: request.parent.map(|parent| parent.session),
             group: request.group.as_ref(),
         };
-        let volume = shared.readings.open(self.reading, &opening).await?;
+        let volume = match shared.readings.open(self.reading, &opening).await {
+            Err(busy @ VolumeError::Busy { .. }) => return Ok(Through::Busy(busy.to_string())),
+            opened => opened?,
+        };
         let info = volume.info();
         let (reading, size) = (info.reading, info.size);
         let geometry = Geometry::new(size)?;
@@ -88,7 +98,8 @@ impl Serving<'_> {
         };
         tracing::info!(bytes_read, changed, "through");
         let request = request.request;
-        Ok(self.tell(&SessionEvent::Read { reading, request, bytes_read, changed }).await?)
+        self.tell(&SessionEvent::Read { reading, request, bytes_read, changed }).await?;
+        Ok(Through::Done)
     }
 
     /// Reads, cuts and tells; returns the bytes read.

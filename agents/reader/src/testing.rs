@@ -1,6 +1,6 @@
 //! What the tests share: a clock that stands still until somebody sleeps, and volumes in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,6 +20,7 @@ pub(crate) struct Still {
     sleeps: AtomicU64,
     stuck: bool,
     eager: bool,
+    ends: Option<Duration>,
 }
 
 impl Still {
@@ -36,6 +37,12 @@ impl Still {
     /// A clock on which even long sleeps end at once.
     pub(crate) fn eager() -> Arc<Self> {
         Arc::new(Self { eager: true, ..Self::default() })
+    }
+
+    /// A clock at `ms` milliseconds since 1970 on which long sleeps end at once if they are this long.
+    pub(crate) fn ending(ms: u64, ends: Duration) -> Arc<Self> {
+        let now = Mutex::new(Duration::from_millis(ms));
+        Arc::new(Self { now, ends: Some(ends), ..Self::default() })
     }
 
     /// How often somebody slept.
@@ -55,7 +62,7 @@ impl Environment for Still {
     }
 
     async fn sleep(&self, duration: Duration) {
-        if duration > Duration::from_secs(1) && !self.eager {
+        if duration > Duration::from_secs(1) && !self.eager && self.ends != Some(duration) {
             // Time limits and heartbeats: nothing in these tests takes that long.
             return std::future::pending().await;
         }
@@ -159,6 +166,10 @@ pub(crate) struct Shelf {
     memories: BTreeMap<String, Arc<Memory>>,
     opened: AtomicU64,
     closed: Mutex<Vec<(SessionId, bool)>>,
+    held: Mutex<BTreeSet<SessionId>>,
+    released: Mutex<Vec<SessionId>>,
+    /// How often sources cannot be opened yet.
+    busy: Mutex<BTreeMap<String, u32>>,
     gate: Arc<Gate>,
 }
 
@@ -175,11 +186,29 @@ impl Shelf {
     pub(crate) fn with_reads<const N: usize>(memories: [(&str, Memory); N], reads: usize) -> Arc<Self> {
         let memories = memories.map(|(name, memory)| (name.to_owned(), Arc::new(memory))).into();
         let gate = Arc::new(Gate(tokio::sync::Semaphore::new(reads)));
-        Arc::new(Self { memories, opened: AtomicU64::new(0), closed: Mutex::default(), gate })
+        Arc::new(Self {
+            memories,
+            opened: AtomicU64::new(0),
+            closed: Mutex::default(),
+            held: Mutex::default(),
+            released: Mutex::default(),
+            busy: Mutex::default(),
+            gate,
+        })
     }
 
     pub(crate) fn opened(&self) -> u64 {
         self.opened.load(Ordering::SeqCst)
+    }
+
+    /// From here on a source cannot be opened yet, so many times.
+    pub(crate) fn set_busy(&self, source: &str, times: u32) {
+        self.busy.lock().unwrap().insert(source.to_owned(), times);
+    }
+
+    /// The sessions that it released.
+    pub(crate) fn released(&self) -> Vec<SessionId> {
+        self.released.lock().unwrap().clone()
     }
 
     /// The sessions that it was told are over, and whether each was committed.
@@ -196,6 +225,13 @@ impl Volumes for Shelf {
         let Some(memory) = self.memories.get(opening.source) else {
             return Err(VolumeError::CannotOpen { source_name, why: "there is no such source".into() });
         };
+        if let Some(times) = self.busy.lock().unwrap().get_mut(opening.source)
+            && *times > 0
+        {
+            *times -= 1;
+            return Err(VolumeError::Busy { source_name, why: "too many are being read".into() });
+        }
+        self.held.lock().unwrap().insert(opening.session);
         let count = self.opened.fetch_add(1, Ordering::SeqCst);
         if opening.reading.is_some() {
             return Err(VolumeError::ReadingLost { source_name, why: "it was closed".into() });
@@ -216,7 +252,17 @@ impl Volumes for Shelf {
     }
 
     async fn close(&self, session: SessionId, committed: bool) {
+        self.held.lock().unwrap().remove(&session);
         self.closed.lock().unwrap().push((session, committed));
+    }
+
+    fn open_sessions(&self) -> Vec<SessionId> {
+        self.held.lock().unwrap().iter().copied().collect()
+    }
+
+    async fn release(&self, session: SessionId) {
+        self.held.lock().unwrap().remove(&session);
+        self.released.lock().unwrap().push(session);
     }
 }
 

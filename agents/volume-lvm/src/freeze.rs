@@ -199,13 +199,30 @@ impl Command {
         Self::new("sh", &["-c", text])
     }
 
+    /// A command of the operator, which thaws nothing that is known of.
+    fn is_hook(&self) -> bool {
+        self.program == "sh"
+    }
+
     pub(crate) async fn run(&self, tools: &Tools) -> Result<(), ToolError> {
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
-        tools.change(&self.program, &arguments).await.map(drop)
+        match self.is_hook() {
+            true => tools.hook(&self.program, &arguments).await.map(drop),
+            false => tools.change(&self.program, &arguments).await.map(drop),
+        }
     }
 }
 
-/// Freezes, does `body`, and thaws. Says what came of `body`, and for how long writers were held still.
+/// How writers were held still.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stillness {
+    /// For how long.
+    pub frozen: Duration,
+    /// Which of the operator's commands failed afterwards, and why. None of them is run twice.
+    pub failed: Vec<String>,
+}
+
+/// Freezes, does `body`, and thaws. Says what came of `body`, and how writers were held still.
 ///
 /// Runs in a task of its own: whoever waits for it may give up, and the thawing comes all the same.
 pub async fn around<T, F>(
@@ -214,21 +231,25 @@ pub async fn around<T, F>(
     plan: Plan,
     times: Times,
     body: F,
-) -> Result<(T, Duration), FreezeError>
+) -> Result<(T, Stillness), FreezeError>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
     if plan.is_empty() {
-        return Ok((body.await, Duration::ZERO));
+        return Ok((body.await, Stillness::default()));
     }
     let (tools, state) = (tools.clone(), state.to_owned());
     let task = tokio::spawn(async move {
-        let mut still =
-            Still { tools: tools.with_limit(times.hook), undo: Vec::new(), left: Left::new(&state)? };
+        let mut still = Still {
+            tools: tools.with_limit(times.hook),
+            undo: Vec::new(),
+            left: Left::new(&state)?,
+            failed: Vec::new(),
+        };
         let done = held(&mut still, &plan, times, body).await;
         still.let_go().await;
-        done
+        done.map(|(done, frozen)| (done, Stillness { frozen, failed: still.failed }))
     });
     task.await
         .unwrap_or_else(|why| Err(FreezeError::Refused(format!("taking the snapshot ended early: {why}"))))
@@ -276,6 +297,8 @@ struct Still {
     tools: Tools,
     undo: Vec<(Command, Watchdog)>,
     left: Left,
+    /// The operator's commands that failed after the snapshots.
+    failed: Vec<String>,
 }
 
 impl Still {
@@ -289,21 +312,32 @@ impl Still {
         Ok(())
     }
 
-    /// Undoes everything, the last first. What cannot be undone is left to the watchdog and the next run.
+    /// Undoes everything, the last first. What cannot be thawed is left to the watchdog and
+    /// the next run; a command of the operator that fails has been run, and is not run again.
     async fn let_go(&mut self) {
-        let mut whole = true;
+        let mut frozen = Vec::new();
         while let Some((command, watchdog)) = self.undo.pop() {
             match command.run(&self.tools).await {
                 Ok(()) => watchdog.dismiss().await,
+                Err(why) if command.is_hook() => {
+                    tracing::error!(%why, "a command after the snapshot failed; the snapshot is there");
+                    self.failed.push(why.to_string());
+                    watchdog.dismiss().await;
+                }
                 Err(why) => {
-                    whole = false;
                     tracing::error!(%why, "cannot thaw; trying once more in another way");
+                    frozen.insert(0, command);
                     drop(watchdog);
                 }
             }
         }
-        if whole {
-            self.left.forget();
+        match frozen.is_empty() {
+            true => self.left.forget(),
+            false => {
+                if let Err(why) = self.left.note(&frozen) {
+                    tracing::warn!(%why, "the note of what is frozen names more than that");
+                }
+            }
         }
     }
 }

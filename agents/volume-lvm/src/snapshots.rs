@@ -175,9 +175,12 @@ pub enum Fate {
     Over,
     /// Nobody here can tell.
     Unknown,
+    /// Nobody here can tell, and the operator says that nobody needs it.
+    GivenUp,
 }
 
-/// Why a snapshot is an orphan, when the host is cleaned; none when it stays.
+/// Why a snapshot is an orphan, when the host is cleaned; none when it stays. What agents took, and nobody here can judge,
+/// stays unless it is given up: an agent that starts again goes on with it, and it may be a baseline by the archive.
 pub fn orphaned(
     inventory: &Inventory,
     ours: &Ours<'_>,
@@ -195,6 +198,7 @@ pub fn orphaned(
         return Some("it has overflowed");
     }
     match (fate, ours.marks.session, ours.marks.baseline) {
+        (Fate::Unknown, None, _) if !ours.marks.embedded => None,
         (_, None, _) => Some("no session of its group came for it"),
         (Fate::Newest, ..) => None,
         (Fate::Open, ..) if ours.marks.embedded => {
@@ -202,7 +206,8 @@ pub fn orphaned(
         }
         (Fate::Open, ..) => None,
         (Fate::Over, ..) => Some("its session is over, and it is not the baseline of its volume"),
-        (Fate::Unknown, _, true) => None,
-        (Fate::Unknown, _, false) => Some("the process that took it is gone"),
+        (Fate::Unknown | Fate::GivenUp, _, true) => None,
+        (Fate::Unknown, ..) if !ours.marks.embedded => None,
+        (Fate::Unknown | Fate::GivenUp, _, false) => Some("the process that took it is gone"),
     }
 }

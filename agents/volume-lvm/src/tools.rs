@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::task::JoinHandle;
@@ -150,7 +150,16 @@ impl Tools {
 
     /// Runs a tool that changes something. It is never killed hard, and goes on when the future is dropped.
     pub async fn change(&self, program: &str, arguments: &[&str]) -> Result<Output, ToolError> {
+        self.run_apart(self.start(program, arguments, false)?).await
+    }
+
+    /// Runs a command of the operator, as [`Self::change`] does; when its time is over it ends with all that it started.
+    pub async fn hook(&self, program: &str, arguments: &[&str]) -> Result<Output, ToolError> {
         let run = self.start(program, arguments, false)?;
+        self.run_apart(Run { group: true, ..run }).await
+    }
+
+    async fn run_apart(&self, run: Run) -> Result<Output, ToolError> {
         let command = run.command.clone();
         // A task of its own: the tool's end is waited for and its pipes are drained, whoever gave up on it.
         let ended = tokio::spawn(run.run_out(self.limit)).await;
@@ -202,7 +211,7 @@ impl Tools {
         let pipes = child.stdout.take().zip(child.stderr.take());
         let (stdout, stderr) = pipes.ok_or_else(|| cannot("it has no pipes".to_owned()))?;
         let complaints = tokio::spawn(complaints(stderr));
-        Ok(Run { child, stdout, complaints, command, kill })
+        Ok(Run { child, stdout, complaints, command, kill, group: false })
     }
 }
 
@@ -214,6 +223,8 @@ struct Run {
     complaints: JoinHandle<String>,
     command: String,
     kill: bool,
+    /// What it started ends with it.
+    group: bool,
 }
 
 impl Run {
@@ -271,12 +282,21 @@ impl Run {
 
     async fn asked_to_end(&mut self) -> &'static str {
         let process = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        if let Some(process) = process {
+        let signal = |signal| {
             // Already gone is as good.
-            let _ = kill_process(process, Signal::TERM);
-        }
+            let _ = match (process, self.group) {
+                (Some(process), true) => kill_process_group(process, signal),
+                (Some(process), false) => kill_process(process, signal),
+                (None, _) => Ok(()),
+            };
+        };
+        signal(Signal::TERM);
         match timeout(GRACE, self.child.wait()).await {
             Ok(_) => "it was asked to end, and did",
+            Err(_) if self.group => {
+                signal(Signal::KILL);
+                "it was killed with all that it had started"
+            }
             Err(_) => "it was asked to end, and still runs: look at it by hand",
         }
     }

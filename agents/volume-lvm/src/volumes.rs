@@ -128,12 +128,6 @@ impl LvmVolumes {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Sessions whose snapshots this process still has, with their repository.
-    pub fn open_sessions(&self) -> Vec<(SessionId, RepoId)> {
-        let table = self.shared.table();
-        table.sessions.iter().map(|(session, held)| (*session, held.repository)).collect()
-    }
-
     /// Removes group snapshots of this process that no session came for: after the last session of the process.
     pub async fn finish(&self) {
         self.shared.clone().remove_unclaimed(true).await;
@@ -169,6 +163,18 @@ impl Volumes for LvmVolumes {
         let closing = tokio::spawn(async move { shared.close(session, &held, committed).await });
         if let Err(why) = closing.await {
             tracing::warn!(%session, %why, "the session's snapshot stays for the next run to tidy up");
+        }
+    }
+
+    fn open_sessions(&self) -> Vec<SessionId> {
+        self.shared.table().sessions.keys().copied().collect()
+    }
+
+    async fn release(&self, session: SessionId) {
+        let shared = self.shared.clone();
+        let releasing = tokio::spawn(async move { shared.release(session).await });
+        if let Err(why) = releasing.await {
+            tracing::warn!(%session, %why, "the session's snapshot stays in use");
         }
     }
 }

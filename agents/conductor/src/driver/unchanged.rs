@@ -177,7 +177,12 @@ impl Driver {
     /// What is still wanted of a request. Who asks before there is a reading wants to know whether to begin.
     pub(super) fn on_question(&mut self, question: Question) {
         let wanted = match &self.reading {
-            None => Wanted { over: false, leaves: vec![(0, VOLUME_MAX / LEAF_SPAN)], forced: Vec::new() },
+            None => {
+                // Whoever asks is there, and may have to wait for a place.
+                self.progress_at = self.context.environment.elapsed();
+                self.asked_again = 0;
+                Wanted { over: false, leaves: vec![(0, VOLUME_MAX / LEAF_SPAN)], forced: Vec::new() }
+            }
             Some(reading) => {
                 let unforced = |leaf: &u64| !self.forced.contains_key(leaf);
                 let forced = self.forced.iter().filter(|(leaf, request)| {

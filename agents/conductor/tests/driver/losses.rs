@@ -153,6 +153,21 @@ async fn progress_renews_patience() {
     world.sealed(&job).await;
 }
 
+/// It may have to wait for a place, for longer than anybody has patience.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_asks_is_there() {
+    let world = World::new().await;
+    world.start(Settings { patience: 2, ask_again: Duration::from_secs(5), ..settings() });
+    let job = world.job(1);
+    world.submit(&job).await;
+    let request = world.asked().await;
+    for _ in 0..40 {
+        world.wait(3).await;
+        crate::tracked::wanted(&world, request.session, 1).await;
+    }
+    assert!(!world.is_reported(&job) && !world.is_asked(), "nothing is asked for twice meanwhile");
+}
+
 #[tokio::test(start_paused = true)]
 async fn another_reading_is_refused_and_its_mappings_left_out() {
     let world = World::new().await;

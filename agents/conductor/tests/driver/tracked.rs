@@ -35,7 +35,7 @@ async fn tracked(world: &World, session: SessionId, tracking: Tracking, distrust
     world.tell(session, SessionEvent::Tracked { reading: reading(1), tracking, distrusted }).await;
 }
 
-async fn wanted(world: &World, session: SessionId, request: u32) -> Wanted {
+pub async fn wanted(world: &World, session: SessionId, request: u32) -> Wanted {
     // What was told before is heard before.
     world.wait(1).await;
     let question = Message::new(&About::nothing(), &AskWanted { session, request });

@@ -52,7 +52,12 @@ struct Told {
 
 impl Host {
     fn new(volumes: Arc<dyn Volumes>, change: impl FnOnce(&mut Settings)) -> Self {
-        let (bus, context) = context(Still::at_ms(1 << 50));
+        Self::at(Still::at_ms(1 << 50), volumes, change)
+    }
+
+    /// One with another clock.
+    fn at(clock: Arc<Still>, volumes: Arc<dyn Volumes>, change: impl FnOnce(&mut Settings)) -> Self {
+        let (bus, context) = context(clock);
         let mut settings = Settings::new("h");
         change(&mut settings);
         let reader = Reader::new(context.clone(), volumes, settings.clone(), SEED, chunk_ids());

@@ -112,6 +112,19 @@ async fn what_cannot_be_frozen_is_let_go_again() {
 }
 
 #[tokio::test]
+async fn a_post_command_that_fails_is_reported_and_not_run_again() {
+    let host = Host::new();
+    let log = host.log_file().display().to_string();
+    let hooks = vec![Hooks { pre: None, post: Some(format!("echo post >> {log}; exit 3")) }];
+    let plan = Plan { hooks, ..host.plan() };
+    let ((), still) = around(&host.tools, &host.state(), plan, Times::default(), async {}).await.unwrap();
+    assert!(still.failed.len() == 1 && still.failed[0].contains("exit 3"), "{still:?}");
+    assert_eq!(host.notes(), 0, "nothing is left for another run");
+    assert!(thaw_what_was_left(&host.tools, &host.state()).await.is_empty());
+    assert_eq!(host.log().iter().filter(|line| *line == "post").count(), 1);
+}
+
+#[tokio::test]
 async fn a_panic_does_not_leave_anything_frozen() {
     let host = Host::new();
     let pipe = host.pipe("fsfreeze");

@@ -134,10 +134,15 @@ fn orphans_are_told_by_their_sessions_fate() {
         (plain.clone(), Fate::Over, true),
         (Marks { embedded: true, ..plain.clone() }, Fate::Open, true),
         (Marks { embedded: true, ..plain.clone() }, Fate::Newest, false),
-        (plain.clone(), Fate::Unknown, true),
+        (plain.clone(), Fate::Unknown, false),
+        (plain.clone(), Fate::GivenUp, true),
+        (Marks { embedded: true, ..plain.clone() }, Fate::Unknown, true),
         (Marks { baseline: true, ..plain.clone() }, Fate::Unknown, false),
+        (Marks { baseline: true, ..plain.clone() }, Fate::GivenUp, false),
         (Marks { baseline: true, ..plain.clone() }, Fate::Over, true),
-        (Marks { session: None, ..plain.clone() }, Fate::Unknown, true),
+        (Marks { session: None, ..plain.clone() }, Fate::Unknown, false),
+        (Marks { session: None, ..plain.clone() }, Fate::GivenUp, true),
+        (Marks { session: None, embedded: true, ..plain.clone() }, Fate::Unknown, true),
         (Marks { owner: Some(owner(1)), ..plain.clone() }, Fate::Over, false),
     ];
     for (marks, fate, goes) in table {

@@ -48,6 +48,22 @@ async fn a_tool_that_hangs_is_given_up() {
     assert!(matches!(&error, ToolError::TimedOut { said, .. } if said.contains("asked to end")), "{error}");
 }
 
+/// The shell that a hook is started by waits for what it runs.
+#[tokio::test]
+async fn a_hook_that_hangs_ends_with_all_that_it_started() {
+    let (kept, tools) = fake("sh.hook", "sleep 600 & echo $! > \"$1\"; wait");
+    let tools = tools.with_limit(Duration::from_millis(500));
+    let file = kept.path().join("child");
+    let error = tools.hook("sh.hook", &[file.to_str().unwrap()]).await.unwrap_err();
+    assert!(matches!(error, ToolError::TimedOut { .. }), "{error}");
+    let child = fs::read_to_string(file).unwrap();
+    let state = || fs::read_to_string(format!("/proc/{}/stat", child.trim()));
+    // Whoever inherited it may take its time to note its end.
+    while state().is_ok_and(|state| !state.contains(") Z ")) {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn a_change_goes_on_when_nobody_waits_for_it_any_more() {
     let (kept, tools) = fake("lvcreate", "read go < \"$1\"; echo done > \"$2\"");

@@ -29,6 +29,35 @@ impl Shared {
         }
     }
 
+    /// Nobody drives the session any more: its snapshot has no owner from here on, and stays. One that is open, or just
+    /// being opened, keeps its own.
+    pub(super) async fn release(&self, session: SessionId) {
+        let _changing = self.changing.lock().await;
+        let is_open = |held: &Arc<Held>| Arc::strong_count(held) > 1;
+        let (vg, origin, repository) = match self.table().sessions.get(&session) {
+            Some(held) if !is_open(held) => (held.vg.clone(), held.origin.clone(), held.repository),
+            _ => return,
+        };
+        let disowned = async {
+            let inventory = Inventory::volumes_of_group(&self.tools, &vg).await?;
+            let Some(own) = snapshots::of_session(&inventory, &origin, repository, session) else {
+                return Ok(());
+            };
+            let free = Marks { owner: None, ..own.marks.clone() };
+            commands::mark(&self.tools, own.volume, &own.marks, &free).await
+        };
+        match disowned.await {
+            Ok(()) => {
+                tracing::warn!(%session, "nobody drives the session any more; its LVM snapshot is for the next run to judge");
+                // Nobody opens it meanwhile: that takes the lock.
+                self.table().sessions.remove(&session);
+            }
+            Err(why) => {
+                tracing::warn!(%session, %why, "an LVM snapshot that nobody needs stays in use for now")
+            }
+        }
+    }
+
     /// After a commit: the older ones go, and the session's own is kept for the next run or goes too.
     async fn rotate(&self, inventory: &Inventory, session: SessionId, held: &Held) -> Result<(), ToolError> {
         let in_use = |marks: &Marks| self.in_use(marks);
@@ -152,7 +181,7 @@ impl LvmVolumes {
     pub async fn survey(
         tools: &Tools,
         settings: &Settings,
-        fate: impl Fn(RepoId, SessionId) -> Fate,
+        fate: impl Fn(RepoId, Option<SessionId>) -> Fate,
         remove: bool,
     ) -> Result<Vec<Cleaned>, ToolError> {
         if remove {
@@ -162,8 +191,7 @@ impl LvmVolumes {
         let in_use = |marks: &Marks| marks.owner.as_ref().is_some_and(Owner::is_alive);
         let mut cleaned = Vec::new();
         for ours in snapshots::all(&inventory) {
-            let fate =
-                ours.marks.session.map_or(Fate::Unknown, |session| fate(ours.marks.repository, session));
+            let fate = fate(ours.marks.repository, ours.marks.session);
             let orphan = snapshots::orphaned(&inventory, &ours, fate, in_use);
             let spared = snapshots::spared(&inventory, &ours);
             let mut removed = false;

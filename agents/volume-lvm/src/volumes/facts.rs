@@ -40,8 +40,8 @@ pub(super) fn of(inventory: &Inventory, volume: &LogicalVolume) -> Vec<(String, 
     facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// LVM's own description of a group, as `vgcfgrestore` takes it; without it a backup is still one.
-pub(super) async fn backup_of_group(tools: &Tools, vg: &str, state: &Path) -> Option<(String, String)> {
+/// LVM's own description of a group, as `vgcfgrestore` takes it; without it a backup is still one, and says so.
+pub(super) async fn backup_of_group(tools: &Tools, vg: &str, state: &Path) -> (String, String) {
     let name = "vgcfgbackup".to_owned();
     let folder = state.join("vgcfg");
     let file = folder.join(format!("{vg}-{}", std::process::id()));
@@ -55,19 +55,11 @@ pub(super) async fn backup_of_group(tools: &Tools, vg: &str, state: &Path) -> Op
     let text: Result<String, String> = written.await;
     // Only what was just written; absent is as good.
     let _ = std::fs::remove_file(&file);
-    match text {
-        Ok(text) if text.len() <= BACKUP_MAX => Some((name, text)),
-        Ok(text) => {
-            tracing::warn!(
-                vg,
-                bytes = text.len(),
-                "LVM's description of the group is too long to take along"
-            );
-            None
-        }
-        Err(why) => {
-            tracing::warn!(vg, why, "LVM's description of the group is not taken along");
-            None
-        }
-    }
+    let why = match text {
+        Ok(text) if text.len() <= BACKUP_MAX => return (name, text),
+        Ok(text) => format!("its {} bytes are more than {BACKUP_MAX}: keep it yourself", text.len()),
+        Err(why) => why,
+    };
+    tracing::warn!(vg, why, "LVM's description of the group is not taken along");
+    ("vgcfgbackup_left_out".to_owned(), why)
 }

@@ -12,13 +12,16 @@ use tokio::time::{Duration, Instant};
 use super::{Held, Place, Shared, cannot_open, facts, snapshot::Snapshot, tool_failed};
 use crate::changes::{Mapped, Pool};
 use crate::dm::DmName;
-use crate::freeze::{self, Freeze, Plan, mounted};
+use crate::freeze::{self, Freeze, Plan, Stillness, mounted};
 use crate::governor;
 use crate::marks::Marks;
 use crate::report::{Inventory, Kind, LogicalVolume, Uuid};
 use crate::settings::Treatment;
 use crate::snapshots::{self, commands, commands::Store};
 use crate::tools::{ToolError, Tools};
+
+/// How often a pool is extended to get below its watermark.
+const POOL_STEPS: usize = 3;
 
 /// What a session wants, as values of its own.
 #[derive(Debug, Clone)]
@@ -60,6 +63,8 @@ struct Found {
     inventory: Inventory,
     origin: LogicalVolume,
     snapshot: LogicalVolume,
+    /// Held from here on, so that it is not released before it is open.
+    held: Arc<Held>,
     facts: Vec<(String, String)>,
     /// Why what should have been the baseline is none, and may be gone by now.
     lost: Option<String>,
@@ -81,7 +86,7 @@ impl Shared {
         let source = wish.source.clone();
         let failed = |why: ToolError| tool_failed(&source, &why);
         let Some(found) = self.find_or_take(&wish).await? else { return Ok(None) };
-        let Found { inventory, origin, snapshot, mut facts, lost } = found;
+        let Found { inventory, origin, snapshot, held, mut facts, lost } = found;
         if !snapshot.attributes.is_active() {
             commands::activate(&self.tools, &snapshot).await.map_err(failed)?;
         }
@@ -116,7 +121,8 @@ impl Shared {
                 ),
             ));
         }
-        let held = self.table().sessions.get(&wish.session).cloned();
+        let now = self.table().sessions.get(&wish.session).cloned();
+        let held = now.filter(|now| now.snapshot == held.snapshot);
         let held = held.ok_or_else(|| cannot_open(&source, "its session is over"))?;
         let info = VolumeInfo { name: source, reading, size: origin.size, layout: facts };
         Ok(Some(Arc::new(Snapshot { shared: self, held, info, changes, mapped, device })))
@@ -154,6 +160,7 @@ impl Shared {
             .group
             .as_ref()
             .and_then(|group| snapshots::unclaimed(&inventory, &origin.uuid, wish.repository, group.run));
+        let mut failed_hooks = Vec::new();
         let (snapshot, lost) = match (existing.or(claimable), wish.reading) {
             (Some(ours), _) => {
                 let marks = commands::claimed(&ours.marks, wish.session, &self.owner, self.settings.embedded);
@@ -164,7 +171,11 @@ impl Shared {
                 let why = "its LVM snapshot is gone; start the backup again".to_owned();
                 return Err(VolumeError::ReadingLost { source_name: source.clone(), why });
             }
-            (None, None) => self.take(wish, &inventory, &origin).await?,
+            (None, None) => {
+                let (name, lost, hooks) = self.take(wish, &inventory, &origin).await?;
+                failed_hooks = hooks;
+                (name, lost)
+            }
         };
         let inventory = Inventory::of_group(&self.tools, vg).await.map_err(failed)?;
         let Some(snapshot) = inventory.find(vg, &snapshot).cloned() else {
@@ -177,16 +188,19 @@ impl Shared {
             let why = format!("its LVM snapshot {} has overflowed", snapshot.full_name());
             return Err(VolumeError::ReadingLost { source_name: source.clone(), why });
         }
-        self.hold(wish, &origin, &snapshot);
+        let held = self.hold(wish, &origin, &snapshot);
         let mut facts = facts::of(&inventory, &origin);
         facts.push(("snapshot".to_owned(), snapshot.full_name()));
-        facts.extend(facts::backup_of_group(&self.tools, vg, &self.settings.state).await);
-        Ok(Some(Found { inventory, origin, snapshot, facts, lost }))
+        facts.push(facts::backup_of_group(&self.tools, vg, &self.settings.state).await);
+        if !failed_hooks.is_empty() {
+            facts.push(("post_failed".to_owned(), failed_hooks.join("; ")));
+        }
+        Ok(Some(Found { inventory, origin, snapshot, held, facts, lost }))
     }
 
     /// From here on the snapshot goes when the session is closed.
-    fn hold(self: &Arc<Self>, wish: &Wish, origin: &LogicalVolume, snapshot: &LogicalVolume) {
-        let held = Held {
+    fn hold(self: &Arc<Self>, wish: &Wish, origin: &LogicalVolume, snapshot: &LogicalVolume) -> Arc<Held> {
+        let held = Arc::new(Held {
             vg: origin.vg.clone(),
             volume: origin.full_name(),
             origin: origin.uuid.clone(),
@@ -197,27 +211,27 @@ impl Shared {
             group: wish.group.as_ref().map(|group| group.run),
             keep: self.settings.of(&origin.full_name()).keep_baseline,
             given_up: Mutex::default(),
-        };
-        self.table().sessions.insert(wish.session, Arc::new(held));
+        });
+        self.table().sessions.insert(wish.session, held.clone());
         self.watch();
+        held
     }
 
-    /// Takes the session's snapshot, with those of its group. Says its name, and also why there is no baseline, where one was expected.
+    /// Takes the session's snapshot, with those of its group. Says its name, and also why there is no baseline, where one was expected,
+    /// and which of the operator's commands failed afterwards.
     async fn take(
         &self,
         wish: &Wish,
         inventory: &Inventory,
         origin: &LogicalVolume,
-    ) -> Result<(String, Option<String>), VolumeError> {
+    ) -> Result<(String, Option<String>, Vec<String>), VolumeError> {
         let source = &wish.source;
         let failed = |why: ToolError| tool_failed(source, &why);
         let tidy = snapshots::tidy(inventory, &origin.uuid, wish.repository, wish.parent, |marks| {
             self.in_use(marks) || marks.session == Some(wish.session)
         });
-        let last = snapshots::of(inventory, &origin.uuid, wish.repository)
-            .filter(|ours| ours.volume.is_thick_snapshot())
-            .filter_map(|ours| ours.volume.used())
-            .max();
+        // Of what is removed now, too.
+        let last = last_used(inventory, &origin.uuid, wish.repository);
         for ours in &tidy.remove {
             tracing::info!(
                 snapshot = ours.volume.full_name(),
@@ -233,11 +247,11 @@ impl Shared {
         let own = takes.iter().find(|take| take.origin.uuid == origin.uuid);
         let name = own.map(|take| Marks::name(take.marks.id));
         let name = name.ok_or_else(|| cannot_open(source, "it is not among the members of its group"))?;
-        self.take_all(source, takes).await?;
+        let failed_hooks = self.take_all(source, takes).await?;
         if let Some(group) = &wish.group {
             self.table().groups.insert(group.run, Instant::now());
         }
-        Ok((name, tidy.why))
+        Ok((name, tidy.why, failed_hooks))
     }
 
     /// The volumes of a group, whose moment must not have been yet.
@@ -279,8 +293,15 @@ impl Shared {
     ) -> Result<Vec<Take>, VolumeError> {
         let source = &wish.source;
         // Anew: something was removed.
-        let inventory = Inventory::load(&self.tools).await.map_err(|why| tool_failed(source, &why))?;
+        let load = || async { Inventory::load(&self.tools).await.map_err(|why| tool_failed(source, &why)) };
+        let mut inventory = load().await?;
         self.check_count(source, &inventory, members)?;
+        for _ in 0..POOL_STEPS {
+            if !self.extend_pools(&inventory, members).await {
+                break;
+            }
+            inventory = load().await?;
+        }
         let mut groups: BTreeMap<String, _> =
             inventory.groups.iter().map(|group| (group.name.clone(), group.clone())).collect();
         let mut takes = Vec::new();
@@ -300,7 +321,8 @@ impl Shared {
                             format!("{name} is not active: lvchange --activate y {name}"),
                         ));
                     }
-                    let last = last.filter(|_| origin.uuid == own.uuid);
+                    let known = last_used(&inventory, &origin.uuid, wish.repository);
+                    let last = last.filter(|_| origin.uuid == own.uuid).max(known);
                     let size = governor::store_size(origin, group, treatment.chunk, last, &limits)
                         .map_err(refused)?;
                     group.free = group.free.saturating_sub(size);
@@ -365,7 +387,7 @@ impl Shared {
     }
 
     /// Takes all of them while writers are held still; all or none.
-    async fn take_all(&self, source: &str, takes: Vec<Take>) -> Result<(), VolumeError> {
+    async fn take_all(&self, source: &str, takes: Vec<Take>) -> Result<Vec<String>, VolumeError> {
         let wanted = takes.iter().map(|take| {
             let Treatment { freeze, hooks, .. } = &take.treatment;
             let at = (*freeze == Freeze::FileSystem).then(|| mounted(&take.origin.device())).flatten();
@@ -388,11 +410,11 @@ impl Shared {
         };
         let taken = freeze::around(&self.tools, &self.settings.state, plan, self.settings.times, body).await;
         let why = match taken {
-            Ok((Ok(()), frozen)) => {
+            Ok((Ok(()), Stillness { frozen, failed })) => {
                 if frozen > Duration::ZERO {
                     tracing::info!(source, frozen_ms = frozen.as_millis() as u64, "writers were held still");
                 }
-                return Ok(());
+                return Ok(failed);
             }
             Ok((Err(why), _)) => why.to_string(),
             Err(why) => why.to_string(),
@@ -494,6 +516,12 @@ impl Shared {
             }
         }
     }
+}
+
+/// Bytes that the last run's exception store of a volume has come to use.
+fn last_used(inventory: &Inventory, origin: &Uuid, repository: RepoId) -> Option<u64> {
+    let stores = snapshots::of(inventory, origin, repository).filter(|ours| ours.volume.is_thick_snapshot());
+    stores.filter_map(|ours| ours.volume.used()).max()
 }
 
 fn pool_of(volume: &LogicalVolume) -> Option<Pool> {

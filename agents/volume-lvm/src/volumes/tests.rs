@@ -7,6 +7,7 @@ use schema::messages::Group;
 use fake::{Host, opening};
 
 use crate::freeze::Hooks;
+use crate::governor::Limits;
 use crate::marks::Marks;
 use crate::report::LogicalVolume;
 use crate::settings::{Settings, Treatment};
@@ -184,6 +185,51 @@ async fn a_thin_volume_is_activated_while_it_is_read() {
     assert!(error.to_string().contains("metadata of thin pool vg0/pool is 91.0 % full"), "{error}");
 }
 
+#[tokio::test]
+async fn a_pool_that_is_nearly_full_is_extended_before_it_is_refused() {
+    let host = Host::new(&[pool("vg0", "pool"), thin("vg0", "db", "pool", 1)]);
+    host.edit("pool", "\"data_percent\":\"20\"", "\"data_percent\":\"90\"");
+    host.tool("lvextend", r#"sed -i 's/"data_percent":"90"/"data_percent":"75"/' "$D/lv/pool""#);
+    let limits = Limits { extend: false, ..Limits::default() };
+    let never = host.volumes(Settings { limits, ..host.settings() });
+    let error = never.open(&opening("vg0/db", session(1), repository(1), None)).await.unwrap_err();
+    assert!(error.to_string().contains("90.0 % full"), "{error}");
+    let volumes = host.volumes(host.settings());
+    volumes.open(&opening("vg0/db", session(1), repository(1), None)).await.unwrap();
+    assert_eq!(host.ran("lvextend").len(), 1);
+}
+
+#[tokio::test]
+async fn members_of_a_group_get_room_by_their_own_last_run() {
+    let (root, data) = (linear("vg0", "root"), linear("vg0", "data"));
+    let last = ours(&data, &Marks { baseline: true, ..marks(&data, repository(1), 7) });
+    let host = Host::new(&[root, data, last]);
+    let volumes = host.volumes(host.settings());
+    let group = group(1, &["vg0/root", "vg0/data"]);
+    let of = Opening { group: Some(&group), ..opening("vg0/root", session(1), repository(1), None) };
+    volumes.open(&of).await.unwrap();
+    let size = |of: &str| host.ran("lvcreate").iter().any(|line| line.ends_with(of));
+    assert!(size("--size 33554432b vg0/data") && size("--size 109051904b vg0/root"), "{:?}", host.ran("lvc"));
+}
+
+#[tokio::test]
+async fn what_is_left_out_is_a_fact() {
+    let host = Host::new(&[linear("vg0", "web")]);
+    host.tool(
+        "vgcfgbackup",
+        "while [ $# -gt 1 ]; do [ \"$1\" != --file ] || head -c 300000 /dev/zero > \"$2\"; shift; done",
+    );
+    let hooks = Hooks { pre: None, post: Some("exit 7".into()) };
+    let usual = Treatment { hooks, ..Treatment::default() };
+    let volumes = host.volumes(Settings { usual, ..host.settings() });
+    let read = volumes.open(&opening("vg0/web", session(1), repository(1), None)).await.unwrap();
+    let fact =
+        |wanted: &str| read.info().layout.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+    assert!(fact("vgcfgbackup").is_none());
+    assert!(fact("vgcfgbackup_left_out").unwrap().contains("300000 bytes"));
+    assert!(fact("post_failed").unwrap().contains("exit 7"));
+}
+
 fn group(run: u128, members: &[&str]) -> Group {
     let members = members.iter().map(|member| (*member).to_owned()).collect();
     Group { run: JobId::from_parts(1, run), name: "web".into(), members }
@@ -243,7 +289,7 @@ async fn members_that_nobody_comes_for_go_in_the_end() {
     assert_eq!(host.names().len(), 4);
     volumes.finish().await;
     assert_eq!(host.names().len(), 3);
-    assert_eq!(volumes.open_sessions(), [(session(1), repository(1))]);
+    assert_eq!(volumes.open_sessions(), [session(1)]);
 }
 
 #[tokio::test]
@@ -256,6 +302,25 @@ async fn snapshots_at_once_are_bounded() {
     assert!(agent::Failure::from(error).retry);
     volumes.close(session(1), true).await;
     volumes.open(&opening("vg0/b", session(2), repository(1), None)).await.unwrap();
+}
+
+/// Whoever drove the session is gone, and nobody said how it ended.
+#[tokio::test]
+async fn what_is_released_makes_room_and_stays_for_its_session() {
+    let host = Host::new(&[linear("vg0", "a"), linear("vg0", "b")]);
+    let volumes = host.volumes(Settings { max_snapshots: 1, ..host.settings() });
+    let first = volumes.open(&opening("vg0/a", session(1), repository(1), None)).await.unwrap();
+    let reading = first.info().reading;
+    volumes.release(session(1)).await;
+    assert_eq!(volumes.open_sessions(), [session(1)], "it is being read");
+    drop(first);
+    volumes.release(session(1)).await;
+    assert_eq!(volumes.open_sessions(), []);
+    assert!(!host.tags(&name(1)).contains("lvkeep.owner"), "no other process takes it for being read");
+    volumes.open(&opening("vg0/b", session(2), repository(1), None)).await.unwrap();
+    volumes.close(session(2), true).await;
+    let again = volumes.open(&opening("vg0/a", session(1), repository(1), None)).await.unwrap();
+    assert_eq!(again.info().reading, reading);
 }
 
 #[tokio::test]
@@ -282,7 +347,8 @@ async fn cleaning_removes_orphans_alone() {
     let web = linear("vg0", "web");
     let host = Host::new(&[
         web.clone(),
-        ours(&web, &marks(&web, repository(1), 1)),
+        ours(&web, &Marks { embedded: true, ..marks(&web, repository(1), 1) }),
+        ours(&web, &marks(&web, repository(2), 4)),
         ours(&web, &Marks { baseline: true, ..marks(&web, repository(1), 2) }),
         ours(
             &web,
@@ -292,9 +358,17 @@ async fn cleaning_removes_orphans_alone() {
     ]);
     let unknown = |_, _| Fate::Unknown;
     let listed = LvmVolumes::survey(&host.tools, &host.settings(), unknown, false).await.unwrap();
-    assert_eq!((listed.len(), host.names().len()), (3, 5));
+    assert_eq!((listed.len(), host.names().len()), (4, 6));
     assert_eq!(listed.iter().filter(|one| one.orphan.is_some()).count(), 1);
     let cleaned = LvmVolumes::survey(&host.tools, &host.settings(), unknown, true).await.unwrap();
     assert_eq!(cleaned.iter().filter(|one| one.removed).count(), 1);
+    let kept = [name(2), name(3), name(4), "mine".into(), "web".into()];
+    assert_eq!(
+        host.names(),
+        kept,
+        "an agent that starts again may go on with one that nobody here can judge"
+    );
+    let given_up = |_, _| Fate::GivenUp;
+    LvmVolumes::survey(&host.tools, &host.settings(), given_up, true).await.unwrap();
     assert_eq!(host.names(), [name(2), name(3), "mine".into(), "web".into()]);
 }

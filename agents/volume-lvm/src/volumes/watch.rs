@@ -86,6 +86,26 @@ impl Shared {
         }
     }
 
+    /// Extends the pools of these volumes that are too full for one more snapshot, as far as that is allowed. Says
+    /// whether it tried.
+    pub(super) async fn extend_pools(&self, inventory: &Inventory, members: &[LogicalVolume]) -> bool {
+        let mut pools = BTreeSet::new();
+        let mut tried = false;
+        for pool in members.iter().filter_map(|member| inventory.pool_of(member)) {
+            let Some(mut group) = inventory.group(&pool.vg).cloned() else { continue };
+            if !pools.insert(pool.uuid.clone()) {
+                continue;
+            }
+            let acts =
+                governor::watch_pool(pool, metadata_size(inventory, pool), &group, &self.settings.limits);
+            for act in acts.into_iter().filter(|act| !matches!(act, Act::GiveUp(_))) {
+                self.act(Some(act), pool, &mut group, &[]).await;
+                tried = true;
+            }
+        }
+        tried
+    }
+
     async fn act(
         &self,
         act: Option<Act>,

@@ -11,6 +11,7 @@ use schema::messages::{AskParentLeaf, AskWanted, ParentLeaf, ParentSnapshot, Wan
 
 use super::*;
 use crate::testing::Lie;
+use crate::{abandoned, places};
 
 /// Answers of sessions' conductors, played by hand. What is not set here is refused.
 #[derive(Debug, Default, Clone)]
@@ -313,4 +314,70 @@ async fn volumes_hear_how_their_sessions_ended() {
     host.close(session(3), false).await;
     host.end().await;
     assert_eq!(shelf.closed(), [(session(1), true), (session(3), false)]);
+}
+
+/// The word that the parent's session is over was lost.
+#[tokio::test]
+async fn a_session_closes_the_one_that_it_compares_with() {
+    let bytes = mixed(M);
+    let shelf = Shelf::new([("s", Memory::new(bytes.clone()))]);
+    let host = Host::new(shelf.clone(), |_| {});
+    host.read(PARENT, "s", None).await;
+    host.publish(tracked(bytes.len(), 1)).await;
+    host.collect(session(1)).await;
+    assert_eq!(shelf.closed(), [(PARENT, true)]);
+    host.end().await;
+}
+
+/// A conductor that died, or a word that was lost, must not cost a snapshot for the agent's life.
+#[tokio::test]
+async fn what_nobody_drives_is_released_and_what_somebody_drives_is_not() {
+    let shelf = Shelf::new([("s", Memory::new(mixed(M)))]);
+    let host = Host::at(Still::ending(1 << 50, abandoned::PAUSE), shelf.clone(), |_| {});
+    host.conductors.wants(0, &[], &[]);
+    host.read(session(1), "s", None).await;
+    let rounds = || host.conductors.asked().iter().filter(|request| **request == 0).count();
+    host.until(|| rounds() > 2 * abandoned::ROUNDS as usize).await;
+    assert_eq!(shelf.released(), []);
+    host.conductors.0.lock().unwrap().wanted.clear();
+    host.until(|| !shelf.released().is_empty()).await;
+    assert_eq!((shelf.released(), shelf.closed()), (vec![session(1)], vec![]));
+    // Whoever drove it was only away.
+    host.request(session(1), "s", None).await;
+    host.until(|| shelf.opened() == 2).await;
+    host.end().await;
+}
+
+#[tokio::test]
+async fn waiting_for_a_place_is_no_failure_and_takes_nobody_elses() {
+    let bytes = mixed(M);
+    let shelf = Shelf::new([("a", Memory::new(bytes.clone())), ("b", Memory::new(bytes.clone()))]);
+    let host =
+        Host::at(Still::ending(1 << 50, places::PAUSE), shelf.clone(), |settings| settings.readers = 1);
+    shelf.set_busy("a", u32::MAX);
+    host.request(session(1), "a", None).await;
+    host.request(session(1), "a", None).await;
+    host.read(session(2), "b", None).await;
+    // More often than a message may fail.
+    shelf.set_busy("a", 40);
+    let told = host.collect(session(1)).await;
+    told.assert_covers(&bytes, 0..1);
+    assert_eq!(shelf.opened(), 2);
+    host.until(|| host.requests() == 0).await;
+    host.end().await;
+}
+
+#[tokio::test]
+async fn a_session_that_is_over_waits_no_longer() {
+    let shelf = Shelf::new([("s", Memory::new(mixed(M)))]);
+    let host = Host::at(Still::ending(1 << 50, places::PAUSE), shelf.clone(), |_| {});
+    shelf.set_busy("s", u32::MAX);
+    host.conductors.wants(1, &[(0, 1)], &[]);
+    host.publish(tracked(M, 1)).await;
+    host.until(|| host.conductors.asked().len() > 3).await;
+    let over = Wanted { over: true, leaves: Vec::new(), forced: Vec::new() };
+    host.conductors.0.lock().unwrap().wanted.insert(1, over);
+    host.until(|| host.requests() == 0).await;
+    assert_eq!(shelf.opened(), 0);
+    host.end().await;
 }

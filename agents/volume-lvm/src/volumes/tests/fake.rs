@@ -79,7 +79,8 @@ impl Host {
         host
     }
 
-    fn tool(&self, name: &str, script: &str) {
+    /// A tool, in place of the one that there is.
+    pub fn tool(&self, name: &str, script: &str) {
         let root = self.folder.path().display();
         let file = self.folder.path().join("bin").join(name);
         fs::write(&file, format!("#!/bin/sh\nD={root}\necho \"{name} $*\" >> $D/log\n{script}\n")).unwrap();
