@@ -115,6 +115,10 @@ pub fn hooks_let_go() {
     );
     std::fs::write("/run/lvkeep/left.frozen", note).expect("a note");
     run("fsfreeze", &["--freeze", &point]);
+    let seen = std::panic::catch_unwind(crate::lab::nothing_is_frozen);
+    assert!(seen.is_err(), "what is frozen is noticed");
+    // Noticing it thawed it.
+    run("fsfreeze", &["--freeze", &point]);
     patient.run(&["backup", &source]).ok();
     mounted.create(1, 1000);
     drop(mounted);
