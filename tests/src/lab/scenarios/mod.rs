@@ -122,7 +122,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "no_baseline",
-        about: "without baselines nothing remains between runs",
+        about: "without baselines nothing remains between runs, and each stores what is new",
         run: together::no_baseline,
     },
     Scenario {
