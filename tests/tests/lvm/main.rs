@@ -34,6 +34,7 @@ scenarios! {
     overflowed_baseline,
     resized_volume,
     merged_volume,
+    merged_thin_volume,
     recreated_volume,
     renamed_volume,
     lost_parent,

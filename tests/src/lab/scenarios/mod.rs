@@ -86,8 +86,13 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "merged_volume",
-        about: "volumes rolled back to an LVM snapshot",
+        about: "a thick volume rolled back to an LVM snapshot",
         run: lost::merged_volume,
+    },
+    Scenario {
+        name: "merged_thin_volume",
+        about: "a thin volume rolled back to a thin snapshot",
+        run: lost::merged_thin_volume,
     },
     Scenario {
         name: "recreated_volume",
