@@ -43,6 +43,8 @@ scenarios! {
     two_runs_at_once,
     the_rest_of_the_host,
     no_baseline,
+    facts_travel,
+    orphans_are_listed_and_removed,
     groups,
     hooks_let_go,
     space,

@@ -1,6 +1,7 @@
 //! All scenarios, by theme. A new one is a function here and a name in `tests/tests/lvm/main.rs`.
 
 mod changes;
+mod facts;
 mod held;
 mod kills;
 mod lost;
@@ -129,6 +130,16 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "no_baseline",
         about: "without baselines nothing remains between runs, and each stores what is new",
         run: together::no_baseline,
+    },
+    Scenario {
+        name: "facts_travel",
+        about: "what a disaster recovery needs of a volume, as show prints it, against what LVM reports",
+        run: facts::facts_travel,
+    },
+    Scenario {
+        name: "orphans_are_listed_and_removed",
+        about: "host list tells baselines from orphans, and host clean removes the latter alone",
+        run: facts::orphans_are_listed_and_removed,
     },
     Scenario {
         name: "groups",
