@@ -46,6 +46,7 @@ scenarios! {
     facts_travel,
     orphans_are_listed_and_removed,
     groups,
+    a_domain,
     hooks_let_go,
     space,
     killed_on_thick,

@@ -147,6 +147,11 @@ pub const SCENARIOS: &[Scenario] = &[
         run: held::groups,
     },
     Scenario {
+        name: "a_domain",
+        about: "the disks of a libvirt domain are found, frozen once and always thawed",
+        run: held::a_domain,
+    },
+    Scenario {
         name: "hooks_let_go",
         about: "the second command always runs, and nothing stays frozen",
         run: held::hooks_let_go,
