@@ -20,7 +20,7 @@ pub use content::{Content, differing, is_zero, total};
 pub use keeper::{Backup, Keeper, Tracked};
 pub use mounts::{FileSystem, Mounted};
 pub use scenarios::SCENARIOS;
-pub use traces::{Traces, held_metadata_root};
+pub use traces::{Traces, held_metadata_root, nothing_is_frozen};
 pub use volumes::{Pool, Volume, VolumeGroup};
 
 /// One scenario.

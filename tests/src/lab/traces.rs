@@ -1,6 +1,9 @@
 //! What must not be left behind: snapshots that nobody owns, a pool's reserved metadata, complaints of the kernel.
 
-use super::command::run;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::command::{run, succeeds};
 use super::volumes::{Pool, VolumeGroup};
 
 /// What lvkeep may leave on a volume group.
@@ -32,6 +35,7 @@ impl<'a> Traces<'a> {
             self.group.report("lv_name,lv_tags,origin")
         );
         self.pools_are_free();
+        nothing_is_frozen();
         kernel_is_content();
     }
 
@@ -50,6 +54,39 @@ pub fn held_metadata_root(pool: &Pool) -> Option<u64> {
     let status = run("dmsetup", &["status", &pool.mapped()]);
     let field = status.split_whitespace().nth(6).unwrap_or_else(|| panic!("the pool's status: {status}"));
     (field != "-").then(|| field.parse().expect("a block's number"))
+}
+
+/// How long a small file on a volume may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Every mounted file system of a volume takes a small file. One that is frozen is thawed, so that the guest can end.
+#[track_caller]
+pub fn nothing_is_frozen() {
+    let mounts = std::fs::read_to_string("/proc/mounts").expect("the mounts");
+    for line in mounts.lines() {
+        let [device, folder, _, options] = line.split(' ').take(4).collect::<Vec<_>>()[..] else {
+            panic!("a mount: {line}")
+        };
+        let is_writable = options.split(',').any(|option| option == "rw");
+        if device.starts_with("/dev/mapper/") && is_writable && !takes_a_file(folder) {
+            let was_frozen = succeeds("fsfreeze", &["--unfreeze", folder]);
+            panic!("{folder} takes no file within {PATIENCE:?}; frozen: {was_frozen}");
+        }
+    }
+}
+
+fn takes_a_file(folder: &str) -> bool {
+    let probe = format!("{folder}/is-it-frozen");
+    let (told, written) = mpsc::sync_channel(1);
+    // Whoever writes to a frozen file system cannot be stopped.
+    std::thread::spawn(move || {
+        let done = std::fs::write(&probe, "no").and_then(|()| std::fs::remove_file(&probe));
+        let _ = told.send(done);
+    });
+    match written.recv_timeout(PATIENCE) {
+        Ok(done) => done.map(|()| true).unwrap_or_else(|why| panic!("{folder}: {why}")),
+        Err(_) => false,
+    }
 }
 
 /// The kernel's log has nothing of what means that something broke.

@@ -115,6 +115,10 @@ pub fn hooks_let_go() {
     );
     std::fs::write("/run/lvkeep/left.frozen", note).expect("a note");
     run("fsfreeze", &["--freeze", &point]);
+    let seen = std::panic::catch_unwind(crate::lab::nothing_is_frozen);
+    assert!(seen.is_err(), "what is frozen is noticed");
+    // Noticing it thawed it.
+    run("fsfreeze", &["--freeze", &point]);
     patient.run(&["backup", &source]).ok();
     mounted.create(1, 1000);
     drop(mounted);
@@ -159,4 +163,60 @@ pub fn space() {
     let refused = strict.run(&["backup", &path]);
     refused.fails(4, &["volume group vg0 has", "free", "vg0/web needs 8.0 MiB"]);
     Traces::of(&group, &[]).are_only(1);
+}
+
+/// The disks of a libvirt domain: found by its definition, frozen once by its guest agent, thawed also when no snapshot
+/// can be had. libvirt itself is a script that says what it was asked.
+pub fn a_domain() {
+    let group = VolumeGroup::new("vg0");
+    let pool = group.pool("pool", 128, 64);
+    let volumes = [group.thick("web", 32), pool.thin("data", 32)];
+    let mut contents = volumes.each_ref().map(|volume| filled(volume, 50));
+    let keeper = Keeper::new("");
+    let (path, text) = log("asked");
+    let folder = PathBuf::from(keeper.machine.place("libvirt"));
+    std::fs::create_dir(&folder).expect("a folder of programs");
+    let disk = |volume: &Volume| {
+        format!("<disk type=\"block\" device=\"disk\"><source dev=\"{}\"/></disk>", volume.device())
+    };
+    let definition =
+        format!("<domain><devices>{}{}</devices></domain>", disk(&volumes[0]), disk(&volumes[1]));
+    let virsh = format!("echo \"$@\" >> {text}\n[ \"$1\" != dumpxml ] || echo '{definition}'\n");
+    let lvcreate =
+        format!("echo lvcreate >> {text}\n[ ! -e /tmp/broken ] || exit 5\nexec /usr/sbin/lvcreate \"$@\"\n");
+    for (name, script) in [("virsh", virsh), ("lvcreate", lvcreate)] {
+        let file = folder.join(name);
+        std::fs::write(&file, format!("#!/bin/sh\n{script}")).expect("a program");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&file, mode).expect("a program that runs");
+    }
+    let search = format!("{}:{}", folder.display(), std::env::var("PATH").expect("a PATH"));
+    let backup = || {
+        let _ = std::fs::remove_file(&path);
+        let arguments = ["backup", "--domain", "shop"];
+        let mut command = keeper.machine.command(&arguments);
+        command.env("PATH", &search);
+        keeper.machine.start_command(&arguments, command).end()
+    };
+    let held = || {
+        let mut asked = lines(&path);
+        asked.retain(|line| !line.starts_with("dumpxml"));
+        asked
+    };
+    let [freeze, thaw] = ["domfsfreeze --domain shop", "domfsthaw --domain shop"];
+    for _ in 0..2 {
+        contents.iter_mut().for_each(|content| drop(content.overwrite(3, 60_000)));
+        backup().ok();
+        assert_eq!(held(), [freeze, "lvcreate", "lvcreate", thaw]);
+        volumes.iter().for_each(|volume| keeper.restores(&keeper.latest(volume), &volume.device()));
+    }
+    assert_eq!(rows(&keeper.run(&["--json", "snapshots", "--group", "shop"]).ok()).len(), 4);
+    step("no snapshot can be had");
+    std::fs::write("/tmp/broken", "").expect("a file");
+    let failed = backup();
+    assert!(!failed.status.success(), "{failed}");
+    let asked = held();
+    assert!(asked.first().is_some_and(|line| line == freeze), "{asked:?}");
+    assert!(asked.last().is_some_and(|line| line == thaw), "{asked:?}");
+    Traces::of(&group, &[&pool]).are_only(2);
 }

@@ -1,6 +1,7 @@
 //! Baselines that cannot be used: everything is read, the reason is said, and what is restored is right.
 
-use crate::lab::{Backup, Content, Keeper, Traces, Tracked, Volume, VolumeGroup, run, seed, step};
+use crate::lab::{Backup, Content, Keeper, Traces, Tracked, Volume, VolumeGroup};
+use crate::lab::{differing, run, seed, step, total};
 
 /// What the summary gives as the reason why everything was read.
 #[track_caller]
@@ -91,26 +92,98 @@ pub fn resized_volume() {
     Traces::of(&group, &[&pool]).are_only(2);
 }
 
-/// A volume that was rolled back to an LVM snapshot, ours or somebody else's.
+/// A thick volume that was rolled back to an LVM snapshot. The baseline sees what a merge of another one writes, and
+/// goes on; one that was merged itself is gone.
 pub fn merged_volume() {
     let group = VolumeGroup::new("vg0");
     let (volume, mut content) = thick(&group, "web");
     let keeper = Keeper::new("");
-    keeper.backup(&volume);
-    step("rolled back to somebody's own snapshot: the baseline sees the writes and stays good");
+    step("the state to go back to is older than the baseline");
     let own = volume.snapshot("before-upgrade", 32, 4);
     content.overwrite(10, 100_000);
+    keeper.backup(&volume);
+    let before = keeper.baseline(&group, &volume);
     run("lvconvert", &["-q", "-y", "--merge", &own.path()]);
     assert!(!own.exists(), "the merge is over");
     content.overwrite(4, 50_000);
+    let rolled_back = differing(volume.device(), before.device(), 4096);
+    assert!(rolled_back.len() > 4, "the merge changed the volume");
     let backup = keeper.backup(&volume);
+    covers(&backup, &rolled_back);
+    keeper.restores(backup.snapshot(), &volume.device());
+    step("the state to go back to is newer than the baseline");
+    let own = volume.snapshot("before-upgrade", 32, 4);
+    content.overwrite(10, 100_000);
+    run("lvconvert", &["-q", "-y", "--merge", &own.path()]);
+    content.overwrite(4, 50_000);
+    let backup = keeper.backup(&volume);
+    assert!(!backup.tracked().is_everything(), "{}", backup.said);
     keeper.restores(backup.snapshot(), &volume.device());
     step("rolled back to the baseline itself: it is gone");
     let baseline = keeper.baseline(&group, &volume);
     content.overwrite(10, 100_000);
     run("lvconvert", &["-q", "-y", "--merge", &baseline.path()]);
     assert!(!baseline.exists(), "the merge is over");
-    starts_over(&keeper, &group, &volume);
+    let why = starts_over(&keeper, &group, &volume);
+    assert!(why.contains("no LVM snapshot of the parent"), "{why}");
+}
+
+/// What is said to have changed is no less than what did.
+#[track_caller]
+fn covers(backup: &Backup, differing: &[std::ops::Range<u64>]) {
+    let Tracked::Since { changed, .. } = backup.tracked() else { panic!("it is tracked: {}", backup.said) };
+    assert!(changed >= total(differing), "{changed} of {} bytes: {}", total(differing), backup.said);
+}
+
+/// A thin volume that was rolled back. LVM puts another thin device under the volume's name and UUID, and the baseline
+/// has no origin any more; mappings are compared all the same, whoever descends from whom.
+pub fn merged_thin_volume() {
+    let group = VolumeGroup::new("vg0");
+    let pool = group.pool("pool", 512, 64);
+    let volume = pool.thin("web", 64);
+    let mut content = Content::new(&volume.device(), seed());
+    content.fill(70);
+    let keeper = Keeper::new("");
+    for is_older in [true, false] {
+        step(&format!("the state to go back to is older than the baseline: {is_older}"));
+        if !is_older {
+            keeper.backup(&volume);
+        }
+        let own = volume.thin_snapshot("before-upgrade");
+        content.overwrite(10, 100_000);
+        if is_older {
+            keeper.backup(&volume);
+        }
+        let before = keeper.baseline(&group, &volume);
+        let identity = [volume.uuid(), volume.field("thin_id")];
+        merge_thin(&volume, &own);
+        let [uuid, device] = [volume.uuid(), volume.field("thin_id")];
+        assert!(uuid == identity[0] && device != identity[1], "another device under the same UUID");
+        assert_eq!(before.field("origin"), "", "LVM has forgotten what it was taken of");
+        content.overwrite(4, 50_000);
+        let rolled_back = differing(volume.device(), before.device(), 4096);
+        assert!(!rolled_back.is_empty(), "the volume changed");
+        let backup = keeper.backup(&volume);
+        covers(&backup, &rolled_back);
+        keeper.restores(backup.snapshot(), &volume.device());
+        assert!(!before.exists(), "the older baseline is removed");
+    }
+    step("rolled back to the baseline itself: it is gone");
+    let baseline = keeper.baseline(&group, &volume);
+    content.overwrite(10, 100_000);
+    merge_thin(&volume, &baseline);
+    let why = starts_over(&keeper, &group, &volume);
+    assert!(why.contains("no LVM snapshot of the parent"), "{why}");
+    Traces::of(&group, &[&pool]).are_only(1);
+}
+
+/// LVM merges a thin snapshot when neither it nor its origin is active.
+fn merge_thin(volume: &Volume, snapshot: &Volume) {
+    run("lvchange", &["-q", "-an", &volume.path()]);
+    run("lvchange", &["-q", "-an", &snapshot.path()]);
+    run("lvconvert", &["-q", "-y", "--merge", &snapshot.path()]);
+    run("lvchange", &["-q", "-ay", &volume.path()]);
+    assert!(!snapshot.exists(), "the merge is over");
 }
 
 /// A volume that was removed, and another one made under its name.

@@ -1,6 +1,7 @@
 //! All scenarios, by theme. A new one is a function here and a name in `tests/tests/lvm/main.rs`.
 
 mod changes;
+mod facts;
 mod held;
 mod kills;
 mod lost;
@@ -86,8 +87,13 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "merged_volume",
-        about: "volumes rolled back to an LVM snapshot",
+        about: "a thick volume rolled back to an LVM snapshot",
         run: lost::merged_volume,
+    },
+    Scenario {
+        name: "merged_thin_volume",
+        about: "a thin volume rolled back to a thin snapshot",
+        run: lost::merged_thin_volume,
     },
     Scenario {
         name: "recreated_volume",
@@ -122,13 +128,28 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "no_baseline",
-        about: "without baselines nothing remains between runs",
+        about: "without baselines nothing remains between runs, and each stores what is new",
         run: together::no_baseline,
+    },
+    Scenario {
+        name: "facts_travel",
+        about: "what a disaster recovery needs of a volume, as show prints it, against what LVM reports",
+        run: facts::facts_travel,
+    },
+    Scenario {
+        name: "orphans_are_listed_and_removed",
+        about: "host list tells baselines from orphans, and host clean removes the latter alone",
+        run: facts::orphans_are_listed_and_removed,
     },
     Scenario {
         name: "groups",
         about: "volumes of a group are taken at one moment, listed and restored together",
         run: held::groups,
+    },
+    Scenario {
+        name: "a_domain",
+        about: "the disks of a libvirt domain are found, frozen once and always thawed",
+        run: held::a_domain,
     },
     Scenario {
         name: "hooks_let_go",

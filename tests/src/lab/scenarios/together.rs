@@ -1,8 +1,12 @@
 //! Several at once: volumes of one pool, repositories of one volume, runs of one volume; and who else is on the host.
 
-use crate::lab::{Content, Keeper, Traces, VolumeGroup, run, seed, step};
+use crate::lab::{Content, Keeper, Traces, VolumeGroup, run, seed, step, total};
 
 const BLOCK_KIB: u64 = 64;
+/// The longest chunk.
+const LONGEST_CHUNK: u64 = 256 << 10;
+/// What the map of a small volume takes, at most.
+const MAP: u64 = 256 << 10;
 
 /// Two volumes of one pool in one run and in two: the pool's metadata are reserved by one at a time, and released.
 pub fn two_volumes_of_one_pool() {
@@ -122,21 +126,39 @@ pub fn the_rest_of_the_host() {
     Traces::of(&group, &[]).are_only(1);
 }
 
-/// Without baselines nothing remains between runs, and each reads everything.
+/// Without baselines nothing remains between runs, each reads everything and stores what is new; that is what
+/// `snapshots` shows as added.
 pub fn no_baseline() {
     let group = VolumeGroup::new("vg0");
     let pool = group.pool("pool", 256, BLOCK_KIB);
     let volumes = [group.thick("thick", 64), pool.thin("thin", 64)];
     let keeper = Keeper::new("[lvm]\nbaseline = \"none\"\n");
-    for volume in &volumes {
-        let mut content = Content::new(&volume.device(), seed());
+    for (volume, seed) in volumes.iter().zip(seed()..) {
+        // Noise does not compress and is nowhere twice: bytes stored and bytes written can be compared.
+        let mut content = Content::noise(&volume.device(), seed);
         content.fill(50);
+        let mut added = Vec::new();
         for _ in 0..2 {
-            content.overwrite(5, 50_000);
+            let written = total(&content.overwrite(5, 50_000));
             let backup = keeper.backup(volume);
             assert!(backup.tracked().is_everything(), "{}", backup.said);
             keeper.restores(backup.snapshot(), &volume.device());
             Traces::of(&group, &[&pool]).are_only(0);
+            added.push((backup, written));
+        }
+        let [(first, _), (second, written)] = added.as_slice() else { unreachable!("two rounds") };
+        let [all, new] = [first, second].map(|backup| backup.count("bytes_stored"));
+        assert!(all > volume.size() / 4, "half of the volume is noise: {all}");
+        // Either end of what was written lies in a chunk of which the rest is stored anew; and a map.
+        let most = written + 5 * 2 * LONGEST_CHUNK + MAP;
+        assert!((written / 2..=most).contains(&new), "{new} bytes stored for {written} that were written");
+        let listed = keeper.machine.json(&["snapshots"]);
+        for (backup, _) in &added {
+            let row =
+                listed.as_array().and_then(|rows| rows.iter().find(|row| row["id"] == backup.snapshot()));
+            let row = row.unwrap_or_else(|| panic!("{}: {listed}", backup.snapshot()));
+            assert_eq!(row["bytes_stored"], backup.said["bytes_stored"], "{row}");
+            assert_eq!(row["size"], volume.size(), "{row}");
         }
     }
 }
