@@ -144,12 +144,19 @@ impl OpenSession {
         Ok(self.repository.store.put(&key, bytes).await?)
     }
 
-    /// Step 4. Only the error case leaves the slot undecided.
+    /// Step 4, and the commit read back. Only the error case leaves the slot undecided.
     pub async fn commit(&self, root: &Root) -> Result<Commit, Failure> {
         let key = self.slot()?.snapshot();
         let bytes = self.repository.seal(&key, root)?;
         match self.repository.store.create(&key, bytes).await? {
-            Created::Won => Ok(Commit::Won),
+            // Whoever hears of the commit removes what the next run would need without it: it must be there to read.
+            Created::Won => match self.repository.at_slot(self.slot()?).await? {
+                AtSlot::Snapshot(found) if *found == *root => Ok(Commit::Won),
+                _ => Err(Failure::new(
+                    FailureKind::Store,
+                    format!("the object store took {key} and does not give it back"),
+                )),
+            },
             Created::Lost(found) if found.is_empty() => Ok(Commit::Revoked),
             Created::Lost(_) => {
                 Err(Failure::new(FailureKind::Other, format!("{key} holds a snapshot of somebody else")))

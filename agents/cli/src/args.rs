@@ -236,7 +236,7 @@ pub struct RestoreArgs {
     /// A file (made if it does not exist), a block device, or a logical volume as VG/LV
     pub target: String,
     /// Overwrite a file that has content, a device that is in use, the snapshot's own source, or a volume whose other
-    /// snapshots or thin pool would overflow
+    /// snapshots or thin pool would overflow; with --group, restore a run in which a volume is missing
     #[arg(long)]
     pub force: bool,
     /// Make the logical volume; one of that name must not exist

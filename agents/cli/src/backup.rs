@@ -45,7 +45,7 @@ struct Done {
 pub async fn run(app: &App, args: &BackupArgs) -> anyhow::Result<()> {
     let sources = sources::resolve(app, args).await?;
     let jobs = jobs(app, args, &sources)?;
-    let hold = hold(app, args)?;
+    let hold = hold(app, args, &sources)?;
     set_io_priority(app)?;
     app.stop_on_signals()?;
     if app.settings.nats.value.is_some() {
@@ -84,13 +84,21 @@ async fn make_default_repository(app: &App) -> anyhow::Result<()> {
 
 /// What the command says about holding writers still. Agents do what their own host's configuration says, and no
 /// command that comes from elsewhere.
-fn hold(app: &App, args: &BackupArgs) -> anyhow::Result<Hold> {
+fn hold(app: &App, args: &BackupArgs, sources: &[Source]) -> anyhow::Result<Hold> {
     let freeze = args.domain.as_ref().map(|domain| format!("domain:{domain}")).or(args.freeze.clone());
     let hold = Hold { freeze, pre: args.pre.clone(), post: args.post.clone() };
     if app.settings.nats.value.is_some() && !hold.is_empty() {
         return Err(Failure::refused(
             "with --nats, what is frozen and which commands run is configured on the volumes' host, in its table [lvm]",
         )
+        .into());
+    }
+    if let Some(other) = sources.iter().find(|source| source.group.is_none() && !hold.is_empty()) {
+        return Err(Failure::refused(format!(
+            "{} is no logical volume: --freeze, --pre and --post surround the taking of LVM snapshots, and there is \
+             none of it",
+            other.source
+        ))
         .into());
     }
     app.settings.lvm.value.settings(&hold)?;

@@ -143,6 +143,8 @@ impl Embedded {
         let conducting = conductor::Settings {
             ask_again: Duration::from_secs_f64(settings.ask_again.value),
             hand_back: false,
+            // A session that no reader has time for would only wait, and lose patience.
+            sessions: settings.reads.value,
             ..conductor::Settings::default()
         };
         work.tasks.spawn(conductor::Conductor::new(context, repository, index, conducting).run());

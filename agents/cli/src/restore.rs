@@ -1,5 +1,6 @@
 //! `restore`: brings a snapshot back to a file, device or logical volume, by this process or by another host's agent.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use agent::{Failure, Queue, Repository, Targets};
 use anyhow::{Context, bail};
 use restorer::{Report, Restorer, Target};
 use schema::messages::{About, JobOutcome, Message, NewVolume, Preparation, RestoreJob, Safety};
-use schema::root::Root;
+use schema::root::{GROUP_MEMBERS, Root};
 use serde::Serialize;
 use volume_lvm::Tools;
 use volume_lvm::target::LvmTargets;
@@ -49,12 +50,48 @@ async fn chosen(repository: &Repository, args: &RestoreArgs) -> anyhow::Result<V
         return Ok(vec![(select::snapshot(repository, &args.snapshot).await?, args.clone())]);
     }
     let roots = select::group(repository, &args.snapshot).await?;
+    check_whole(&roots, args)?;
     let with_target = |root: Root| {
         let name = root.volume.rsplit('/').next().unwrap_or(&root.volume);
         let target = format!("{}/{name}", args.target.trim_end_matches('/'));
         (root, RestoreArgs { target, ..args.clone() })
     };
-    Ok(roots.into_iter().map(with_target).collect())
+    let chosen: Vec<(Root, RestoreArgs)> = roots.into_iter().map(with_target).collect();
+    check_apart(chosen.iter().map(|(root, args)| (root.volume.as_str(), args.target.as_str())))?;
+    Ok(chosen)
+}
+
+/// A run of a group in which a volume failed is not restored as if it were all of it.
+fn check_whole(roots: &[Root], args: &RestoreArgs) -> anyhow::Result<()> {
+    let members = roots.iter().find_map(|root| root.layout.get(GROUP_MEMBERS)).map(String::as_str);
+    let sources: Vec<&str> = roots.iter().map(|root| root.source.as_str()).collect();
+    let missing = missing(members.unwrap_or_default(), &sources);
+    if missing.is_empty() || args.force {
+        return Ok(());
+    }
+    bail!(Failure::refused(format!(
+        "{} is not whole: that run has no snapshot of {}; force restores the others, NAME@TIME an earlier run",
+        args.snapshot,
+        missing.join(", ")
+    )))
+}
+
+/// The members of a group's run of which there is no snapshot.
+fn missing<'a>(members: &'a str, sources: &[&str]) -> Vec<&'a str> {
+    members.split_whitespace().filter(|member| !sources.contains(member)).collect()
+}
+
+/// Two volumes of one name must not overwrite each other. Takes volumes and their targets.
+fn check_apart<'a>(chosen: impl Iterator<Item = (&'a str, &'a str)>) -> anyhow::Result<()> {
+    let mut targets = BTreeMap::new();
+    for (volume, target) in chosen {
+        if let Some(other) = targets.insert(target, volume) {
+            bail!(Failure::refused(format!(
+                "{other} and {volume} would both be restored to {target}: restore them one by one"
+            )));
+        }
+    }
+    Ok(())
 }
 
 async fn here(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
@@ -191,4 +228,24 @@ async fn by_agent(app: &App, args: &RestoreArgs, host: &str) -> anyhow::Result<(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{check_apart, missing};
+
+    #[test]
+    fn a_group_that_lost_a_member_is_not_whole() {
+        assert_eq!(missing("vg0/root vg0/data vg1/log", &["vg1/log", "vg0/root"]), ["vg0/data"]);
+        assert!(missing("vg0/root vg0/data", &["vg0/data", "vg0/root"]).is_empty());
+    }
+
+    #[test]
+    fn volumes_of_one_name_are_not_restored_over_each_other() {
+        let apart = [("h/vg0/data", "vg2/data"), ("h/vg0/root", "vg2/root")];
+        check_apart(apart.into_iter()).unwrap();
+        let both = [("h/vg0/data", "vg2/data"), ("h/vg1/data", "vg2/data")];
+        let refused = check_apart(both.into_iter()).unwrap_err().to_string();
+        assert!(refused.contains("h/vg0/data and h/vg1/data"), "{refused}");
+    }
 }

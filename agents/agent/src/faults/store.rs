@@ -261,6 +261,9 @@ impl ObjectStore for FaultyStore {
                 let source = "injected: a conflict with nothing".into();
                 return Err(Error::AlreadyExists { path: location.to_string(), source });
             }
+            Some(WriteFault::Swallowed) => {
+                return Ok(PutResult { e_tag: None, version: None, extensions: Default::default() });
+            }
             Some(WriteFault::After) | None => {}
         }
         let written = self.inner.put_opts(location, payload, opts).await;

@@ -21,13 +21,17 @@ fn checkpoint() -> Checkpoint {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_commit_reads_nothing_again_and_the_session_object_goes_last() {
+async fn a_commit_is_read_back_and_the_session_object_goes_last() {
     let world = World::new().await;
     let session = begin(&world, 9).await;
     assert_eq!(session.commit(&world.root(9, 1, 0)).await.unwrap(), Commit::Won);
     session.end().await.unwrap();
-    let expected =
-        [format!("create {}", world.slot(9).snapshot()), format!("delete {}", names::session(session_id(9)))];
+    let slot = world.slot(9).snapshot();
+    let expected = [
+        format!("create {slot}"),
+        format!("get {slot}"),
+        format!("delete {}", names::session(session_id(9))),
+    ];
     assert_eq!(world.record.take(), expected);
     let found = world.repository.at_slot(world.slot(9)).await.unwrap();
     assert!(matches!(found, AtSlot::Snapshot(root) if *root == world.root(9, 1, 0)));
@@ -45,6 +49,17 @@ async fn a_commit_whose_answer_is_wrong_or_lost_is_settled_by_reading() {
         let expected = if fault == WriteFault::After { 1 } else { 2 };
         assert_eq!(creates, expected, "{fault:?}");
     }
+}
+
+/// Nobody may hear of a commit that is not there: what the next run needs without it would be removed.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_the_store_swallowed_is_an_error() {
+    let world = World::new().await;
+    let session = begin(&world, 9).await;
+    world.faults.fail_write(1, WriteFault::Swallowed);
+    let failure = session.commit(&world.root(9, 1, 0)).await.unwrap_err();
+    assert!(failure.why.contains(&world.slot(9).snapshot()), "{failure}");
+    assert!(matches!(session.abandon().await.unwrap(), AtSlot::Tombstone), "and nothing is committed later");
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,6 +15,12 @@ use crate::takeover;
 const SUCCESSOR_LOOKS: u32 = 5;
 const SUCCESSOR_PAUSE: Duration = Duration::from_secs(1);
 
+/// All of the group, so that whoever restores it knows what is missing.
+fn members(job: &BackupJob) -> Option<(String, String)> {
+    let group = job.group.as_ref()?;
+    Some((schema::root::GROUP_MEMBERS.to_owned(), group.members.join(" ")))
+}
+
 impl Driver {
     pub(super) async fn seal(&mut self) -> Result<End, Failure> {
         let (Some(reading), Some(top)) = (&self.reading, self.top) else {
@@ -37,7 +43,7 @@ impl Driver {
             sealed_ms: self.context.environment.now_ms(),
             group: self.job.group.as_ref().map(Group::to_string),
             changed_while_read: self.changed,
-            layout: reading.layout.iter().cloned().collect(),
+            layout: reading.layout.iter().cloned().chain(members(&self.job)).collect(),
             tags: self.job.tags.clone(),
             statistics: self.totals(),
             tracking: self.tracking.clone(),

@@ -13,6 +13,11 @@ use schema::session::Checkpoint;
 
 use super::{Driver, FLUSH_SLOWEST, LEAVES_ASKED, REPORT};
 
+/// How long agents have to answer a roll call.
+const ROLL_CALL: Duration = Duration::from_millis(1500);
+/// What readers call themselves.
+const READER: &str = "reader";
+
 impl Driver {
     pub(super) async fn flush(&mut self) -> Result<(), Failure> {
         let message = Message::new(&self.about, &Flush { session: self.session.session().id });
@@ -115,7 +120,11 @@ impl Driver {
     pub(super) async fn ask_again(&mut self) -> Result<(), Failure> {
         self.asked_again += 1;
         if self.asked_again > self.settings.patience {
-            return Err(self.gave_up());
+            // One that is there is busy with other volumes, and may be for hours.
+            if self.reading.is_some() || !self.reader_is_there().await {
+                return Err(self.gave_up());
+            }
+            self.asked_again = self.settings.patience;
         }
         let Some(reading) = &self.reading else {
             tracing::warn!("no reader has answered yet; asking again");
@@ -144,6 +153,23 @@ impl Driver {
             self.check = Some((self.requests, false));
         }
         Ok(())
+    }
+
+    /// Whether a reader of the volume's host answers a roll call.
+    async fn reader_is_there(&self) -> bool {
+        let nonce = self.context.environment.session_id().to_string();
+        let call = Message::new(&About::nothing(), &WhoIsThere { reply: nonce.clone() });
+        let answered = async {
+            let mut answers = self.context.bus.subscribe(&Topic::roll_call_reply(&nonce)).await.ok()?;
+            self.context.bus.broadcast(&Topic::roll_call(), call).await.ok()?;
+            loop {
+                let Ok(agent) = answers.next().await.ok()?.read::<AgentIsThere>() else { continue };
+                if agent.host == self.job.host && agent.roles.iter().any(|role| role == READER) {
+                    return Some(());
+                }
+            }
+        };
+        self.context.environment.timeout(ROLL_CALL, answered).await.flatten().is_some()
     }
 
     pub(super) fn gave_up(&self) -> Failure {

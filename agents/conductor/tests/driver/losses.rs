@@ -3,9 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use agent::bus::{Bus, Topic};
 use conductor::Settings;
 use schema::limits::LEAF_SPAN;
-use schema::messages::{FailureKind, Mapped, SessionEvent};
+use schema::messages::*;
 
 use crate::support::*;
 
@@ -166,6 +167,29 @@ async fn a_reader_that_asks_is_there() {
         crate::tracked::wanted(&world, request.session, 1).await;
     }
     assert!(!world.is_reported(&job) && !world.is_asked(), "nothing is asked for twice meanwhile");
+}
+
+/// It reads other volumes, and answers whoever asks whether it is there.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_busy_with_other_volumes_is_waited_for() {
+    let world = World::new().await;
+    let mut calls = world.bus.subscribe(&Topic::roll_call()).await.unwrap();
+    world.start(Settings { patience: 2, ask_again: Duration::from_secs(5), ..settings() });
+    let job = world.job(1);
+    world.submit(&job).await;
+    let session = world.asked().await.session;
+    for _ in 0..50 {
+        let call: WhoIsThere = calls.next().await.unwrap().read().unwrap();
+        let roles = vec!["hasher".into(), "reader".into()];
+        let (host, version) = (HOST.into(), String::new());
+        let there = AgentIsThere { host, pid: 1, roles, version, sessions: Vec::new(), counters: Vec::new() };
+        let answer = Message::new(&About::nothing(), &there);
+        world.bus.broadcast(&Topic::roll_call_reply(&call.reply), answer).await.unwrap();
+    }
+    assert!(!world.is_reported(&job));
+    // Nobody answers any more.
+    world.failed(&job).await;
+    world.assert_given_up(session).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -47,6 +47,8 @@ pub enum WriteFault {
     Exists,
     /// An error, and it happens some operations later.
     Late,
+    /// It is said to have happened, and did not: no store may do that, and a commit is looked at because of it.
+    Swallowed,
 }
 
 /// What a store refuses until told otherwise.
@@ -161,7 +163,7 @@ impl State {
             fault => fault,
         };
         match fault {
-            Some(WriteFault::Before) => self.injected.failed_before += 1,
+            Some(WriteFault::Before | WriteFault::Swallowed) => self.injected.failed_before += 1,
             Some(WriteFault::After) => self.injected.failed_after += 1,
             Some(WriteFault::Exists) => self.injected.false_exists += 1,
             Some(WriteFault::Late) => self.injected.late_writes += 1,
