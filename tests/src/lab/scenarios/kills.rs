@@ -12,30 +12,52 @@ use crate::lab::{Content, Keeper, Pool, Traces, Volume, VolumeGroup, rounds, see
 const TOOLS: [&str; 8] =
     ["lvs", "vgs", "lvcreate", "lvremove", "lvchange", "dmsetup", "thin_delta", "thin_dump"];
 
-/// `kill -9` at every step of a backup of a thick volume with a baseline.
-pub fn killed_on_thick() {
+/// `kill -9` at every other step of a backup of a thick volume with a baseline, from the first on.
+pub fn killed_on_thick_at_odd_steps() {
+    on_thick("KILL", (1, 2));
+}
+
+/// The steps between those.
+pub fn killed_on_thick_at_even_steps() {
+    on_thick("KILL", (2, 2));
+}
+
+/// `kill -9` at every other step of a backup of a thin volume with a baseline, from the first on.
+pub fn killed_on_thin_at_odd_steps() {
+    on_thin("KILL", (1, 2));
+}
+
+/// The steps between those.
+pub fn killed_on_thin_at_even_steps() {
+    on_thin("KILL", (2, 2));
+}
+
+/// A polite end at some steps of a backup of a thin volume: lvkeep cleans up before it goes.
+pub fn ended_on_thin() {
+    on_thin("TERM", (1, 3));
+}
+
+fn on_thick(signal: &str, steps: (usize, usize)) {
     let group = VolumeGroup::new("vg0");
     let volume = group.thick("web", 64);
-    killed(&group, &[], &volume, "KILL");
+    killed(&group, &[], &volume, signal, steps);
 }
 
-/// `kill -9` at every step of a backup of a thin volume with a baseline.
-pub fn killed_on_thin() {
+fn on_thin(signal: &str, steps: (usize, usize)) {
     let group = VolumeGroup::new("vg0");
     let pool = group.pool("pool", 256, 64);
     let volume = pool.thin("web", 64);
-    killed(&group, &[&pool], &volume, "KILL");
+    killed(&group, &[&pool], &volume, signal, steps);
 }
 
-/// A polite end at every step of a backup of a thin volume: lvkeep cleans up before it goes.
-pub fn ended_on_thin() {
-    let group = VolumeGroup::new("vg0");
-    let pool = group.pool("pool", 256, 64);
-    let volume = pool.thin("web", 64);
-    killed(&group, &[&pool], &volume, "TERM");
-}
-
-fn killed(group: &VolumeGroup, pools: &[&Pool], volume: &Volume, signal: &str) {
+/// Ends runs before the first of the steps that are wanted, and then before each that is so many calls further.
+fn killed(
+    group: &VolumeGroup,
+    pools: &[&Pool],
+    volume: &Volume,
+    signal: &str,
+    (first, every): (usize, usize),
+) {
     let mut keeper = Keeper::new("");
     let traces = Traces::of(group, pools);
     let mut content = Content::new(&volume.device(), seed());
@@ -49,7 +71,7 @@ fn killed(group: &VolumeGroup, pools: &[&Pool], volume: &Volume, signal: &str) {
     assert!(steps > 2, "the tools are called through the folder that is watched");
 
     let mut clean = 0;
-    for number in (1..=steps).take(rounds(100) as usize) {
+    for number in (first..=steps).step_by(every).take(rounds(100) as usize) {
         step(&format!("{signal} before call {number} of {steps}"));
         content.overwrite(3, 60_000);
         let ran = tools.kill_before(number, signal, &keeper, volume);

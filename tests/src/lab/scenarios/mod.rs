@@ -162,18 +162,28 @@ pub const SCENARIOS: &[Scenario] = &[
         run: held::space,
     },
     Scenario {
-        name: "killed_on_thick",
-        about: "kill -9 at each step of a thick volume's backup, then a clean run",
-        run: kills::killed_on_thick,
+        name: "killed_on_thick_at_odd_steps",
+        about: "kill -9 at every other step of a thick volume's backup, then a clean run",
+        run: kills::killed_on_thick_at_odd_steps,
     },
     Scenario {
-        name: "killed_on_thin",
-        about: "kill -9 at each step of a thin volume's backup, then a clean run",
-        run: kills::killed_on_thin,
+        name: "killed_on_thick_at_even_steps",
+        about: "the same at the steps between",
+        run: kills::killed_on_thick_at_even_steps,
+    },
+    Scenario {
+        name: "killed_on_thin_at_odd_steps",
+        about: "kill -9 at every other step of a thin volume's backup, then a clean run",
+        run: kills::killed_on_thin_at_odd_steps,
+    },
+    Scenario {
+        name: "killed_on_thin_at_even_steps",
+        about: "the same at the steps between",
+        run: kills::killed_on_thin_at_even_steps,
     },
     Scenario {
         name: "ended_on_thin",
-        about: "a polite end at each step of a thin volume's backup",
+        about: "a polite end at steps of a thin volume's backup",
         run: kills::ended_on_thin,
     },
     Scenario {
