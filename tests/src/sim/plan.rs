@@ -251,8 +251,8 @@ impl Plan {
         for volume in &mut self.volumes {
             volume.tracking = match random.random_range(0..4) {
                 0 | 1 => Tracking::None,
-                2 => Tracking::True(64 << 10),
-                _ => Tracking::True(BLOCK),
+                2 => Tracking::Lossy(64 << 10),
+                _ => Tracking::Lossy(BLOCK),
             };
             if volume.tracking != Tracking::None {
                 // There is little to be tracked in most volumes that change under their readers.

@@ -35,8 +35,10 @@ pub struct Source {
 pub enum Tracking {
     /// Nothing.
     None,
-    /// All of them, in units of so many bytes; now and then a baseline is lost.
+    /// All of them, in units of so many bytes.
     True(u64),
+    /// The same; now and then a baseline is lost.
+    Lossy(u64),
     /// It leaves out every other range.
     Lies,
 }
@@ -109,8 +111,8 @@ impl Source {
         let state = self.state();
         let unit = match self.tracking {
             Tracking::None => return Changes::UNTRACKED,
-            Tracking::True(_) if lost => return Changes::unknown("the baseline overflowed"),
-            Tracking::True(unit) => unit,
+            Tracking::Lossy(_) if lost => return Changes::unknown("the baseline overflowed"),
+            Tracking::True(unit) | Tracking::Lossy(unit) => unit,
             Tracking::Lies => BLOCK,
         };
         let Some(baseline) = state.baselines.get(&parent) else {
