@@ -12,6 +12,7 @@ mod crypt;
 mod cursor;
 pub mod epoch;
 mod error;
+pub mod facts;
 pub mod fuzz;
 mod ids;
 pub mod keys;

@@ -52,6 +52,12 @@ pub const PACK_FOOTER_MAX: usize = 96 << 20;
 pub const GROUP_MEMBERS_MAX: usize = 256;
 /// Bytes of a volume's name.
 pub const VOLUME_NAME_MAX: usize = 1024;
+/// Bytes of a fact of a volume that is kept as it is; a longer one is folded.
+pub const FACT_PLAIN_MAX: usize = 4 << 10;
+/// Bytes of a folded fact: a message has room for little more.
+pub const FACT_FOLDED_MAX: usize = 512 << 10;
+/// Bytes of the text in a folded fact.
+pub const FACT_MAX: usize = 16 << 20;
 /// Content bytes of one record of a change stream.
 pub const STREAM_DATA_MAX: usize = 1 << 20;
 /// Bytes of one line of a change stream's answer.

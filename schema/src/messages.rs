@@ -317,6 +317,12 @@ pub enum JobOutcome {
         changed_while_read: bool,
         /// What was read, and why.
         tracking: Tracking,
+        /// What the operator should know of the snapshot.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        notes: Vec<String>,
+        /// Which of the operator's commands failed after the snapshot was taken, and how.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        post_failed: Option<String>,
     },
     /// A snapshot was restored.
     Restored {

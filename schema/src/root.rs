@@ -8,9 +8,6 @@ use crate::names::Slot;
 use crate::object::{Object, ObjectKind};
 use crate::{ChunkId, FormatError, JobId, ReadingId, Result, SessionId, limits};
 
-/// The fact of a snapshot's layout that lists the sources of its group's run, with blanks between.
-pub const GROUP_MEMBERS: &str = "group_members";
-
 /// What a backup counted; all in bytes of the volume unless said otherwise.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statistics {

@@ -15,6 +15,7 @@ use volume_lvm::Tools;
 use crate::app::App;
 use crate::args::{BackupArgs, IoPriority};
 use crate::embedded::Embedded;
+use crate::exit::PostFailed;
 use crate::lvm::Hold;
 use crate::progress::{Bar, Display};
 use crate::sources::{self, Source};
@@ -38,6 +39,10 @@ struct Done {
     tracking: text::Tracked,
     #[serde(skip)]
     how_read: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    post_failed: Option<String>,
     seconds: f64,
 }
 
@@ -177,11 +182,14 @@ async fn follow_all(
     futures::future::join_all(jobs.iter().zip(sources).map(one)).await
 }
 
-/// The first failure decides the exit code; the others were said.
+/// The first failure decides the exit code; the others were said. A command that failed after a backup counts when no
+/// backup failed.
 fn conclude(outcomes: Vec<anyhow::Result<()>>) -> anyhow::Result<()> {
     let total = outcomes.len();
-    let mut failed = outcomes.into_iter().filter_map(Result::err);
-    let Some(first) = failed.next() else { return Ok(()) };
+    let errors = outcomes.into_iter().filter_map(Result::err);
+    let (afterwards, failed): (Vec<_>, Vec<_>) = errors.partition(|error| error.is::<PostFailed>());
+    let mut failed = failed.into_iter();
+    let Some(first) = failed.next() else { return afterwards.into_iter().next().map_or(Ok(()), Err) };
     match failed.count() {
         0 if total == 1 => Err(first),
         others => Err(first.context(format!("{} of {total} backups failed; the first", others + 1))),
@@ -210,7 +218,13 @@ async fn follow(app: &App, context: &Context, job: &BackupJob, bar: &Bar) -> any
     match outcome? {
         JobOutcome::Failed { kind, why } => Err(Failure::new(kind, why).into()),
         outcome => match Done::new(job, outcome, seconds) {
-            Some(done) => app.print(&done, || done.text()),
+            Some(done) => {
+                app.print(&done, || done.text())?;
+                match done.post_failed {
+                    Some(why) => Err(PostFailed { volume: done.volume, why }.into()),
+                    None => Ok(()),
+                }
+            }
             None => bail!("the answer to a backup was that of a restore"),
         },
     }
@@ -273,7 +287,16 @@ fn set_io_priority(app: &App) -> anyhow::Result<()> {
 impl Done {
     /// What a backup did; none when the outcome is that of something else.
     fn new(job: &BackupJob, outcome: JobOutcome, seconds: f64) -> Option<Self> {
-        let JobOutcome::Sealed { slot, generation, size, statistics, changed_while_read, tracking } = outcome
+        let JobOutcome::Sealed {
+            slot,
+            generation,
+            size,
+            statistics,
+            changed_while_read,
+            tracking,
+            notes,
+            post_failed,
+        } = outcome
         else {
             return None;
         };
@@ -292,6 +315,8 @@ impl Done {
             changed_while_read,
             tracking: text::Tracked::from(&tracking),
             how_read: text::tracking(&tracking),
+            notes,
+            post_failed,
             seconds,
         })
     }
@@ -313,6 +338,9 @@ impl Done {
         );
         if let Some(how_read) = &self.how_read {
             out.push_str(&format!("\n  {how_read}"));
+        }
+        for note in &self.notes {
+            out.push_str(&format!("\n  {note}"));
         }
         if self.changed_while_read {
             out.push_str("\n  the source CHANGED WHILE IT WAS READ: this snapshot is not of one moment");

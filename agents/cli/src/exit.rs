@@ -16,13 +16,30 @@ Exit codes:
   5    the object store failed
   6    stored data is damaged or missing
   7    the session was cancelled, revoked or interrupted
-  8    status --max-age: a volume's last snapshot is too old";
+  8    status --max-age: a volume's last snapshot is too old
+  9    the backup is there, but the command after its LVM snapshot (--post) failed";
 
 /// Code of `status --max-age` when a volume's last snapshot is too old.
 pub const TOO_OLD: u8 = 8;
 
+/// Code of a backup that is there, after whose LVM snapshot the operator's command failed.
+const POST_FAILED: u8 = 9;
+
+/// A backup is there, and what the operator wanted done after its LVM snapshot was not.
+#[derive(Debug, thiserror::Error)]
+#[error("{volume} is backed up, but the command after its LVM snapshot (--post) failed: {why}")]
+pub struct PostFailed {
+    /// The volume.
+    pub volume: String,
+    /// Which command, and how.
+    pub why: String,
+}
+
 /// The exit code of an error.
 pub fn code(error: &anyhow::Error) -> ExitCode {
+    if error.chain().any(|cause| cause.is::<PostFailed>()) {
+        return ExitCode::from(POST_FAILED);
+    }
     let kind = error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map(|failure| failure.kind);
     ExitCode::from(match kind {
         None | Some(FailureKind::Other) => 1,

@@ -8,7 +8,7 @@ use agent::{Failure, Queue, Repository, Targets};
 use anyhow::{Context, bail};
 use restorer::{Report, Restorer, Target};
 use schema::messages::{About, JobOutcome, Message, NewVolume, Preparation, RestoreJob, Safety};
-use schema::root::{GROUP_MEMBERS, Root};
+use schema::root::Root;
 use serde::Serialize;
 use volume_lvm::Tools;
 use volume_lvm::target::LvmTargets;
@@ -63,9 +63,7 @@ async fn chosen(repository: &Repository, args: &RestoreArgs) -> anyhow::Result<V
 
 /// A run of a group in which a volume failed is not restored as if it were all of it.
 fn check_whole(roots: &[Root], args: &RestoreArgs) -> anyhow::Result<()> {
-    let members = roots.iter().find_map(|root| root.layout.get(GROUP_MEMBERS)).map(String::as_str);
-    let sources: Vec<&str> = roots.iter().map(|root| root.source.as_str()).collect();
-    let missing = missing(members.unwrap_or_default(), &sources);
+    let missing = select::missing(roots.iter());
     if missing.is_empty() || args.force {
         return Ok(());
     }
@@ -74,11 +72,6 @@ fn check_whole(roots: &[Root], args: &RestoreArgs) -> anyhow::Result<()> {
         args.snapshot,
         missing.join(", ")
     )))
-}
-
-/// The members of a group's run of which there is no snapshot.
-fn missing<'a>(members: &'a str, sources: &[&str]) -> Vec<&'a str> {
-    members.split_whitespace().filter(|member| !sources.contains(member)).collect()
 }
 
 /// Two volumes of one name must not overwrite each other. Takes volumes and their targets.
@@ -232,13 +225,7 @@ async fn by_agent(app: &App, args: &RestoreArgs, host: &str) -> anyhow::Result<(
 
 #[cfg(test)]
 mod tests {
-    use super::{check_apart, missing};
-
-    #[test]
-    fn a_group_that_lost_a_member_is_not_whole() {
-        assert_eq!(missing("vg0/root vg0/data vg1/log", &["vg1/log", "vg0/root"]), ["vg0/data"]);
-        assert!(missing("vg0/root vg0/data", &["vg0/data", "vg0/root"]).is_empty());
-    }
+    use super::check_apart;
 
     #[test]
     fn volumes_of_one_name_are_not_restored_over_each_other() {

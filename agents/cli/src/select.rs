@@ -8,6 +8,7 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, civil};
 use schema::VolumeKey;
+use schema::facts::GROUP_MEMBERS;
 use schema::names::Slot;
 use schema::root::Root;
 
@@ -103,6 +104,13 @@ pub async fn group(repository: &Repository, text: &str) -> anyhow::Result<Vec<Ro
         )));
     };
     Ok(all.into_iter().filter(|root| root.group.as_ref() == Some(&run)).collect())
+}
+
+/// The members of a group's run of which there is no snapshot among those of the run.
+pub fn missing<'a>(run: impl Iterator<Item = &'a Root> + Clone) -> Vec<&'a str> {
+    let members = run.clone().find_map(|root| root.layout.get(GROUP_MEMBERS)).map(String::as_str);
+    let is_missing = |member: &&str| !run.clone().any(|root| root.source == *member);
+    members.unwrap_or_default().split_whitespace().filter(is_missing).collect()
 }
 
 /// A time in milliseconds since 1970: RFC 3339, or a local date with or without a time of day.

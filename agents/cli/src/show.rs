@@ -44,6 +44,7 @@ struct Fields<'a> {
 pub async fn show(app: &App, args: &ShowArgs) -> anyhow::Result<()> {
     let repository = app.repository().await?;
     let root = select::snapshot(&repository, &args.snapshot).await?;
+    let layout = schema::facts::unfolded(&root.layout);
     let shown = Shown {
         id: root.slot.session.to_string(),
         key: root.slot.snapshot(),
@@ -61,7 +62,7 @@ pub async fn show(app: &App, args: &ShowArgs) -> anyhow::Result<()> {
             group: root.group.as_deref(),
             tags: &root.tags,
             changed_while_read: root.changed_while_read,
-            layout: &root.layout,
+            layout: &layout,
             statistics: root.statistics,
             tracking: text::Tracked::from(&root.tracking),
         },
@@ -94,7 +95,8 @@ fn describe(root: &Root, shown: &Shown<'_>) -> String {
     if root.changed_while_read {
         lines.push("the source CHANGED WHILE IT WAS READ: this snapshot is not of one moment".to_owned());
     }
-    let (long, short): (Vec<_>, Vec<_>) = root.layout.iter().partition(|(_, value)| value.contains('\n'));
+    let (long, short): (Vec<_>, Vec<_>) =
+        shown.root.layout.iter().partition(|(_, value)| value.contains('\n'));
     lines.extend(short.iter().map(|(name, value)| format!("layout      {name} = {value}")));
     for (name, value) in long {
         lines.push(format!("layout      {name}:"));

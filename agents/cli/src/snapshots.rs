@@ -28,6 +28,9 @@ pub struct Row {
     pub host: String,
     /// The run of a group that it was taken with, NAME/RUN.
     pub group: Option<String>,
+    /// The sources of that run of which there is no snapshot.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub group_lacks: Vec<String>,
     /// Tags.
     pub tags: Vec<String>,
     /// The source changed while it was read.
@@ -49,6 +52,7 @@ impl Row {
             bytes_new: root.statistics.bytes_new,
             host: root.host.clone(),
             group: root.group.clone(),
+            group_lacks: Vec::new(),
             tags: root.tags.clone(),
             changed_while_read: root.changed_while_read,
             encrypted,
@@ -56,10 +60,26 @@ impl Row {
     }
 }
 
+/// The sources of a snapshot's group of which the same run has no snapshot.
+fn lacks(root: &Root, all: &[Root]) -> Vec<String> {
+    let Some(group) = &root.group else { return Vec::new() };
+    let run = all.iter().filter(|other| other.group.as_ref() == Some(group));
+    select::missing(run).into_iter().map(str::to_owned).collect()
+}
+
+fn group_text(row: &Row) -> String {
+    match (&row.group, row.group_lacks.as_slice()) {
+        (None, _) => "-".to_owned(),
+        (Some(group), []) => group.clone(),
+        (Some(group), lacks) => format!("{group} (WITHOUT {})", lacks.join(", ")),
+    }
+}
+
 /// `lvkeep snapshots`.
 pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
     let repository = app.repository().await?;
-    let mut roots = select::roots(&repository, None).await?;
+    let all = select::roots(&repository, None).await?;
+    let mut roots = all.clone();
     if let Some(pattern) = &args.volume {
         roots.retain(|root| text::matches(pattern, &root.volume));
     }
@@ -71,7 +91,10 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
         roots.retain(|root| root.group.as_ref().is_some_and(named));
     }
     let encrypted = repository.key.encrypted();
-    let rows: Vec<Row> = roots.iter().map(|root| Row::new(root, encrypted)).collect();
+    let rows: Vec<Row> = roots
+        .iter()
+        .map(|root| Row { group_lacks: lacks(root, &all), ..Row::new(root, encrypted) })
+        .collect();
     app.print(&rows, || {
         let mut table = text::Table::new(&["id", "volume", "gen", "time", "size", "added", "group", "tags"]);
         for (row, root) in rows.iter().zip(&roots) {
@@ -83,7 +106,7 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
                 text::time(root.time_ms),
                 text::size(row.size),
                 text::size(row.bytes_stored),
-                row.group.clone().unwrap_or_else(|| "-".to_owned()),
+                group_text(row),
                 format!("{}{mark}", row.tags.join(",")),
             ]);
         }

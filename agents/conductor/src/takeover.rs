@@ -6,6 +6,7 @@
 use agent::repository::AtSlot;
 use agent::{Failure, Repository, sessions};
 use schema::SessionId;
+use schema::facts::{GROUP_BACKUP_LEFT_OUT, POST_FAILED};
 use schema::messages::{BackupJob, JobOutcome};
 use schema::root::Root;
 use schema::session::{Checkpoint, Session};
@@ -85,5 +86,11 @@ pub(crate) fn sealed(root: &Root) -> JobOutcome {
         statistics: root.statistics,
         changed_while_read: root.changed_while_read,
         tracking: root.tracking.clone(),
+        notes: root.layout.get(GROUP_BACKUP_LEFT_OUT).map(left_out).into_iter().collect(),
+        post_failed: root.layout.get(POST_FAILED).cloned(),
     }
+}
+
+fn left_out(why: &String) -> String {
+    format!("LVM's description of the volume group is not in the snapshot: {why}")
 }

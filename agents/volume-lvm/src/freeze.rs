@@ -216,7 +216,7 @@ impl Command {
 /// How writers were held still.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stillness {
-    /// For how long.
+    /// For how long at most: from the first freeze to the last thaw, or while LVM took the snapshots.
     pub frozen: Duration,
     /// Which of the operator's commands failed afterwards, and why. None of them is run twice.
     pub failed: Vec<String>,
@@ -237,7 +237,9 @@ where
     F: Future<Output = T> + Send + 'static,
 {
     if plan.is_empty() {
-        return Ok((body.await, Stillness::default()));
+        let since = Instant::now();
+        let done = body.await;
+        return Ok((done, Stillness { frozen: since.elapsed(), failed: Vec::new() }));
     }
     let (tools, state) = (tools.clone(), state.to_owned());
     let task = tokio::spawn(async move {
@@ -279,8 +281,8 @@ async fn held<T>(
     tokio::pin!(body);
     match tokio::time::timeout_at(end, &mut body).await {
         Ok(done) => {
-            still.let_go().await;
-            Ok((done, since.elapsed()))
+            let thawed = still.let_go().await;
+            Ok((done, thawed.saturating_duration_since(since)))
         }
         Err(_) => {
             still.let_go().await;
@@ -313,11 +315,17 @@ impl Still {
     }
 
     /// Undoes everything, the last first. What cannot be thawed is left to the watchdog and
-    /// the next run; a command of the operator that fails has been run, and is not run again.
-    async fn let_go(&mut self) {
+    /// the next run; a command of the operator that fails has been run, and is not run again. Says when the last file
+    /// system was let go of.
+    async fn let_go(&mut self) -> Instant {
         let mut frozen = Vec::new();
+        let mut thawed = Instant::now();
         while let Some((command, watchdog)) = self.undo.pop() {
-            match command.run(&self.tools).await {
+            let done = command.run(&self.tools).await;
+            if !command.is_hook() {
+                thawed = Instant::now();
+            }
+            match done {
                 Ok(()) => watchdog.dismiss().await,
                 Err(why) if command.is_hook() => {
                     tracing::error!(%why, "a command after the snapshot failed; the snapshot is there");
@@ -339,5 +347,6 @@ impl Still {
                 }
             }
         }
+        thawed
     }
 }

@@ -5,6 +5,7 @@
 //! `LVKEEP_BLESS=1 cargo test -p schema --test formats bless`, which leaves a version's folder that exists alone
 //! unless `LVKEEP_BLESS_OVERWRITE=1` says that the version was never released.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use schema::limits::LEAF_SPAN;
 use schema::map::{Leaf, Node};
 use schema::messages::Message;
 use schema::pack::{self, PACK_HEADER_LEN};
-use schema::{Domain, Object, names};
+use schema::{Domain, Object, facts, names};
 
 use crate::samples::*;
 use crate::{files, messages, stream};
@@ -82,6 +83,7 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("config", config().encode(&writer, NONCE).unwrap()),
         ("frame-zstd-plain", zstd(&none)),
         ("frame-zstd-data", zstd(&data)),
+        ("fact-folded.txt", facts::fact("vgcfgbackup", long_text()).unwrap().1.into_bytes()),
     ];
     let written = |(name, bytes): (&str, Vec<u8>), deterministic| {
         let name = name.to_owned();
@@ -184,6 +186,13 @@ fn packs_are_read() {
 fn maps_are_read() {
     assert_eq!(Leaf::parse(&golden("leaf"), LEAF_SPAN).unwrap(), leaf());
     assert_eq!(Node::parse(&golden("node"), 2).unwrap(), node());
+}
+
+#[test]
+fn folded_facts_are_read() {
+    let folded = String::from_utf8(golden("fact-folded.txt")).unwrap();
+    let layout = BTreeMap::from([("vgcfgbackup.zst.base64".to_owned(), folded)]);
+    assert_eq!(facts::unfolded(&layout), BTreeMap::from([("vgcfgbackup".to_owned(), long_text())]));
 }
 
 #[test]

@@ -59,21 +59,25 @@ fn jobs() -> Vec<Sample> {
     };
     let restored =
         JobOutcome::Restored { written: 1, zeroed: 2, fetched: 3, notes: vec!["vg1/back was made".into()] };
-    let sealed = JobOutcome::Sealed {
+    let sealed = |notes, post_failed| JobOutcome::Sealed {
         slot: slot(),
         generation: 2,
         size: 10 << 30,
         statistics: statistics(),
         changed_while_read: true,
         tracking: tracking(),
+        notes,
+        post_failed,
     };
+    let noted = sealed(vec!["something was left out".into()], Some("exit status: 7".into()));
     let (session, volume, statistics) = (session_id(), VOLUME.into(), statistics());
     let progress = Progress { job: job(), session, volume, total: 10 << 30, done: 1 << 30, statistics };
     vec![
         sample("", backup, b""),
         sample("", restore(Preparation::default()), b""),
         sample("-Prepared", restore(prepared), b""),
-        sample("-Sealed", done(sealed), b""),
+        sample("-Sealed", done(sealed(Vec::new(), None)), b""),
+        sample("-Noted", done(noted), b""),
         sample("-Restored", done(restored), b""),
         sample("-Failed", done(JobOutcome::Failed { kind: FailureKind::Damaged, why: "lost".into() }), b""),
         sample("", progress, b""),

@@ -37,6 +37,11 @@ pub fn compressible() -> Vec<u8> {
     b"one line of a log file that repeats\n".repeat(40)
 }
 
+/// A text of the kind that is folded.
+pub fn long_text() -> String {
+    (0..500).map(|number| format!("volume{number} {{\n\tstart_extent = {}\n}}\n", number * 8)).collect()
+}
+
 pub fn repo() -> RepoId {
     RepoId::from_bytes(bytes(0x10))
 }

@@ -14,6 +14,7 @@ mod mounts;
 mod scenarios;
 mod traces;
 mod volumes;
+mod watched;
 
 pub use command::{fails, run, run_with_input, succeeds, words};
 pub use content::{Content, differing, is_zero, total};
@@ -22,6 +23,7 @@ pub use mounts::{FileSystem, Mounted};
 pub use scenarios::SCENARIOS;
 pub use traces::{Traces, held_metadata_root, nothing_is_frozen};
 pub use volumes::{Pool, Volume, VolumeGroup};
+pub use watched::Watched;
 
 /// One scenario.
 #[derive(Debug, Clone, Copy)]

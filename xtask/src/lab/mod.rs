@@ -19,6 +19,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Subcommand, ValueEnum};
 
 use crate::run::{output, run};
+use crate::tools;
 use crate::workspace::{cargo, target_dir};
 use guest::{Boot, Guest};
 use image::Root;
@@ -144,9 +145,12 @@ pub fn bring() -> Result<PathBuf> {
 
 fn scenario(how: &How, lab: &Path, programs: &(PathBuf, PathBuf), name: &str) -> Result<()> {
     let (scenarios, lvkeep) = programs.clone();
-    let programs = vec![("scenarios", scenarios), ("lvkeep", lvkeep)];
+    let programs = vec![("scenarios", scenarios), ("lvkeep", lvkeep), ("nats-server", tools::nats_server()?)];
     let started = Instant::now();
-    let script = format!("export LVKEEP_TEST_BIN=/lab/path/lvkeep\nexec scenarios run {name}\n");
+    let script = format!(
+        "export LVKEEP_TEST_BIN=/lab/path/lvkeep LVKEEP_TEST_NATS_SERVER=/lab/path/nats-server\n\
+         exec scenarios run {name}\n"
+    );
     let code = how.guest(script, programs).run(how.kernel, lab, &runs()?)?;
     succeeds(code, &format!("scenario {name}"))?;
     println!("scenario {name}: passed in {:.1} s, boot included", started.elapsed().as_secs_f64());

@@ -18,7 +18,7 @@ const SUCCESSOR_PAUSE: Duration = Duration::from_secs(1);
 /// All of the group, so that whoever restores it knows what is missing.
 fn members(job: &BackupJob) -> Option<(String, String)> {
     let group = job.group.as_ref()?;
-    Some((schema::root::GROUP_MEMBERS.to_owned(), group.members.join(" ")))
+    Some((schema::facts::GROUP_MEMBERS.to_owned(), group.members.join(" ")))
 }
 
 impl Driver {

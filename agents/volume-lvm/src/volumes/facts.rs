@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
+use schema::facts::{GROUP_BACKUP, GROUP_BACKUP_LEFT_OUT, fact};
+
 use crate::report::{Inventory, LogicalVolume};
 use crate::tools::Tools;
-
-/// Bytes of the text of `vgcfgbackup` that are taken along; a message has room for little more.
-const BACKUP_MAX: usize = 256 << 10;
 
 /// Facts of a volume and its group, by name. Names and values as `lvs` and `vgs` have them, sizes in bytes.
 pub(super) fn of(inventory: &Inventory, volume: &LogicalVolume) -> Vec<(String, String)> {
@@ -42,7 +41,6 @@ pub(super) fn of(inventory: &Inventory, volume: &LogicalVolume) -> Vec<(String, 
 
 /// LVM's own description of a group, as `vgcfgrestore` takes it; without it a backup is still one, and says so.
 pub(super) async fn backup_of_group(tools: &Tools, vg: &str, state: &Path) -> (String, String) {
-    let name = "vgcfgbackup".to_owned();
     let folder = state.join("vgcfg");
     let file = folder.join(format!("{vg}-{}", std::process::id()));
     let written = async {
@@ -55,11 +53,10 @@ pub(super) async fn backup_of_group(tools: &Tools, vg: &str, state: &Path) -> (S
     let text: Result<String, String> = written.await;
     // Only what was just written; absent is as good.
     let _ = std::fs::remove_file(&file);
-    let why = match text {
-        Ok(text) if text.len() <= BACKUP_MAX => return (name, text),
-        Ok(text) => format!("its {} bytes are more than {BACKUP_MAX}: keep it yourself", text.len()),
+    let why = match text.and_then(|text| fact(GROUP_BACKUP, text).map_err(|why| why.to_string())) {
+        Ok(fact) => return fact,
         Err(why) => why,
     };
     tracing::warn!(vg, why, "LVM's description of the group is not taken along");
-    ("vgcfgbackup_left_out".to_owned(), why)
+    (GROUP_BACKUP_LEFT_OUT.to_owned(), why)
 }

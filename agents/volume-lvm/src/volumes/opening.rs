@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use agent::{Changes, Opening, Volume, VolumeError, VolumeInfo};
+use schema::facts::{FROZEN_MS, POST_FAILED};
 use schema::messages::Group;
 use schema::{JobId, ReadingId, RepoId, SessionId};
-use tokio::time::{Duration, Instant};
+use tokio::time::Instant;
 
 use super::{Held, Place, Shared, cannot_open, facts, snapshot::Snapshot, tool_failed};
 use crate::changes::{Mapped, Pool};
@@ -160,7 +161,7 @@ impl Shared {
             .group
             .as_ref()
             .and_then(|group| snapshots::unclaimed(&inventory, &origin.uuid, wish.repository, group.run));
-        let mut failed_hooks = Vec::new();
+        let mut stillness = None;
         let (snapshot, lost) = match (existing.or(claimable), wish.reading) {
             (Some(ours), _) => {
                 let marks = commands::claimed(&ours.marks, wish.session, &self.owner, self.settings.embedded);
@@ -172,8 +173,8 @@ impl Shared {
                 return Err(VolumeError::ReadingLost { source_name: source.clone(), why });
             }
             (None, None) => {
-                let (name, lost, hooks) = self.take(wish, &inventory, &origin).await?;
-                failed_hooks = hooks;
+                let (name, lost, still) = self.take(wish, &inventory, &origin).await?;
+                stillness = Some(still);
                 (name, lost)
             }
         };
@@ -192,8 +193,11 @@ impl Shared {
         let mut facts = facts::of(&inventory, &origin);
         facts.push(("snapshot".to_owned(), snapshot.full_name()));
         facts.push(facts::backup_of_group(&self.tools, vg, &self.settings.state).await);
-        if !failed_hooks.is_empty() {
-            facts.push(("post_failed".to_owned(), failed_hooks.join("; ")));
+        if let Some(Stillness { frozen, failed }) = stillness {
+            facts.push((FROZEN_MS.to_owned(), frozen.as_millis().to_string()));
+            if !failed.is_empty() {
+                facts.push((POST_FAILED.to_owned(), failed.join("; ")));
+            }
         }
         Ok(Some(Found { inventory, origin, snapshot, held, facts, lost }))
     }
@@ -217,14 +221,14 @@ impl Shared {
         held
     }
 
-    /// Takes the session's snapshot, with those of its group. Says its name, and also why there is no baseline, where one was expected,
-    /// and which of the operator's commands failed afterwards.
+    /// Takes the session's snapshot, with those of its group. Says its name, why there is no baseline where one was
+    /// expected, and how writers were held still.
     async fn take(
         &self,
         wish: &Wish,
         inventory: &Inventory,
         origin: &LogicalVolume,
-    ) -> Result<(String, Option<String>, Vec<String>), VolumeError> {
+    ) -> Result<(String, Option<String>, Stillness), VolumeError> {
         let source = &wish.source;
         let failed = |why: ToolError| tool_failed(source, &why);
         let tidy = snapshots::tidy(inventory, &origin.uuid, wish.repository, wish.parent, |marks| {
@@ -247,11 +251,11 @@ impl Shared {
         let own = takes.iter().find(|take| take.origin.uuid == origin.uuid);
         let name = own.map(|take| Marks::name(take.marks.id));
         let name = name.ok_or_else(|| cannot_open(source, "it is not among the members of its group"))?;
-        let failed_hooks = self.take_all(source, takes).await?;
+        let stillness = self.take_all(source, takes).await?;
         if let Some(group) = &wish.group {
             self.table().groups.insert(group.run, Instant::now());
         }
-        Ok((name, tidy.why, failed_hooks))
+        Ok((name, tidy.why, stillness))
     }
 
     /// The volumes of a group, whose moment must not have been yet.
@@ -387,7 +391,7 @@ impl Shared {
     }
 
     /// Takes all of them while writers are held still; all or none.
-    async fn take_all(&self, source: &str, takes: Vec<Take>) -> Result<Vec<String>, VolumeError> {
+    async fn take_all(&self, source: &str, takes: Vec<Take>) -> Result<Stillness, VolumeError> {
         let wanted = takes.iter().map(|take| {
             let Treatment { freeze, hooks, .. } = &take.treatment;
             let at = (*freeze == Freeze::FileSystem).then(|| mounted(&take.origin.device())).flatten();
@@ -410,11 +414,13 @@ impl Shared {
         };
         let taken = freeze::around(&self.tools, &self.settings.state, plan, self.settings.times, body).await;
         let why = match taken {
-            Ok((Ok(()), Stillness { frozen, failed })) => {
-                if frozen > Duration::ZERO {
-                    tracing::info!(source, frozen_ms = frozen.as_millis() as u64, "writers were held still");
-                }
-                return Ok(failed);
+            Ok((Ok(()), still)) => {
+                tracing::info!(
+                    source,
+                    frozen_ms = still.frozen.as_millis() as u64,
+                    "writers were held still"
+                );
+                return Ok(still);
             }
             Ok((Err(why), _)) => why.to_string(),
             Err(why) => why.to_string(),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::e2e::{Ran, eventually};
-use crate::lab::{Content, FileSystem, Keeper, Mounted, Traces, Volume, VolumeGroup, run, seed, step};
+use crate::lab::{Content, FileSystem, Keeper, Mounted, Pool, Traces, Volume, VolumeGroup, run, seed, step};
 
 fn filled(volume: &Volume, percent: u64) -> Content {
     let mut content = Content::new(&volume.device(), seed());
@@ -85,6 +85,15 @@ pub fn hooks_let_go() {
     };
     with("true").ok();
     assert_eq!(lines(&path), ["post"]);
+    step("a command after it that fails");
+    let before = keeper.snapshots();
+    let failed = keeper.run(&["--json", "backup", &source, "--post", "echo cannot start >&2; exit 7"]);
+    let failed = failed.fails(9, &["vg0/web is backed up", "--post", "exit status: 7", "cannot start"]);
+    assert!(
+        failed.json()["post_failed"].as_str().is_some_and(|why| why.contains("cannot start")),
+        "{failed}"
+    );
+    assert_eq!(keeper.snapshots(), before + 1, "the snapshot is there");
     with("echo sorry >&2; exit 7").fails(4, &["exit status: 7", "sorry"]);
     assert_eq!(lines(&path), ["post"]);
     step("a command that hangs");
@@ -163,6 +172,86 @@ pub fn space() {
     let refused = strict.run(&["backup", &path]);
     refused.fails(4, &["volume group vg0 has", "free", "vg0/web needs 8.0 MiB"]);
     Traces::of(&group, &[]).are_only(1);
+}
+
+/// Thin pools at their watermarks, data and metadata: nothing is taken of one that is full, one that fills up is
+/// extended, and what must not be extended is given up before the pool overflows.
+pub fn pools_that_fill_up() {
+    let group = VolumeGroup::on("vg0", &[&crate::lab::disks()[0]]);
+    let pool = group.pool("pool", 128, 64);
+    let writers = pool.thin("writers", 1024);
+    let mut content = Content::noise(&writers.device(), seed());
+    let mut written = 0..60 << 20;
+    content.overwrite_at(written.clone());
+    let mut fill_to = |percent: f64| {
+        while full(&pool, "data_percent") < percent {
+            written = written.end..written.end + (2 << 20);
+            content.overwrite_at(written.clone());
+        }
+    };
+    let keeper = Keeper::new("");
+    let strict = |more: &str| keeper.machine.configure(&format!("[lvm]\nextend = false\n{more}"));
+    let traces = Traces::of(&group, &[&pool]);
+    let path = writers.path();
+    keeper.backup(&writers);
+
+    step("a full pool takes no snapshot");
+    fill_to(85.0);
+    strict("");
+    let refused = keeper.run(&["backup", &path]);
+    refused.fails(4, &["the data of thin pool vg0/pool is 8", "% full", "data_watermark"]);
+    traces.are_only(1);
+
+    step("unless it may be extended");
+    keeper.machine.configure("");
+    let size = pool.volume.size();
+    keeper.backup(&writers);
+    assert!(pool.volume.size() > size, "it was extended");
+
+    step("a pool that fills up is extended while it is read");
+    let slow = |name: &str, mib: u64| {
+        let volume = pool.thin(name, 64);
+        Content::noise(&volume.device(), seed()).overwrite_at(0..mib << 20);
+        let before = group.kept().len();
+        let backup = keeper.start_backup(&[&volume.path(), "--limit-read", "2MiB"]);
+        eventually("the snapshot is there", || (group.kept().len() > before).then_some(()));
+        (backup, volume)
+    };
+    let (backup, volume) = slow("slow", 40);
+    let size = pool.volume.size();
+    fill_to(82.0);
+    eventually("it is larger", || (pool.volume.size() > size).then_some(()));
+    backup.end().ok();
+    keeper.restores(&keeper.latest(&volume), &volume.device());
+    traces.are_only(2);
+
+    step("or the backup is given up");
+    strict("data_watermark = 88\ngive_up = 91\n");
+    let (backup, volume) = slow("given-up", 24);
+    fill_to(92.0);
+    let ended = backup.end();
+    ended.fails(
+        4,
+        &[&volume.path(), "the data of thin pool vg0/pool is 9", "given up before the pool overflows"],
+    );
+    traces.are_only(2);
+
+    step("the same of metadata");
+    let found = full(&pool, "metadata_percent");
+    let lower = format!("data_watermark = 99\ngive_up = 99\nmetadata_watermark = {:.2}\n", found * 0.8);
+    strict(&lower);
+    let refused = keeper.run(&["backup", &path]);
+    refused.fails(4, &["the metadata of thin pool vg0/pool is", "metadata_watermark"]);
+    keeper.machine.configure(&format!("[lvm]\n{lower}"));
+    keeper.backup(&writers);
+    assert!(full(&pool, "metadata_percent") < found * 0.8, "it was extended");
+    keeper.restores(&keeper.latest(&writers), &writers.device());
+    traces.are_only(2);
+}
+
+/// How full a pool is, in percent.
+fn full(pool: &Pool, field: &str) -> f64 {
+    pool.volume.field(field).parse().expect("a percentage")
 }
 
 /// The disks of a libvirt domain: found by its definition, frozen once by its guest agent, thawed also when no snapshot

@@ -1,5 +1,6 @@
 //! All scenarios, by theme. A new one is a function here and a name in `tests/tests/lvm/main.rs`.
 
+mod agents;
 mod changes;
 mod facts;
 mod held;
@@ -162,6 +163,11 @@ pub const SCENARIOS: &[Scenario] = &[
         run: held::space,
     },
     Scenario {
+        name: "pools_that_fill_up",
+        about: "thin pools at their watermarks: refused, extended, given up, data and metadata",
+        run: held::pools_that_fill_up,
+    },
+    Scenario {
         name: "killed_on_thick_at_odd_steps",
         about: "kill -9 at every other step of a thick volume's backup, then a clean run",
         run: kills::killed_on_thick_at_odd_steps,
@@ -185,6 +191,16 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "ended_on_thin",
         about: "a polite end at steps of a thin volume's backup",
         run: kills::ended_on_thin,
+    },
+    Scenario {
+        name: "reader_agent_killed_on_thick",
+        about: "kill -9 of a reader over NATS at steps of a thick volume's backup, which goes on",
+        run: agents::reader_agent_killed_on_thick,
+    },
+    Scenario {
+        name: "reader_agent_killed_on_thin",
+        about: "the same of a thin volume",
+        run: agents::reader_agent_killed_on_thin,
     },
     Scenario {
         name: "restored_to_thick",
