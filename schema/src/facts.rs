@@ -17,6 +17,9 @@ pub const GROUP_MEMBERS: &str = "group_members";
 /// For how many milliseconds at most the volume's writers were held: from the first freeze to the last thaw, or while
 /// LVM took the snapshots.
 pub const FROZEN_MS: &str = "frozen_ms";
+/// When the volume's snapshot was taken, in milliseconds since 1970 by its host's clock; only where that was before its
+/// session began, because a group's snapshots are taken together.
+pub const TAKEN_MS: &str = "taken_ms";
 /// Which command of the operator's failed after the snapshot was taken, and how.
 pub const POST_FAILED: &str = "post_failed";
 /// LVM's own description of the volume's group, as `vgcfgrestore` takes it.

@@ -223,6 +223,11 @@ impl Tracker {
         Self { tools, devices: DmName::DIRECTORY.into(), state: state.into(), patience: PATIENCE }
     }
 
+    /// Releases the metadata snapshot of a pool, if a process of ours that died has left it reserved.
+    pub async fn release_left(&self, pool: &Pool) -> Result<(), ChangeError> {
+        Reservation::release_left(&self.tools, &self.state, pool.device()).await
+    }
+
     /// The same where the devices' nodes are elsewhere, and another process is waited for as long as this.
     pub fn at(self, devices: impl Into<PathBuf>, patience: Duration) -> Self {
         Self { devices: devices.into(), patience, ..self }

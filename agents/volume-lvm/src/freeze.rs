@@ -246,6 +246,7 @@ where
         let mut still = Still {
             tools: tools.with_limit(times.hook),
             undo: Vec::new(),
+            frozen: Vec::new(),
             left: Left::new(&state)?,
             failed: Vec::new(),
         };
@@ -273,10 +274,26 @@ async fn held<T>(
     }
     let since = Instant::now();
     let end = tokio::time::Instant::now() + times.frozen;
+    let tools = still.tools.clone();
     for (freeze, thaw) in plan.freezes() {
         still.will_undo(thaw)?;
-        let frozen = tokio::time::timeout_at(end, freeze.run(&still.tools)).await;
-        frozen.map_err(|_| FreezeError::TooLong(times.frozen))??;
+        let freezing = freeze.run(&tools);
+        tokio::pin!(freezing);
+        match tokio::time::timeout_at(end, &mut freezing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => {
+                if is_anothers(&why) {
+                    still.leave_last().await?;
+                }
+                return Err(why.into());
+            }
+            Err(_) => {
+                // It may come to freeze after all: thawed now, in case it has, and again when it is over.
+                still.thaw_before_last().await;
+                let _ = freezing.await;
+                return Err(FreezeError::TooLong(times.frozen));
+            }
+        }
     }
     tokio::pin!(body);
     match tokio::time::timeout_at(end, &mut body).await {
@@ -293,11 +310,22 @@ async fn held<T>(
     }
 }
 
+/// Whether something cannot be frozen because somebody else froze it, or because nobody may. It is not for us to thaw.
+fn is_anothers(why: &ToolError) -> bool {
+    let ToolError::Failed { said, .. } = why else { return false };
+    let said = said.to_ascii_lowercase();
+    // The kernel's EBUSY; what qemu's guest agent says while it holds a guest, or was forbidden to.
+    ["busy", "frozen", "disabled"].iter().any(|word| said.contains(word))
+}
+
 /// What is held still, and how to let go of it.
 #[derive(Debug)]
 struct Still {
     tools: Tools,
+    /// The operator's commands first.
     undo: Vec<(Command, Watchdog)>,
+    /// What could not be thawed.
+    frozen: Vec<Command>,
     left: Left,
     /// The operator's commands that failed after the snapshots.
     failed: Vec<String>,
@@ -318,35 +346,59 @@ impl Still {
     /// the next run; a command of the operator that fails has been run, and is not run again. Says when the last file
     /// system was let go of.
     async fn let_go(&mut self) -> Instant {
-        let mut frozen = Vec::new();
         let mut thawed = Instant::now();
         while let Some((command, watchdog)) = self.undo.pop() {
-            let done = command.run(&self.tools).await;
-            if !command.is_hook() {
+            let is_hook = command.is_hook();
+            self.undo_one(command, watchdog).await;
+            if !is_hook {
                 thawed = Instant::now();
             }
-            match done {
-                Ok(()) => watchdog.dismiss().await,
-                Err(why) if command.is_hook() => {
-                    tracing::error!(%why, "a command after the snapshot failed; the snapshot is there");
-                    self.failed.push(why.to_string());
-                    watchdog.dismiss().await;
-                }
-                Err(why) => {
-                    tracing::error!(%why, "cannot thaw; trying once more in another way");
-                    frozen.insert(0, command);
-                    drop(watchdog);
-                }
-            }
         }
-        match frozen.is_empty() {
+        match self.frozen.is_empty() {
             true => self.left.forget(),
             false => {
-                if let Err(why) = self.left.note(&frozen) {
+                if let Err(why) = self.left.note(&self.frozen) {
                     tracing::warn!(%why, "the note of what is frozen names more than that");
                 }
             }
         }
         thawed
+    }
+
+    async fn undo_one(&mut self, command: Command, watchdog: Watchdog) {
+        match command.run(&self.tools).await {
+            Ok(()) => watchdog.dismiss().await,
+            Err(why) if command.is_hook() => {
+                tracing::error!(%why, "a command after the snapshot failed; the snapshot is there");
+                self.failed.push(why.to_string());
+                watchdog.dismiss().await;
+            }
+            Err(why) => {
+                tracing::error!(%why, "cannot thaw; trying once more in another way");
+                self.frozen.insert(0, command);
+                drop(watchdog);
+            }
+        }
+    }
+
+    /// What was frozen last is not ours to thaw.
+    async fn leave_last(&mut self) -> Result<(), FreezeError> {
+        let Some((_, watchdog)) = self.undo.pop() else { return Ok(()) };
+        watchdog.dismiss().await;
+        let commands: Vec<Command> = self.undo.iter().map(|(known, _)| known).cloned().collect();
+        self.left.note(&commands)
+    }
+
+    /// While the last freeze is still under way: thaws all before it, and it too, should it have come that far. It
+    /// stays to be undone when it is over.
+    async fn thaw_before_last(&mut self) {
+        let Some((last, watchdog)) = self.undo.pop() else { return };
+        if let Err(why) = last.run(&self.tools).await {
+            tracing::debug!(%why, "not frozen yet, it seems");
+        }
+        while let Some((command, watchdog)) = self.undo.pop_if(|(command, _)| !command.is_hook()) {
+            self.undo_one(command, watchdog).await;
+        }
+        self.undo.push((last, watchdog));
     }
 }

@@ -158,7 +158,8 @@ pub fn store_size(
     let fit = |bytes: u64| round_up(bytes.max(extent), extent).min(most);
     let (wanted, needed) = (fit(wanted), fit(needed));
     match needed <= free {
-        true => Ok(wanted.min(free)),
+        // The rest is for others who need room, now or when their snapshots and pools fill up.
+        true => Ok(wanted.min(needed.max(free / 2 / extent * extent))),
         false => Err(NoRoom::Group {
             vg: origin.vg.clone(),
             volume: origin.full_name(),

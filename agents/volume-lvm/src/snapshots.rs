@@ -59,8 +59,13 @@ pub fn spared(inventory: &Inventory, ours: &Ours<'_>) -> Option<&'static str> {
     if attributes.is_merging() {
         return Some("it is being merged into its origin");
     }
-    // Removing an origin takes its snapshots along.
-    inventory.thick_snapshots_of(ours.volume).next().map(|_| "another snapshot depends on it")
+    // Removing an origin takes along what depends on it: its snapshots with exception stores, and thin volumes of
+    // other pools that it shines through in.
+    let depends = |other: &&LogicalVolume| {
+        other.origin_uuid.as_ref() == Some(&ours.volume.uuid)
+            && (other.is_thick_snapshot() || other.pool_uuid != ours.volume.pool_uuid)
+    };
+    inventory.volumes.iter().find(depends).map(|_| "another volume depends on it")
 }
 
 /// What a run does with what it finds.
@@ -70,12 +75,13 @@ pub struct Tidy<'a> {
     pub baseline: Option<Ours<'a>>,
     /// Why there is none, where there should be one.
     pub why: Option<String>,
-    /// What goes now.
+    /// What goes now: what runs left that committed nothing, and baselines that are no use to anybody.
     pub remove: Vec<Ours<'a>>,
 }
 
-/// At the start of a run that compares with `parent`: of the volume's snapshots for this repository only the parent's
-/// is kept. `in_use` says whose process still works with them.
+/// At the start of a run that compares with `parent`: of the volume's snapshots for this repository only baselines are
+/// kept. Those of others than the parent go when this run has committed ([`rotate`]), because until then they are what
+/// the last one left. `in_use` says whose process still works with them.
 pub fn tidy<'a>(
     inventory: &'a Inventory,
     origin: &'a Uuid,
@@ -87,7 +93,8 @@ pub fn tidy<'a>(
     let (mut candidates, others): (Vec<_>, Vec<_>) =
         of(inventory, origin, repository).partition(|ours| parent.is_some() && ours.marks.session == parent);
     let goes = |ours: &Ours<'a>| !in_use(&ours.marks) && spared(inventory, ours).is_none();
-    tidy.remove.extend(others.into_iter().filter(&goes));
+    let waits = |ours: &Ours<'a>| ours.marks.baseline && unfit(ours).is_none();
+    tidy.remove.extend(others.into_iter().filter(|ours| !waits(ours) && goes(ours)));
     match (candidates.pop(), candidates.is_empty()) {
         (None, _) => {
             tidy.why = parent.map(|parent| format!("this host has no LVM snapshot of the parent {parent}"));

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use super::keeper::Keeper;
 
-const TOOLS: [&str; 8] =
-    ["lvs", "vgs", "lvcreate", "lvremove", "lvchange", "dmsetup", "thin_delta", "thin_dump"];
+const TOOLS: [&str; 9] =
+    ["lvs", "vgs", "lvcreate", "lvremove", "lvchange", "dmsetup", "thin_delta", "thin_dump", "vgcfgbackup"];
 
 /// A folder of tools.
 #[derive(Debug)]

@@ -41,6 +41,7 @@ scenarios! {
     two_volumes_of_one_pool,
     two_repositories,
     two_runs_at_once,
+    a_group_and_another_run,
     the_rest_of_the_host,
     no_baseline,
     facts_travel,

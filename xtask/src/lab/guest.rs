@@ -14,7 +14,6 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::StatVfsMountFlags;
 
 use super::Kernel;
-use crate::run::output;
 
 /// How often the host looks at what the guest wrote.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -217,9 +216,8 @@ fn show_console(console: &Path) {
 /// Takes a program along with its loader and libraries: the guest's may be older than those it was linked with.
 fn bring(shared: &Path, name: &str, program: &Path) -> Result<()> {
     take(program, &shared.join("bin").join(name))?;
-    let said = output(Command::new("ldd").arg(program))?;
     let mut loader = None;
-    for library in libraries(&said) {
+    for library in libraries(&linked(program)?) {
         let file = library.file_name().context("a library without a name")?;
         let target = shared.join("lib").join(file);
         if !target.exists() {
@@ -235,6 +233,16 @@ fn bring(shared: &Path, name: &str, program: &Path) -> Result<()> {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(&wrapper, mode)?;
     Ok(())
+}
+
+/// What `ldd` says of a program.
+fn linked(program: &Path) -> Result<String> {
+    let said = Command::new("ldd").arg(program).env("LC_ALL", "C").output().context("cannot run ldd")?;
+    let complaint = String::from_utf8_lossy(&said.stderr);
+    if !said.status.success() && !complaint.contains("not a dynamic executable") {
+        bail!("`ldd {}` failed: {}", program.display(), complaint.trim());
+    }
+    Ok(String::from_utf8_lossy(&said.stdout).into_owned())
 }
 
 /// The files that `ldd` names; none for a program that is linked statically.

@@ -5,11 +5,18 @@ use std::time::Duration;
 use agent::repository::AtSlot;
 use agent::sessions::{self, Commit};
 use agent::{Failure, Queue, Topic};
+use schema::facts::{GROUP_MEMBERS, TAKEN_MS};
 use schema::messages::*;
 use schema::root::Root;
 
 use super::{Driver, End};
 use crate::takeover;
+
+/// The moment that a snapshot shows: a group's may be earlier than the session that reads one of its volumes.
+fn moment(facts: &[(String, String)], started_ms: u64) -> u64 {
+    let taken = facts.iter().find(|(name, _)| name == TAKEN_MS).and_then(|(_, value)| value.parse().ok());
+    taken.map_or(started_ms, |taken: u64| taken.min(started_ms))
+}
 
 /// How often a session that lost its slot to somebody looks for who drives the job now, and the pause between.
 const SUCCESSOR_LOOKS: u32 = 5;
@@ -18,7 +25,7 @@ const SUCCESSOR_PAUSE: Duration = Duration::from_secs(1);
 /// All of the group, so that whoever restores it knows what is missing.
 fn members(job: &BackupJob) -> Option<(String, String)> {
     let group = job.group.as_ref()?;
-    Some((schema::facts::GROUP_MEMBERS.to_owned(), group.members.join(" ")))
+    Some((GROUP_MEMBERS.to_owned(), group.members.join(" ")))
 }
 
 impl Driver {
@@ -39,7 +46,7 @@ impl Driver {
             parent: parent.map(|parent| parent.slot),
             size: reading.geometry.size(),
             top,
-            time_ms: self.started_ms,
+            time_ms: moment(&reading.layout, self.started_ms),
             sealed_ms: self.context.environment.now_ms(),
             group: self.job.group.as_ref().map(Group::to_string),
             changed_while_read: self.changed,

@@ -50,6 +50,24 @@ impl Reservation {
         spawn_blocking(move || Self::reserve(tools, pool, lock)).await.map_err(|_| ChangeError::Ending)?
     }
 
+    /// Releases what a process of ours that died has left reserved; leaves alone what one works with now.
+    pub async fn release_left(tools: &Tools, state: &Path, pool: DmName) -> Result<(), ChangeError> {
+        if !lock_file(state, &pool).exists() {
+            return Ok(());
+        }
+        let lock = match Lock::take(state, &pool, Duration::ZERO).await {
+            Err(ChangeError::Busy { .. }) => return Ok(()),
+            taken => taken?,
+        };
+        match lock.noted().map_err(|why| lock.error(why))? {
+            Some(Note::Reserving | Note::Held(_)) => {}
+            Some(Note::Nothing) | None => return Ok(()),
+        }
+        let this = Self { tools: tools.with_limit(LIMIT), pool, lock, held: false };
+        let released = spawn_blocking(move || this.tidy().map(|()| this.forget()));
+        released.await.map_err(|_| ChangeError::Ending)?
+    }
+
     fn reserve(tools: Tools, pool: DmName, lock: Lock) -> Result<Self, ChangeError> {
         let mut this = Self { tools, pool, lock, held: false };
         this.tidy()?;
@@ -178,6 +196,10 @@ impl Note {
     }
 }
 
+fn lock_file(state: &Path, pool: &DmName) -> PathBuf {
+    state.join(format!("pool-{pool}.lock"))
+}
+
 /// The lock of a pool, held until it is dropped. Its file stays: who removes one that others wait for lets two in.
 #[derive(Debug)]
 struct Lock {
@@ -187,7 +209,7 @@ struct Lock {
 
 impl Lock {
     async fn take(state: &Path, pool: &DmName, patience: Duration) -> Result<Self, ChangeError> {
-        let path = state.join(format!("pool-{pool}.lock"));
+        let path = lock_file(state, pool);
         let name = || path.display().to_string();
         let cannot = |why: io::Error| ChangeError::Lock { lock: name(), why };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(cannot)?;

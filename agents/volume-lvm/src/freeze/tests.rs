@@ -112,6 +112,45 @@ async fn what_cannot_be_frozen_is_let_go_again() {
 }
 
 #[tokio::test]
+async fn what_somebody_else_froze_is_not_thawed() {
+    for said in ["fsfreeze: /srv/a: freeze failed: Device or resource busy", "the agent is in frozen state"] {
+        let host = Host::new();
+        let log = host.log_file();
+        let script =
+            format!("echo \"fsfreeze $*\" >> {}; echo '{said}' >&2; [ $1 != --freeze ]", log.display());
+        host.fake("fsfreeze", &script);
+        let error =
+            around(&host.tools, &host.state(), host.plan(), Times::default(), async {}).await.unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+        let log = host.log();
+        assert!(!log.iter().any(|line| line.contains("--unfreeze")), "{log:?}");
+        assert!(log.contains(&ALL[4].to_owned()) && log.contains(&ALL[5].to_owned()), "{log:?}");
+        assert_eq!(host.notes(), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_freezes_too_late_is_thawed_all_the_same() {
+    let host = Host::new();
+    let (log, hurry) = (host.log_file(), host.folder.path().join("hurry"));
+    // Goes on to freeze only after somebody has tried to thaw it.
+    let script = format!(
+        "case $1 in --freeze) until [ -e {1} ]; do sleep 0.01; done;; *) : > {1};; esac; echo \"fsfreeze $*\" >> {0}",
+        log.display(),
+        hurry.display()
+    );
+    host.fake("fsfreeze", &script);
+    let times = Times { frozen: Duration::from_millis(200), ..Times::default() };
+    let error = around(&host.tools, &host.state(), host.plan(), times, async {}).await.unwrap_err();
+    assert!(matches!(error, FreezeError::TooLong(_)), "{error}");
+    let log = host.log();
+    let last = |wanted: &str| log.iter().rposition(|line| line.contains(wanted));
+    assert!(last("--freeze") < last("--unfreeze"), "{log:?}");
+    assert!(last("domfsfreeze") < last("domfsthaw") && last("post") == Some(log.len() - 1), "{log:?}");
+    assert_eq!(host.notes(), 0);
+}
+
+#[tokio::test]
 async fn a_post_command_that_fails_is_reported_and_not_run_again() {
     let host = Host::new();
     let log = host.log_file().display().to_string();

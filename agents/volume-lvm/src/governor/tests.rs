@@ -22,8 +22,9 @@ fn a_store_is_sized_by_what_changed() {
     assert_eq!(size(50 * GIB, Some(GIB), auto), Ok(1028 * MIB));
     assert_eq!(size(50 * GIB, None, StoreSize::Bytes(200 * GIB)), Ok(1028 * MIB));
     assert_eq!(size(50 * GIB, Some(GIB), StoreSize::Percent(20.0)), Ok(208 * MIB));
-    // Less than wanted, but enough by what is known.
-    assert_eq!(size(130 * MIB, Some(100 * MIB), auto), Ok(128 * MIB));
+    // Less than wanted, but enough by what is known: no more than that, or than half of what is free.
+    assert_eq!(size(130 * MIB, Some(100 * MIB), auto), Ok(120 * MIB));
+    assert_eq!(size(300 * MIB, Some(100 * MIB), auto), Ok(148 * MIB));
 }
 
 #[test]

@@ -48,6 +48,39 @@ fn only_the_parents_snapshot_is_kept_and_used() {
 }
 
 #[test]
+fn other_baselines_wait_for_a_commit() {
+    let (web, r) = (web(), repository(1));
+    let kept = |n| Marks { baseline: true, ..marks(&web, r, n) };
+    let overflowed = LogicalVolume { attributes: Attributes::new("sri-I-s---"), ..ours(&web, &kept(3)) };
+    let inventory =
+        inventory([web.clone(), ours(&web, &kept(1)), ours(&web, &marks(&web, r, 2)), overflowed]);
+    for parent in [None, Some(session(77))] {
+        let found = tidy(&inventory, &web.uuid, r, parent, nobody);
+        assert_eq!(
+            names(&found.remove),
+            [name(2), name(3)],
+            "another volume's name may go on with the first"
+        );
+    }
+    assert_eq!(names(&rotate(&inventory, &web.uuid, r, session(2), true, nobody)), [name(1), name(3)]);
+}
+
+#[test]
+fn what_shines_through_in_another_pool_stays() {
+    let (db, r) = (thin("vg0", "db", "pool", 1), repository(1));
+    let baseline = ours(&db, &marks(&db, r, 1));
+    let clone = |pool: &str| LogicalVolume {
+        origin_uuid: Some(baseline.uuid.clone()),
+        ..thin("vg0", "clone", pool, 2)
+    };
+    for (pool, stays) in [("pool", false), ("second", true)] {
+        let inventory = inventory([db.clone(), baseline.clone(), clone(pool)]);
+        let all: Vec<_> = all(&inventory).collect();
+        assert_eq!(spared(&inventory, &all[0]).is_some(), stays, "{pool}");
+    }
+}
+
+#[test]
 fn an_unfit_baseline_is_not_used_and_said_to_be() {
     let (web, r) = (web(), repository(1));
     let full = |mut volume: LogicalVolume| {

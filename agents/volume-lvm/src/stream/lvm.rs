@@ -105,7 +105,17 @@ impl Host {
             Some(volume) if Marks::of(volume).is_some() => {
                 return Err(refused("it is one of lvkeep's own snapshots".to_owned()));
             }
-            Some(volume) => (device_of(volume).map_err(refused)?, Some(self.kind_of(volume).await?)),
+            Some(volume) => {
+                for snapshot in inventory.thick_snapshots_of(volume) {
+                    tracing::warn!(
+                        target = volume.full_name(),
+                        snapshot = snapshot.full_name(),
+                        full = snapshot.data_percent,
+                        "a snapshot of the target keeps what is overwritten, and is lost when it fills up: watch it"
+                    );
+                }
+                (device_of(volume).map_err(refused)?, Some(self.kind_of(volume).await?))
+            }
         };
         let name = target.to_owned();
         blocking(move || Target::open(&name, Path::new(&path), kind)).await.map(Arc::new)

@@ -6,6 +6,7 @@ use schema::{RepoId, SessionId};
 use tokio::time::Instant;
 
 use super::{Held, LvmVolumes, Shared, UNCLAIMED};
+use crate::changes::{Pool, Tracker};
 use crate::freeze::thaw_what_was_left;
 use crate::marks::Marks;
 use crate::owner::Owner;
@@ -177,7 +178,7 @@ pub struct Cleaned {
 
 impl LvmVolumes {
     /// All of lvkeep's snapshots on this host, judged by what `fate` says of their sessions. With `remove`, orphans go,
-    /// and what dead processes left frozen is thawed.
+    /// what dead processes left frozen is thawed, and what they left reserved of pools is released.
     pub async fn survey(
         tools: &Tools,
         settings: &Settings,
@@ -188,6 +189,15 @@ impl LvmVolumes {
             thaw_what_was_left(tools, &settings.state).await;
         }
         let inventory = Inventory::load(tools).await?;
+        if remove {
+            let tracker = Tracker::new(tools.clone(), &settings.state);
+            for pool in inventory.volumes.iter().filter(|volume| volume.segtype == "thin-pool") {
+                let pool = Pool { group: pool.vg.clone(), name: pool.name.clone() };
+                if let Err(why) = tracker.release_left(&pool).await {
+                    tracing::warn!(%why, "a pool's metadata snapshot stays reserved, or somebody else's");
+                }
+            }
+        }
         let in_use = |marks: &Marks| marks.owner.as_ref().is_some_and(Owner::is_alive);
         let mut cleaned = Vec::new();
         for ours in snapshots::all(&inventory) {

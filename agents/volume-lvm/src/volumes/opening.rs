@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use agent::{Changes, Opening, Volume, VolumeError, VolumeInfo};
-use schema::facts::{FROZEN_MS, POST_FAILED};
+use schema::facts::{FROZEN_MS, POST_FAILED, TAKEN_MS};
 use schema::messages::Group;
 use schema::{JobId, ReadingId, RepoId, SessionId};
 use tokio::time::Instant;
@@ -193,6 +193,10 @@ impl Shared {
         let mut facts = facts::of(&inventory, &origin);
         facts.push(("snapshot".to_owned(), snapshot.full_name()));
         facts.push(facts::backup_of_group(&self.tools, vg, &self.settings.state).await);
+        if let Some(marks) = Marks::of(&snapshot).filter(|marks| marks.id != wish.session) {
+            // Taken for a group before this session was: its name has the time.
+            facts.push((TAKEN_MS.to_owned(), marks.id.time_ms().to_string()));
+        }
         if let Some(Stillness { frozen, failed }) = stillness {
             facts.push((FROZEN_MS.to_owned(), frozen.as_millis().to_string()));
             if !failed.is_empty() {
@@ -450,7 +454,7 @@ impl Shared {
             let why = lost.or(tidy.why).unwrap_or_else(|| "there is no baseline".to_owned());
             return (Changes::unknown(why), None);
         };
-        match self.ranges(origin, snapshot, baseline.volume).await {
+        match self.ranges(wish, origin, snapshot, baseline.volume).await {
             Ok(ranges) => {
                 let note = ("baseline".to_owned(), baseline.volume.full_name());
                 (Changes::Since { parent, ranges }, Some(note))
@@ -468,6 +472,7 @@ impl Shared {
 
     async fn ranges(
         &self,
+        wish: &Wish,
         origin: &LogicalVolume,
         snapshot: &LogicalVolume,
         baseline: &LogicalVolume,
@@ -477,8 +482,17 @@ impl Shared {
             return Err(format!("{} is of another kind than its volume", baseline.full_name()));
         };
         if kind == Kind::Thick {
-            let ranges = self.tracker.changed_ranges_thick(&name, origin.size).await;
-            return ranges.map(|ranges| ranges.into_vec()).map_err(|why| why.to_string());
+            let since = async |name: &DmName| {
+                let ranges = self.tracker.changed_ranges_thick(name, origin.size).await;
+                ranges.map_err(|why| why.to_string())
+            };
+            let mut ranges = since(&name).await?;
+            // A group's snapshot may be older than the baseline: another run may have committed since the group's
+            // moment. Whichever is older, everything in which the two differ is in the list of one or the other.
+            if !is_of(snapshot, wish.session) {
+                ranges = ranges.union(&since(&DmName::of(&snapshot.vg, &snapshot.name)).await?);
+            }
+            return Ok(ranges.into_vec());
         }
         if baseline.size != snapshot.size {
             return Err(format!(
@@ -522,6 +536,11 @@ impl Shared {
             }
         }
     }
+}
+
+/// Whether a snapshot was taken for this very session, and thus after the parent's, which the session knew before.
+fn is_of(snapshot: &LogicalVolume, session: SessionId) -> bool {
+    Marks::of(snapshot).is_some_and(|marks| marks.id == session)
 }
 
 /// Bytes that the last run's exception store of a volume has come to use.

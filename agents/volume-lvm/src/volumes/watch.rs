@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Held, Shared};
 use crate::governor::{self, Act};
 use crate::report::{Inventory, LogicalVolume, VolumeGroup};
-use crate::snapshots::{self, commands};
+use crate::snapshots::{self, Ours, commands};
 use crate::tools::ToolError;
 
 /// Pause between two looks.
@@ -40,8 +40,16 @@ impl Shared {
     /// One look at every group in which something is read.
     pub(super) async fn look(&self) {
         let held: Vec<Arc<Held>> = self.table().sessions.values().cloned().collect();
-        let groups: BTreeSet<&str> = held.iter().map(|held| held.vg.as_str()).collect();
-        for vg in groups {
+        let mut groups: BTreeSet<String> = held.iter().map(|held| held.vg.clone()).collect();
+        if !self.table().groups.is_empty() {
+            match Inventory::load(&self.tools).await {
+                Ok(inventory) => {
+                    groups.extend(self.waiting(&inventory).map(|waiting| waiting.volume.vg.clone()))
+                }
+                Err(why) => tracing::warn!(%why, "cannot look how full the snapshots of a group are"),
+            }
+        }
+        for vg in &groups {
             // Whoever changes something has changed what is seen here.
             let _changing = self.changing.lock().await;
             let inventory = match Inventory::of_group(&self.tools, vg).await {
@@ -52,15 +60,29 @@ impl Shared {
                 }
             };
             let Some(group) = inventory.group(vg).cloned() else { continue };
-            let here: Vec<&Arc<Held>> = held.iter().filter(|held| held.vg == vg).collect();
+            let here: Vec<&Arc<Held>> = held.iter().filter(|held| held.vg == *vg).collect();
             self.look_at(&inventory, group, &here).await;
         }
     }
 
+    /// This process' snapshots of groups that no session has come for yet.
+    fn waiting<'a>(&'a self, inventory: &'a Inventory) -> impl Iterator<Item = Ours<'a>> {
+        snapshots::all(inventory).filter(|ours| {
+            let of_this = ours.marks.session.is_none() && ours.marks.owner.as_ref() == Some(&self.owner);
+            of_this && ours.marks.group.is_some_and(|run| self.table().groups.contains_key(&run))
+        })
+    }
+
     async fn look_at(&self, inventory: &Inventory, mut group: VolumeGroup, here: &[&Arc<Held>]) {
         let mut pools = BTreeSet::new();
+        let limits = &self.settings.limits;
+        // What overflows before its turn comes fails then.
+        for waiting in self.waiting(inventory).filter(|waiting| waiting.volume.is_thick_snapshot()) {
+            let origin = inventory.by_uuid(&waiting.marks.origin).map_or(u64::MAX, |origin| origin.size);
+            let act = governor::watch_store(waiting.volume, origin, &group, limits);
+            self.act(act, waiting.volume, &mut group, &[]).await;
+        }
         for held in here {
-            let limits = &self.settings.limits;
             if let Some(snapshot) = inventory.by_uuid(&held.snapshot)
                 && snapshot.is_thick_snapshot()
             {

@@ -123,6 +123,11 @@ pub const SCENARIOS: &[Scenario] = &[
         run: together::two_runs_at_once,
     },
     Scenario {
+        name: "a_group_and_another_run",
+        about: "another run commits a volume between its group's moment and its turn in the group",
+        run: together::a_group_and_another_run,
+    },
+    Scenario {
         name: "the_rest_of_the_host",
         about: "nothing of anyone else's is touched",
         run: together::the_rest_of_the_host,

@@ -1,6 +1,7 @@
 //! Several at once: volumes of one pool, repositories of one volume, runs of one volume; and who else is on the host.
 
-use crate::lab::{Content, Keeper, Traces, VolumeGroup, run, seed, step, total};
+use crate::e2e::eventually;
+use crate::lab::{Content, Keeper, Traces, Volume, VolumeGroup, differing, run, seed, step, total};
 
 const BLOCK_KIB: u64 = 64;
 /// The longest chunk.
@@ -97,6 +98,60 @@ pub fn two_runs_at_once() {
     keeper.run(&["check", "--read-data"]).ok();
 }
 
+/// Another run commits one of a group's volumes between the group's moment and that volume's turn in the group: what
+/// the group's run seals is the group's moment all the same, although its parent shows a later one.
+pub fn a_group_and_another_run() {
+    let group = VolumeGroup::new("vg0");
+    let pool = group.pool("pool", 128, BLOCK_KIB);
+    let first = group.thick("a-first", 96);
+    let others = [group.thick("b-thick", 32), pool.thin("c-thin", 32)];
+    let keeper = Keeper::new("reads = 1\n");
+    Content::noise(&first.device(), seed()).fill(70);
+    let mut contents = others.each_ref().map(|volume| Content::new(&volume.device(), seed()));
+    for (volume, content) in others.iter().zip(&mut contents) {
+        content.fill(90);
+        keeper.backup(volume);
+        content.overwrite_at(1 << 20..2 << 20);
+    }
+    step("the group's moment");
+    let paths = [&first, &others[0], &others[1]].map(Volume::path);
+    let [a, b, c] = paths.each_ref().map(String::as_str);
+    let mut running = keeper.start_backup(&["--group", "all", "--limit-read", "4MiB", a, b, c]);
+    eventually("all snapshots are there", || (group.kept().len() == 5).then_some(()));
+    step("another run commits what was written since");
+    let mut later = Vec::new();
+    for (volume, content) in others.iter().zip(&mut contents) {
+        content.overwrite_at(4 << 20..7 << 20);
+        content.overwrite_at(1 << 20..(1 << 20) + 4096);
+        later.push(keeper.backup(volume));
+        content.overwrite_at(12 << 20..13 << 20);
+    }
+    assert!(!running.has_ended(), "the group's first volume is still being read");
+    running.wait().ok();
+    Traces::of(&group, &[&pool]).are_only(3);
+    let listed = keeper.machine.json(&["snapshots"]);
+    for ((volume, content), later) in others.iter().zip(&mut contents).zip(&later) {
+        let latest = keeper.latest(volume);
+        let moment = keeper.baseline(&group, volume);
+        assert!(
+            !differing(volume.device(), moment.device(), 4096).is_empty(),
+            "the group's moment is earlier"
+        );
+        keeper.restores(&latest, &moment.device());
+        let row = |id: &str| {
+            let rows = listed.as_array().expect("a list of snapshots");
+            rows.iter().find(|row| row["id"] == id).unwrap_or_else(|| panic!("{id}: {listed}"))
+        };
+        let shown = keeper.machine.json(&["show", &latest]);
+        let (shown, later) = (&shown["time"], &row(later.snapshot())["time"]);
+        assert!(shown.as_str() < later.as_str(), "{shown} is the group's moment, before {later}");
+        content.overwrite(3, 60_000);
+        let next = keeper.backup(volume);
+        assert!(!next.tracked().is_everything(), "{}", next.said);
+        keeper.restores(next.snapshot(), &volume.device());
+    }
+}
+
 /// Nothing of anyone else's is touched: not their snapshots, not those whose tags or names only look like ours.
 pub fn the_rest_of_the_host() {
     let group = VolumeGroup::new("vg0");
@@ -124,6 +179,21 @@ pub fn the_rest_of_the_host() {
     }
     named.remove();
     Traces::of(&group, &[]).are_only(1);
+    step("somebody's volume of another pool shines a baseline through");
+    let [pool, second] = ["pool", "second"].map(|name| group.pool(name, 64, BLOCK_KIB));
+    let thin = pool.thin("thin", 32);
+    let mut content = Content::new(&thin.device(), seed());
+    content.fill(50);
+    keeper.backup(&thin);
+    let origin = keeper.baseline(&group, &thin);
+    run("lvchange", &["-q", "-an", &origin.path()]);
+    let pool_path = second.volume.path();
+    run("lvcreate", &["-q", "-y", "-s", "-kn", "-n", "clone", "--thinpool", &pool_path, &origin.path()]);
+    content.overwrite(5, 50_000);
+    let backup = keeper.backup(&thin);
+    keeper.restores(backup.snapshot(), &thin.device());
+    keeper.run(&["host", "clean"]).ok();
+    assert!(group.volume("clone").exists() && origin.exists(), "both are somebody's");
 }
 
 /// Without baselines nothing remains between runs, each reads everything and stores what is new; that is what
