@@ -3,6 +3,7 @@
 //! Whether they are there is asked once per connection, and again when the server said that something is missing.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent::Queue;
@@ -42,6 +43,7 @@ pub(crate) struct Family {
     config: Config,
     seen: Mutex<Option<Seen>>,
     making: tokio::sync::Mutex<()>,
+    complained: AtomicBool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +79,7 @@ impl Family {
             duplicate_window: DUPLICATE_WINDOW,
             ..Config::default()
         };
-        Self { stream, config, seen: Mutex::default(), making: tokio::sync::Mutex::default() }
+        Self { stream, config, seen: Mutex::default(), making: Default::default(), complained: false.into() }
     }
 
     /// Makes the stream if it is not there; says when it was made, which tells one incarnation from the next.
@@ -105,8 +107,18 @@ impl Family {
     }
 
     async fn make(&self, nats: &Nats) -> Result<DateTime, Trouble> {
-        let trouble =
-            |why: CreateStreamError| Trouble::Away(format!("stream {}: {}", self.stream, chain(&why)));
+        let trouble = |why: CreateStreamError| {
+            // Waiting mends it only when somebody hears of it.
+            if is_without_room(&why) && !self.complained.swap(true, Ordering::Relaxed) {
+                tracing::error!(
+                    stream = self.stream,
+                    bytes = self.config.max_bytes,
+                    why = chain(&why),
+                    "the NATS server has no room for a queue; raise max_memory_store and max_file_store of its jetstream block"
+                );
+            }
+            Trouble::Away(format!("stream {}: {}", self.stream, chain(&why)))
+        };
         match nats.context.create_stream(self.config.clone()).await {
             Ok(stream) => Ok(stream.cached_info().created),
             // It is there with other limits: the latest settings hold.
@@ -126,6 +138,17 @@ fn is_other_configuration(why: &CreateStreamError) -> bool {
         CreateStreamErrorKind::JetStream(error) => error.error_code() == ErrorCode::STREAM_NAME_EXIST,
         _ => false,
     }
+}
+
+fn is_without_room(why: &CreateStreamError) -> bool {
+    let CreateStreamErrorKind::JetStream(error) = why.kind() else { return false };
+    [
+        ErrorCode::INSUFFICIENT_RESOURCES,
+        ErrorCode::MEMORY_RESOURCES_EXCEEDED,
+        ErrorCode::STORAGE_RESOURCES_EXCEEDED,
+        ErrorCode::ACCOUNT_RESOURCES_EXCEEDED,
+    ]
+    .contains(&error.error_code())
 }
 
 impl Nats {

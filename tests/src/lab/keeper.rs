@@ -53,7 +53,7 @@ impl Keeper {
         machine.configure(configuration);
         let repository = machine.place("repository");
         machine.set("LVKEEP_REPO", &repository);
-        machine.run(&["init", "--pack-size", "4MiB"]).ok();
+        machine.run(&["init", "--pack-size", "4MiB", "--key-out", &machine.place("writer-key")]).ok();
         Self { machine, repository }
     }
 

@@ -25,10 +25,12 @@ pub fn reader_agent_killed_on_thin() {
 
 /// A host whose reader is an agent of its own, as its supervisor would have it.
 struct Host {
+    // First, so that what they said can still be read when a scenario fails.
+    reader: Process,
+    _worker: Process,
     keeper: Keeper,
     tools: Watched,
     url: String,
-    reader: Process,
 }
 
 impl Host {
@@ -43,7 +45,8 @@ impl Host {
 }
 
 fn reader(keeper: &Keeper, tools: &Watched, url: &str) -> Process {
-    let arguments = ["agent", "--nats", url, "--role", "reader"];
+    let key = keeper.machine.place("writer-key");
+    let arguments = ["agent", "--nats", url, "--key", &key, "--role", "reader"];
     let mut command = keeper.machine.command(&arguments);
     tools.watch(&mut command);
     let mut reader = keeper.machine.start_command(&arguments, command);
@@ -52,15 +55,20 @@ fn reader(keeper: &Keeper, tools: &Watched, url: &str) -> Process {
 }
 
 fn killed(group: &VolumeGroup, pools: &[&Pool], volume: &Volume) {
-    let nats = NatsServer::start();
     let mut keeper = Keeper::new(SETTINGS);
+    // By itself it would allow its queues no more than a share of the guest's small memory.
+    let (configuration, folder) = (keeper.machine.place("nats.conf"), keeper.machine.place("jetstream"));
+    let room =
+        format!("jetstream {{ store_dir: \"{folder}\", max_memory_store: 2GB, max_file_store: 1GB }}\n");
+    std::fs::write(&configuration, room).expect("a configuration");
+    let nats = NatsServer::configured(configuration.as_ref(), &[]);
     keeper.machine.set("LVKEEP_HOST", "host-a");
     let others = ["hasher", "indexer", "storer", "conductor"].map(|role| ["--role", role]).concat();
     let mut worker = keeper.machine.start(&[&["agent", "--nats", &nats.url()], &others[..]].concat());
     worker.wait_for("is ready");
     let tools = Watched::new(&keeper);
     let reader = reader(&keeper, &tools, &nats.url());
-    let mut host = Host { url: nats.url(), keeper, tools, reader };
+    let mut host = Host { reader, _worker: worker, url: nats.url(), keeper, tools };
     let traces = Traces::of(group, pools);
     let mut content = Content::new(&volume.device(), seed());
     content.fill(50);

@@ -238,13 +238,15 @@ pub fn pools_that_fill_up() {
 
     step("the same of metadata");
     let found = full(&pool, "metadata_percent");
-    let lower = format!("data_watermark = 99\ngive_up = 99\nmetadata_watermark = {:.2}\n", found * 0.8);
+    // The kernel counts a tenth of them as used from the start: more room lowers the share by little.
+    let watermark = found - 0.05;
+    let lower = format!("data_watermark = 99\ngive_up = 99\nmetadata_watermark = {watermark:.2}\n");
     strict(&lower);
     let refused = keeper.run(&["backup", &path]);
     refused.fails(4, &["the metadata of thin pool vg0/pool is", "metadata_watermark"]);
     keeper.machine.configure(&format!("[lvm]\n{lower}"));
     keeper.backup(&writers);
-    assert!(full(&pool, "metadata_percent") < found * 0.8, "it was extended");
+    assert!(full(&pool, "metadata_percent") < watermark, "it was extended");
     keeper.restores(&keeper.latest(&writers), &writers.device());
     traces.are_only(2);
 }
