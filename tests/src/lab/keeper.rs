@@ -13,6 +13,7 @@ pub struct Keeper {
     /// Where lvkeep runs.
     pub machine: Machine,
     repository: String,
+    identity: String,
 }
 
 /// What `backup --json` said of one source.
@@ -47,14 +48,25 @@ impl Tracked {
 }
 
 impl Keeper {
-    /// A repository in a directory, and lvkeep's configuration.
+    /// A repository of small packs in a directory, and lvkeep's configuration.
     pub fn new(configuration: &str) -> Self {
+        Self::made(configuration, &["init", "--pack-size", "4MiB"])
+    }
+
+    /// The same with packs of the usual size.
+    pub fn with_usual_packs(configuration: &str) -> Self {
+        Self::made(configuration, &["init"])
+    }
+
+    fn made(configuration: &str, init: &[&str]) -> Self {
         let mut machine = Machine::bare("lab");
         machine.configure(configuration);
         let repository = machine.place("repository");
         machine.set("LVKEEP_REPO", &repository);
-        machine.run(&["init", "--pack-size", "4MiB", "--key-out", &machine.place("writer-key")]).ok();
-        Self { machine, repository }
+        let key = machine.place("writer-key");
+        let made = machine.json(&[init, &["--key-out", &key]].concat());
+        let identity = made["identity"].as_str().unwrap_or_else(|| panic!("no identity: {made}")).to_owned();
+        Self { machine, repository, identity }
     }
 
     /// Makes another repository on the same host; `--repo` leads to it.
@@ -69,6 +81,11 @@ impl Keeper {
     /// Where the repository is.
     pub fn repository(&self) -> &str {
         &self.repository
+    }
+
+    /// The file of the identity that opens it.
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// Backs up one volume, which must succeed.

@@ -9,6 +9,7 @@
 
 mod command;
 mod content;
+pub mod figures;
 mod keeper;
 mod mounts;
 mod scenarios;
@@ -18,6 +19,7 @@ mod watched;
 
 pub use command::{fails, run, run_with_input, succeeds, words};
 pub use content::{Content, differing, is_zero, total};
+pub use figures::FIGURES;
 pub use keeper::{Backup, Keeper, Tracked};
 pub use mounts::{FileSystem, Mounted};
 pub use scenarios::SCENARIOS;

@@ -79,9 +79,16 @@ impl Boot<'_> {
     }
 }
 
+/// A script that came to its end.
+pub struct Ended {
+    pub code: i32,
+    /// All that it printed.
+    pub printed: String,
+}
+
 impl Guest {
-    /// Boots, waits for the end, and returns the script's exit code. The script's output goes to ours.
-    pub fn run(&self, kernel: Kernel, lab: &Path, runs: &Path) -> Result<i32> {
+    /// Boots, and waits for the end. The script's output goes to ours.
+    pub fn run(&self, kernel: Kernel, lab: &Path, runs: &Path) -> Result<Ended> {
         fs::create_dir_all(runs).with_context(|| format!("cannot create {}", runs.display()))?;
         remove_abandoned(runs)?;
         let folder = tempfile::Builder::new().prefix("guest-").tempdir_in(runs)?;
@@ -107,14 +114,13 @@ impl Guest {
         let ended = self.boot(kernel, &boot);
         let code = fs::read_to_string(boot.shared.join("code")).ok();
         let code = code.and_then(|text| text.trim().parse::<i32>().ok());
-        match (ended, code) {
-            (Ok(()), Some(0)) => Ok(0),
-            (ended, code) => {
-                show_console(&boot.console());
-                ended?;
-                code.context("the guest ended before its script did; the end of its console is above")
-            }
+        if ended.is_err() || code != Some(0) {
+            show_console(&boot.console());
         }
+        ended?;
+        let code = code.context("the guest ended before its script did; the end of its console is above")?;
+        let printed = String::from_utf8_lossy(&fs::read(boot.output())?).into_owned();
+        Ok(Ended { code, printed })
     }
 
     fn prepare(&self, boot: &Boot<'_>) -> Result<()> {

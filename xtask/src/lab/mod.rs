@@ -4,6 +4,7 @@
 //! `target/lab`, nothing of it installed. Scenarios are functions of the `tests` package that run in the guest as
 //! root; a guest runs one and is gone.
 
+mod figures;
 mod guest;
 mod image;
 mod packages;
@@ -54,6 +55,11 @@ enum Task {
         lvkeep: Option<PathBuf>,
         /// Names of scenarios
         #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Measure what tracked backups cost, each figure in a guest of its own
+    Figures {
+        /// Names of figures; all of them without any
         names: Vec<String>,
     },
     /// Run a script of your own as root: $DISK0 and $DISK1 are scratch disks, lvkeep is on PATH if it is built
@@ -111,13 +117,13 @@ pub fn main(arguments: &Arguments) -> Result<()> {
             Ok(())
         }
         Task::List => {
-            let (scenarios, _) = build_programs()?;
+            let scenarios = build_scenarios()?;
             run(Command::new(scenarios).arg("list"))
         }
         Task::Run { how, scenarios, lvkeep, names } => {
             let (lab, programs) = match (scenarios, lvkeep) {
                 (Some(scenarios), Some(lvkeep)) => (how.kernel.built()?, (scenarios.clone(), lvkeep.clone())),
-                _ => (how.kernel.build()?, build_programs()?),
+                _ => (how.kernel.build()?, (build_scenarios()?, build_lvkeep(Profile::Dev)?)),
             };
             let known = output(Command::new(&programs.0).args(["list", "--names"]))?;
             for name in names {
@@ -127,13 +133,14 @@ pub fn main(arguments: &Arguments) -> Result<()> {
             }
             names.iter().try_for_each(|name| scenario(how, &lab, &programs, name))
         }
+        Task::Figures { names } => figures::main(names),
         Task::Shell { how, script } => {
             let lab = how.kernel.build()?;
             let script =
                 fs::read_to_string(script).with_context(|| format!("cannot read {}", script.display()))?;
             let lvkeep = target_dir()?.join("debug/lvkeep");
             let programs = if lvkeep.is_file() { vec![("lvkeep", lvkeep)] } else { Vec::new() };
-            succeeds(how.guest(script, programs).run(how.kernel, &lab, &runs()?)?, "the script")
+            succeeds(how.guest(script, programs).run(how.kernel, &lab, &runs()?)?.code, "the script")
         }
     }
 }
@@ -151,7 +158,7 @@ fn scenario(how: &How, lab: &Path, programs: &(PathBuf, PathBuf), name: &str) ->
         "export LVKEEP_TEST_BIN=/lab/path/lvkeep LVKEEP_TEST_NATS_SERVER=/lab/path/nats-server\n\
          exec scenarios run {name}\n"
     );
-    let code = how.guest(script, programs).run(how.kernel, lab, &runs()?)?;
+    let code = how.guest(script, programs).run(how.kernel, lab, &runs()?)?.code;
     succeeds(code, &format!("scenario {name}"))?;
     println!("scenario {name}: passed in {:.1} s, boot included", started.elapsed().as_secs_f64());
     Ok(())
@@ -164,12 +171,29 @@ fn succeeds(code: i32, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// The scenarios' program and lvkeep, built.
-fn build_programs() -> Result<(PathBuf, PathBuf)> {
+/// How lvkeep is built.
+#[derive(Clone, Copy)]
+enum Profile {
+    /// As for all tests.
+    Dev,
+    /// As for use.
+    Release,
+}
+
+/// The scenarios' program, built.
+fn build_scenarios() -> Result<PathBuf> {
     run(cargo().args(["build", "--package", "tests", "--bin", "scenarios"]))?;
-    run(cargo().args(["build", "--package", "lvkeep", "--bin", "lvkeep"]))?;
-    let programs = target_dir()?.join("debug");
-    Ok((programs.join("scenarios"), programs.join("lvkeep")))
+    Ok(target_dir()?.join("debug/scenarios"))
+}
+
+/// lvkeep, built.
+fn build_lvkeep(profile: Profile) -> Result<PathBuf> {
+    let (name, folder) = match profile {
+        Profile::Dev => ("dev", "debug"),
+        Profile::Release => ("release", "release"),
+    };
+    run(cargo().args(["build", "--package", "lvkeep", "--bin", "lvkeep", "--profile", name]))?;
+    Ok(target_dir()?.join(folder).join("lvkeep"))
 }
 
 fn runs() -> Result<PathBuf> {
