@@ -240,6 +240,9 @@ pub struct RestoreJob {
     pub force: bool,
     /// What is done to a logical volume first.
     pub preparation: Preparation,
+    /// Write all of it, also what stands there already.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
 }
 payload!(RestoreJob, job => job.preparation.check());
 
@@ -290,6 +293,10 @@ pub struct Safety {
     pub size: Option<u64>,
 }
 
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 /// How a job ended. Sent until somebody took it; the bucket says the same for ever.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobDone {
@@ -328,6 +335,12 @@ pub enum JobOutcome {
     Restored {
         /// Bytes written to the target.
         written: u64,
+        /// Bytes left alone, because they stood there already.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        kept: u64,
+        /// Bytes of the target that were read to see what stands there.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        compared: u64,
         /// Bytes made to read as zero.
         zeroed: u64,
         /// Bytes fetched from the store.

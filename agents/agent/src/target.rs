@@ -59,6 +59,9 @@ pub trait Place: fmt::Debug + Send + Sync + 'static {
     /// Whether data that stands there already is rather left alone than written again.
     fn skips_equal(&self) -> bool;
 
+    /// Whether what reads as zero already is rather left alone: not where zeroing gives room back.
+    fn compares_zeroes(&self) -> bool;
+
     /// Makes a range of the opened device read as zero. Blocks; gives up when `halt` is raised.
     fn zero(&self, device: &File, range: Range<u64>, halt: &Stop) -> io::Result<()>;
 

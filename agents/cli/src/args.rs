@@ -81,8 +81,12 @@ pub enum Command {
     Show(ShowArgs),
     /// Show the ranges in which two snapshots differ
     Diff(DiffArgs),
+    /// Show which snapshots of a volume changed a range of it
+    FindChange(FindChangeArgs),
     /// Restore a snapshot to a file or device
     Restore(RestoreArgs),
+    /// Compare a file or device with a snapshot, or read all of a snapshot
+    Verify(VerifyArgs),
     /// Send what changed since an LVM snapshot was taken to another device, here or elsewhere
     Send(SendArgs),
     /// Apply a stream of changes, as `send` and --snapback write it
@@ -206,6 +210,40 @@ pub struct SnapshotsArgs {
     /// Only snapshots of groups whose names match, or of one run of a group (NAME/RUN)
     #[arg(long, value_name = "PATTERN")]
     pub group: Option<String>,
+    /// Only snapshots of hosts whose names match
+    #[arg(long, value_name = "PATTERN")]
+    pub host: Option<String>,
+    /// Only snapshots with this tag; repeat for several, of which all must be there
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+    /// Only snapshots of this moment and later: 2026-11-20, 2026-11-20T03:00 or RFC 3339
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only snapshots of this moment and earlier; a date means its end
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+}
+
+/// `find-change`.
+#[derive(Debug, Args)]
+pub struct FindChangeArgs {
+    /// The volume, as `snapshots` lists it
+    pub volume: String,
+    /// Where the range begins, in bytes or with a unit: 1048576, 1MiB
+    pub offset: String,
+    /// How long it is
+    #[arg(long, default_value = "4KiB", value_name = "SIZE")]
+    pub length: String,
+}
+
+/// `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// An id, a unique prefix of one, NAME@latest or NAME@TIME
+    pub snapshot: String,
+    /// A file, a block device, or a logical volume as VG/LV, which is compared with the snapshot; without, every chunk of
+    /// the snapshot is read from the repository and verified
+    pub target: Option<String>,
 }
 
 /// `show`.
@@ -255,6 +293,12 @@ pub struct RestoreArgs {
     /// next backup reads the whole volume
     #[arg(long, conflicts_with = "create")]
     pub drop_baseline: bool,
+    /// Write all of the target, and do not look what stands there already
+    #[arg(long)]
+    pub full: bool,
+    /// Read the target again when it is written, past the page cache, and compare it with the snapshot
+    #[arg(long, conflicts_with = "to_host")]
+    pub verify: bool,
     /// With --nats: the host whose restorer agent writes the target; without, this process restores
     #[arg(long, value_name = "HOST")]
     pub to_host: Option<String>,

@@ -31,6 +31,7 @@ mod snapshots;
 mod sources;
 mod status;
 mod text;
+mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -89,7 +90,9 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Snapshots(args) => done(snapshots::run(app, args).await),
         Command::Show(args) => done(show::show(app, args).await),
         Command::Diff(args) => done(show::diff(app, args).await),
+        Command::FindChange(args) => done(show::find_change(app, args).await),
         Command::Restore(args) => done(restore::run(app, args).await),
+        Command::Verify(args) => done(verify::run(app, args).await),
         Command::Send(args) => done(send::run(app, args).await),
         Command::Apply(args) => done(apply::run(app, args).await),
         Command::Check(args) => done(check::run(app, args).await),

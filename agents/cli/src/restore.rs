@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::args::RestoreArgs;
 use crate::embedded::Embedded;
 use crate::progress::Display;
-use crate::{backup, bus, open, select, settings, text};
+use crate::{backup, bus, open, select, settings, text, verify};
 
 /// What a restore did, as it is printed.
 #[derive(Debug, Serialize)]
@@ -27,6 +27,8 @@ struct Done {
     target: String,
     size: u64,
     bytes_written: u64,
+    bytes_kept: u64,
+    bytes_compared: u64,
     bytes_zeroed: u64,
     bytes_fetched: u64,
     chunks_rescued: u64,
@@ -102,12 +104,16 @@ async fn restore_all(app: &App, args: &RestoreArgs, work: &Embedded) -> anyhow::
         let restorer = make(app, work, identity.clone());
         let display = Display::new(app);
         let bar = display.bar(&root.volume);
-        let target = Target::new(PathBuf::from(&args.target), args.force).prepared(preparation(&args)?);
+        let target = Target::new(PathBuf::from(&args.target), args.force).full(args.full);
+        let target = target.prepared(preparation(&args)?);
         let restored = restorer.restore(root.clone(), target, |p| bar.set(p.done, p.total)).await;
         bar.finish();
         let report = restored.with_context(|| format!("restoring {} to {}", root.volume, args.target))?;
         let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
         print(app, &root, &args, &report, seconds)?;
+        if args.verify {
+            verify::compare(app, work, &root, &args.target).await?;
+        }
     }
     Ok(())
 }
@@ -147,6 +153,8 @@ fn print(app: &App, root: &Root, args: &RestoreArgs, report: &Report, seconds: f
         target: args.target.clone(),
         size: report.size,
         bytes_written: report.written,
+        bytes_kept: report.kept,
+        bytes_compared: report.compared,
         bytes_zeroed: report.zeroed,
         bytes_fetched: report.fetched,
         chunks_rescued: report.rescued,
@@ -165,6 +173,13 @@ fn print(app: &App, root: &Root, args: &RestoreArgs, report: &Report, seconds: f
             text::size(done.bytes_fetched),
             done.seconds,
         );
+        if done.bytes_compared > 0 {
+            text.push_str(&format!(
+                "\n  {} compared, {} stood there already",
+                text::size(done.bytes_compared),
+                text::size(done.bytes_kept)
+            ));
+        }
         if done.chunks_rescued > 0 {
             text.push_str(&format!(
                 "\n  {} chunks had a damaged or missing copy and were read from another: run `lvkeep check`",
@@ -206,13 +221,16 @@ async fn by_agent(app: &App, args: &RestoreArgs, host: &str) -> anyhow::Result<(
             target: args.target.clone(),
             force: args.force,
             preparation: preparation(&args)?,
+            full: args.full,
         };
         let about = About { session: None, volume: root.volume.clone() };
         let message = Message::new(&about, &order);
         context.bus.publish(&Queue::restores(host), message).await.map_err(Failure::from)?;
         match backup::outcome_of(&context, job, &root.volume).await? {
-            JobOutcome::Restored { written, zeroed, fetched, notes } => {
-                let report = Report { size: root.size, written, zeroed, fetched, notes, ..Report::default() };
+            JobOutcome::Restored { written, kept, compared, zeroed, fetched, notes } => {
+                let size = root.size;
+                let report =
+                    Report { size, written, kept, compared, zeroed, fetched, notes, ..Report::default() };
                 let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
                 print(app, &root, &args, &report, seconds)?;
             }

@@ -113,18 +113,28 @@ pub fn missing<'a>(run: impl Iterator<Item = &'a Root> + Clone) -> Vec<&'a str> 
     members.unwrap_or_default().split_whitespace().filter(is_missing).collect()
 }
 
-/// A time in milliseconds since 1970: RFC 3339, or a local date with or without a time of day.
-fn parse_time(text: &str) -> anyhow::Result<u64> {
+/// A time in milliseconds since 1970: RFC 3339, or a local date with or without a time of day. A date alone means its
+/// end.
+pub fn parse_time(text: &str) -> anyhow::Result<u64> {
+    parse(text, |day| day.at(23, 59, 59, 999_000_000))
+}
+
+/// The same, where a date alone means its beginning.
+pub fn parse_since(text: &str) -> anyhow::Result<u64> {
+    parse(text, |day| day.at(0, 0, 0, 0))
+}
+
+fn parse(text: &str, of_day: impl Fn(civil::Date) -> DateTime) -> anyhow::Result<u64> {
     let local = |moment: DateTime| moment.to_zoned(TimeZone::system()).map(|z| z.timestamp()).ok();
     let stamp = text.parse::<Timestamp>().ok().or_else(|| match text.len() {
-        // A date alone means its end; the parser of dates would also take a time, and drop it.
-        DATE_LEN => text.parse::<civil::Date>().ok().and_then(|day| local(day.at(23, 59, 59, 999_000_000))),
+        // The parser of dates would also take a time, and drop it.
+        DATE_LEN => text.parse::<civil::Date>().ok().and_then(|day| local(of_day(day))),
         _ => text.parse::<DateTime>().ok().and_then(local),
     });
     let ms = stamp.and_then(|stamp| u64::try_from(stamp.as_millisecond()).ok());
     ms.ok_or_else(|| {
         Failure::refused(format!(
-            "{text:?} is no time: write latest, 2026-11-20, 2026-11-20T03:00 or RFC 3339"
+            "{text:?} is no time: write latest (after an @), 2026-11-20, 2026-11-20T03:00 or RFC 3339"
         ))
         .into()
     })
@@ -132,7 +142,7 @@ fn parse_time(text: &str) -> anyhow::Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_time;
+    use super::{parse_since, parse_time};
 
     #[test]
     fn times_are_read_in_three_ways() {
@@ -140,6 +150,7 @@ mod tests {
         let day = parse_time("2026-11-20").unwrap();
         let evening = parse_time("2026-11-20T22:00").unwrap();
         assert!(evening < day, "a day means its end");
+        assert!(parse_since("2026-11-20").unwrap() < evening, "or its beginning");
         assert!(parse_time("yesterday").is_err());
     }
 }

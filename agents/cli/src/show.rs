@@ -7,9 +7,9 @@ use schema::root::Root;
 use serde::Serialize;
 
 use crate::app::App;
-use crate::args::{DiffArgs, ShowArgs};
+use crate::args::{DiffArgs, FindChangeArgs, ShowArgs};
 use crate::embedded::Embedded;
-use crate::{select, text};
+use crate::{select, settings, text};
 
 /// Everything about a snapshot, as it is printed.
 #[derive(Debug, Serialize)]
@@ -107,9 +107,11 @@ fn describe(root: &Root, shown: &Shown<'_>) -> String {
 
 /// A range that differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-struct Range {
-    offset: u64,
-    len: u64,
+pub struct Range {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub len: u64,
 }
 
 /// `lvkeep diff`.
@@ -176,4 +178,121 @@ fn compare(start: u64, a: &Leaf, b: &Leaf) -> Vec<(u64, u64)> {
         (x, y) => x == y,
     };
     bounds.windows(2).filter(|w| !same(w[0])).map(|w| (w[0], w[1] - w[0])).collect()
+}
+
+/// A snapshot in which a range is other than in the one before.
+#[derive(Debug, Serialize)]
+struct Changed {
+    id: String,
+    generation: u64,
+    time: String,
+    ranges: Vec<Range>,
+}
+
+/// `lvkeep find-change`.
+pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()> {
+    let work = Embedded::reading(app).await?;
+    let found = changes(&work, args).await;
+    work.finish().await;
+    let found = found?;
+    app.print(&found, || {
+        let lines = found.iter().map(|one| {
+            let ranges = one.ranges.iter().map(|range| format!("{}+{}", range.offset, range.len));
+            format!(
+                "{}  {:>5}  {}  {}",
+                one.id,
+                one.generation,
+                one.time,
+                ranges.collect::<Vec<_>>().join(" ")
+            )
+        });
+        let mut lines: Vec<String> = lines.collect();
+        lines.push(format!("{} snapshots changed the range", found.len()));
+        lines.join("\n")
+    })
+}
+
+async fn changes(work: &Embedded, args: &FindChangeArgs) -> anyhow::Result<Vec<Changed>> {
+    let offset = settings::parse_size("OFFSET", &args.offset)?;
+    let length = settings::parse_size("--length", &args.length)?;
+    let end = offset.saturating_add(length.max(1));
+    let key = work.repository.key.volume_key(&args.volume);
+    let roots = select::roots(&work.repository, Some(key)).await?;
+    if roots.is_empty() {
+        let why = format!("volume {:?} has no snapshot (`lvkeep snapshots` lists volumes)", args.volume);
+        return Err(Failure::refused(why).into());
+    }
+    let mut found = Vec::new();
+    let mut before: Option<Vec<Part>> = None;
+    for root in roots {
+        let map = MapReader::new(work.repository.clone(), work.index.clone(), root.clone())?;
+        let now = parts(&map, offset, end).await?;
+        let ranges = match &before {
+            // In the first one all of it is new, as far as it has any.
+            None => now.iter().map(|part| Range { offset: part.0, len: part.1 - part.0 }).collect(),
+            Some(before) => differing(before, &now),
+        };
+        if !ranges.is_empty() {
+            found.push(Changed {
+                id: root.slot.session.to_string(),
+                generation: root.generation,
+                time: text::rfc3339(root.time_ms),
+                ranges: joined(ranges),
+            });
+        }
+        before = Some(now);
+    }
+    Ok(found)
+}
+
+/// What a snapshot holds between two offsets: from, to, and content with the place of its first byte.
+type Part = (u64, u64, Content, u64);
+
+/// The chunks that stand between two offsets, cut to them.
+async fn parts(map: &MapReader, offset: u64, end: u64) -> Result<Vec<Part>, Failure> {
+    let end = end.min(map.geometry().size());
+    let mut parts = Vec::new();
+    if offset >= end {
+        return Ok(parts);
+    }
+    let (first, last) = (offset / schema::limits::LEAF_SPAN, (end - 1) / schema::limits::LEAF_SPAN);
+    for leaf in first..=last {
+        let start = map.geometry().leaf_range(leaf).start;
+        for (at, piece) in map.leaf(leaf).await?.located(start) {
+            let to = at + u64::from(piece.len);
+            if at < end && to > offset {
+                parts.push((at.max(offset), to.min(end), piece.content, at));
+            }
+        }
+    }
+    Ok(parts)
+}
+
+/// Where two lists of parts are not the same content at the same place. A chunk that was cut otherwise counts as changed:
+/// the maps do not say more.
+fn differing(before: &[Part], now: &[Part]) -> Vec<Range> {
+    let mut bounds: Vec<u64> = before.iter().chain(now).flat_map(|part| [part.0, part.1]).collect();
+    bounds.sort_unstable();
+    bounds.dedup();
+    let at = |parts: &[Part], offset: u64| {
+        let part = parts.iter().find(|part| part.0 <= offset && offset < part.1)?;
+        Some((part.2, if part.2 == Content::Zero { 0 } else { part.3 }))
+    };
+    let differ = |bound: &&[u64]| at(before, bound[0]) != at(now, bound[0]);
+    bounds
+        .windows(2)
+        .filter(differ)
+        .map(|bound| Range { offset: bound[0], len: bound[1] - bound[0] })
+        .collect()
+}
+
+fn joined(ranges: Vec<Range>) -> Vec<Range> {
+    let mut joined: Vec<Range> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if last.offset + last.len == range.offset => last.len += range.len,
+            _ => joined.push(range),
+        }
+    }
+    joined
 }

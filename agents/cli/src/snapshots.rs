@@ -90,6 +90,18 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
         };
         roots.retain(|root| root.group.as_ref().is_some_and(named));
     }
+    if let Some(pattern) = &args.host {
+        roots.retain(|root| text::matches(pattern, &root.host));
+    }
+    roots.retain(|root| args.tags.iter().all(|tag| root.tags.contains(tag)));
+    if let Some(since) = &args.since {
+        let since = select::parse_since(since)?;
+        roots.retain(|root| root.time_ms >= since);
+    }
+    if let Some(until) = &args.until {
+        let until = select::parse_time(until)?;
+        roots.retain(|root| root.time_ms <= until);
+    }
     let encrypted = repository.key.encrypted();
     let rows: Vec<Row> = roots
         .iter()

@@ -12,6 +12,7 @@ use schema::messages::FailureKind;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 
+use crate::compare::leave_equal;
 use crate::plan::{FETCH_MAX, Window};
 use crate::restorer::{Progress, Report};
 use crate::unit::{Unit, Work};
@@ -96,7 +97,7 @@ pub(crate) async fn run(
                         unsynced = 0;
                         tasks.spawn(synced(work.clone()));
                     }
-                    progress(Progress { total, done: report.written + report.zeroed, fetched: report.fetched });
+                    progress(Progress { total, done: accounted(&report), fetched: report.fetched });
                     None
                 }
                 Ok(Err(failure)) => Some(failure),
@@ -121,13 +122,18 @@ pub(crate) async fn run(
     }
     match failure {
         Some(failure) => Err(failure),
-        None if report.written + report.zeroed != total => {
-            let (volume, done) = (&work.volume, report.written + report.zeroed);
+        None if accounted(&report) != total => {
+            let (volume, done) = (&work.volume, accounted(&report));
             let why = format!("restoring {volume} accounted for {done} of {total} bytes");
             Err(Failure::new(FailureKind::Other, why))
         }
         None => Ok(report),
     }
+}
+
+/// Bytes of the volume that are done with.
+fn accounted(report: &Report) -> u64 {
+    report.written + report.kept + report.zeroed
 }
 
 /// Waits for ever when there is no feed any more.
@@ -186,13 +192,16 @@ async fn resolve(
     Ok(Report::default())
 }
 
-async fn resolve_window(work: &Work, first: u64, fetch_limit: u64) -> Result<Vec<Unit>, Failure> {
-    let window = work.unless_halted(read_window(work, first)).await?;
-    let window = Arc::new(window.map_err(|e| e.context(format!("cannot read the map of {}", work.volume)))?);
+async fn resolve_window(work: &Arc<Work>, first: u64, fetch_limit: u64) -> Result<Vec<Unit>, Failure> {
+    let map = |e: Failure| e.context(format!("cannot read the map of {}", work.volume));
+    let mut window = work.unless_halted(read_window(work, first)).await?.map_err(map)?;
+    let found = leave_equal(work, &mut window).await?;
+    work.unless_halted(locate(work, &mut window)).await?.map_err(map)?;
+    let window = Arc::new(window);
     let zeroes = window.zeroes.iter().cloned().map(Unit::Zero);
     let lost = window.without_copies().map(|chunk| Unit::Seek(window.clone(), chunk));
     let fetches = window.fetches(fetch_limit).into_iter().map(|fetch| Unit::Fetch(window.clone(), fetch));
-    Ok(zeroes.chain(lost).chain(fetches).collect())
+    Ok(std::iter::once(Unit::Found(found)).chain(zeroes).chain(lost).chain(fetches).collect())
 }
 
 async fn read_window(work: &Work, first: u64) -> Result<Window, Failure> {
@@ -200,7 +209,11 @@ async fn read_window(work: &Work, first: u64) -> Result<Window, Failure> {
     let numbers = first..first.saturating_add(WINDOW_LEAVES).min(work.leaves.end);
     let leaves = futures::future::try_join_all(numbers.clone().map(|leaf| work.map.leaf(leaf))).await?;
     let located = numbers.zip(&leaves).flat_map(|(n, leaf)| leaf.located(geometry.leaf_range(n).start));
-    let mut window = Window::new(located);
+    Ok(Window::new(located))
+}
+
+/// Finds copies of what is wanted, the best first.
+async fn locate(work: &Work, window: &mut Window) -> Result<(), Failure> {
     let ids: Vec<_> = window.chunks.iter().map(|wanted| wanted.id).collect();
     for (wanted, copies) in window.chunks.iter_mut().zip(work.map.locate(&ids).await?) {
         wanted.copies = copies;
@@ -217,5 +230,5 @@ async fn read_window(work: &Work, first: u64) -> Result<Window, Failure> {
         }
     }
     window.rank(|pack| counting.contains(&pack));
-    Ok(window)
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::num::NonZero;
 use std::ops::AddAssign;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agent::index::IndexClient;
@@ -17,10 +17,11 @@ use schema::session::{Session, SessionKind};
 use schema::{JobId, SessionId};
 use tokio::sync::Semaphore;
 
+use crate::compare::{Compare, Differences};
 use crate::keys::DataKeys;
 use crate::pipeline;
 use crate::sink::{Opened, Sink};
-use crate::target::{Circumstances, Target};
+use crate::target::{self, Circumstances, Target};
 use crate::unit::{Openers, Work};
 
 /// How restores are done.
@@ -59,10 +60,14 @@ pub struct Progress {
 /// What a restore did. When only verifying, `written` counts what would have been written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Bytes of the volume; `written` and `zeroed` add up to it.
+    /// Bytes of the volume; `written`, `kept` and `zeroed` add up to it.
     pub size: u64,
-    /// Bytes written, or found to stand there already.
+    /// Bytes written.
     pub written: u64,
+    /// Bytes left alone, because they stood there already.
+    pub kept: u64,
+    /// Bytes of the target that were read to see what stands there.
+    pub compared: u64,
     /// Bytes that read as zero.
     pub zeroed: u64,
     /// Bytes of packs fetched, gaps included; maps are not counted.
@@ -81,6 +86,8 @@ impl AddAssign for Report {
     fn add_assign(&mut self, other: Self) {
         self.size += other.size;
         self.written += other.written;
+        self.kept += other.kept;
+        self.compared += other.compared;
         self.zeroed += other.zeroed;
         self.fetched += other.fetched;
         self.requests += other.requests;
@@ -105,6 +112,8 @@ pub(crate) enum Purpose {
     Verify,
     /// To know that the keys open it.
     Sample,
+    /// To know what of a target differs from it.
+    Compare(PathBuf),
 }
 
 /// Restores snapshots of one repository.
@@ -155,6 +164,20 @@ impl Restorer {
         self.restore_as(self.fresh_ids(), root, Purpose::Verify, &progress).await
     }
 
+    /// Compares a file or device with a snapshot, by content, and says what differs; fetches nothing but the map. What
+    /// it holds behind the snapshot's end does not count. Reads past the page cache where that is possible, so that what
+    /// was just written is read from the device.
+    pub async fn compare(
+        &self,
+        root: Root,
+        path: &Path,
+        progress: impl Fn(Progress),
+    ) -> Result<Differences, Failure> {
+        let purpose = Purpose::Compare(path.to_owned());
+        let (_, differences) = self.run_as(self.fresh_ids(), root, purpose, &progress).await?;
+        Ok(differences)
+    }
+
     /// Reads and verifies the beginning of a snapshot, at most 256 MiB of the volume: proof that the keys at hand open
     /// it. Writes nothing.
     pub async fn verify_sample(&self, root: Root) -> Result<Report, Failure> {
@@ -172,8 +195,20 @@ impl Restorer {
         purpose: Purpose,
         progress: &impl Fn(Progress),
     ) -> Result<Report, Failure> {
+        self.run_as(ids, root, purpose, progress).await.map(|(report, _)| report)
+    }
+
+    async fn run_as(
+        &self,
+        ids: Ids,
+        root: Root,
+        purpose: Purpose,
+        progress: &impl Fn(Progress),
+    ) -> Result<(Report, Differences), Failure> {
         let keys = DataKeys::new(self.repository.clone(), self.identity.clone());
-        keys.check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
+        if !matches!(purpose, Purpose::Compare(_)) {
+            keys.check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
+        }
         if !self.settings.protect {
             return self.to_target(ids.job, root, keys, None, purpose, progress).await;
         }
@@ -232,13 +267,26 @@ impl Restorer {
         session: Option<Arc<OpenSession>>,
         purpose: Purpose,
         progress: &impl Fn(Progress),
-    ) -> Result<Report, Failure> {
+    ) -> Result<(Report, Differences), Failure> {
         let map = MapReader::new(self.repository.clone(), self.index.clone(), root.clone())?;
         let all = map.geometry().leaves();
-        let (sink, leaves) = match purpose {
-            Purpose::Restore(target) => (self.open(job, root.clone(), target).await?, all),
-            Purpose::Verify => (Sink::Discard, all),
-            Purpose::Sample => (Sink::Discard, all.min(pipeline::WINDOW_LEAVES)),
+        let (sink, leaves, compare) = match purpose {
+            Purpose::Restore(target) => {
+                let all_is_written = target.is_full();
+                let sink = self.open(job, root.clone(), target).await?;
+                let compare = match all_is_written || sink.is_zero_already() {
+                    true => Compare::Nothing,
+                    false => Compare::ToSkip,
+                };
+                (sink, all, compare)
+            }
+            Purpose::Verify => (Sink::Discard, all, Compare::Nothing),
+            Purpose::Sample => (Sink::Discard, all.min(pipeline::WINDOW_LEAVES), Compare::Nothing),
+            Purpose::Compare(path) => {
+                let (volume, size) = (root.volume.clone(), root.size);
+                let reading = blocking(move || target::open_to_read(&path, volume, size)).await?;
+                (Sink::Reading(reading), all, Compare::ToTell(Default::default()))
+            }
         };
         let place = sink.place();
         let memory = pipeline::memory_limit(self.settings.memory);
@@ -249,6 +297,7 @@ impl Restorer {
             leaves: 0..leaves,
             session,
             sink,
+            compare,
             keys,
             openers: Openers::default(),
             fetching: Semaphore::new(self.settings.fetches.max(1)),
@@ -261,7 +310,7 @@ impl Restorer {
         let stop = self.context.stop.clone();
         let result = blocking(move || {
             let finish = || work.sink.zero_behind(&stop).and_then(|()| work.sink.finish());
-            let result = result.and_then(|report| finish().map(|()| report));
+            let result = result.and_then(|report| finish().map(|()| (report, work.compare.differences())));
             if result.is_err() {
                 work.sink.give_up();
             }
@@ -270,7 +319,7 @@ impl Restorer {
         .await;
         let notes = end_place(place.as_deref(), result.is_ok()).await;
         match result {
-            Ok(report) => Ok(Report { notes, ..report }),
+            Ok((report, differences)) => Ok((Report { notes, ..report }, differences)),
             Err(failure) => Err(with_notes(failure, &notes)),
         }
     }

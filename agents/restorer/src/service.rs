@@ -109,7 +109,7 @@ impl Jobs {
         ticket: &Option<Ticket>,
     ) -> Result<JobOutcome, Failure> {
         let ids = Ids { job: job.job, session: self.context().environment.session_id() };
-        let target = Target::new(&job.target, job.force).prepared(job.preparation.clone());
+        let target = Target::new(&job.target, job.force).full(job.full).prepared(job.preparation.clone());
         let target = target.below(&self.allowed);
         let about = About::session(ids.session, root.volume.clone());
         let latest = watch::Sender::new(Progress { total: root.size, done: 0, fetched: 0 });
@@ -127,8 +127,8 @@ impl Jobs {
             let now = *latest.borrow();
             self.beat(ids, &about, now, ticket).await;
         };
-        let Report { written, zeroed, fetched, notes, .. } = report;
-        Ok(JobOutcome::Restored { written, zeroed, fetched, notes })
+        let Report { written, kept, compared, zeroed, fetched, notes, .. } = report;
+        Ok(JobOutcome::Restored { written, kept, compared, zeroed, fetched, notes })
     }
 
     /// Keeps the job for this agent and tells how far it is; both may fail without harm.

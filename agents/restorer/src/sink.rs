@@ -8,11 +8,12 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use agent::buffer::ALIGN;
 use agent::{Failure, Place, Stop};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -41,6 +42,19 @@ pub(crate) enum Sink {
     Discard,
     /// An opened target.
     Target(Opened),
+    /// Nowhere either: what is there is only read.
+    Reading(Reading),
+}
+
+/// Something that is only compared.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    /// The open file, which is read past the page cache where that is possible.
+    pub file: File,
+    /// Its path.
+    pub path: PathBuf,
+    /// The volume, for messages.
+    pub volume: String,
 }
 
 /// An opened target of the right size.
@@ -75,15 +89,52 @@ impl Sink {
     /// Writes `bytes` at `offset`. Blocks.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
         match self {
-            Self::Discard => Ok(()),
+            Self::Discard | Self::Reading(_) => Ok(()),
             Self::Target(opened) => opened.write(offset, bytes),
+        }
+    }
+
+    /// Reads `len` bytes at `offset` into `buffer`, which is aligned for direct I/O and longer by less than a page at
+    /// least. Blocks.
+    pub fn read<'a>(&self, offset: u64, len: usize, buffer: &'a mut [u8]) -> Result<&'a [u8], Failure> {
+        let (file, path, volume) = match self {
+            Self::Discard => return Err(Failure::new(FailureKind::Other, "there is nothing to be read")),
+            Self::Target(opened) => (&opened.file, &opened.path, &opened.volume),
+            Self::Reading(reading) => (&reading.file, &reading.path, &reading.volume),
+        };
+        let whole = buffer.len().min(len.next_multiple_of(ALIGN));
+        let mut got = 0;
+        while got < len {
+            let why = match file.read_at(&mut buffer[got..whole], offset + got as u64) {
+                Ok(0) => io::ErrorKind::UnexpectedEof.into(),
+                Ok(more) => {
+                    got += more;
+                    continue;
+                }
+                Err(why) if why.kind() == io::ErrorKind::Interrupted => continue,
+                Err(why) => why,
+            };
+            let path = path.display();
+            let why = format!("cannot read {volume} at offset {offset} of {path}: {why}");
+            return Err(Failure::new(FailureKind::Device, why));
+        }
+        Ok(&buffer[..len])
+    }
+
+    /// Whether a range that reads as zero is rather left alone: zeroing a file or a thin volume takes nothing, and
+    /// gives room back; a device has to write it.
+    pub fn compares_zeroes(&self) -> bool {
+        let Self::Target(opened) = self else { return false };
+        match &opened.place {
+            Some(place) => place.compares_zeroes(),
+            None => opened.file.metadata().is_ok_and(|found| found.file_type().is_block_device()),
         }
     }
 
     /// Whether zero ranges need no work.
     pub fn is_zero_already(&self) -> bool {
         match self {
-            Self::Discard => true,
+            Self::Discard | Self::Reading(_) => true,
             Self::Target(opened) => opened.before != Before::Content,
         }
     }
@@ -100,7 +151,7 @@ impl Sink {
     pub fn place(&self) -> Option<Arc<dyn Place>> {
         match self {
             Self::Target(opened) => opened.place.clone(),
-            Self::Discard => None,
+            Self::Discard | Self::Reading(_) => None,
         }
     }
 
@@ -131,7 +182,7 @@ impl Sink {
     /// [`Sink::sync`].
     pub fn may_sync(&self) -> bool {
         match self {
-            Self::Discard => false,
+            Self::Discard | Self::Reading(_) => false,
             Self::Target(opened) => !opened.syncing.swap(true, Ordering::Relaxed),
         }
     }

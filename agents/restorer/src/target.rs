@@ -11,12 +11,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use agent::{Failure, mounts};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, SeekFrom, major, minor, openat2, seek};
+use rustix::fs::{Advice, CWD, Mode, OFlags, ResolveFlags, SeekFrom, fadvise, major, minor, openat2, seek};
 use rustix::io::Errno;
 use schema::messages::{FailureKind, Preparation};
 use schema::root::Root;
 
-use crate::sink::{Before, Opened};
+use crate::sink::{Before, Opened, Reading};
 
 /// Only root reads a restored disk until somebody decides otherwise.
 const MODE: u32 = 0o600;
@@ -26,6 +26,7 @@ const MODE: u32 = 0o600;
 pub struct Target {
     path: PathBuf,
     force: bool,
+    full: bool,
     preparation: Preparation,
     allowed: Option<Vec<PathBuf>>,
 }
@@ -44,7 +45,13 @@ impl Target {
     /// A file or block device. A file is made when there is none; its folder must exist. `force` overwrites a file
     /// that has content, the source itself, a device that is in use, and a device that is larger than the snapshot.
     pub fn new(path: impl Into<PathBuf>, force: bool) -> Self {
-        Self { path: path.into(), force, preparation: Preparation::default(), allowed: None }
+        Self { path: path.into(), force, full: false, preparation: Preparation::default(), allowed: None }
+    }
+
+    /// Writes all of it, also what stands there already: for a target of which it is known that nothing is the same.
+    pub fn full(mut self, full: bool) -> Self {
+        self.full = full;
+        self
     }
 
     /// What is done first, to a logical volume; other targets are refused then.
@@ -69,6 +76,11 @@ impl Target {
     /// Whether protection is overridden.
     pub(crate) fn is_forced(&self) -> bool {
         self.force
+    }
+
+    /// Whether nothing that stands there is looked at. A volume that is only made has nothing to be kept.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full || self.preparation.create.is_some()
     }
 
     /// What is done first.
@@ -346,6 +358,37 @@ fn only_root_names(path: &Path) -> bool {
         metadata.is_ok_and(|m| m.is_dir() && m.uid() == 0 && m.mode() & 0o022 == 0)
     };
     path.ancestors().skip(1).take_while(|folder| folder.starts_with("/dev")).all(trusted)
+}
+
+/// Opens a file or device of at least `size` bytes to compare it. Blocks.
+pub(crate) fn open_to_read(path: &Path, volume: String, size: u64) -> Result<Reading, Failure> {
+    let cannot = |why: Errno| {
+        Failure::new(FailureKind::Device, format!("cannot open {} to compare it: {why}", path.display()))
+    };
+    let refused = |why: String| Err(Failure::refused(format!("cannot compare {}: {why}", path.display())));
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let open = |flags| rustix::fs::open(path, flags, Mode::empty()).map(File::from);
+    let file = match open(flags | OFlags::DIRECT) {
+        // Not every file system knows direct I/O.
+        Err(Errno::INVAL) => {
+            let file = open(flags).map_err(cannot)?;
+            if let Err(why) = fadvise(&file, 0, None, Advice::DontNeed) {
+                tracing::debug!(path = %path.display(), %why, "what is in the page cache is read from there");
+            }
+            file
+        }
+        opened => opened.map_err(cannot)?,
+    };
+    let kind =
+        file.metadata().map_err(|why| cannot(Errno::from_io_error(&why).unwrap_or(Errno::IO)))?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return refused("it is neither a regular file nor a block device".to_owned());
+    }
+    let found = seek(&file, SeekFrom::End(0)).map_err(cannot)?;
+    if found < size {
+        return refused(format!("it has {found} bytes, the snapshot of {volume} has {size}"));
+    }
+    Ok(Reading { file, path: path.to_owned(), volume })
 }
 
 /// Opens a resolved path for writing and follows no symbolic link on the way.

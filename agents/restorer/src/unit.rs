@@ -19,6 +19,7 @@ use schema::messages::{Copy, FailureKind};
 use schema::names;
 use tokio::sync::Semaphore;
 
+use crate::compare::{Compare, not_zero};
 use crate::keys::DataKeys;
 use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
 use crate::restorer::Report;
@@ -38,6 +39,8 @@ pub(crate) struct Work {
     pub session: Option<Arc<OpenSession>>,
     /// Where bytes go.
     pub sink: Sink,
+    /// What the target's content is compared for.
+    pub compare: Compare,
     /// Opens content.
     pub keys: DataKeys,
     /// One per thread that decodes.
@@ -66,6 +69,8 @@ pub(crate) enum Unit {
     Seek(Arc<Window>, usize),
     /// Make a range read as zero.
     Zero(Range<u64>),
+    /// Nothing: what was found of a window.
+    Found(Report),
 }
 
 /// A copy that could not be used, and why.
@@ -98,7 +103,7 @@ impl Unit {
         match self {
             Self::Fetch(_, fetch) => fetch.len(),
             Self::Seek(window, chunk) => window.chunks.get(*chunk).map_or(0, |wanted| u64::from(wanted.len)),
-            Self::Zero(_) => 0,
+            Self::Zero(_) | Self::Found(_) => 0,
         }
     }
 
@@ -108,6 +113,7 @@ impl Unit {
             Self::Fetch(window, fetch) => run_fetch(&work, &window, fetch).await,
             Self::Seek(window, chunk) => rescue(&work, &window.chunks[chunk], Vec::new()).await,
             Self::Zero(range) => run_zero(&work, range).await,
+            Self::Found(report) => Ok(report),
         }
     }
 }
@@ -129,7 +135,7 @@ impl Work {
         }
     }
 
-    async fn blocking<T: Send + 'static>(
+    pub(crate) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         step: impl FnOnce(&Self) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
@@ -157,9 +163,23 @@ impl Openers {
 }
 
 async fn run_zero(work: &Arc<Work>, range: Range<u64>) -> Result<Report, Failure> {
-    let report = Report { zeroed: range.end - range.start, ..Report::default() };
-    if !work.sink.is_zero_already() {
-        work.blocking(move |work| work.sink.zero(range, &work.halt)).await?;
+    let bytes = range.end - range.start;
+    let mut report = Report { zeroed: bytes, ..Report::default() };
+    match &work.compare {
+        Compare::ToTell(_) => {
+            report.compared = bytes;
+            work.blocking(move |work| not_zero(work, range).map(drop)).await?;
+        }
+        Compare::ToSkip if work.sink.compares_zeroes() => {
+            report.compared = bytes;
+            let zero = move |work: &Work| {
+                let parts = not_zero(work, range)?;
+                parts.into_iter().try_for_each(|part| work.sink.zero(part, &work.halt))
+            };
+            work.blocking(zero).await?;
+        }
+        _ if work.sink.is_zero_already() => {}
+        _ => work.blocking(move |work| work.sink.zero(range, &work.halt)).await?,
     }
     Ok(report)
 }

@@ -184,6 +184,10 @@ impl Place for LvmPlace {
         self.kind.get().is_some_and(|(_, skips)| *skips)
     }
 
+    fn compares_zeroes(&self) -> bool {
+        matches!(self.kind.get(), Some((Kind::Thick { .. }, _)))
+    }
+
     fn zero(&self, device: &File, range: Range<u64>, halt: &Stop) -> io::Result<()> {
         // Zeroes that are written hold for every kind of volume.
         let (kind, _) = self.kind.get().copied().unwrap_or((Kind::Thick { watched: false }, false));

@@ -50,15 +50,22 @@ fn jobs() -> Vec<Sample> {
     };
     let restore = |preparation| {
         let target = "/dev/vg1/back".into();
-        RestoreJob { job: job(), slot: slot(), target, force: true, preparation }
+        RestoreJob { job: job(), slot: slot(), target, force: true, preparation, full: false }
     };
     let prepared = Preparation {
         create: Some(NewVolume::Thin { pool: "pool".into() }),
         safety: Some(Safety { size: Some(1 << 30) }),
         drop_baseline: true,
     };
-    let restored =
-        JobOutcome::Restored { written: 1, zeroed: 2, fetched: 3, notes: vec!["vg1/back was made".into()] };
+    let restored = |kept, compared| JobOutcome::Restored {
+        written: 1,
+        kept,
+        compared,
+        zeroed: 2,
+        fetched: 3,
+        notes: vec!["vg1/back was made".into()],
+    };
+    let full = RestoreJob { full: true, ..restore(Preparation::default()) };
     let sealed = |notes, post_failed| JobOutcome::Sealed {
         slot: slot(),
         generation: 2,
@@ -78,7 +85,9 @@ fn jobs() -> Vec<Sample> {
         sample("-Prepared", restore(prepared), b""),
         sample("-Sealed", done(sealed(Vec::new(), None)), b""),
         sample("-Noted", done(noted), b""),
-        sample("-Restored", done(restored), b""),
+        sample("-Restored", done(restored(0, 0)), b""),
+        sample("-Compared", done(restored(4, 5)), b""),
+        sample("-Full", full, b""),
         sample("-Failed", done(JobOutcome::Failed { kind: FailureKind::Damaged, why: "lost".into() }), b""),
         sample("", progress, b""),
     ]

@@ -57,6 +57,68 @@ fn snapshots_are_found_shown_and_compared() {
 }
 
 #[test]
+fn snapshots_are_filtered_and_changes_are_found() {
+    let machine = prepared();
+    let count = |more: &[&str]| {
+        machine.json(&[&["snapshots"], more].concat()).as_array().map(Vec::len).expect("a list")
+    };
+    assert_eq!(count(&["--tag", "before"]), 1);
+    assert_eq!(count(&["--tag", "before", "--tag", "after"]), 0);
+    assert_eq!((count(&["--host", "*"]), count(&["--host", "no-such-*"])), (2, 0));
+    assert_eq!((count(&["--since", "2001-01-01"]), count(&["--until", "2001-01-01"])), (2, 0));
+    machine.run(&["snapshots", "--since", "yesterday"]).fails(3, &["yesterday", "is no time"]);
+
+    let listed = machine.json(&["snapshots"]);
+    let found = |offset: &str, length: &str| -> Vec<String> {
+        let found = machine.json(&["find-change", "vm/disk", offset, "--length", length]);
+        let ids = found.as_array().expect("a list").iter();
+        ids.map(|one| one["id"].as_str().expect("an id").to_owned()).collect()
+    };
+    let ids: Vec<&str> =
+        listed.as_array().expect("a list").iter().filter_map(|row| row["id"].as_str()).collect();
+    assert_eq!(found("4MiB", "4KiB"), ids, "both the first and the second wrote there");
+    assert_eq!(found("0", "1MiB"), ids[..1]);
+    assert_eq!(found("100MiB", "1MiB"), Vec::<String>::new(), "the volume ends before");
+    let text = machine.run(&["find-change", "vm/disk", "4300000"]).ok();
+    assert!(text.out.contains(ids[1]) && text.out.contains("2 snapshots"), "{text}");
+    machine.run(&["find-change", "vm/other", "0"]).fails(3, &["vm/other", "has no snapshot"]);
+}
+
+#[test]
+fn targets_are_verified_and_only_what_differs_is_restored() {
+    let machine = prepared();
+    let (image, target) = (machine.place("disk.img"), machine.place("target.img"));
+    machine.run(&["restore", "vm/disk@latest", &target, "--verify"]).ok();
+    let same = machine.run(&["verify", "vm/disk@latest", &target]).ok();
+    assert!(same.out.contains("is the same"), "{same}");
+    let read = machine.run(&["verify", "vm/disk@latest"]).ok();
+    assert!(read.out.contains("can be read"), "{read}");
+
+    let listed = machine.json(&["snapshots"]);
+    let first = listed[0]["id"].as_str().expect("an id");
+    let differs = machine.run(&["--json", "verify", first, &target]);
+    let differs = differs.fails(4, &["target.img differs from vm/disk", "first between"]).json();
+    let bytes = differs["bytes_differing"].as_u64().expect("a count");
+    assert!((1 << 20..2 << 20).contains(&bytes), "{differs}");
+    machine.run(&["restore", first, &target]).fails(3, &["target.img"]);
+    // One object per line: the restore's, and that of the comparison.
+    let ran = machine.run(&["--json", "restore", first, &target, "--force", "--verify"]).ok();
+    let lines: Vec<serde_json::Value> =
+        ran.out.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+    let [restored, compared] = lines.as_slice() else { panic!("{ran}") };
+    assert_eq!(compared["bytes_differing"], 0);
+    let count = |name: &str| restored[name].as_u64().unwrap_or_else(|| panic!("{name}: {restored}"));
+    assert!((1 << 20..2 << 20).contains(&count("bytes_written")), "{restored}");
+    assert_eq!(count("bytes_kept") + count("bytes_written"), 9 << 20);
+    assert_eq!(count("bytes_compared"), 9 << 20);
+    machine.run(&["verify", first, &target]).ok();
+    let full = machine.json(&["restore", "vm/disk@latest", &target, "--force", "--full"]);
+    assert_eq!(full["bytes_written"], 9 << 20);
+    tests::e2e::same_bytes(&image, &target);
+    machine.run(&["verify", first, "/no/such/target"]).fails(4, &["/no/such/target"]);
+}
+
+#[test]
 fn the_repository_is_checked() {
     let machine = prepared();
     for arguments in [&["check"][..], &["check", "--read-data"]] {

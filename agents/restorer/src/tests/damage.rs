@@ -152,7 +152,7 @@ async fn every_damaged_byte_of_a_pack_is_found_or_harmless() {
         bytes[at] ^= 1 << (at % 8);
         fixture.overwrite(pack, bytes).await;
         let path = fixture.path("x");
-        match restorer.restore(root.clone(), Target::new(&path, true), |_| ()).await {
+        match restorer.restore(root.clone(), Target::new(&path, true).full(true), |_| ()).await {
             Ok(_) => {
                 restored += 1;
                 assert!(std::fs::read(&path).unwrap() == content, "byte {at} was believed");
@@ -234,12 +234,13 @@ async fn a_lost_key_is_taken_from_the_packs_footer() {
     let key = names::key(fixture.data_key.as_ref().unwrap().id());
     for broken in [Vec::new(), b"age-encryption.org/v1\nnonsense".to_vec()] {
         fixture.repository.store.put(&key, broken.into()).await.unwrap();
-        let target = Target::new(fixture.path("x"), true);
+        let target = Target::new(fixture.path("x"), true).full(true);
         fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap();
         assert!(std::fs::read(fixture.path("x")).unwrap() == content);
     }
     fixture.repository.store.delete(&key).await.unwrap();
-    fixture.restorer().restore(root.clone(), Target::new(fixture.path("x"), true), |_| ()).await.unwrap();
+    let target = Target::new(fixture.path("x"), true).full(true);
+    fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap();
     // Without its footer the pack opens no more.
     let pack = fixture.data_copies()[0].1.pack;
     let mut bytes = fixture.bytes_of(pack).await;

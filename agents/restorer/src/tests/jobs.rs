@@ -15,7 +15,7 @@ async fn send(fixture: &Fixture, root: &Root, target: &Path, force: bool) -> Job
     let job = fixture.context.environment.job_id();
     let target = target.to_str().unwrap().to_owned();
     let preparation = Preparation::default();
-    let payload = RestoreJob { job, slot: root.slot, target, force, preparation };
+    let payload = RestoreJob { job, slot: root.slot, target, force, preparation, full: false };
     let message = Message::new(&About::nothing(), &payload);
     fixture.context.bus.publish(&Queue::restores("host"), message).await.unwrap();
     job
@@ -51,6 +51,7 @@ async fn a_job_is_done_and_told() {
         target: allowed.join("disk").to_str().unwrap().to_owned(),
         force: false,
         preparation: Preparation::default(),
+        full: false,
     };
     let message = Message::new(&About::nothing(), &payload);
     fixture.context.bus.publish(&Queue::restores("host"), message).await.unwrap();

@@ -1,0 +1,145 @@
+//! `verify`: a target against a snapshot, or a snapshot against the repository.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use agent::Failure;
+use anyhow::Context;
+use restorer::Differences;
+use schema::messages::FailureKind;
+use schema::root::Root;
+use serde::Serialize;
+
+use crate::app::App;
+use crate::args::VerifyArgs;
+use crate::embedded::Embedded;
+use crate::progress::Display;
+use crate::show::Range;
+use crate::{open, restore, select, text};
+
+/// Ranges that are printed for people; `--json` has all that were found.
+const SHOWN: usize = 10;
+
+/// What was found, as it is printed.
+#[derive(Debug, Serialize)]
+struct Compared {
+    snapshot: String,
+    volume: String,
+    target: String,
+    size: u64,
+    bytes_differing: u64,
+    first_differences: Vec<Range>,
+}
+
+#[derive(Debug, Serialize)]
+struct Readable {
+    snapshot: String,
+    volume: String,
+    size: u64,
+    chunks: u64,
+    chunks_rescued: u64,
+}
+
+/// `lvkeep verify`.
+pub async fn run(app: &App, args: &VerifyArgs) -> anyhow::Result<()> {
+    app.stop_on_signals()?;
+    let work = Embedded::reading(app).await?;
+    let verified = verify(app, args, &work).await;
+    work.finish().await;
+    verified
+}
+
+async fn verify(app: &App, args: &VerifyArgs, work: &Embedded) -> anyhow::Result<()> {
+    let root = select::snapshot(&work.repository, &args.snapshot).await?;
+    match &args.target {
+        Some(target) => compare(app, work, &root, target).await,
+        None => read(app, work, &root).await,
+    }
+}
+
+/// Compares a target with a snapshot, prints what was found, and fails when something differs.
+pub async fn compare(app: &App, work: &Embedded, root: &Root, target: &str) -> anyhow::Result<()> {
+    // Comparing needs no content of the repository's, and thus no identity.
+    let restorer = restore::make(app, work, None);
+    let display = Display::new(app);
+    let bar = display.bar(&root.volume);
+    let compared = restorer.compare(root.clone(), &device(target), |p| bar.set(p.done, p.total)).await;
+    bar.finish();
+    let Differences { bytes, first } =
+        compared.with_context(|| format!("comparing {target} with {}", root.volume))?;
+    let compared = Compared {
+        snapshot: root.slot.session.to_string(),
+        volume: root.volume.clone(),
+        target: target.to_owned(),
+        size: root.size,
+        bytes_differing: bytes,
+        first_differences: first
+            .iter()
+            .map(|range| Range { offset: range.start, len: range.end - range.start })
+            .collect(),
+    };
+    app.print(&compared, || compared.text())?;
+    let Some(at) = first.first() else { return Ok(()) };
+    let why = format!("{target} differs from {}, first between {} and {}", root.volume, at.start, at.end);
+    Err(Failure::new(FailureKind::Device, why).into())
+}
+
+impl Compared {
+    fn text(&self) -> String {
+        let head = format!("{} @ {}: {}", self.volume, self.snapshot, self.target);
+        if self.bytes_differing == 0 {
+            return format!("{head} is the same ({})", text::size(self.size));
+        }
+        let shown = self.first_differences.iter().take(SHOWN);
+        let mut lines = vec![head];
+        lines.extend(shown.map(|range| format!("{:>16}  {}", range.offset, text::size(range.len))));
+        if self.first_differences.len() > SHOWN {
+            lines.push("             ...".to_owned());
+        }
+        lines.push(format!("{} in chunks that DIFFER", text::size(self.bytes_differing)));
+        lines.join("\n")
+    }
+}
+
+/// A logical volume by its short name, or the path that it is.
+fn device(target: &str) -> PathBuf {
+    let path = Path::new(target);
+    let below = Path::new("/dev").join(target);
+    match path.is_relative() && !path.exists() && below.exists() {
+        true => below,
+        false => path.to_owned(),
+    }
+}
+
+async fn read(app: &App, work: &Embedded, root: &Root) -> anyhow::Result<()> {
+    let identity = open::identity(&app.settings, work.repository.key.repo())?.map(Arc::new);
+    let restorer = restore::make(app, work, identity);
+    let display = Display::new(app);
+    let bar = display.bar(&root.volume);
+    let read = restorer.verify_readable(root.clone(), |p| bar.set(p.done, p.total)).await;
+    bar.finish();
+    let report = read.with_context(|| format!("reading {}", root.volume))?;
+    let readable = Readable {
+        snapshot: root.slot.session.to_string(),
+        volume: root.volume.clone(),
+        size: root.size,
+        chunks: report.chunks,
+        chunks_rescued: report.rescued,
+    };
+    app.print(&readable, || {
+        let mut text = format!(
+            "{} @ {}: all {} can be read ({} chunks)",
+            readable.volume,
+            readable.snapshot,
+            text::size(readable.size),
+            readable.chunks
+        );
+        if readable.chunks_rescued > 0 {
+            text.push_str(&format!(
+                "\n  {} chunks had a damaged or missing copy and were read from another: run `lvkeep check`",
+                readable.chunks_rescued
+            ));
+        }
+        text
+    })
+}

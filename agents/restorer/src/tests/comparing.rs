@@ -1,0 +1,142 @@
+//! What stands on a target already is left alone; what differs is fetched, written, or told.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use schema::messages::FailureKind;
+use schema::root::Root;
+
+use super::fixture::{CHUNK, Fixture, noise};
+use crate::{Differences, Report, Target};
+
+const MIB: usize = 1 << 20;
+
+/// Ten MiB, of which some are zero.
+fn content() -> Vec<u8> {
+    let mut content = noise(1, 10 * MIB + 1234);
+    content[4 * MIB..6 * MIB].fill(0);
+    content
+}
+
+async fn onto(fixture: &Fixture, root: &Root, path: &Path, full: bool) -> Report {
+    let target = Target::new(path, true).full(full);
+    fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap()
+}
+
+fn adds_up(report: &Report) {
+    assert_eq!(report.written + report.kept + report.zeroed, report.size);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_differs_is_fetched_and_written() {
+    for encrypted in [false, true] {
+        let fixture = match encrypted {
+            true => Fixture::encrypted().await,
+            false => Fixture::plain().await,
+        };
+        let content = content();
+        let root = fixture.volume(&content).await;
+        let path = fixture.path("target");
+        let mut other = content.clone();
+        // In one chunk, over the edge of two, in what should be zero, and the last byte.
+        other[100] ^= 1;
+        other[MIB - 1..MIB + 1].fill(7);
+        other[5 * MIB] = 9;
+        *other.last_mut().unwrap() ^= 1;
+        fs::write(&path, &other).unwrap();
+        let report = onto(&fixture, &root, &path, false).await;
+        assert!(fs::read(&path).unwrap() == content, "encrypted: {encrypted}");
+        adds_up(&report);
+        assert_eq!(report.written, (3 * CHUNK + 1234) as u64);
+        assert_eq!(report.compared, (8 * MIB + 1234) as u64);
+        assert!(report.fetched <= (3 * CHUNK + 1234 + 4096) as u64, "{report:?}");
+
+        let again = onto(&fixture, &root, &path, false).await;
+        adds_up(&again);
+        assert_eq!((again.written, again.fetched, again.requests), (0, 0, 0), "all of it is there");
+        let full = onto(&fixture, &root, &path, true).await;
+        assert_eq!((full.kept, full.compared, full.written), (0, 0, (8 * MIB + 1234) as u64));
+        assert!(fs::read(&path).unwrap() == content);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_that_was_cut_off_goes_on() {
+    let fixture = Fixture::encrypted().await;
+    let content = content();
+    let root = fixture.volume(&content).await;
+    let path = fixture.path("target");
+    // Whole chunks, then half a one, and nothing behind: a killed process leaves the file with its size.
+    let there = 7 * MIB + CHUNK / 2;
+    let file = File::create(&path).unwrap();
+    file.set_len(content.len() as u64).unwrap();
+    file.write_all_at(&content[..there], 0).unwrap();
+    let report = onto(&fixture, &root, &path, false).await;
+    assert!(fs::read(&path).unwrap() == content);
+    adds_up(&report);
+    assert_eq!(report.kept, (5 * MIB) as u64, "what is whole is kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_smaller_or_larger_file_keeps_what_is_the_same() {
+    let fixture = Fixture::plain().await;
+    let content = content();
+    let root = fixture.volume(&content).await;
+    for len in [3 * MIB, 20 * MIB] {
+        let path = fixture.path(&format!("{len}"));
+        let mut old = content.clone();
+        old.resize(len, 0xee);
+        fs::write(&path, &old).unwrap();
+        let report = onto(&fixture, &root, &path, false).await;
+        assert!(fs::read(&path).unwrap() == content, "{len}");
+        adds_up(&report);
+        assert!(report.kept >= (3 * MIB) as u64, "{report:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_that_repeats_is_written_where_it_is_not_yet() {
+    let fixture = Fixture::plain().await;
+    let content = noise(3, CHUNK).repeat(40);
+    let root = fixture.volume(&content).await;
+    let path = fixture.path("target");
+    let mut old = content.clone();
+    old[7 * CHUNK..9 * CHUNK].fill(1);
+    fs::write(&path, &old).unwrap();
+    let report = onto(&fixture, &root, &path, false).await;
+    assert!(fs::read(&path).unwrap() == content);
+    assert_eq!((report.written, report.chunks), (2 * CHUNK as u64, 1), "fetched once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_differs_is_told_and_nothing_is_changed() {
+    let fixture = Fixture::encrypted().await;
+    let content = content();
+    let root = fixture.volume(&content).await;
+    let path = fixture.path("target");
+    let restorer = fixture.restorer();
+    let compare = || restorer.compare(root.clone(), &path, |_| ());
+    // What is behind the end does not count.
+    let mut other = content.clone();
+    other.extend([1; 5000]);
+    fs::write(&path, &other).unwrap();
+    assert_eq!(compare().await.unwrap(), Differences::default());
+    other[2 * MIB] ^= 1;
+    other[4 * MIB + 3] = 1;
+    other[content.len() - 1] ^= 1;
+    fs::write(&path, &other).unwrap();
+    let last = 10 * MIB as u64..content.len() as u64;
+    let (chunk, zeroes) = (CHUNK as u64, 4 * MIB as u64..4 * MIB as u64 + (256 << 10));
+    let bytes = chunk + (256 << 10) + 1234;
+    let first = vec![2 * MIB as u64..2 * MIB as u64 + chunk, zeroes, last];
+    assert_eq!(compare().await.unwrap(), Differences { bytes, first });
+    assert!(fs::read(&path).unwrap() == other, "nothing was written");
+    assert_eq!(fixture.sessions().await, Vec::<String>::new());
+
+    fs::write(&path, &content[..MIB]).unwrap();
+    let failure = compare().await.unwrap_err();
+    assert!(failure.kind == FailureKind::Refused && failure.why.contains("1048576 bytes"), "{failure}");
+    fs::remove_file(&path).unwrap();
+    assert_eq!(compare().await.unwrap_err().kind, FailureKind::Device);
+}
