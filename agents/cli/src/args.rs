@@ -85,6 +85,8 @@ pub enum Command {
     FindChange(FindChangeArgs),
     /// Restore a snapshot to a file or device
     Restore(RestoreArgs),
+    /// Write what a snapshot holds to standard output
+    Cat(CatArgs),
     /// Compare a file or device with a snapshot, or read all of a snapshot
     Verify(VerifyArgs),
     /// Send what changed since an LVM snapshot was taken to another device, here or elsewhere
@@ -234,6 +236,16 @@ pub struct FindChangeArgs {
     /// How long it is
     #[arg(long, default_value = "4KiB", value_name = "SIZE")]
     pub length: String,
+}
+
+/// `cat`.
+#[derive(Debug, Args)]
+pub struct CatArgs {
+    /// An id, a unique prefix of one, NAME@latest or NAME@TIME
+    pub snapshot: String,
+    /// Only this range: where it begins and how long it is, as in 1GiB+4KiB
+    #[arg(long, value_name = "OFFSET+LENGTH")]
+    pub range: Option<String>,
 }
 
 /// `verify`.

@@ -8,6 +8,7 @@ mod apply;
 mod args;
 mod backup;
 mod bus;
+mod cat;
 mod check;
 mod embedded;
 mod environment;
@@ -92,6 +93,7 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Diff(args) => done(show::diff(app, args).await),
         Command::FindChange(args) => done(show::find_change(app, args).await),
         Command::Restore(args) => done(restore::run(app, args).await),
+        Command::Cat(args) => done(cat::run(app, args).await),
         Command::Verify(args) => done(verify::run(app, args).await),
         Command::Send(args) => done(send::run(app, args).await),
         Command::Apply(args) => done(apply::run(app, args).await),

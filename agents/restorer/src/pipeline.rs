@@ -4,6 +4,7 @@
 //! task gives up, and the call returns only when none of them touches the target any more.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use agent::{Failure, Stop};
@@ -194,8 +195,9 @@ async fn resolve(
 
 async fn resolve_window(work: &Arc<Work>, first: u64, fetch_limit: u64) -> Result<Vec<Unit>, Failure> {
     let map = |e: Failure| e.context(format!("cannot read the map of {}", work.volume));
-    let mut window = work.unless_halted(read_window(work, first)).await?.map_err(map)?;
-    let found = leave_equal(work, &mut window).await?;
+    let (mut window, beside) = work.unless_halted(read_window(work, first)).await?.map_err(map)?;
+    let mut found = leave_equal(work, &mut window).await?;
+    found.kept += beside;
     work.unless_halted(locate(work, &mut window)).await?.map_err(map)?;
     let window = Arc::new(window);
     let zeroes = window.zeroes.iter().cloned().map(Unit::Zero);
@@ -204,12 +206,22 @@ async fn resolve_window(work: &Arc<Work>, first: u64, fetch_limit: u64) -> Resul
     Ok(std::iter::once(Unit::Found(found)).chain(zeroes).chain(lost).chain(fetches).collect())
 }
 
-async fn read_window(work: &Work, first: u64) -> Result<Window, Failure> {
+/// What is wanted of a run of the map, and how many bytes of it are not.
+async fn read_window(work: &Work, first: u64) -> Result<(Window, u64), Failure> {
     let geometry = work.map.geometry();
     let numbers = first..first.saturating_add(WINDOW_LEAVES).min(work.leaves.end);
     let leaves = futures::future::try_join_all(numbers.clone().map(|leaf| work.map.leaf(leaf))).await?;
     let located = numbers.zip(&leaves).flat_map(|(n, leaf)| leaf.located(geometry.leaf_range(n).start));
-    Ok(Window::new(located))
+    let mut beside = 0;
+    let wanted = located.filter(|(offset, piece)| {
+        let len = u64::from(piece.len);
+        let is_in = |part: &Range<u64>| *offset < part.end && offset + len > part.start;
+        let wanted = work.part.as_ref().is_none_or(is_in);
+        beside += if wanted { 0 } else { len };
+        wanted
+    });
+    let window = Window::new(wanted);
+    Ok((window, beside))
 }
 
 /// Finds copies of what is wanted, the best first.

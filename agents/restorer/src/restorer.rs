@@ -1,7 +1,7 @@
 //! The restorer: opens the target, protects the snapshot while it is read, and ends both in every outcome.
 
 use std::num::NonZero;
-use std::ops::AddAssign;
+use std::ops::{AddAssign, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,19 +10,24 @@ use agent::maps::MapReader;
 use agent::repository::AtSlot;
 use agent::sessions::OpenSession;
 use agent::{Context, Failure, Place, Repository, Stop, Targets, Wish};
+use futures::stream::{StreamExt, TryStreamExt};
 use schema::keys::Identity;
+use schema::limits::LEAF_SPAN;
 use schema::messages::FailureKind;
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
 use schema::{JobId, SessionId};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::compare::{Compare, Differences};
 use crate::keys::DataKeys;
 use crate::pipeline;
-use crate::sink::{Opened, Sink};
+use crate::sink::{Memory, Opened, Sink};
 use crate::target::{self, Circumstances, Target};
 use crate::unit::{Openers, Work};
+
+/// Leaves that are read at once where a range is handed on in order.
+const LEAVES_AT_ONCE: usize = 2;
 
 /// How restores are done.
 #[derive(Debug, Clone)]
@@ -114,6 +119,8 @@ pub(crate) enum Purpose {
     Sample,
     /// To know what of a target differs from it.
     Compare(PathBuf),
+    /// To hand on a range of the volume, in order.
+    Read(Range<u64>, mpsc::Sender<Vec<u8>>),
 }
 
 /// Restores snapshots of one repository.
@@ -162,6 +169,23 @@ impl Restorer {
     /// Reads and verifies all that a snapshot needs, and writes nothing.
     pub async fn verify_readable(&self, root: Root, progress: impl Fn(Progress)) -> Result<Report, Failure> {
         self.restore_as(self.fresh_ids(), root, Purpose::Verify, &progress).await
+    }
+
+    /// Hands on a range of a snapshot, in order, verified, in parts of up to 64 MiB, a few of which are in memory at a
+    /// time. Ends early and well when nobody listens any more. Fails when the range ends behind the snapshot.
+    pub async fn read(
+        &self,
+        root: Root,
+        range: Range<u64>,
+        out: mpsc::Sender<Vec<u8>>,
+        progress: impl Fn(Progress),
+    ) -> Result<Report, Failure> {
+        if range.start > range.end || range.end > root.size {
+            let (start, end) = (range.start, range.end);
+            let why = format!("{} has {} bytes, and none from {start} to {end}", root.volume, root.size);
+            return Err(Failure::refused(why));
+        }
+        self.restore_as(self.fresh_ids(), root, Purpose::Read(range, out), &progress).await
     }
 
     /// Compares a file or device with a snapshot, by content, and says what differs; fetches nothing but the map. What
@@ -268,7 +292,7 @@ impl Restorer {
         purpose: Purpose,
         progress: &impl Fn(Progress),
     ) -> Result<(Report, Differences), Failure> {
-        let map = MapReader::new(self.repository.clone(), self.index.clone(), root.clone())?;
+        let map = Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root.clone())?);
         let all = map.geometry().leaves();
         let (sink, leaves, compare) = match purpose {
             Purpose::Restore(target) => {
@@ -282,6 +306,10 @@ impl Restorer {
             }
             Purpose::Verify => (Sink::Discard, all, Compare::Nothing),
             Purpose::Sample => (Sink::Discard, all.min(pipeline::WINDOW_LEAVES), Compare::Nothing),
+            Purpose::Read(range, out) => {
+                let report = self.to_channel(map, keys.into(), session, range, out, progress).await?;
+                return Ok((report, Differences::default()));
+            }
             Purpose::Compare(path) => {
                 let (volume, size) = (root.volume.clone(), root.size);
                 let reading = blocking(move || target::open_to_read(&path, volume, size)).await?;
@@ -290,22 +318,7 @@ impl Restorer {
         };
         let place = sink.place();
         let memory = pipeline::memory_limit(self.settings.memory);
-        let work = Arc::new(Work {
-            volume: root.volume,
-            repository: self.repository.clone(),
-            map,
-            leaves: 0..leaves,
-            session,
-            sink,
-            compare,
-            keys,
-            openers: Openers::default(),
-            fetching: Semaphore::new(self.settings.fetches.max(1)),
-            decoding: Semaphore::new(self.settings.threads.max(1)),
-            memory: Arc::new(Semaphore::new(memory as usize)),
-            halt: Stop::default(),
-            counters: self.context.counters.clone(),
-        });
+        let work = self.work(map, keys.into(), session, sink, compare, 0..leaves, None, memory);
         let result = pipeline::run(&work, memory, &self.context.stop, progress).await;
         let stop = self.context.stop.clone();
         let result = blocking(move || {
@@ -322,6 +335,76 @@ impl Restorer {
             Ok((report, differences)) => Ok((Report { notes, ..report }, differences)),
             Err(failure) => Err(with_notes(failure, &notes)),
         }
+    }
+
+    /// Hands on a range of the volume, leaf by leaf; while one is handed on, the next is read.
+    async fn to_channel(
+        &self,
+        map: Arc<MapReader>,
+        keys: Arc<DataKeys>,
+        session: Option<Arc<OpenSession>>,
+        range: Range<u64>,
+        out: mpsc::Sender<Vec<u8>>,
+        progress: &impl Fn(Progress),
+    ) -> Result<Report, Failure> {
+        let memory = pipeline::memory_limit(self.settings.memory / LEAVES_AT_ONCE as u64);
+        let leaves = range.start / LEAF_SPAN..range.end.div_ceil(LEAF_SPAN);
+        let read = |leaf: u64| {
+            let all = map.geometry().leaf_range(leaf);
+            let part = all.start.max(range.start)..all.end.min(range.end);
+            let sink = Sink::Memory(Memory::new(part.clone()));
+            let (map, keys, session) = (map.clone(), keys.clone(), session.clone());
+            let leaves = leaf..leaf + 1;
+            let work = self.work(map, keys, session, sink, Compare::Nothing, leaves, Some(part), memory);
+            async move {
+                let report = pipeline::run(&work, memory, &self.context.stop, &|_| {}).await?;
+                Ok::<_, Failure>((report, work.sink.taken()))
+            }
+        };
+        let mut parts = futures::stream::iter(leaves).map(read).buffered(LEAVES_AT_ONCE);
+        let (total, mut done) = (range.end - range.start, 0);
+        let mut sum = Report::default();
+        while let Some((report, bytes)) = parts.try_next().await? {
+            done += bytes.len() as u64;
+            sum += report;
+            if out.send(bytes).await.is_err() {
+                // Whoever reads has seen enough.
+                break;
+            }
+            progress(Progress { total, done, fetched: sum.fetched });
+        }
+        Ok(Report { size: total, ..sum })
+    }
+
+    #[allow(clippy::too_many_arguments)] // Each is a part of the work.
+    fn work(
+        &self,
+        map: Arc<MapReader>,
+        keys: Arc<DataKeys>,
+        session: Option<Arc<OpenSession>>,
+        sink: Sink,
+        compare: Compare,
+        leaves: Range<u64>,
+        part: Option<Range<u64>>,
+        memory: u64,
+    ) -> Arc<Work> {
+        Arc::new(Work {
+            volume: map.root().volume.clone(),
+            repository: self.repository.clone(),
+            map,
+            leaves,
+            part,
+            session,
+            sink,
+            compare,
+            keys,
+            openers: Openers::default(),
+            fetching: Semaphore::new(self.settings.fetches.max(1)),
+            decoding: Semaphore::new(self.settings.threads.max(1)),
+            memory: Arc::new(Semaphore::new(memory as usize)),
+            halt: Stop::default(),
+            counters: self.context.counters.clone(),
+        })
     }
 
     async fn open(&self, job: JobId, root: Root, target: Target) -> Result<Sink, Failure> {

@@ -10,8 +10,8 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use agent::buffer::ALIGN;
 use agent::{Failure, Place, Stop};
@@ -44,6 +44,40 @@ pub(crate) enum Sink {
     Target(Opened),
     /// Nowhere either: what is there is only read.
     Reading(Reading),
+    /// A part of the volume in memory.
+    Memory(Memory),
+}
+
+/// A part of the volume, which is zero until something is written.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    start: u64,
+    bytes: Mutex<Vec<u8>>,
+}
+
+impl Memory {
+    /// Room for a range of the volume.
+    pub fn new(range: Range<u64>) -> Self {
+        let bytes = Mutex::new(vec![0; (range.end - range.start) as usize]);
+        Self { start: range.start, bytes }
+    }
+
+    /// What was written, in full.
+    pub fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Writes that of `bytes` which lies in this part.
+    fn write(&self, offset: u64, bytes: &[u8]) {
+        let mut part = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = offset.max(self.start);
+        let to = (offset + bytes.len() as u64).min(self.start + part.len() as u64);
+        if from < to {
+            let (into, of) = ((from - self.start) as usize, (from - offset) as usize);
+            let len = (to - from) as usize;
+            part[into..into + len].copy_from_slice(&bytes[of..of + len]);
+        }
+    }
 }
 
 /// Something that is only compared.
@@ -91,6 +125,10 @@ impl Sink {
         match self {
             Self::Discard | Self::Reading(_) => Ok(()),
             Self::Target(opened) => opened.write(offset, bytes),
+            Self::Memory(memory) => {
+                memory.write(offset, bytes);
+                Ok(())
+            }
         }
     }
 
@@ -98,7 +136,9 @@ impl Sink {
     /// least. Blocks.
     pub fn read<'a>(&self, offset: u64, len: usize, buffer: &'a mut [u8]) -> Result<&'a [u8], Failure> {
         let (file, path, volume) = match self {
-            Self::Discard => return Err(Failure::new(FailureKind::Other, "there is nothing to be read")),
+            Self::Discard | Self::Memory(_) => {
+                return Err(Failure::new(FailureKind::Other, "there is nothing to be read"));
+            }
             Self::Target(opened) => (&opened.file, &opened.path, &opened.volume),
             Self::Reading(reading) => (&reading.file, &reading.path, &reading.volume),
         };
@@ -134,7 +174,7 @@ impl Sink {
     /// Whether zero ranges need no work.
     pub fn is_zero_already(&self) -> bool {
         match self {
-            Self::Discard | Self::Reading(_) => true,
+            Self::Discard | Self::Reading(_) | Self::Memory(_) => true,
             Self::Target(opened) => opened.before != Before::Content,
         }
     }
@@ -147,11 +187,19 @@ impl Sink {
         }
     }
 
+    /// What was written to memory.
+    pub fn taken(&self) -> Vec<u8> {
+        match self {
+            Self::Memory(memory) => memory.take(),
+            Self::Discard | Self::Target(_) | Self::Reading(_) => Vec::new(),
+        }
+    }
+
     /// The logical volume that it is.
     pub fn place(&self) -> Option<Arc<dyn Place>> {
         match self {
             Self::Target(opened) => opened.place.clone(),
-            Self::Discard | Self::Reading(_) => None,
+            Self::Discard | Self::Reading(_) | Self::Memory(_) => None,
         }
     }
 
@@ -182,7 +230,7 @@ impl Sink {
     /// [`Sink::sync`].
     pub fn may_sync(&self) -> bool {
         match self {
-            Self::Discard | Self::Reading(_) => false,
+            Self::Discard | Self::Reading(_) | Self::Memory(_) => false,
             Self::Target(opened) => !opened.syncing.swap(true, Ordering::Relaxed),
         }
     }

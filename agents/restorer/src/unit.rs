@@ -32,9 +32,11 @@ pub(crate) struct Work {
     /// Where packs are.
     pub repository: Repository,
     /// The snapshot's map.
-    pub map: MapReader,
+    pub map: Arc<MapReader>,
     /// The leaves that are wanted.
     pub leaves: Range<u64>,
+    /// The part of them that is, if not all.
+    pub part: Option<Range<u64>>,
     /// Protects the snapshot, if asked for.
     pub session: Option<Arc<OpenSession>>,
     /// Where bytes go.
@@ -42,7 +44,7 @@ pub(crate) struct Work {
     /// What the target's content is compared for.
     pub compare: Compare,
     /// Opens content.
-    pub keys: DataKeys,
+    pub keys: Arc<DataKeys>,
     /// One per thread that decodes.
     pub openers: Openers,
     /// Turns to fetch.

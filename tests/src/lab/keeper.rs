@@ -103,6 +103,15 @@ impl Keeper {
         backup
     }
 
+    /// Backs up several sources with options, which must succeed; each is one.
+    #[track_caller]
+    pub fn backup_all(&self, arguments: &[&str]) -> Vec<Backup> {
+        let ran = self.machine.run(&[&["--json", "backup"], arguments].concat()).ok();
+        println!("    backup {}: {}", arguments.join(" "), ran.out.trim());
+        let parse = |line| Backup { said: serde_json::from_str(line).expect("an object in a line") };
+        ran.out.lines().map(parse).collect()
+    }
+
     /// Starts a backup and does not wait for it.
     pub fn start_backup(&self, arguments: &[&str]) -> Process {
         self.machine.start(&[&["backup"], arguments].concat())

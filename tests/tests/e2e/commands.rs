@@ -115,6 +115,14 @@ fn targets_are_verified_and_only_what_differs_is_restored() {
     let full = machine.json(&["restore", "vm/disk@latest", &target, "--force", "--full"]);
     assert_eq!(full["bytes_written"], 9 << 20);
     tests::e2e::same_bytes(&image, &target);
+    let cat = |more: &[&str]| {
+        machine.command(&[&["cat", "vm/disk@latest"], more].concat()).output().expect("it runs")
+    };
+    let content = std::fs::read(&image).expect("the image");
+    assert!(cat(&[]).stdout == content);
+    assert!(cat(&["--range", "1000+4KiB"]).stdout == content[1000..5096]);
+    machine.run(&["cat", "vm/disk@latest", "--range", "9MiB+1"]).fails(3, &["vm/disk has 9437184 bytes"]);
+    machine.run(&["cat", "vm/disk@latest", "--range", "5"]).fails(3, &["OFFSET+LENGTH"]);
     machine.run(&["verify", first, "/no/such/target"]).fails(4, &["/no/such/target"]);
 }
 

@@ -140,3 +140,38 @@ async fn what_differs_is_told_and_nothing_is_changed() {
     fs::remove_file(&path).unwrap();
     assert_eq!(compare().await.unwrap_err().kind, FailureKind::Device);
 }
+
+#[tokio::test(start_paused = true)]
+async fn ranges_are_handed_on_in_order() {
+    let fixture = Fixture::encrypted().await;
+    let mut content = noise(5, 3 * MIB);
+    content.resize(130 * MIB, 0);
+    content.extend(noise(6, MIB + 77));
+    let root = fixture.volume(&content).await;
+    let end = content.len();
+    for range in
+        [0..end, 0..0, 1000..1001, CHUNK - 1..CHUNK + 1, 2 * MIB..129 * MIB, 64 * MIB - 5..end, end - 1..end]
+    {
+        let (out, mut parts) = tokio::sync::mpsc::channel(1);
+        let restorer = fixture.restorer();
+        let bytes = range.start as u64..range.end as u64;
+        let (report, read) = tokio::join!(restorer.read(root.clone(), bytes, out, |_| ()), async {
+            let mut all = Vec::new();
+            while let Some(part) = parts.recv().await {
+                all.extend(part);
+            }
+            all
+        });
+        assert!(read == content[range.clone()], "{range:?}");
+        let report = report.unwrap();
+        assert!(report.fetched <= (range.len() + 3 * CHUNK) as u64, "{range:?}: {report:?}");
+        assert_eq!(report.size, range.len() as u64);
+    }
+    let (out, parts) = tokio::sync::mpsc::channel(1);
+    drop(parts);
+    fixture.restorer().read(root.clone(), 0..end as u64, out, |_| ()).await.unwrap();
+    let (out, _parts) = tokio::sync::mpsc::channel(1);
+    let refused = fixture.restorer().read(root, 5..end as u64 + 1, out, |_| ()).await.unwrap_err();
+    assert!(refused.why.contains(&end.to_string()), "{refused}");
+    assert_eq!(fixture.sessions().await, Vec::<String>::new());
+}

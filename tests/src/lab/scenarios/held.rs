@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::e2e::{Ran, eventually};
-use crate::lab::{Content, FileSystem, Keeper, Mounted, Pool, Traces, Volume, VolumeGroup, run, seed, step};
+use crate::lab::{
+    Content, FileSystem, Keeper, Mounted, Pool, Traces, Volume, VolumeGroup, disks, run, seed, step,
+};
 
 fn filled(volume: &Volume, percent: u64) -> Content {
     let mut content = Content::new(&volume.device(), seed());
@@ -29,7 +31,7 @@ fn rows(ran: &Ran) -> Vec<serde_json::Value> {
 
 /// Disks of both kinds, taken at one moment, by pattern, by tag and by name; listed and restored as a group.
 pub fn groups() {
-    let group = VolumeGroup::new("vg0");
+    let group = VolumeGroup::on("vg0", &[&disks()[0]]);
     let pool = group.pool("pool", 256, 64);
     let volumes = [group.thick("shop-root", 48), pool.thin("shop-data", 64)];
     let mut contents = volumes.each_ref().map(|volume| filled(volume, 50));
@@ -64,8 +66,92 @@ pub fn groups() {
     for (volume, name) in volumes.iter().zip(["shop-root", "shop-data"]) {
         crate::e2e::same_bytes(volume.device(), format!("{folder}/{name}"));
     }
+    step("to another volume group, where its volumes are made");
+    let elsewhere = VolumeGroup::on("vg1", &[&disks()[1]]);
+    keeper.run(&["restore", "--group", "shop@latest", "vg1", "--create"]).ok();
+    for volume in &volumes {
+        crate::e2e::same_bytes(volume.device(), elsewhere.volume(&volume.name).device());
+    }
+    keeper.run(&["restore", "--group", "shop@latest", "vg0"]).fails(3, &["vg0/shop-"]);
+    step("a run that lacks a volume is not taken for whole");
+    let newest = keeper.latest(&volumes[1]);
+    let lost = keeper.machine.json(&["show", &newest])["id"].as_str().expect("an id").to_owned();
+    keeper.collected(&lost);
+    keeper.run(&["restore", "--group", "shop@latest", folder, "--force"]).ok();
+    keeper
+        .run(&["restore", "--group", "shop@latest", folder])
+        .fails(3, &["shop@latest", "not whole", "vg0/shop-data"]);
+    let listed = keeper.run(&["snapshots", "--group", "shop"]).ok();
+    assert!(listed.out.contains("WITHOUT"), "{listed}");
     let refused = keeper.run(&["backup", "--group", "shop", &other.path(), "/etc/hostname"]);
     refused.fails(3, &["/etc/hostname", "only logical volumes"]);
+}
+
+/// Two mounted file systems are frozen at once, where the kernel takes snapshots of what is frozen: a counter that is
+/// always written to the first before the second is at most one ahead there. Elsewhere that is refused.
+pub fn frozen_together() {
+    let group = VolumeGroup::new("vg0");
+    let pool = group.pool("pool", 256, 64);
+    let volumes = [group.thick("first", 64), pool.thin("second", 64)];
+    let mounted = volumes.each_ref().map(|volume| {
+        FileSystem::Ext4.make(&volume.device());
+        Mounted::new(&volume.device(), seed())
+    });
+    let keeper = Keeper::new("");
+    let paths = volumes.each_ref().map(Volume::path);
+    let backup = ["backup", "--group", "both", "--freeze", "fsfreeze", &paths[0], &paths[1]];
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
+    let mut numbers = release.split('.').map_while(|part| part.parse::<u32>().ok());
+    if (numbers.next(), numbers.next()) < (Some(6), Some(8)) {
+        keeper.run(&backup).fails(4, &["2 file systems", "6.8 and later"]);
+        Traces::of(&group, &[&pool]).are_only(0);
+        return;
+    }
+    let (told, stop) = std::sync::mpsc::sync_channel::<()>(1);
+    let counters = mounted.each_ref().map(|mounted| mounted.folder().join("counter"));
+    let writer = std::thread::spawn(move || {
+        for count in 0u64.. {
+            for counter in &counters {
+                let mut file = std::fs::OpenOptions::new()
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .open(counter)
+                    .expect("a file");
+                std::io::Write::write_all(&mut file, format!("{count:020}").as_bytes())
+                    .expect("it is written");
+                file.sync_all().expect("it is durable");
+            }
+            if stop.try_recv() != Err(std::sync::mpsc::TryRecvError::Empty) {
+                break;
+            }
+        }
+    });
+    for round in 0..3 {
+        step(&format!("round {round}"));
+        keeper.run(&backup).ok();
+        Traces::of(&group, &[&pool]).are_only(2);
+        let counts = volumes.each_ref().map(|volume| counted(&keeper, volume));
+        println!("    counters: {counts:?}");
+        assert!(counts[0] == counts[1] || counts[0] == counts[1] + 1, "{counts:?} are of one moment");
+    }
+    drop(told);
+    writer.join().expect("the writer");
+    drop(mounted);
+}
+
+/// The counter on a volume's newest snapshot.
+fn counted(keeper: &Keeper, volume: &Volume) -> u64 {
+    let image = keeper.machine.place("restored.img");
+    keeper.run(&["restore", &keeper.latest(volume), &image]).ok();
+    FileSystem::Ext4.check(&image);
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path().to_str().expect("a path in UTF-8");
+    run("mount", &["-o", "ro", &image, at]);
+    let text = std::fs::read_to_string(folder.path().join("counter")).expect("a counter");
+    run("umount", &[at]);
+    std::fs::remove_file(image).expect("the restored file is deleted");
+    text.parse().expect("a number")
 }
 
 /// Whatever becomes of a run, its second command runs, and nothing stays frozen.
@@ -136,7 +222,7 @@ pub fn hooks_let_go() {
 
 /// A group without room is refused with figures; what fills up is extended, or given up before it overflows.
 pub fn space() {
-    let group = VolumeGroup::on("vg0", &[&crate::lab::disks()[0]]);
+    let group = VolumeGroup::on("vg0", &[&disks()[0]]);
     let volume = group.thick("web", 128);
     let mut content = filled(&volume, 90);
     let small = "[lvm]\nsnapshot_size = \"8MiB\"\nsnapshot_chunk = \"4KiB\"\n";
@@ -177,7 +263,7 @@ pub fn space() {
 /// Thin pools at their watermarks, data and metadata: nothing is taken of one that is full, one that fills up is
 /// extended, and what must not be extended is given up before the pool overflows.
 pub fn pools_that_fill_up() {
-    let group = VolumeGroup::on("vg0", &[&crate::lab::disks()[0]]);
+    let group = VolumeGroup::on("vg0", &[&disks()[0]]);
     let pool = group.pool("pool", 128, 64);
     let writers = pool.thin("writers", 1024);
     let mut content = Content::noise(&writers.device(), seed());

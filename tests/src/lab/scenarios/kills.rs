@@ -4,7 +4,7 @@
 //! first, before the second and so on, by the tool itself.
 
 use crate::e2e::Ran;
-use crate::lab::{Content, Keeper, Pool, Traces, Volume, VolumeGroup, Watched, rounds, seed, step};
+use crate::lab::{Backup, Content, Keeper, Pool, Traces, Volume, VolumeGroup, Watched, rounds, seed, step};
 
 /// `kill -9` at every other step of a backup of a thick volume with a baseline, from the first on.
 pub fn killed_on_thick_at_odd_steps() {
@@ -31,36 +31,53 @@ pub fn ended_on_thin() {
     on_thin("TERM", (1, 3));
 }
 
+/// `kill -9` at some steps of a backup of a group of both kinds: also when some of its snapshots are taken, and when none
+/// of its volumes has come for its own.
+pub fn killed_in_a_group() {
+    let group = VolumeGroup::new("vg0");
+    let pool = group.pool("pool", 256, 64);
+    let volumes = [group.thick("root", 32), pool.thin("data", 32)];
+    killed(&group, &[&pool], &volumes, "KILL", (2, 4));
+}
+
 fn on_thick(signal: &str, steps: (usize, usize)) {
     let group = VolumeGroup::new("vg0");
     let volume = group.thick("web", 64);
-    killed(&group, &[], &volume, signal, steps);
+    killed(&group, &[], &[volume], signal, steps);
 }
 
 fn on_thin(signal: &str, steps: (usize, usize)) {
     let group = VolumeGroup::new("vg0");
     let pool = group.pool("pool", 256, 64);
     let volume = pool.thin("web", 64);
-    killed(&group, &[&pool], &volume, signal, steps);
+    killed(&group, &[&pool], &[volume], signal, steps);
 }
 
 /// Ends runs before the first of the steps that are wanted, and then before each that is so many calls further.
 fn killed(
     group: &VolumeGroup,
     pools: &[&Pool],
-    volume: &Volume,
+    volumes: &[Volume],
     signal: &str,
     (first, every): (usize, usize),
 ) {
     let keeper = Keeper::new("");
     let traces = Traces::of(group, pools);
-    let mut content = Content::new(&volume.device(), seed());
-    content.fill(50);
-    keeper.backup(volume);
+    let mut contents: Vec<Content> =
+        volumes.iter().zip(seed()..).map(|(volume, seed)| Content::new(&volume.device(), seed)).collect();
+    contents.iter_mut().for_each(|content| content.fill(50));
+    let mut overwrite =
+        |count| contents.iter_mut().for_each(|content| drop(content.overwrite(count, 60_000)));
+    let paths: Vec<String> = volumes.iter().map(Volume::path).collect();
+    let mut sources: Vec<&str> = paths.iter().map(String::as_str).collect();
+    if volumes.len() > 1 {
+        sources.extend(["--group", "all"]);
+    }
+    keeper.backup_all(&sources);
     let tools = Watched::new(&keeper);
-    content.overwrite(4, 60_000);
+    overwrite(4);
     tools.never();
-    backup(&tools, &keeper, volume).ok();
+    watched(&tools, &keeper, &sources).ok();
     let steps = tools.calls().len();
     println!("    calls of tools: {:?}", tools.calls());
     assert!(steps > 2, "the tools are called through the folder that is watched");
@@ -68,9 +85,9 @@ fn killed(
     let mut clean = 0;
     for number in (first..=steps).step_by(every).take(rounds(100) as usize) {
         step(&format!("{signal} before call {number} of {steps}"));
-        content.overwrite(3, 60_000);
+        overwrite(3);
         tools.strike_before(number, signal);
-        let ran = backup(&tools, &keeper, volume);
+        let ran = watched(&tools, &keeper, &sources);
         if ran.status.success() {
             // A run may need fewer calls than the first one.
             continue;
@@ -82,27 +99,37 @@ fn killed(
             keeper.run(&["host", "clean"]).ok();
             traces.pools_are_free();
         }
-        content.overwrite(2, 60_000);
-        let backup = keeper.backup(volume);
-        traces.are_only(1);
+        overwrite(2);
+        let backups = keeper.backup_all(&sources);
+        traces.are_only(volumes.len());
         clean += 1;
         if clean % 3 == 0 {
-            keeper.restores(backup.snapshot(), &volume.device());
+            restore(&keeper, &backups, volumes);
         }
     }
     assert!(clean > 2, "runs were killed");
     step("after all of that");
-    content.overwrite(3, 60_000);
-    let last = keeper.backup(volume);
-    assert!(!last.tracked().is_everything(), "{}", last.said);
-    keeper.restores(last.snapshot(), &volume.device());
+    overwrite(3);
+    let last = keeper.backup_all(&sources);
+    for backup in &last {
+        assert!(!backup.tracked().is_everything(), "{}", backup.said);
+    }
+    restore(&keeper, &last, volumes);
     keeper.run(&["check", "--read-data"]).ok();
-    traces.are_only(1);
+    traces.are_only(volumes.len());
 }
 
-fn backup(tools: &Watched, keeper: &Keeper, volume: &Volume) -> Ran {
-    let path = volume.path();
-    let arguments = ["backup", path.as_str()];
+/// Each of the snapshots holds what its volume holds now.
+fn restore(keeper: &Keeper, backups: &[Backup], volumes: &[Volume]) {
+    for volume in volumes {
+        let of_it = |backup: &&Backup| backup.volume().ends_with(&volume.path());
+        let backup = backups.iter().find(of_it).unwrap_or_else(|| panic!("no backup of {}", volume.path()));
+        keeper.restores(backup.snapshot(), &volume.device());
+    }
+}
+
+fn watched(tools: &Watched, keeper: &Keeper, sources: &[&str]) -> Ran {
+    let arguments = [&["backup"], sources].concat();
     let mut command = keeper.machine.command(&arguments);
     tools.watch(&mut command);
     keeper.machine.start_command(&arguments, command).end()

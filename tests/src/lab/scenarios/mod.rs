@@ -158,6 +158,11 @@ pub const SCENARIOS: &[Scenario] = &[
         run: held::a_domain,
     },
     Scenario {
+        name: "frozen_together",
+        about: "mounted file systems of a group are frozen at once, or refused where the kernel cannot",
+        run: held::frozen_together,
+    },
+    Scenario {
         name: "hooks_let_go",
         about: "the second command always runs, and nothing stays frozen",
         run: held::hooks_let_go,
@@ -196,6 +201,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "ended_on_thin",
         about: "a polite end at steps of a thin volume's backup",
         run: kills::ended_on_thin,
+    },
+    Scenario {
+        name: "killed_in_a_group",
+        about: "kill -9 at steps of a group's backup, then a clean run",
+        run: kills::killed_in_a_group,
     },
     Scenario {
         name: "reader_agent_killed_on_thick",
