@@ -6,7 +6,7 @@ use crate::lab::{Content, Keeper, Pool, Traces, Volume, VolumeGroup, Watched, ro
 /// Agents that notice soon that another is gone.
 const SETTINGS: &str = "ask_again = \"2s\"\nredeliver = \"3s\"\npack_max_age = \"1s\"\n";
 /// Between two steps at which a reader is killed.
-const EVERY: usize = 5;
+const EVERY: usize = 6;
 
 /// `kill -9` of the reader agent of a thick volume's host, at steps of its work.
 pub fn reader_agent_killed_on_thick() {

@@ -37,7 +37,7 @@ pub fn killed_in_a_group() {
     let group = VolumeGroup::new("vg0");
     let pool = group.pool("pool", 256, 64);
     let volumes = [group.thick("root", 32), pool.thin("data", 32)];
-    killed(&group, &[&pool], &volumes, "KILL", (2, 4));
+    killed(&group, &[&pool], &volumes, "KILL", (3, 10));
 }
 
 fn on_thick(signal: &str, steps: (usize, usize)) {
