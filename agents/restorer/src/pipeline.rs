@@ -8,10 +8,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use agent::{Failure, Stop};
-use futures::stream::{StreamExt, TryStreamExt};
 use schema::messages::FailureKind;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::compare::leave_equal;
 use crate::plan::{FETCH_MAX, Window};
@@ -182,15 +181,40 @@ async fn resolve(
         }
         return Ok(Report::default());
     }
-    let starts = work.leaves.clone().step_by(WINDOW_LEAVES as usize);
-    let windows = futures::stream::iter(starts).map(|first| resolve_window(&work, first, fetch_limit));
-    let mut windows = windows.buffered(WINDOWS_AHEAD);
-    while let Some(units) = windows.try_next().await? {
-        if sender.send(units).await.is_err() {
-            break;
+    let mut starts = work.leaves.clone().step_by(WINDOW_LEAVES as usize);
+    // Tasks of their own: they wait for turns that units wait for, too, and must go on with them when nobody takes
+    // windows.
+    let mut begun = VecDeque::new();
+    let mut result = Ok(Report::default());
+    loop {
+        let missing = WINDOWS_AHEAD - begun.len();
+        begun.extend(starts.by_ref().take(missing).map(|first| {
+            let work = work.clone();
+            tokio::spawn(async move { resolve_window(&work, first, fetch_limit).await })
+        }));
+        let Some(next) = begun.pop_front() else { break };
+        match resolved(&work, next).await {
+            Ok(units) => {
+                if sender.send(units).await.is_err() {
+                    break;
+                }
+            }
+            Err(failure) => {
+                result = Err(failure);
+                break;
+            }
         }
     }
-    Ok(Report::default())
+    // Nobody reads the target any more when this is over.
+    for window in begun {
+        let _ = resolved(&work, window).await;
+    }
+    result
+}
+
+async fn resolved(work: &Work, window: JoinHandle<Result<Vec<Unit>, Failure>>) -> Result<Vec<Unit>, Failure> {
+    let ended = |why| Failure::new(FailureKind::Other, format!("restoring {}: {why}", work.volume));
+    window.await.unwrap_or_else(|why| Err(ended(why)))
 }
 
 async fn resolve_window(work: &Arc<Work>, first: u64, fetch_limit: u64) -> Result<Vec<Unit>, Failure> {

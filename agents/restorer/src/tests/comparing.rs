@@ -78,6 +78,35 @@ async fn a_restore_that_was_cut_off_goes_on() {
     assert_eq!(report.kept, (5 * MIB) as u64, "what is whole is kept");
 }
 
+/// Windows are compared while others wait to be fetched, by the same threads: neither may wait for the other for ever.
+#[tokio::test(start_paused = true)]
+#[allow(clippy::disallowed_methods)] // The clock is the test's.
+async fn windows_that_differ_everywhere_do_not_wait_for_each_other() {
+    let fixture = Fixture::plain().await;
+    let window = 256 * MIB;
+    let mut content = vec![0; 6 * window];
+    let mut old = content.clone();
+    for n in 0..6 {
+        let from = n * window;
+        content[from..from + 24 * MIB].copy_from_slice(&noise(n as u64 + 1, 24 * MIB));
+        old[from..from + 24 * MIB].copy_from_slice(&content[from..from + 24 * MIB]);
+        // Every other chunk.
+        for at in (from..from + 24 * MIB).step_by(2 * CHUNK) {
+            old[at] ^= 1;
+        }
+    }
+    let root = fixture.volume(&content).await;
+    let path = fixture.path("target");
+    fs::write(&path, &old).unwrap();
+    // The clock stands while anything is done, and jumps when everybody waits.
+    let restoring =
+        tokio::time::timeout(std::time::Duration::from_secs(3600), onto(&fixture, &root, &path, false));
+    let report = restoring.await.expect("it comes to an end");
+    adds_up(&report);
+    assert_eq!((report.kept, report.written), (72 * MIB as u64, 72 * MIB as u64));
+    assert!(fs::read(&path).unwrap() == content);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_smaller_or_larger_file_keeps_what_is_the_same() {
     let fixture = Fixture::plain().await;
