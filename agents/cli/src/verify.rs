@@ -65,7 +65,7 @@ pub async fn compare(app: &App, work: &Embedded, root: &Root, target: &str) -> a
     let bar = display.bar(&root.volume);
     let compared = restorer.compare(root.clone(), &device(target), |p| bar.set(p.done, p.total)).await;
     bar.finish();
-    let Differences { bytes, first } =
+    let Differences { bytes, first, .. } =
         compared.with_context(|| format!("comparing {target} with {}", root.volume))?;
     let compared = Compared {
         snapshot: root.slot.session.to_string(),

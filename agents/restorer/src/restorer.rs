@@ -17,22 +17,27 @@ use schema::messages::FailureKind;
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
 use schema::{JobId, SessionId};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
-use crate::compare::{Compare, Differences};
+use crate::compare::Compare;
+use crate::differences::Differences;
 use crate::keys::DataKeys;
 use crate::pipeline;
-use crate::sink::{Memory, Opened, Sink};
-use crate::target::{self, Circumstances, Target};
-use crate::unit::{Openers, Work};
+use crate::reading::Reading;
+use crate::sink::{Before, Memory, Opened, Sink};
+use crate::target::{Circumstances, Target};
+use crate::unit::{Openers, Source, Turns, Work};
 
-/// Leaves that are read at once where a range is handed on in order.
-const LEAVES_AT_ONCE: usize = 2;
+/// Bytes of one part where a range is handed on in order.
+const PART: u64 = 16 << 20;
+/// Parts that are read at once.
+const PARTS_AT_ONCE: usize = 3;
 
 /// How restores are done.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Bytes of fetched frames in flight, 2 MiB to 1 GiB. Plaintext adds half a MiB per thread.
+    /// Bytes of fetched frames in flight, 2 MiB to 1 GiB, of all restores at once. Plaintext adds half a MiB per thread,
+    /// comparing a target one MiB per thread.
     pub memory: u64,
     /// Concurrent range requests to the store.
     pub fetches: usize,
@@ -65,7 +70,7 @@ pub struct Progress {
 /// What a restore did. When only verifying, `written` counts what would have been written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Bytes of the volume; `written`, `kept` and `zeroed` add up to it.
+    /// Bytes that were asked for; `written`, `kept` and `zeroed` add up to it.
     pub size: u64,
     /// Bytes written.
     pub written: u64,
@@ -83,6 +88,8 @@ pub struct Report {
     pub chunks: u64,
     /// Chunks whose best copy was missing or damaged, read from another: the repository needs repair.
     pub rescued: u64,
+    /// Where a target that is only compared differs.
+    pub differences: Differences,
     /// What the operator should know of the target.
     pub notes: Vec<String>,
 }
@@ -98,6 +105,7 @@ impl AddAssign for Report {
         self.requests += other.requests;
         self.chunks += other.chunks;
         self.rescued += other.rescued;
+        self.differences += other.differences;
         self.notes.extend(other.notes);
     }
 }
@@ -130,6 +138,7 @@ pub struct Restorer {
     index: IndexClient,
     identity: Option<Arc<Identity>>,
     settings: Settings,
+    turns: Turns,
     targets: Option<Arc<dyn Targets>>,
 }
 
@@ -142,7 +151,8 @@ impl Restorer {
         identity: Option<Arc<Identity>>,
         settings: Settings,
     ) -> Self {
-        Self { context, repository, index, identity, settings, targets: None }
+        let turns = Turns::new(&settings);
+        Self { context, repository, index, identity, settings, turns, targets: None }
     }
 
     /// Also restores to places that `targets` finds: logical volumes. Everything else is a path.
@@ -163,15 +173,15 @@ impl Restorer {
         target: Target,
         progress: impl Fn(Progress),
     ) -> Result<Report, Failure> {
-        self.restore_as(self.fresh_ids(), root, Purpose::Restore(target), &progress).await
+        self.run_as(self.fresh_ids(), root, Purpose::Restore(target), &progress).await
     }
 
     /// Reads and verifies all that a snapshot needs, and writes nothing.
     pub async fn verify_readable(&self, root: Root, progress: impl Fn(Progress)) -> Result<Report, Failure> {
-        self.restore_as(self.fresh_ids(), root, Purpose::Verify, &progress).await
+        self.run_as(self.fresh_ids(), root, Purpose::Verify, &progress).await
     }
 
-    /// Hands on a range of a snapshot, in order, verified, in parts of up to 64 MiB, a few of which are in memory at a
+    /// Hands on a range of a snapshot, in order, verified, in parts of up to 16 MiB, a few of which are in memory at a
     /// time. Ends early and well when nobody listens any more. Fails when the range ends behind the snapshot.
     pub async fn read(
         &self,
@@ -185,7 +195,7 @@ impl Restorer {
             let why = format!("{} has {} bytes, and none from {start} to {end}", root.volume, root.size);
             return Err(Failure::refused(why));
         }
-        self.restore_as(self.fresh_ids(), root, Purpose::Read(range, out), &progress).await
+        self.run_as(self.fresh_ids(), root, Purpose::Read(range, out), &progress).await
     }
 
     /// Compares a file or device with a snapshot, by content, and says what differs; fetches nothing but the map. What
@@ -198,37 +208,27 @@ impl Restorer {
         progress: impl Fn(Progress),
     ) -> Result<Differences, Failure> {
         let purpose = Purpose::Compare(path.to_owned());
-        let (_, differences) = self.run_as(self.fresh_ids(), root, purpose, &progress).await?;
-        Ok(differences)
+        Ok(self.run_as(self.fresh_ids(), root, purpose, &progress).await?.differences)
     }
 
     /// Reads and verifies the beginning of a snapshot, at most 256 MiB of the volume: proof that the keys at hand open
     /// it. Writes nothing.
     pub async fn verify_sample(&self, root: Root) -> Result<Report, Failure> {
-        self.restore_as(self.fresh_ids(), root, Purpose::Sample, &|_| {}).await
+        self.run_as(self.fresh_ids(), root, Purpose::Sample, &|_| {}).await
     }
 
     fn fresh_ids(&self) -> Ids {
         Ids { job: self.context.environment.job_id(), session: self.context.environment.session_id() }
     }
 
-    pub(crate) async fn restore_as(
+    /// Does it under these ids.
+    pub(crate) async fn run_as(
         &self,
         ids: Ids,
         root: Root,
         purpose: Purpose,
         progress: &impl Fn(Progress),
     ) -> Result<Report, Failure> {
-        self.run_as(ids, root, purpose, progress).await.map(|(report, _)| report)
-    }
-
-    async fn run_as(
-        &self,
-        ids: Ids,
-        root: Root,
-        purpose: Purpose,
-        progress: &impl Fn(Progress),
-    ) -> Result<(Report, Differences), Failure> {
         let keys = DataKeys::new(self.repository.clone(), self.identity.clone());
         if !matches!(purpose, Purpose::Compare(_)) {
             keys.check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
@@ -291,39 +291,34 @@ impl Restorer {
         session: Option<Arc<OpenSession>>,
         purpose: Purpose,
         progress: &impl Fn(Progress),
-    ) -> Result<(Report, Differences), Failure> {
+    ) -> Result<Report, Failure> {
         let map = Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root.clone())?);
-        let all = map.geometry().leaves();
-        let (sink, leaves, compare) = match purpose {
+        let source = Source { map, keys: keys.into(), session };
+        let all = 0..root.size;
+        let (sink, compare, part) = match purpose {
             Purpose::Restore(target) => {
-                let all_is_written = target.is_full();
-                let sink = self.open(job, root.clone(), target).await?;
-                let compare = match all_is_written || sink.is_zero_already() {
-                    true => Compare::Nothing,
-                    false => Compare::ToSkip,
-                };
-                (sink, all, compare)
+                let part = target.part(&root)?;
+                let (sink, compare) = self.open(job, root, target).await?;
+                (sink, compare, part)
             }
-            Purpose::Verify => (Sink::Discard, all, Compare::Nothing),
-            Purpose::Sample => (Sink::Discard, all.min(pipeline::WINDOW_LEAVES), Compare::Nothing),
-            Purpose::Read(range, out) => {
-                let report = self.to_channel(map, keys.into(), session, range, out, progress).await?;
-                return Ok((report, Differences::default()));
+            Purpose::Verify => (Sink::Discard, Compare::Nothing, all),
+            Purpose::Sample => {
+                let sample = root.size.min(pipeline::WINDOW_LEAVES * LEAF_SPAN);
+                (Sink::Discard, Compare::Nothing, 0..sample)
             }
+            Purpose::Read(range, out) => return self.to_channel(source, range, out, progress).await,
             Purpose::Compare(path) => {
-                let (volume, size) = (root.volume.clone(), root.size);
-                let reading = blocking(move || target::open_to_read(&path, volume, size)).await?;
-                (Sink::Reading(reading), all, Compare::ToTell(Default::default()))
+                let reading = blocking(move || Reading::open(&path, root.volume, root.size)).await?;
+                (Sink::Discard, Compare::ToTell(reading), all)
             }
         };
         let place = sink.place();
-        let memory = pipeline::memory_limit(self.settings.memory);
-        let work = self.work(map, keys.into(), session, sink, compare, 0..leaves, None, memory);
-        let result = pipeline::run(&work, memory, &self.context.stop, progress).await;
+        let work = self.work(source, sink, compare, part);
+        let result = pipeline::run(&work, &self.context.stop, progress).await;
         let stop = self.context.stop.clone();
         let result = blocking(move || {
             let finish = || work.sink.zero_behind(&stop).and_then(|()| work.sink.finish());
-            let result = result.and_then(|report| finish().map(|()| (report, work.compare.differences())));
+            let result = result.and_then(|report| finish().map(|()| report));
             if result.is_err() {
                 work.sink.give_up();
             }
@@ -332,42 +327,40 @@ impl Restorer {
         .await;
         let notes = end_place(place.as_deref(), result.is_ok()).await;
         match result {
-            Ok((report, differences)) => Ok((Report { notes, ..report }, differences)),
+            Ok(report) => Ok(Report { notes, ..report }),
             Err(failure) => Err(with_notes(failure, &notes)),
         }
     }
 
-    /// Hands on a range of the volume, leaf by leaf; while one is handed on, the next is read.
+    /// Hands on a range of the volume, part by part; while one is handed on, the next are read.
     async fn to_channel(
         &self,
-        map: Arc<MapReader>,
-        keys: Arc<DataKeys>,
-        session: Option<Arc<OpenSession>>,
+        source: Source,
         range: Range<u64>,
         out: mpsc::Sender<Vec<u8>>,
         progress: &impl Fn(Progress),
     ) -> Result<Report, Failure> {
-        let memory = pipeline::memory_limit(self.settings.memory / LEAVES_AT_ONCE as u64);
-        let leaves = range.start / LEAF_SPAN..range.end.div_ceil(LEAF_SPAN);
-        let read = |leaf: u64| {
-            let all = map.geometry().leaf_range(leaf);
-            let part = all.start.max(range.start)..all.end.min(range.end);
+        let read = |start: u64| {
+            let part = start..range.end.min(start + PART);
             let sink = Sink::Memory(Memory::new(part.clone()));
-            let (map, keys, session) = (map.clone(), keys.clone(), session.clone());
-            let leaves = leaf..leaf + 1;
-            let work = self.work(map, keys, session, sink, Compare::Nothing, leaves, Some(part), memory);
+            let work = self.work(source.clone(), sink, Compare::Nothing, part);
             async move {
-                let report = pipeline::run(&work, memory, &self.context.stop, &|_| {}).await?;
+                let report = pipeline::run(&work, &self.context.stop, &|_| {}).await?;
                 Ok::<_, Failure>((report, work.sink.taken()))
             }
         };
-        let mut parts = futures::stream::iter(leaves).map(read).buffered(LEAVES_AT_ONCE);
+        let starts = range.clone().step_by(PART as usize);
+        let mut parts = futures::stream::iter(starts).map(read).buffered(PARTS_AT_ONCE);
         let (total, mut done) = (range.end - range.start, 0);
         let mut sum = Report::default();
         while let Some((report, bytes)) = parts.try_next().await? {
             done += bytes.len() as u64;
             sum += report;
-            if out.send(bytes).await.is_err() {
+            let sent = tokio::select! {
+                sent = out.send(bytes) => sent,
+                () = self.context.stop.raised() => return Err(pipeline::stopped(&source.map.root().volume)),
+            };
+            if sent.is_err() {
                 // Whoever reads has seen enough.
                 break;
             }
@@ -376,49 +369,35 @@ impl Restorer {
         Ok(Report { size: total, ..sum })
     }
 
-    #[allow(clippy::too_many_arguments)] // Each is a part of the work.
-    fn work(
-        &self,
-        map: Arc<MapReader>,
-        keys: Arc<DataKeys>,
-        session: Option<Arc<OpenSession>>,
-        sink: Sink,
-        compare: Compare,
-        leaves: Range<u64>,
-        part: Option<Range<u64>>,
-        memory: u64,
-    ) -> Arc<Work> {
+    fn work(&self, source: Source, sink: Sink, compare: Compare, part: Range<u64>) -> Arc<Work> {
         Arc::new(Work {
-            volume: map.root().volume.clone(),
+            volume: source.map.root().volume.clone(),
             repository: self.repository.clone(),
-            map,
-            leaves,
+            source,
             part,
-            session,
             sink,
             compare,
-            keys,
             openers: Openers::default(),
-            fetching: Semaphore::new(self.settings.fetches.max(1)),
-            decoding: Semaphore::new(self.settings.threads.max(1)),
-            memory: Arc::new(Semaphore::new(memory as usize)),
+            turns: self.turns.clone(),
             halt: Stop::default(),
             counters: self.context.counters.clone(),
         })
     }
 
-    async fn open(&self, job: JobId, root: Root, target: Target) -> Result<Sink, Failure> {
+    /// Opens a target, and says what of it is compared.
+    async fn open(&self, job: JobId, root: Root, target: Target) -> Result<(Sink, Compare), Failure> {
         let place = self.find(job, &root, &target).await?;
         let (host, forbidden) = (self.context.host.clone(), self.settings.forbidden.clone());
         let Some(place) = place else {
             return blocking(move || {
                 let circumstances = Circumstances { root: &root, host: &host, forbidden: &forbidden };
-                target.open(&circumstances).map(Sink::Target)
+                compared(target.open(&circumstances)?, &target)
             })
             .await;
         };
         let opening = async {
             let device = place.make().await?;
+            let (target, root) = (target.clone(), root.clone());
             let opened = blocking(move || {
                 let circumstances = Circumstances { root: &root, host: &host, forbidden: &forbidden };
                 target.open_place(&device, &circumstances)
@@ -427,8 +406,15 @@ impl Restorer {
             place.ready(&opened.file).await?;
             Ok(opened)
         };
-        match opening.await {
-            Ok(opened) => Ok(Sink::Target(Opened { place: Some(place), ..opened })),
+        let opened = match opening.await {
+            Ok(opened) => {
+                let opened = Opened { place: Some(place.clone()), ..opened };
+                blocking(move || compared(opened, &target)).await
+            }
+            Err(failure) => Err(failure),
+        };
+        match opened {
+            Ok(opened) => Ok(opened),
             Err(failure) => {
                 let notes = end_place(Some(&*place), false).await;
                 Err(with_notes(failure, &notes))
@@ -454,6 +440,23 @@ impl Restorer {
         let Some(place) = targets.find(&wish).await? else { return Ok(None) };
         target.check_place(place.name())?;
         Ok(Some(place))
+    }
+}
+
+/// A target with what of it is compared: nothing when there is nothing, or when nothing of it may stay. Blocks.
+fn compared(opened: Opened, target: &Target) -> Result<(Sink, Compare), Failure> {
+    let may_stay = opened.place.as_ref().is_none_or(|place| place.keeps_equal());
+    let compare = match !target.is_full() && opened.before == Before::Content && may_stay {
+        true => Reading::of(&opened).map(Compare::ToSkip),
+        false => Ok(Compare::Nothing),
+    };
+    let sink = Sink::Target(opened);
+    match compare {
+        Ok(compare) => Ok((sink, compare)),
+        Err(failure) => {
+            sink.give_up();
+            Err(failure)
+        }
     }
 }
 

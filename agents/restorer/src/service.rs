@@ -116,7 +116,7 @@ impl Jobs {
         let progress = |now| {
             latest.send_replace(now);
         };
-        let restoring = self.restorer.restore_as(ids, root, Purpose::Restore(target), &progress);
+        let restoring = self.restorer.run_as(ids, root, Purpose::Restore(target), &progress);
         tokio::pin!(restoring);
         let report = loop {
             tokio::select! {

@@ -7,16 +7,17 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use agent::{Failure, mounts};
-use rustix::fs::{Advice, CWD, Mode, OFlags, ResolveFlags, SeekFrom, fadvise, major, minor, openat2, seek};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, SeekFrom, major, minor, openat2, seek};
 use rustix::io::Errno;
 use schema::messages::{FailureKind, Preparation};
 use schema::root::Root;
 
-use crate::sink::{Before, Opened, Reading};
+use crate::sink::{Before, Opened};
 
 /// Only root reads a restored disk until somebody decides otherwise.
 const MODE: u32 = 0o600;
@@ -27,6 +28,7 @@ pub struct Target {
     path: PathBuf,
     force: bool,
     full: bool,
+    range: Option<Range<u64>>,
     preparation: Preparation,
     allowed: Option<Vec<PathBuf>>,
 }
@@ -45,12 +47,20 @@ impl Target {
     /// A file or block device. A file is made when there is none; its folder must exist. `force` overwrites a file
     /// that has content, the source itself, a device that is in use, and a device that is larger than the snapshot.
     pub fn new(path: impl Into<PathBuf>, force: bool) -> Self {
-        Self { path: path.into(), force, full: false, preparation: Preparation::default(), allowed: None }
+        let preparation = Preparation::default();
+        Self { path: path.into(), force, full: false, range: None, preparation, allowed: None }
     }
 
     /// Writes all of it, also what stands there already: for a target of which it is known that nothing is the same.
     pub fn full(mut self, full: bool) -> Self {
         self.full = full;
+        self
+    }
+
+    /// Restores only these bytes of the volume, to where they were. The rest of a target that has content stays as it is,
+    /// as does its size, which may be another than the snapshot's; a file that is made has holes there.
+    pub fn only(mut self, range: Option<Range<u64>>) -> Self {
+        self.range = range;
         self
     }
 
@@ -81,6 +91,26 @@ impl Target {
     /// Whether nothing that stands there is looked at. A volume that is only made has nothing to be kept.
     pub(crate) fn is_full(&self) -> bool {
         self.full || self.preparation.create.is_some()
+    }
+
+    /// The bytes of the volume that are restored.
+    pub(crate) fn part(&self, root: &Root) -> Result<Range<u64>, Failure> {
+        let Some(range) = &self.range else { return Ok(0..root.size) };
+        if range.is_empty() || range.end > root.size {
+            return Err(self.refused(format!(
+                "the snapshot of {} has {} bytes, and none from {} to {}",
+                root.volume, root.size, range.start, range.end
+            )));
+        }
+        match self.preparation.create {
+            Some(_) => Err(self.refused("a volume that is made is restored as a whole")),
+            None => Ok(range.clone()),
+        }
+    }
+
+    /// How long the target must be.
+    fn needs(&self, root: &Root) -> u64 {
+        self.range.as_ref().map_or(root.size, |range| range.end)
     }
 
     /// What is done first.
@@ -116,7 +146,9 @@ impl Target {
         let file = self.open_device(&path, &metadata)?;
         let size = self.size_for(&file, at.root)?;
         let mut opened = Opened::new(file, path, at.root.volume.clone(), Before::Content);
-        opened.behind = at.root.size..size;
+        if self.range.is_none() {
+            opened.behind = at.root.size..size;
+        }
         Ok(opened)
     }
 
@@ -146,7 +178,14 @@ impl Target {
         if kind.is_file() {
             let before = self.check_file(&path, &metadata)?;
             let file = self.open_path(&path, OFlags::empty())?;
-            return self.sized(Opened::new(file, path, volume, before), at.root.size);
+            let opened = Opened::new(file, path, volume, before);
+            return match (&self.range, before) {
+                (Some(_), Before::Content) => {
+                    self.size_for(&opened.file, at.root)?;
+                    Ok(opened)
+                }
+                _ => self.sized(opened, at.root.size),
+            };
         }
         if !kind.is_block_device() {
             return Err(self.refused("it is neither a regular file nor a block device"));
@@ -295,22 +334,23 @@ impl Target {
         }
     }
 
-    /// The size of a device, which must hold the snapshot.
+    /// The size of a target, which must hold what is restored.
     fn size_for(&self, file: &File, root: &Root) -> Result<u64, Failure> {
         let size = seek(file, SeekFrom::End(0)).map_err(|why| self.cannot_open(&why.into()))?;
-        match size < root.size {
-            true => {
-                let why =
-                    format!("the device has {size} bytes, the snapshot of {} has {}", root.volume, root.size);
-                Err(self.refused(why))
-            }
-            false => Ok(size),
+        match (size < self.needs(root), &self.range) {
+            (false, _) => Ok(size),
+            (true, None) => Err(self.refused(format!(
+                "it has {size} bytes, the snapshot of {} has {}; a range of it (0+{size}) restores what fits, and \
+                 cuts off the rest",
+                root.volume, root.size
+            ))),
+            (true, Some(range)) => Err(self.refused(format!("it has {size} bytes, and ends before {}", range.end))),
         }
     }
 
     fn check_device_size(&self, file: &File, root: &Root) -> Result<(), Failure> {
         let size = self.size_for(file, root)?;
-        if size > root.size && !self.force {
+        if size > root.size && self.range.is_none() && !self.force {
             let why = format!(
                 "the device has {size} bytes, the snapshot of {} has only {}: what is stored behind its end would stay \
                  there; force restores all the same",
@@ -358,37 +398,6 @@ fn only_root_names(path: &Path) -> bool {
         metadata.is_ok_and(|m| m.is_dir() && m.uid() == 0 && m.mode() & 0o022 == 0)
     };
     path.ancestors().skip(1).take_while(|folder| folder.starts_with("/dev")).all(trusted)
-}
-
-/// Opens a file or device of at least `size` bytes to compare it. Blocks.
-pub(crate) fn open_to_read(path: &Path, volume: String, size: u64) -> Result<Reading, Failure> {
-    let cannot = |why: Errno| {
-        Failure::new(FailureKind::Device, format!("cannot open {} to compare it: {why}", path.display()))
-    };
-    let refused = |why: String| Err(Failure::refused(format!("cannot compare {}: {why}", path.display())));
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let open = |flags| rustix::fs::open(path, flags, Mode::empty()).map(File::from);
-    let file = match open(flags | OFlags::DIRECT) {
-        // Not every file system knows direct I/O.
-        Err(Errno::INVAL) => {
-            let file = open(flags).map_err(cannot)?;
-            if let Err(why) = fadvise(&file, 0, None, Advice::DontNeed) {
-                tracing::debug!(path = %path.display(), %why, "what is in the page cache is read from there");
-            }
-            file
-        }
-        opened => opened.map_err(cannot)?,
-    };
-    let kind =
-        file.metadata().map_err(|why| cannot(Errno::from_io_error(&why).unwrap_or(Errno::IO)))?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return refused("it is neither a regular file nor a block device".to_owned());
-    }
-    let found = seek(&file, SeekFrom::End(0)).map_err(cannot)?;
-    if found < size {
-        return refused(format!("it has {found} bytes, the snapshot of {volume} has {size}"));
-    }
-    Ok(Reading { file, path: path.to_owned(), volume })
 }
 
 /// Opens a resolved path for writing and follows no symbolic link on the way.

@@ -1,6 +1,7 @@
 //! Targets of a whole restore: devices, the source, the repository's own folder. Devices are loop devices; where the
 //! machine allows none, these tests end early and say so (the checks themselves have unit tests).
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -45,6 +46,31 @@ async fn a_device_keeps_nothing_stale() {
     let report = fixture.restore(&root, &disk.device).await.unwrap();
     assert_eq!((report.written, report.zeroed), (MIB, 7 * MIB));
     assert!(std::fs::read(&disk.device).unwrap() == content);
+}
+
+/// The cache may show what never reached the device: after a write that failed, or one behind its back.
+#[tokio::test(start_paused = true)]
+async fn a_device_is_compared_past_the_page_cache() {
+    let fixture = Fixture::encrypted().await;
+    let backing = fixture.path("backing");
+    let Some(disk) = Loop::over(&backing, 8 * MIB) else { return };
+    let mut content = noise(1, 8 * MIB as usize);
+    content[3 * MIB as usize..4 * MIB as usize].fill(0);
+    let root = fixture.volume(&content).await;
+    fixture.restorer().restore(root.clone(), Target::new(&disk.device, true), |_| ()).await.unwrap();
+    // Whoever has a device open keeps its cache.
+    let held = std::fs::File::open(&disk.device).unwrap();
+    assert!(std::fs::read(&disk.device).unwrap() == content);
+    let file = std::fs::File::options().write(true).open(&backing).unwrap();
+    for at in [MIB + 5, 3 * MIB + 5] {
+        file.write_all_at(&[0xee], at).unwrap();
+    }
+    file.sync_all().unwrap();
+    assert!(std::fs::read(&disk.device).unwrap() == content, "the cache does not know");
+    let report = fixture.restorer().restore(root, Target::new(&disk.device, true), |_| ()).await.unwrap();
+    assert_eq!(report.written, 64 << 10);
+    assert!(std::fs::read(&backing).unwrap() == content);
+    drop(held);
 }
 
 #[tokio::test(start_paused = true)]
