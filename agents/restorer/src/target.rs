@@ -360,35 +360,45 @@ fn only_root_names(path: &Path) -> bool {
     path.ancestors().skip(1).take_while(|folder| folder.starts_with("/dev")).all(trusted)
 }
 
-/// Opens a file or device of at least `size` bytes to compare it. Blocks.
+/// Opens a file or device of at least `size` bytes to compare it. Blocks, but never for a pipe that nobody writes to.
 pub(crate) fn open_to_read(path: &Path, volume: String, size: u64) -> Result<Reading, Failure> {
-    let cannot = |why: Errno| {
+    let cannot = |why: io::Error| {
         Failure::new(FailureKind::Device, format!("cannot open {} to compare it: {why}", path.display()))
     };
-    let refused = |why: String| Err(Failure::refused(format!("cannot compare {}: {why}", path.display())));
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let refused = |why: String| Failure::refused(format!("cannot compare {}: {why}", path.display()));
+    let check = |metadata: io::Result<Metadata>| {
+        let kind = metadata.map_err(cannot)?.file_type();
+        match kind.is_file() || kind.is_block_device() {
+            true => Ok(()),
+            false => Err(refused("it is neither a regular file nor a block device".to_owned())),
+        }
+    };
+    // Opening some devices does something already.
+    check(std::fs::metadata(path))?;
+    let file = open_past_cache(path).map_err(|why| cannot(why.into()))?;
+    check(file.metadata())?;
+    let found = seek(&file, SeekFrom::End(0)).map_err(|why| cannot(why.into()))?;
+    if found < size {
+        return Err(refused(format!("it has {found} bytes, the snapshot of {volume} has {size}")));
+    }
+    Ok(Reading { file, path: path.to_owned(), volume })
+}
+
+/// Opens a path for reading, with direct I/O where there is any.
+fn open_past_cache(path: &Path) -> Result<File, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let open = |flags| rustix::fs::open(path, flags, Mode::empty()).map(File::from);
-    let file = match open(flags | OFlags::DIRECT) {
-        // Not every file system knows direct I/O.
+    match open(flags | OFlags::DIRECT) {
+        // Not every file system knows it.
         Err(Errno::INVAL) => {
-            let file = open(flags).map_err(cannot)?;
+            let file = open(flags)?;
             if let Err(why) = fadvise(&file, 0, None, Advice::DontNeed) {
                 tracing::debug!(path = %path.display(), %why, "what is in the page cache is read from there");
             }
-            file
+            Ok(file)
         }
-        opened => opened.map_err(cannot)?,
-    };
-    let kind =
-        file.metadata().map_err(|why| cannot(Errno::from_io_error(&why).unwrap_or(Errno::IO)))?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return refused("it is neither a regular file nor a block device".to_owned());
+        opened => opened,
     }
-    let found = seek(&file, SeekFrom::End(0)).map_err(cannot)?;
-    if found < size {
-        return refused(format!("it has {found} bytes, the snapshot of {volume} has {size}"));
-    }
-    Ok(Reading { file, path: path.to_owned(), volume })
 }
 
 /// Opens a resolved path for writing and follows no symbolic link on the way.

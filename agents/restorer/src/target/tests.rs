@@ -67,6 +67,25 @@ fn only_files_and_block_devices_are_targets() {
 }
 
 #[test]
+fn only_files_and_block_devices_are_compared_and_no_pipe_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("folder")).unwrap();
+    std::fs::write(at("file"), [1; 5000]).unwrap();
+    rustix::fs::mknodat(CWD, at("pipe"), rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    for path in [at("folder"), at("pipe"), at("socket"), PathBuf::from("/dev/null")] {
+        let failure = open_to_read(&path, "v".into(), 0).map(|opened| opened.path).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+        assert!(failure.why.contains("neither a regular file nor a block device"), "{failure}");
+        assert!(failure.why.contains(path.to_str().unwrap()), "{failure}");
+    }
+    // One that came to the name after it was looked at.
+    open_past_cache(&at("pipe")).unwrap();
+    open_to_read(&at("file"), "v".into(), 5000).unwrap();
+}
+
+#[test]
 fn a_link_is_followed_once_and_never_after_the_checks() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
