@@ -1,5 +1,7 @@
 //! What the commands around backup and restore answer.
 
+use std::os::unix::fs::FileExt;
+
 use tests::e2e::{Machine, Process, eventually, random_file};
 
 /// A machine with a repository and two snapshots of `vm/disk`, the second with 1 MiB changed at 4 MiB.
@@ -13,7 +15,7 @@ fn prepared() -> Machine {
     random_file(&change, 1 << 20, 2);
     let changed = std::fs::read(&change).expect("the change");
     let file = std::fs::File::options().write(true).open(&image).expect("the image");
-    std::os::unix::fs::FileExt::write_all_at(&file, &changed, 4 << 20).expect("the image changes");
+    file.write_all_at(&changed, 4 << 20).expect("the image changes");
     machine.run(&["backup", "--name", "vm/disk", "--tag", "after", &image]).ok();
     machine
 }
@@ -124,6 +126,54 @@ fn targets_are_verified_and_only_what_differs_is_restored() {
     machine.run(&["cat", "vm/disk@latest", "--range", "9MiB+1"]).fails(3, &["vm/disk has 9437184 bytes"]);
     machine.run(&["cat", "vm/disk@latest", "--range", "5"]).fails(3, &["OFFSET+LENGTH"]);
     machine.run(&["verify", first, "/no/such/target"]).fails(4, &["/no/such/target"]);
+}
+
+#[test]
+fn changes_are_found_over_leaves_and_sizes() {
+    let mut machine = Machine::new("m");
+    machine.set("LVKEEP_REPO", &machine.place("repo"));
+    machine.run(&["init"]).ok();
+    let image = machine.place("disk.img");
+    let file = std::fs::File::create(&image).expect("an image");
+    let noise = |len: usize, seed: u8| -> Vec<u8> {
+        (0..len / 64)
+            .flat_map(|n| blake3::keyed_hash(&[seed; 32], &n.to_le_bytes()).as_bytes().repeat(2))
+            .collect()
+    };
+    let write = |bytes: &[u8], at: u64| {
+        file.write_all_at(bytes, at).expect("the image changes");
+    };
+    let backup = || drop(machine.run(&["backup", "--name", "vm/disk", &image]).ok());
+    file.set_len(136 << 20).expect("a size");
+    write(&noise(2 << 20, 1), 63 << 20);
+    backup();
+    // On both sides of the edge of two leaves.
+    write(&noise(64 << 10, 2), (64 << 20) - (32 << 10));
+    backup();
+    for size in [130, 200_u64] {
+        file.set_len(size << 20).expect("a size");
+        backup();
+    }
+    let found = |offset: &str, length: &str| {
+        let found = machine.json(&["find-change", "vm/disk", offset, "--length", length]);
+        let one = |one: &serde_json::Value| (one["generation"].as_u64().unwrap_or(0), one["ranges"].clone());
+        found.as_array().expect("a list").iter().map(one).collect::<Vec<_>>()
+    };
+    let range = |offset: u64, len: u64| serde_json::json!([{ "offset": offset, "len": len }]);
+    let snapshots = machine.json(&["snapshots"]);
+    let id = |n: usize| snapshots[n]["id"].as_str().expect("an id");
+    let diff = |a: usize, b: usize| machine.json(&["diff", id(a), id(b)])["ranges"].clone();
+    let all = found("0", "1GiB");
+    assert_eq!(all, [(1, range(0, 136 << 20)), (2, diff(0, 1)), (3, diff(1, 2)), (4, diff(2, 3))]);
+    assert_eq!(diff(1, 2), range(130 << 20, 6 << 20));
+    assert_eq!(diff(2, 3), range(130 << 20, 70 << 20));
+    let edge = range((64 << 20) - 100, 200);
+    assert_eq!(found("67108764", "200"), [(1, edge.clone()), (2, edge)]);
+    assert_eq!(found("63MiB", "4KiB"), [(1, range(63 << 20, 4096))]);
+    let behind = range(135 << 20, 1 << 20);
+    assert_eq!(found("135MiB", "1MiB"), [1, 3, 4].map(|generation| (generation, behind.clone())));
+    assert_eq!(found("199MiB", "1GiB"), [(4, range(199 << 20, 1 << 20))]);
+    assert_eq!(found("200MiB", "1GiB"), []);
 }
 
 #[test]
