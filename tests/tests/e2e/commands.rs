@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
+use rustix::process::Signal;
 use tests::e2e::{Machine, Process, eventually, random_file};
 
 /// A machine with a repository and two snapshots of `vm/disk`, the second with 1 MiB changed at 4 MiB.
@@ -177,6 +178,26 @@ fn changes_are_found_over_leaves_and_sizes() {
 }
 
 #[test]
+fn an_output_that_nobody_reads_keeps_no_cat_from_ending() {
+    let machine = prepared();
+    for signal in [Signal::TERM, Signal::INT] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut cat = machine.start_into(&["cat", "vm/disk@latest"], writer);
+        // What does not fit into the pipe waits.
+        eventually("it writes", || {
+            assert!(!cat.has_ended(), "the snapshot is larger than the pipe");
+            (rustix::io::ioctl_fionread(&reader).expect("a pipe's size") > 0).then_some(())
+        });
+        cat.signal(signal);
+        cat.end().fails(7, &["vm/disk"]);
+    }
+    assert_eq!(machine.json(&["status"])["sessions"], serde_json::json!([]));
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    machine.start_into(&["cat", "vm/disk@latest"], writer).end().ok();
+}
+
+#[test]
 fn the_repository_is_checked() {
     let machine = prepared();
     for arguments in [&["check"][..], &["check", "--read-data"]] {
@@ -347,6 +368,6 @@ fn open_session(machine: &Machine) -> String {
 }
 
 fn end_by_interrupt(mut backup: Process) {
-    backup.signal(rustix::process::Signal::INT);
+    backup.signal(Signal::INT);
     backup.end().fails(7, &["vm/slow"]);
 }
