@@ -3,16 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent::Failure;
 use anyhow::Context;
 use restorer::Differences;
-use schema::messages::FailureKind;
 use schema::root::Root;
 use serde::Serialize;
 
 use crate::app::App;
 use crate::args::VerifyArgs;
 use crate::embedded::Embedded;
+use crate::exit::Differs;
 use crate::progress::Display;
 use crate::show::Range;
 use crate::{open, restore, select, text};
@@ -79,9 +78,10 @@ pub async fn compare(app: &App, work: &Embedded, root: &Root, target: &str) -> a
             .collect(),
     };
     app.print(&compared, || compared.text())?;
-    let Some(at) = first.first() else { return Ok(()) };
-    let why = format!("{target} differs from {}, first between {} and {}", root.volume, at.start, at.end);
-    Err(Failure::new(FailureKind::Device, why).into())
+    match first.into_iter().next() {
+        None => Ok(()),
+        Some(first) => Err(Differs { target: target.to_owned(), volume: root.volume.clone(), first }.into()),
+    }
 }
 
 impl Compared {

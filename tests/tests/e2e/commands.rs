@@ -1,6 +1,8 @@
 //! What the commands around backup and restore answer.
 
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
 use tests::e2e::{Machine, Process, eventually, random_file};
@@ -100,7 +102,7 @@ fn targets_are_verified_and_only_what_differs_is_restored() {
     let listed = machine.json(&["snapshots"]);
     let first = listed[0]["id"].as_str().expect("an id");
     let differs = machine.run(&["--json", "verify", first, &target]);
-    let differs = differs.fails(4, &["target.img differs from vm/disk", "first between"]).json();
+    let differs = differs.fails(10, &["target.img differs from vm/disk", "first between"]).json();
     let bytes = differs["bytes_differing"].as_u64().expect("a count");
     assert!((1 << 20..2 << 20).contains(&bytes), "{differs}");
     machine.run(&["restore", first, &target]).fails(3, &["target.img"]);
@@ -127,6 +129,25 @@ fn targets_are_verified_and_only_what_differs_is_restored() {
     machine.run(&["cat", "vm/disk@latest", "--range", "9MiB+1"]).fails(3, &["vm/disk has 9437184 bytes"]);
     machine.run(&["cat", "vm/disk@latest", "--range", "5"]).fails(3, &["OFFSET+LENGTH"]);
     machine.run(&["verify", first, "/no/such/target"]).fails(4, &["/no/such/target"]);
+}
+
+#[test]
+fn a_target_that_is_overwritten_while_it_is_restored_differs() {
+    let machine = prepared();
+    let (image, target) = (machine.place("disk.img"), machine.place("target.img"));
+    std::fs::copy(&image, &target).expect("a target");
+    let file = std::fs::File::options().write(true).open(&target).expect("the target");
+    let ended = Arc::new(AtomicBool::new(false));
+    let until = ended.clone();
+    let writing = std::thread::spawn(move || {
+        while !until.load(Ordering::Relaxed) {
+            file.write_all_at(b"somebody else's", 4096).expect("the target takes it");
+        }
+    });
+    let restored = machine.run(&["restore", "vm/disk@latest", &target, "--force", "--verify"]);
+    ended.store(true, Ordering::Relaxed);
+    writing.join().expect("the writer ends");
+    restored.fails(10, &["target.img differs from vm/disk, first between"]);
 }
 
 #[test]
