@@ -129,6 +129,8 @@ fn targets_are_verified_and_only_what_differs_is_restored() {
     machine.run(&["cat", "vm/disk@latest", "--range", "9MiB+1"]).fails(3, &["vm/disk has 9437184 bytes"]);
     machine.run(&["cat", "vm/disk@latest", "--range", "5"]).fails(3, &["OFFSET+LENGTH"]);
     machine.run(&["verify", first, "/no/such/target"]).fails(4, &["/no/such/target"]);
+    // A volume's name means the volume, as for restore, and no path.
+    machine.run(&["verify", first, "no-vg/no-lv"]).fails(4, &["/dev/mapper/no--vg-no--lv"]);
 }
 
 #[test]
