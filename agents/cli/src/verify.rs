@@ -1,18 +1,20 @@
 //! `verify`: a target against a snapshot, or a snapshot against the repository.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use agent::Failure;
 use anyhow::Context;
 use restorer::Differences;
-use schema::messages::FailureKind;
 use schema::root::Root;
 use serde::Serialize;
+use volume_lvm::Tools;
+use volume_lvm::target::LvmTargets;
 
 use crate::app::App;
 use crate::args::VerifyArgs;
 use crate::embedded::Embedded;
+use crate::exit::Differs;
 use crate::progress::Display;
 use crate::show::Range;
 use crate::{open, restore, select, text};
@@ -59,11 +61,12 @@ async fn verify(app: &App, args: &VerifyArgs, work: &Embedded) -> anyhow::Result
 
 /// Compares a target with a snapshot, prints what was found, and fails when something differs.
 pub async fn compare(app: &App, work: &Embedded, root: &Root, target: &str) -> anyhow::Result<()> {
+    let path = path(target)?;
     // Comparing needs no content of the repository's, and thus no identity.
     let restorer = restore::make(app, work, None);
     let display = Display::new(app);
     let bar = display.bar(&root.volume);
-    let compared = restorer.compare(root.clone(), &device(target), |p| bar.set(p.done, p.total)).await;
+    let compared = restorer.compare(root.clone(), &path, |p| bar.set(p.done, p.total)).await;
     bar.finish();
     let Differences { bytes, first, .. } =
         compared.with_context(|| format!("comparing {target} with {}", root.volume))?;
@@ -79,9 +82,10 @@ pub async fn compare(app: &App, work: &Embedded, root: &Root, target: &str) -> a
             .collect(),
     };
     app.print(&compared, || compared.text())?;
-    let Some(at) = first.first() else { return Ok(()) };
-    let why = format!("{target} differs from {}, first between {} and {}", root.volume, at.start, at.end);
-    Err(Failure::new(FailureKind::Device, why).into())
+    match first.into_iter().next() {
+        None => Ok(()),
+        Some(first) => Err(Differs { target: target.to_owned(), volume: root.volume.clone(), first }.into()),
+    }
 }
 
 impl Compared {
@@ -101,14 +105,10 @@ impl Compared {
     }
 }
 
-/// A logical volume by its short name, or the path that it is.
-fn device(target: &str) -> PathBuf {
-    let path = Path::new(target);
-    let below = Path::new("/dev").join(target);
-    match path.is_relative() && !path.exists() && below.exists() {
-        true => below,
-        false => path.to_owned(),
-    }
+/// The path of what `restore` means by the same target.
+fn path(target: &str) -> Result<PathBuf, Failure> {
+    let path = LvmTargets::new(Tools::new()).path(target);
+    path.map_err(|why| Failure::refused(format!("cannot compare {target}: {why}")))
 }
 
 async fn read(app: &App, work: &Embedded, root: &Root) -> anyhow::Result<()> {

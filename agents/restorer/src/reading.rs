@@ -3,7 +3,7 @@
 //! A write that failed leaves its bytes in the cache as if all were well, so that a restore which is tried again would
 //! find them there and leave the device as it is.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -56,20 +56,25 @@ impl Reading {
             let path = path.display();
             Failure::new(FailureKind::Device, format!("cannot open {path} to compare it: {why}"))
         };
-        let refused =
-            |why: String| Err(Failure::refused(format!("cannot compare {}: {why}", path.display())));
-        let kind = std::fs::metadata(path).map_err(cannot)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return refused("it is neither a regular file nor a block device".to_owned());
-        }
+        let refused = |why: String| Failure::refused(format!("cannot compare {}: {why}", path.display()));
+        let check = |metadata: io::Result<Metadata>| {
+            let kind = metadata.map_err(cannot)?.file_type();
+            match kind.is_file() || kind.is_block_device() {
+                true => Ok(()),
+                false => Err(refused("it is neither a regular file nor a block device".to_owned())),
+            }
+        };
+        // Opening some devices does something already.
+        check(std::fs::metadata(path))?;
         let file = match open_direct(path) {
             // Not every file system knows direct I/O.
             Err(Errno::INVAL) => forgotten(open(path, OFlags::empty()).map_err(|why| cannot(why.into()))?),
             opened => opened.map_err(|why| cannot(why.into()))?,
         };
+        check(file.metadata())?;
         let found = seek(&file, SeekFrom::End(0)).map_err(|why| cannot(why.into()))?;
         match found < size {
-            true => refused(format!("it has {found} bytes, the snapshot of {volume} has {size}")),
+            true => Err(refused(format!("it has {found} bytes, the snapshot of {volume} has {size}"))),
             false => Ok(Self { file, path: path.to_owned(), volume }),
         }
     }
@@ -118,7 +123,7 @@ fn open_direct(path: &Path) -> Result<File, Errno> {
 
 /// Without waiting for anybody, should it have become a pipe.
 fn open(path: &Path, flags: OFlags) -> Result<File, Errno> {
-    let flags = flags | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let flags = flags | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).map(File::from)
 }
 
@@ -148,5 +153,24 @@ mod tests {
         }
         let failure = reading.read(&(3_000_000..3_000_002), &mut buffer).unwrap_err();
         assert!(failure.why.contains("at offset 3000000"), "{failure}");
+    }
+
+    #[test]
+    fn only_files_and_block_devices_are_compared_and_no_pipe_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir(at("folder")).unwrap();
+        std::fs::write(at("file"), [1; 5000]).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        for path in [at("folder"), at("pipe"), at("socket"), PathBuf::from("/dev/null")] {
+            let failure = Reading::open(&path, "v".into(), 0).unwrap_err();
+            assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+            assert!(failure.why.contains("neither a regular file nor a block device"), "{failure}");
+            assert!(failure.why.contains(path.to_str().unwrap()), "{failure}");
+        }
+        // One that came to the name after it was looked at.
+        open(&at("pipe"), OFlags::empty()).unwrap();
+        Reading::open(&at("file"), "v".into(), 5000).unwrap();
     }
 }

@@ -56,6 +56,12 @@ impl LvmTargets {
         let places = Places { dev: "/dev".into(), sys: "/sys".into() };
         Self { tools, places, between_looks: BETWEEN_LOOKS }
     }
+
+    /// The path at which what a restore would write to is read: a volume's device, or the path that `target` is. An
+    /// error says why that cannot be told.
+    pub fn path(&self, target: &str) -> Result<PathBuf, String> {
+        self.places.path(target)
+    }
 }
 
 #[async_trait]
