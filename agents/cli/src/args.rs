@@ -85,6 +85,8 @@ pub enum Command {
     FindChange(FindChangeArgs),
     /// Restore a snapshot to a file or device
     Restore(RestoreArgs),
+    /// Put back what a restore with --undo has overwritten, also when it was interrupted
+    Undo(UndoArgs),
     /// Write what a snapshot holds to standard output
     Cat(CatArgs),
     /// Compare a file or device with a snapshot, or read all of a snapshot
@@ -308,12 +310,30 @@ pub struct RestoreArgs {
     /// Write all of the target, and do not look what stands there already
     #[arg(long)]
     pub full: bool,
+    /// Restore only LENGTH bytes from OFFSET on, to where they were; the rest of the target stays as it is, and so does
+    /// its size
+    #[arg(long, value_name = "OFFSET+LENGTH", conflicts_with_all = ["create", "verify"])]
+    pub range: Option<String>,
     /// Read the target again when it is written, past the page cache, and compare it with the snapshot
     #[arg(long, conflicts_with = "to_host")]
     pub verify: bool,
+    /// Keep what stands on the target as a snapshot in the repository before anything is overwritten; `undo` puts it
+    /// back
+    #[arg(long, conflicts_with_all = ["create", "to_host"])]
+    pub undo: bool,
     /// With --nats: the host whose restorer agent writes the target; without, this process restores
     #[arg(long, value_name = "HOST")]
     pub to_host: Option<String>,
+}
+
+/// `undo`.
+#[derive(Debug, Args)]
+pub struct UndoArgs {
+    /// The id that `restore --undo` said, or UNDO-NAME@latest (`lvkeep snapshots --volume 'undo/*'` lists them)
+    pub snapshot: String,
+    /// Overwrite a target that is in use by now
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `check`.

@@ -83,7 +83,8 @@ fn write(mut parts: mpsc::Receiver<Vec<u8>>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn parse(text: &str) -> anyhow::Result<Range<u64>> {
+/// A range as OFFSET+LENGTH.
+pub fn parse(text: &str) -> anyhow::Result<Range<u64>> {
     let Some((offset, length)) = text.split_once('+') else {
         let why = format!("--range {text:?}: write OFFSET+LENGTH, as in 1GiB+4KiB");
         return Err(Failure::refused(why).into());

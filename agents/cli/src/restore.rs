@@ -7,6 +7,7 @@ use std::sync::Arc;
 use agent::{Failure, Queue, Repository, Targets};
 use anyhow::{Context, bail};
 use restorer::{Report, Restorer, Target};
+use schema::keys::Identity;
 use schema::messages::{About, JobOutcome, Message, NewVolume, Preparation, RestoreJob, Safety};
 use schema::root::Root;
 use serde::Serialize;
@@ -17,7 +18,7 @@ use crate::app::App;
 use crate::args::RestoreArgs;
 use crate::embedded::Embedded;
 use crate::progress::Display;
-use crate::{backup, bus, open, select, settings, text, verify};
+use crate::{backup, bus, cat, open, select, settings, text, undo, verify};
 
 /// What a restore did, as it is printed.
 #[derive(Debug, Serialize)]
@@ -90,27 +91,30 @@ fn check_apart<'a>(chosen: impl Iterator<Item = (&'a str, &'a str)>) -> anyhow::
 }
 
 async fn here(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
-    let work = Embedded::reading(app).await?;
-    let restored = restore_all(app, args, &work).await;
+    let mut work = match args.undo {
+        true => Embedded::writing(app, None).await?,
+        false => Embedded::reading(app).await?,
+    };
+    let restored = restore_all(app, args, &mut work).await;
     work.finish().await;
     restored
 }
 
-async fn restore_all(app: &App, args: &RestoreArgs, work: &Embedded) -> anyhow::Result<()> {
+async fn restore_all(app: &App, args: &RestoreArgs, work: &mut Embedded) -> anyhow::Result<()> {
     let chosen = chosen(&work.repository, args).await?;
     let identity = open::identity(&app.settings, work.repository.key.repo())?.map(Arc::new);
     for (root, args) in chosen {
-        let started = app.environment.elapsed();
-        let restorer = make(app, work, identity.clone());
-        let display = Display::new(app);
-        let bar = display.bar(&root.volume);
         let target = Target::new(PathBuf::from(&args.target), args.force).full(args.full);
-        let target = target.prepared(preparation(&args)?);
-        let restored = restorer.restore(root.clone(), target, |p| bar.set(p.done, p.total)).await;
-        bar.finish();
-        let report = restored.with_context(|| format!("restoring {} to {}", root.volume, args.target))?;
-        let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
-        print(app, &root, &args, &report, seconds)?;
+        let range = args.range.as_deref().map(cat::parse).transpose()?;
+        let target = target.only(range).prepared(preparation(&args)?);
+        let target = match args.undo {
+            true => {
+                undo::keep(app, work, &args.target).await?;
+                target.with_content()
+            }
+            false => target,
+        };
+        one(app, work, identity.clone(), &root, target).await?;
         if args.verify {
             verify::compare(app, work, &root, &args.target).await?;
         }
@@ -118,8 +122,34 @@ async fn restore_all(app: &App, args: &RestoreArgs, work: &Embedded) -> anyhow::
     Ok(())
 }
 
+/// Restores one snapshot and says what was done.
+pub async fn one(
+    app: &App,
+    work: &Embedded,
+    identity: Option<Arc<Identity>>,
+    root: &Root,
+    target: Target,
+) -> anyhow::Result<()> {
+    let started = app.environment.elapsed();
+    let name = target.path().display().to_string();
+    let display = Display::new(app);
+    let bar = display.bar(&root.volume);
+    let restorer = make(app, work, identity);
+    let restored = restorer.restore(root.clone(), target, |p| bar.set(p.done, p.total)).await;
+    bar.finish();
+    let report = restored.with_context(|| format!("restoring {} to {name}", root.volume))?;
+    let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
+    print(app, root, &name, &report, seconds)
+}
+
+/// The path at which what a restore to `target` writes is read.
+pub fn path(target: &str) -> Result<PathBuf, Failure> {
+    let path = LvmTargets::new(Tools::new()).path(target);
+    path.map_err(|why| Failure::refused(format!("cannot read what stands on {target}: {why}")))
+}
+
 /// A restorer of this process.
-pub fn make(app: &App, work: &Embedded, identity: Option<Arc<schema::keys::Identity>>) -> Restorer {
+pub fn make(app: &App, work: &Embedded, identity: Option<Arc<Identity>>) -> Restorer {
     Restorer::new(
         work.context.clone(),
         work.repository.clone(),
@@ -146,11 +176,11 @@ pub fn settings(app: &App, repository: &Repository) -> restorer::Settings {
     }
 }
 
-fn print(app: &App, root: &Root, args: &RestoreArgs, report: &Report, seconds: f64) -> anyhow::Result<()> {
+fn print(app: &App, root: &Root, target: &str, report: &Report, seconds: f64) -> anyhow::Result<()> {
     let done = Done {
         snapshot: root.slot.session.to_string(),
         volume: root.volume.clone(),
-        target: args.target.clone(),
+        target: target.to_owned(),
         size: report.size,
         bytes_written: report.written,
         bytes_kept: report.kept,
@@ -232,7 +262,7 @@ async fn by_agent(app: &App, args: &RestoreArgs, host: &str) -> anyhow::Result<(
                 let report =
                     Report { size, written, kept, compared, zeroed, fetched, notes, ..Report::default() };
                 let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
-                print(app, &root, &args, &report, seconds)?;
+                print(app, &root, &args.target, &report, seconds)?;
             }
             JobOutcome::Failed { kind, why } => return Err(Failure::new(kind, why).into()),
             JobOutcome::Sealed { .. } => bail!("the answer to a restore was that of a backup"),

@@ -1,15 +1,11 @@
 //! `verify`: a target against a snapshot, or a snapshot against the repository.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent::Failure;
 use anyhow::Context;
 use restorer::Differences;
 use schema::root::Root;
 use serde::Serialize;
-use volume_lvm::Tools;
-use volume_lvm::target::LvmTargets;
 
 use crate::app::App;
 use crate::args::VerifyArgs;
@@ -61,7 +57,7 @@ async fn verify(app: &App, args: &VerifyArgs, work: &Embedded) -> anyhow::Result
 
 /// Compares a target with a snapshot, prints what was found, and fails when something differs.
 pub async fn compare(app: &App, work: &Embedded, root: &Root, target: &str) -> anyhow::Result<()> {
-    let path = path(target)?;
+    let path = restore::path(target)?;
     // Comparing needs no content of the repository's, and thus no identity.
     let restorer = restore::make(app, work, None);
     let display = Display::new(app);
@@ -103,12 +99,6 @@ impl Compared {
         lines.push(format!("{} in chunks that DIFFER", text::size(self.bytes_differing)));
         lines.join("\n")
     }
-}
-
-/// The path of what `restore` means by the same target.
-fn path(target: &str) -> Result<PathBuf, Failure> {
-    let path = LvmTargets::new(Tools::new()).path(target);
-    path.map_err(|why| Failure::refused(format!("cannot compare {target}: {why}")))
 }
 
 async fn read(app: &App, work: &Embedded, root: &Root) -> anyhow::Result<()> {

@@ -27,6 +27,7 @@ const MODE: u32 = 0o600;
 pub struct Target {
     path: PathBuf,
     force: bool,
+    with_content: bool,
     full: bool,
     range: Option<Range<u64>>,
     preparation: Preparation,
@@ -48,7 +49,21 @@ impl Target {
     /// that has content, the source itself, a device that is in use, and a device that is larger than the snapshot.
     pub fn new(path: impl Into<PathBuf>, force: bool) -> Self {
         let preparation = Preparation::default();
-        Self { path: path.into(), force, full: false, range: None, preparation, allowed: None }
+        Self {
+            path: path.into(),
+            force,
+            with_content: false,
+            full: false,
+            range: None,
+            preparation,
+            allowed: None,
+        }
+    }
+
+    /// It may hold something, and be the snapshot's own source: what stands there is to be overwritten.
+    pub fn with_content(mut self) -> Self {
+        self.with_content = true;
+        self
     }
 
     /// Writes all of it, also what stands there already: for a target of which it is known that nothing is the same.
@@ -265,7 +280,7 @@ impl Target {
     }
 
     fn check_source(&self, path: &Path, metadata: &Metadata, at: &Circumstances<'_>) -> Result<(), Failure> {
-        if self.force || at.root.host != at.host {
+        if self.force || self.with_content || at.root.host != at.host {
             return Ok(());
         }
         let source = &at.root.source;
@@ -288,7 +303,7 @@ impl Target {
     }
 
     fn check_file(&self, path: &Path, metadata: &Metadata) -> Result<Before, Failure> {
-        if metadata.len() > 0 && !self.force {
+        if metadata.len() > 0 && !self.force && !self.with_content {
             let why = format!("the file has content ({} bytes); force overwrites it", metadata.len());
             return Err(self.refused(why));
         }

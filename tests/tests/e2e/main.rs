@@ -16,3 +16,4 @@ mod memory;
 mod object_store;
 mod restorer;
 mod streams;
+mod undo;
