@@ -10,7 +10,7 @@ use agent::maps::MapReader;
 use agent::repository::AtSlot;
 use agent::sessions::OpenSession;
 use agent::{Context, Failure, Place, Repository, Stop, Targets, Wish};
-use futures::stream::{StreamExt, TryStreamExt};
+use futures::stream::StreamExt;
 use schema::keys::Identity;
 use schema::limits::LEAF_SPAN;
 use schema::messages::FailureKind;
@@ -349,24 +349,43 @@ impl Restorer {
                 Ok::<_, Failure>((report, work.sink.taken()))
             }
         };
-        let starts = range.clone().step_by(PART as usize);
+        let enough = Stop::default();
+        let starts = range.clone().step_by(PART as usize).take_while(|_| !enough.is_raised());
         let mut parts = futures::stream::iter(starts).map(read).buffered(PARTS_AT_ONCE);
         let (total, mut done) = (range.end - range.start, 0);
-        let mut sum = Report::default();
-        while let Some((report, bytes)) = parts.try_next().await? {
-            done += bytes.len() as u64;
-            sum += report;
-            let sent = tokio::select! {
-                sent = out.send(bytes) => sent,
-                () = self.context.stop.raised() => return Err(pipeline::stopped(&source.map.root().volume)),
-            };
-            if sent.is_err() {
-                // Whoever reads has seen enough.
-                break;
+        let mut sum = Report { size: total, ..Report::default() };
+        let mut failed = None;
+        // What was begun is waited for in every outcome, so that nobody reads the snapshot when this is over.
+        while let Some(read) = parts.next().await {
+            if enough.is_raised() {
+                continue;
             }
-            progress(Progress { total, done, fetched: sum.fetched });
+            let sent = match read {
+                Ok((report, bytes)) => {
+                    done += bytes.len() as u64;
+                    sum += Report { size: 0, ..report };
+                    tokio::select! {
+                        biased;
+                        sent = out.send(bytes) => Ok(sent.is_ok()),
+                        () = self.context.stop.raised() => Err(pipeline::stopped(&source.map.root().volume)),
+                    }
+                }
+                Err(failure) => Err(failure),
+            };
+            match sent {
+                Ok(true) => progress(Progress { total, done, fetched: sum.fetched }),
+                // Whoever reads has seen enough.
+                Ok(false) => enough.raise(),
+                Err(failure) => {
+                    enough.raise();
+                    failed = Some(failure);
+                }
+            }
         }
-        Ok(Report { size: total, ..sum })
+        match failed {
+            Some(failure) => Err(failure),
+            None => Ok(sum),
+        }
     }
 
     fn work(&self, source: Source, sink: Sink, compare: Compare, part: Range<u64>) -> Arc<Work> {

@@ -197,9 +197,19 @@ async fn ranges_are_handed_on_in_order() {
         assert!(report.fetched <= (range.len() + 3 * CHUNK) as u64, "{range:?}: {report:?}");
         assert_eq!(report.size, range.len() as u64);
     }
-    let (out, parts) = tokio::sync::mpsc::channel(1);
-    drop(parts);
-    fixture.restorer().read(root.clone(), 0..end as u64, out, |_| ()).await.unwrap();
+    // Whoever has seen enough ends it, and no session stays.
+    for seen in [0, 1] {
+        let (out, mut parts) = tokio::sync::mpsc::channel(1);
+        let restorer = fixture.restorer();
+        let (read, ()) = tokio::join!(restorer.read(root.clone(), 0..end as u64, out, |_| ()), async {
+            for _ in 0..seen {
+                assert_eq!(parts.recv().await.unwrap().len(), 16 * MIB);
+            }
+            drop(parts);
+        });
+        read.unwrap();
+        assert_eq!(fixture.sessions().await, Vec::<String>::new());
+    }
     let (out, _parts) = tokio::sync::mpsc::channel(1);
     let refused = fixture.restorer().read(root, 5..end as u64 + 1, out, |_| ()).await.unwrap_err();
     assert!(refused.why.contains(&end.to_string()), "{refused}");
