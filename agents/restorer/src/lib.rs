@@ -19,7 +19,7 @@ mod target;
 mod unit;
 
 pub use differences::Differences;
-pub use restorer::{Progress, Report, Restorer, Settings};
+pub use restorer::{Hole, Progress, Report, Restorer, Settings};
 pub use target::Target;
 
 #[cfg(test)]

@@ -126,7 +126,7 @@ pub(crate) async fn run(
 
 /// Bytes of the volume that are done with.
 fn accounted(report: &Report) -> u64 {
-    report.written + report.kept + report.zeroed
+    report.written + report.kept + report.zeroed + report.lost
 }
 
 /// Waits for ever when there is no feed any more.
@@ -213,26 +213,37 @@ async fn resolved(work: &Work, window: JoinHandle<Result<Vec<Unit>, Failure>>) -
 
 async fn resolve_window(work: &Arc<Work>, first: u64, fetch_limit: u64) -> Result<Vec<Unit>, Failure> {
     let map = |e: Failure| e.context(format!("cannot read the map of {}", work.volume));
-    let mut window = work.unless_halted(read_window(work, first)).await?.map_err(map)?;
+    let (mut window, lost) = work.unless_halted(read_window(work, first)).await?.map_err(map)?;
     let found = leave_equal(work, &mut window).await?;
     work.unless_halted(locate(work, &mut window)).await?.map_err(map)?;
     let window = Arc::new(window);
     let zeroes = window.zeroes.iter().cloned().map(Unit::Zero);
-    let lost = window.without_copies().map(|chunk| Unit::Seek(window.clone(), chunk));
+    let sought = window.without_copies().map(|chunk| Unit::Seek(window.clone(), chunk));
     let fetches = window.fetches(fetch_limit).into_iter().map(|fetch| Unit::Fetch(window.clone(), fetch));
-    Ok(std::iter::once(Unit::Found(found)).chain(zeroes).chain(lost).chain(fetches).collect())
+    Ok(std::iter::once(Unit::Found(found)).chain(lost).chain(zeroes).chain(sought).chain(fetches).collect())
 }
 
-/// What is wanted of a run of the map.
-async fn read_window(work: &Work, first: u64) -> Result<Window, Failure> {
+/// What is wanted of a run of the map, and what of it is lost with a part of the map.
+async fn read_window(work: &Work, first: u64) -> Result<(Window, Vec<Unit>), Failure> {
     let map = &work.source.map;
     let numbers = first..first.saturating_add(WINDOW_LEAVES).min(work.leaves().end);
-    let leaves = futures::future::try_join_all(numbers.clone().map(|leaf| map.leaf(leaf))).await?;
-    let located = numbers.zip(&leaves).flat_map(|(n, leaf)| leaf.located(map.geometry().leaf_range(n).start));
+    let read = futures::future::join_all(numbers.clone().map(|leaf| map.leaf(leaf))).await;
+    let (mut leaves, mut lost) = (Vec::new(), Vec::new());
+    for (number, leaf) in numbers.zip(read) {
+        let range = map.geometry().leaf_range(number);
+        match leaf {
+            Ok(leaf) => leaves.push((range.start, leaf)),
+            Err(failure) if work.goes_on_after(&failure) => {
+                lost.push(Unit::Lose(work.wanted(&range), format!("the map there: {failure}")));
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    let located = leaves.iter().flat_map(|(start, leaf)| leaf.located(*start));
     let wanted = |offset: u64, piece: &Piece| work.wanted(&(offset..offset + u64::from(piece.len)));
     let mut window = Window::new(located.filter(|(offset, piece)| !wanted(*offset, piece).is_empty()));
     window.zeroes.iter_mut().for_each(|range| *range = work.wanted(range));
-    Ok(window)
+    Ok((window, lost))
 }
 
 /// Finds copies of what is wanted, the best first.

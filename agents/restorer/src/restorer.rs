@@ -28,6 +28,8 @@ use crate::sink::{Before, Memory, Opened, Sink};
 use crate::target::{Circumstances, Target};
 use crate::unit::{Openers, Source, Turns, Work};
 
+/// Holes that are told.
+const HOLES_MAX: usize = 1000;
 /// Bytes of one part where a range is handed on in order.
 const PART: u64 = 16 << 20;
 /// Parts that are read at once.
@@ -70,7 +72,7 @@ pub struct Progress {
 /// What a restore did. When only verifying, `written` counts what would have been written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Bytes that were asked for; `written`, `kept` and `zeroed` add up to it.
+    /// Bytes that were asked for; `written`, `kept`, `zeroed` and `lost` add up to it.
     pub size: u64,
     /// Bytes written.
     pub written: u64,
@@ -80,6 +82,10 @@ pub struct Report {
     pub compared: u64,
     /// Bytes that read as zero.
     pub zeroed: u64,
+    /// Bytes that cannot be read any more, and are zero on the target: only where that was asked for.
+    pub lost: u64,
+    /// Where they are, in order; the first thousand.
+    pub holes: Vec<Hole>,
     /// Bytes of packs fetched, gaps included; maps are not counted.
     pub fetched: u64,
     /// Requests that fetched them.
@@ -94,6 +100,15 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
+/// A part of a volume that cannot be read any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hole {
+    /// Bytes of the volume.
+    pub range: Range<u64>,
+    /// Names the chunk, and every copy and what is wrong with it.
+    pub why: String,
+}
+
 impl AddAssign for Report {
     fn add_assign(&mut self, other: Self) {
         self.size += other.size;
@@ -101,6 +116,12 @@ impl AddAssign for Report {
         self.kept += other.kept;
         self.compared += other.compared;
         self.zeroed += other.zeroed;
+        self.lost += other.lost;
+        if !other.holes.is_empty() {
+            self.holes.extend(other.holes);
+            self.holes.sort_by_key(|hole| hole.range.start);
+            self.holes.truncate(HOLES_MAX);
+        }
         self.fetched += other.fetched;
         self.requests += other.requests;
         self.chunks += other.chunks;
@@ -295,25 +316,25 @@ impl Restorer {
         let map = Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root.clone())?);
         let source = Source { map, keys: keys.into(), session };
         let all = 0..root.size;
-        let (sink, compare, part) = match purpose {
+        let (sink, compare, part, keep_going) = match purpose {
             Purpose::Restore(target) => {
-                let part = target.part(&root)?;
+                let (part, keep_going) = (target.part(&root)?, target.keeps_going());
                 let (sink, compare) = self.open(job, root, target).await?;
-                (sink, compare, part)
+                (sink, compare, part, keep_going)
             }
-            Purpose::Verify => (Sink::Discard, Compare::Nothing, all),
+            Purpose::Verify => (Sink::Discard, Compare::Nothing, all, false),
             Purpose::Sample => {
                 let sample = root.size.min(pipeline::WINDOW_LEAVES * LEAF_SPAN);
-                (Sink::Discard, Compare::Nothing, 0..sample)
+                (Sink::Discard, Compare::Nothing, 0..sample, false)
             }
             Purpose::Read(range, out) => return self.to_channel(source, range, out, progress).await,
             Purpose::Compare(path) => {
                 let reading = blocking(move || Reading::open(&path, root.volume, root.size)).await?;
-                (Sink::Discard, Compare::ToTell(reading), all)
+                (Sink::Discard, Compare::ToTell(reading), all, false)
             }
         };
         let place = sink.place();
-        let work = self.work(source, sink, compare, part);
+        let work = self.work(source, sink, compare, part, keep_going);
         let result = pipeline::run(&work, &self.context.stop, progress).await;
         let stop = self.context.stop.clone();
         let result = blocking(move || {
@@ -343,7 +364,7 @@ impl Restorer {
         let read = |start: u64| {
             let part = start..range.end.min(start + PART);
             let sink = Sink::Memory(Memory::new(part.clone()));
-            let work = self.work(source.clone(), sink, Compare::Nothing, part);
+            let work = self.work(source.clone(), sink, Compare::Nothing, part, false);
             async move {
                 let report = pipeline::run(&work, &self.context.stop, &|_| {}).await?;
                 Ok::<_, Failure>((report, work.sink.taken()))
@@ -388,7 +409,14 @@ impl Restorer {
         }
     }
 
-    fn work(&self, source: Source, sink: Sink, compare: Compare, part: Range<u64>) -> Arc<Work> {
+    fn work(
+        &self,
+        source: Source,
+        sink: Sink,
+        compare: Compare,
+        part: Range<u64>,
+        keep_going: bool,
+    ) -> Arc<Work> {
         Arc::new(Work {
             volume: source.map.root().volume.clone(),
             repository: self.repository.clone(),
@@ -396,6 +424,7 @@ impl Restorer {
             part,
             sink,
             compare,
+            keep_going,
             openers: Openers::default(),
             turns: self.turns.clone(),
             halt: Stop::default(),

@@ -28,6 +28,7 @@ pub struct Target {
     path: PathBuf,
     force: bool,
     with_content: bool,
+    keep_going: bool,
     full: bool,
     range: Option<Range<u64>>,
     preparation: Preparation,
@@ -53,6 +54,7 @@ impl Target {
             path: path.into(),
             force,
             with_content: false,
+            keep_going: false,
             full: false,
             range: None,
             preparation,
@@ -63,6 +65,12 @@ impl Target {
     /// It may hold something, and be the snapshot's own source: what stands there is to be overwritten.
     pub fn with_content(mut self) -> Self {
         self.with_content = true;
+        self
+    }
+
+    /// Restores the rest when something cannot be read any more; that is zero then, and the report names it.
+    pub fn keep_going(mut self, keep_going: bool) -> Self {
+        self.keep_going = keep_going;
         self
     }
 
@@ -126,6 +134,11 @@ impl Target {
     /// How long the target must be.
     fn needs(&self, root: &Root) -> u64 {
         self.range.as_ref().map_or(root.size, |range| range.end)
+    }
+
+    /// Whether what is damaged is left out.
+    pub(crate) fn keeps_going(&self) -> bool {
+        self.keep_going
     }
 
     /// What is done first.

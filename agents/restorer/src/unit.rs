@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use crate::compare::{Compare, not_zero};
 use crate::keys::DataKeys;
 use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
-use crate::restorer::{Report, Settings};
+use crate::restorer::{Hole, Report, Settings};
 use crate::sink::Sink;
 
 /// What all tasks of one restore share.
@@ -40,6 +40,8 @@ pub(crate) struct Work {
     pub sink: Sink,
     /// What the target's content is compared for.
     pub compare: Compare,
+    /// What is damaged is left out.
+    pub keep_going: bool,
     /// One per thread that decodes.
     pub openers: Openers,
     /// What is shared with other restores.
@@ -86,6 +88,8 @@ pub(crate) enum Unit {
     Seek(Arc<Window>, usize),
     /// Make a range read as zero.
     Zero(Range<u64>),
+    /// Leave out a range that cannot be read, and why.
+    Lose(Range<u64>, String),
     /// Nothing: what was found of a window.
     Found(Report),
 }
@@ -120,7 +124,7 @@ impl Unit {
         match self {
             Self::Fetch(_, fetch) => fetch.len(),
             Self::Seek(window, chunk) => window.chunks.get(*chunk).map_or(0, |wanted| u64::from(wanted.len)),
-            Self::Zero(_) | Self::Found(_) => 0,
+            Self::Zero(_) | Self::Lose(..) | Self::Found(_) => 0,
         }
     }
 
@@ -128,8 +132,9 @@ impl Unit {
     pub async fn run(self, work: Arc<Work>) -> Result<Report, Failure> {
         match self {
             Self::Fetch(window, fetch) => run_fetch(&work, &window, fetch).await,
-            Self::Seek(window, chunk) => rescue(&work, &window.chunks[chunk], Vec::new()).await,
+            Self::Seek(window, chunk) => rescue_or_hole(&work, &window.chunks[chunk], Vec::new()).await,
             Self::Zero(range) => run_zero(&work, range).await,
+            Self::Lose(range, why) => leave_hole(&work, range, &why).await,
             Self::Found(report) => Ok(report),
         }
     }
@@ -139,6 +144,11 @@ impl Work {
     /// The leaves that the wanted bytes lie in.
     pub fn leaves(&self) -> Range<u64> {
         self.part.start / LEAF_SPAN..self.part.end.div_ceil(LEAF_SPAN)
+    }
+
+    /// Whether the rest is restored although this cannot be read.
+    pub fn goes_on_after(&self, failure: &Failure) -> bool {
+        self.keep_going && failure.kind == FailureKind::Damaged && !failure.retry
     }
 
     /// What of a range is wanted.
@@ -230,7 +240,7 @@ async fn run_fetch(work: &Arc<Work>, window: &Arc<Window>, fetch: Fetch) -> Resu
         Err(error) => unfetched(work, &fetch, error.into()).await?,
     };
     for (chunk, tried) in failed {
-        report += rescue(work, &window.chunks[chunk], tried).await?;
+        report += rescue_or_hole(work, &window.chunks[chunk], tried).await?;
     }
     Ok(report)
 }
@@ -344,6 +354,32 @@ fn write_frame(
         }
     }
     Err(last)
+}
+
+async fn rescue_or_hole(work: &Arc<Work>, wanted: &Wanted, tried: Vec<Tried>) -> Result<Report, Failure> {
+    let rescued = rescue(work, wanted, tried).await;
+    let Err(failure) = &rescued else { return rescued };
+    if !work.goes_on_after(failure) {
+        return rescued;
+    }
+    let mut report = Report::default();
+    for offset in &wanted.offsets {
+        let range = work.wanted(&(*offset..*offset + u64::from(wanted.len)));
+        report += leave_hole(work, range, &failure.why).await?;
+    }
+    Ok(report)
+}
+
+/// Instead of bytes that nobody can read any more, there are zeroes, and never what stood there before.
+async fn leave_hole(work: &Arc<Work>, range: Range<u64>, why: &str) -> Result<Report, Failure> {
+    let (volume, offset) = (&work.volume, range.start);
+    tracing::error!(volume, offset, len = range.end - range.start, why, "left out");
+    let hole = Hole { range: range.clone(), why: why.to_owned() };
+    let lost = range.end - range.start;
+    if !work.sink.is_zero_already() {
+        work.blocking(move |work| work.sink.zero(range, &work.halt)).await?;
+    }
+    Ok(Report { lost, holes: vec![hole], ..Report::default() })
 }
 
 /// Writes a chunk from any copy that was not tried yet; then from any that the index has learnt of meanwhile, since a
