@@ -389,15 +389,15 @@ impl Still {
         self.left.note(&commands)
     }
 
-    /// While the last freeze is still under way: thaws all before it, and it too, should it have come that far. It
-    /// stays to be undone when it is over.
+    /// While the last freeze is still under way: thaws all before it, and then it too, should it have come that far.
+    /// It stays to be undone when it is over. The others go first: thawing what hangs may hang as well.
     async fn thaw_before_last(&mut self) {
         let Some((last, watchdog)) = self.undo.pop() else { return };
-        if let Err(why) = last.run(&self.tools).await {
-            tracing::debug!(%why, "not frozen yet, it seems");
-        }
         while let Some((command, watchdog)) = self.undo.pop_if(|(command, _)| !command.is_hook()) {
             self.undo_one(command, watchdog).await;
+        }
+        if let Err(why) = last.run(&self.tools).await {
+            tracing::debug!(%why, "not frozen yet, it seems");
         }
         self.undo.push((last, watchdog));
     }

@@ -151,6 +151,27 @@ async fn what_freezes_too_late_is_thawed_all_the_same() {
 }
 
 #[tokio::test]
+async fn a_freeze_that_hangs_keeps_nothing_else_frozen() {
+    let host = Host::new();
+    let (log, folder) = (host.log_file().display().to_string(), host.folder.path().display().to_string());
+    host.fake("virsh", &format!("echo \"virsh $*\" >> {log}; [ $1 != domfsthaw ] || : > {folder}/thawed"));
+    // Neither freezes nor thaws before the domain is thawed.
+    let script = format!(
+        "echo \"fsfreeze $*\" >> {log}; until [ -e {folder}/thawed ]; do sleep 0.01; done; echo over >> {log}"
+    );
+    host.fake("fsfreeze", &script);
+    let times = Times { hook: Duration::from_secs(10), frozen: Duration::from_millis(200) };
+    let error = around(&host.tools, &host.state(), host.plan(), times, async {}).await.unwrap_err();
+    assert!(matches!(error, FreezeError::TooLong(_)), "{error}");
+    let log = host.log();
+    let first = |wanted: &str| log.iter().position(|line| line.contains(wanted)).unwrap();
+    assert!(first("domfsthaw") < first("--unfreeze"), "{log:?}");
+    assert!(first("domfsthaw") < first("over"), "{log:?}");
+    assert_eq!(log.last().map(String::as_str), Some("post"));
+    assert_eq!(host.notes(), 0);
+}
+
+#[tokio::test]
 async fn a_post_command_that_fails_is_reported_and_not_run_again() {
     let host = Host::new();
     let log = host.log_file().display().to_string();
