@@ -311,11 +311,12 @@ async fn held<T>(
 }
 
 /// Whether something cannot be frozen because somebody else froze it, or because nobody may. It is not for us to thaw.
+/// Judged by the tools' own words, because a path or a domain may have any name.
 fn is_anothers(why: &ToolError) -> bool {
     let ToolError::Failed { said, .. } = why else { return false };
     let said = said.to_ascii_lowercase();
-    // The kernel's EBUSY; what qemu's guest agent says while it holds a guest, or was forbidden to.
-    ["busy", "frozen", "disabled"].iter().any(|word| said.contains(word))
+    // The kernel's EBUSY comes last; qemu's guest agent says the other while it holds a guest, or was forbidden to.
+    said.ends_with(": device or resource busy") || said.contains("guest-fsfreeze-freeze has been disabled")
 }
 
 /// What is held still, and how to let go of it.

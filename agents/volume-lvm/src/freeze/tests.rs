@@ -111,22 +111,52 @@ async fn what_cannot_be_frozen_is_let_go_again() {
     assert_eq!(host.notes(), 0);
 }
 
+/// What undoes the plan of a host whose `tool` says this when it is to freeze, and fails.
+async fn undone_after(tool: &str, said: &str, plan: impl FnOnce(&Host) -> Plan) -> Vec<String> {
+    let host = Host::new();
+    let (log, plan) = (host.log_file(), plan(&host));
+    let script = format!(
+        "echo \"{tool} $*\" >> {}; case $1 in *un*|*thaw*) exit;; esac; cat >&2 <<'.'; exit 1\n{said}\n.",
+        log.display()
+    );
+    host.fake(tool, &script);
+    let error = around(&host.tools, &host.state(), plan, Times::default(), async {}).await.unwrap_err();
+    assert!(error.to_string().contains(said.lines().last().unwrap()), "{error}");
+    assert_eq!(host.notes(), 0);
+    let is_undone = |line: &&String| ["unfreeze", "thaw", "post"].iter().any(|word| line.contains(word));
+    host.log().iter().filter(is_undone).cloned().collect()
+}
+
 #[tokio::test]
 async fn what_somebody_else_froze_is_not_thawed() {
-    for said in ["fsfreeze: /srv/a: freeze failed: Device or resource busy", "the agent is in frozen state"] {
-        let host = Host::new();
-        let log = host.log_file();
-        let script =
-            format!("echo \"fsfreeze $*\" >> {}; echo '{said}' >&2; [ $1 != --freeze ]", log.display());
-        host.fake("fsfreeze", &script);
-        let error =
-            around(&host.tools, &host.state(), host.plan(), Times::default(), async {}).await.unwrap_err();
-        assert!(error.to_string().contains(said), "{error}");
-        let log = host.log();
-        assert!(!log.iter().any(|line| line.contains("--unfreeze")), "{log:?}");
-        assert!(log.contains(&ALL[4].to_owned()) && log.contains(&ALL[5].to_owned()), "{log:?}");
-        assert_eq!(host.notes(), 0);
+    let undone =
+        undone_after("fsfreeze", "fsfreeze: /srv/a: freeze failed: Device or resource busy", Host::plan)
+            .await;
+    assert_eq!(undone, ALL[4..]);
+    for why in [
+        "Command guest-fsfreeze-freeze has been disabled: the agent is in frozen state",
+        "The command guest-fsfreeze-freeze has been disabled for this instance",
+    ] {
+        let said = format!(
+            "error: Unable to freeze filesystems\n\
+             error: internal error: unable to execute QEMU agent command 'guest-fsfreeze-freeze': {why}"
+        );
+        assert_eq!(undone_after("virsh", &said, Host::plan).await, ALL[5..]);
     }
+}
+
+#[tokio::test]
+async fn a_name_that_sounds_like_somebody_elses_freeze_is_thawed() {
+    let point = "/srv/busy/in frozen state/has been disabled";
+    let said = format!("fsfreeze: {point}: freeze failed: Input/output error");
+    let at = |host: &Host| Plan { mount_points: vec![point.into()], ..host.plan() };
+    let undone = undone_after("fsfreeze", &said, at).await;
+    assert_eq!(undone[0], format!("fsfreeze --unfreeze {point}"));
+
+    let domain = "frozen-disabled: device or resource busy";
+    let said = format!("error: failed to get domain '{domain}'");
+    let of = |host: &Host| Plan { domains: vec![domain.into()], ..host.plan() };
+    assert_eq!(undone_after("virsh", &said, of).await[0], format!("virsh domfsthaw --domain {domain}"));
 }
 
 #[tokio::test]
