@@ -10,7 +10,7 @@ use schema::messages::Group;
 use schema::{JobId, ReadingId, RepoId, SessionId};
 use tokio::time::Instant;
 
-use super::{Held, Place, Shared, cannot_open, facts, snapshot::Snapshot, tool_failed};
+use super::{Held, Place, Run, Shared, cannot_open, facts, snapshot::Snapshot, tool_failed};
 use crate::changes::{Mapped, Pool};
 use crate::dm::DmName;
 use crate::freeze::{self, Freeze, Plan, Stillness, mounted};
@@ -255,9 +255,10 @@ impl Shared {
         let own = takes.iter().find(|take| take.origin.uuid == origin.uuid);
         let name = own.map(|take| Marks::name(take.marks.id));
         let name = name.ok_or_else(|| cannot_open(source, "it is not among the members of its group"))?;
+        let vgs = takes.iter().map(|take| take.origin.vg.clone()).collect();
         let stillness = self.take_all(source, takes).await?;
         if let Some(group) = &wish.group {
-            self.table().groups.insert(group.run, Instant::now());
+            self.table().groups.insert(group.run, Run { since: Instant::now(), vgs });
         }
         Ok((name, tidy.why, stillness))
     }

@@ -287,6 +287,10 @@ async fn members_that_nobody_comes_for_go_in_the_end() {
     let of = Opening { group: Some(&group), ..opening("vg0/root", session(1), repository(1), None) };
     volumes.open(&of).await.unwrap();
     assert_eq!(host.names().len(), 4);
+    let before = host.ran("lvs").len();
+    volumes.shared.look().await;
+    let looks = host.ran("lvs").split_off(before);
+    assert!(looks.len() == 1 && looks[0].ends_with(" vg0"), "of no other volume group: {looks:?}");
     volumes.finish().await;
     assert_eq!(host.names().len(), 3);
     assert_eq!(volumes.open_sessions(), [session(1)]);
