@@ -10,6 +10,7 @@
 mod closing;
 mod facts;
 mod opening;
+mod planning;
 mod snapshot;
 mod watch;
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use schema::JobId;
-use schema::facts::TAKEN_MS;
+use schema::facts::{BASELINES_REMOVED, TAKEN_MS};
 use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Leaf, Piece};
-use schema::messages::{BackupJob, Group, Mapped, SessionEvent};
+use schema::messages::{BackupJob, Group, JobOutcome, Mapped, SessionEvent};
 use schema::root::Statistics;
 
 use crate::support::*;
@@ -270,4 +270,18 @@ async fn the_moment_of_a_group_is_between_its_run_and_the_session() {
             None => assert!(root.time_ms >= 1_700_000_000_000 && root.time_ms <= root.sealed_ms, "{number}"),
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_had_to_go_before_the_commit_is_noted() {
+    let world = World::new().await;
+    world.start(settings());
+    let job = world.job(1);
+    world.submit(&job).await;
+    let session = world.asked().await.session;
+    let layout = vec![(BASELINES_REMOVED.to_owned(), "vg/lvkeep-1".to_owned())];
+    world.tell(session, SessionEvent::Opened { reading: reading(1), size: 0, layout }).await;
+    world.unchanged().await;
+    let JobOutcome::Sealed { notes, .. } = world.done(&job).await else { panic!("it was not sealed") };
+    assert!(notes.len() == 1 && notes[0].contains("vg/lvkeep-1"), "{notes:?}");
 }
