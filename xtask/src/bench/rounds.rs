@@ -38,7 +38,7 @@ pub struct Outcome {
 
 /// The steps, in the order in which they are printed.
 pub const STEPS: [&str; 7] =
-    ["first", "unchanged", "day 2", "restore", "restore over day 1", "device unchanged", "all guests"];
+    ["first", "unchanged", "day 2", "restore", "restore on day 1", "device unchanged", "all guests"];
 
 impl Outcome {
     /// A tool that could not be run to the end.
@@ -86,7 +86,7 @@ fn one_guest(peer: &Peer, images: &[Image], outcome: &mut Outcome) -> Result<()>
         let figures = backup(peer, &image.path, guest, number)?;
         note(outcome, step, figures);
     }
-    for (step, stale) in [("restore", None), ("restore over day 1", Some(first))] {
+    for (step, stale) in [("restore", None), ("restore on day 1", Some(first))] {
         let (command, restored) = peer.restore(guest, 2)?;
         if let Some(stale) = stale {
             run(Command::new("cp").arg("--sparse=always").args([&stale.path, &restored]))?;
