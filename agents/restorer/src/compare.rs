@@ -63,14 +63,8 @@ pub(crate) async fn leave_equal(work: &Arc<Work>, window: &mut Window) -> Result
     let steps = steps(window, &work.part);
     let compared = steps.iter().flatten().map(|place| u64::from(place.len)).sum();
     let running = steps.into_iter().map(|places| work.blocking(move |work| same(work, &places)));
-    let same: HashSet<u64> = futures::future::try_join_all(running).await?.into_iter().flatten().collect();
-    let mut report = Report { compared, ..Report::default() };
-    for wanted in &mut window.chunks {
-        let before = wanted.offsets.len();
-        wanted.offsets.retain(|offset| !same.contains(offset));
-        report.kept += (before - wanted.offsets.len()) as u64 * u64::from(wanted.len);
-    }
-    window.chunks.retain(|wanted| !wanted.offsets.is_empty());
+    let same = futures::future::try_join_all(running).await?.into_iter().flatten().collect();
+    let mut report = Report { compared, kept: without(window, &same), ..Report::default() };
     if matches!(work.compare, Compare::ToTell(_)) {
         for wanted in window.chunks.drain(..) {
             for offset in &wanted.offsets {
@@ -81,6 +75,29 @@ pub(crate) async fn leave_equal(work: &Arc<Work>, window: &mut Window) -> Result
         report.kept = compared;
     }
     Ok(report)
+}
+
+/// Takes what another target of the same restore holds from there, and out of the window.
+pub(crate) async fn copy_equal(work: &Arc<Work>, window: &mut Window) -> Result<Report, Failure> {
+    if work.donor.is_none() {
+        return Ok(Report::default());
+    }
+    let steps = steps(window, &work.part).into_iter();
+    let running = steps.map(|places| work.blocking(move |work| copied(work, &places)));
+    let copied = futures::future::try_join_all(running).await?.into_iter().flatten().collect();
+    Ok(Report { copied: without(window, &copied), ..Report::default() })
+}
+
+/// Takes places out of a window, and says how many bytes they are.
+fn without(window: &mut Window, offsets: &HashSet<u64>) -> u64 {
+    let mut bytes = 0;
+    for wanted in &mut window.chunks {
+        let before = wanted.offsets.len();
+        wanted.offsets.retain(|offset| !offsets.contains(offset));
+        bytes += (before - wanted.offsets.len()) as u64 * u64::from(wanted.len);
+    }
+    window.chunks.retain(|wanted| !wanted.offsets.is_empty());
+    bytes
 }
 
 /// The places of a window's chunks that lie in `part` as a whole, in order, some at a time.
@@ -109,18 +126,23 @@ fn steps(window: &Window, part: &Range<u64>) -> Vec<Vec<Place>> {
 
 /// The offsets of those of the places where the target holds the chunk. Blocks.
 fn same(work: &Work, places: &[Place]) -> Result<Vec<u64>, Failure> {
+    let Some(reading) = work.compare.reading() else { return Ok(Vec::new()) };
     let mut buffer = Aligned::new();
+    let mut offsets = |run: &[Place]| -> Result<Vec<u64>, Failure> {
+        let found = same_of_run(work, reading, run, &mut buffer)?;
+        Ok(found.map(|(place, _)| place.offset).collect())
+    };
     let mut same = Vec::new();
     for run in runs(places) {
         if work.halt.is_raised() {
             break;
         }
-        match same_of_run(work, run, &mut buffer) {
+        match offsets(run) {
             Ok(found) => same.extend(found),
             // One of them cannot be read, which says nothing of the others.
             Err(_) if run.len() > 1 => {
                 for place in run.chunks(1) {
-                    match same_of_run(work, place, &mut buffer) {
+                    match offsets(place) {
                         Ok(found) => same.extend(found),
                         Err(why) => unread(work, place[0].offset, why)?,
                     }
@@ -130,6 +152,29 @@ fn same(work: &Work, places: &[Place]) -> Result<Vec<u64>, Failure> {
         }
     }
     Ok(same)
+}
+
+/// Writes those of the chunks that the donor holds, and returns their offsets. Blocks.
+fn copied(work: &Work, places: &[Place]) -> Result<Vec<u64>, Failure> {
+    let Some(donor) = &work.donor else { return Ok(Vec::new()) };
+    let mut buffer = Aligned::new();
+    let mut copied = Vec::new();
+    for run in runs(places) {
+        if work.halt.is_raised() {
+            break;
+        }
+        match same_of_run(work, donor, run, &mut buffer) {
+            Ok(found) => {
+                for (place, bytes) in found {
+                    work.sink.write(place.offset, bytes)?;
+                    work.counters.bytes_restored.add(bytes.len() as u64);
+                    copied.push(place.offset);
+                }
+            }
+            Err(why) => tracing::warn!(volume = work.volume, %why, "fetched instead"),
+        }
+    }
+    Ok(copied)
 }
 
 /// Runs of neighbours, each of which is read at once.
@@ -148,17 +193,22 @@ fn runs(places: &[Place]) -> Vec<&[Place]> {
     runs
 }
 
-fn same_of_run(work: &Work, run: &[Place], buffer: &mut Aligned) -> Result<Vec<u64>, Failure> {
-    let (Some(reading), [first, .., last] | [first @ last]) = (work.compare.reading(), run) else {
-        return Ok(Vec::new());
-    };
-    let found = reading.read(&(first.offset..last.range().end), buffer)?;
+/// Those of a run's chunks that are there, each with its bytes.
+fn same_of_run<'a>(
+    work: &'a Work,
+    reading: &Reading,
+    run: &'a [Place],
+    buffer: &'a mut Aligned,
+) -> Result<impl Iterator<Item = (&'a Place, &'a [u8])>, Failure> {
+    let start = run.first().map_or(0, |place| place.offset);
+    let end = run.last().map_or(0, |place| place.range().end);
+    let found = reading.read(&(start..end), buffer)?;
     let ids = work.repository.key.chunk_ids();
-    let is_same = |place: &&Place| {
-        let from = (place.offset - first.offset) as usize;
-        ids.id(Domain::Data, &found[from..from + place.len as usize]) == place.id
+    let there = move |place: &'a Place| {
+        let from = (place.offset - start) as usize;
+        (place, &found[from..from + place.len as usize])
     };
-    Ok(run.iter().filter(is_same).map(|place| place.offset).collect())
+    Ok(run.iter().map(there).filter(move |(place, bytes)| ids.id(Domain::Data, bytes) == place.id))
 }
 
 /// What cannot be read is written anew, which may mend it; whoever asked what is there is told.

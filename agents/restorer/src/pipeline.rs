@@ -12,7 +12,7 @@ use schema::messages::FailureKind;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::compare::leave_equal;
+use crate::compare::{copy_equal, leave_equal};
 use crate::plan::{FETCH_MAX, Window};
 use crate::restorer::{Progress, Report};
 use crate::unit::{Unit, Work};
@@ -126,7 +126,7 @@ pub(crate) async fn run(
 
 /// Bytes of the volume that are done with.
 fn accounted(report: &Report) -> u64 {
-    report.written + report.kept + report.zeroed + report.lost
+    report.written + report.kept + report.copied + report.zeroed + report.lost
 }
 
 /// Waits for ever when there is no feed any more.
@@ -214,7 +214,8 @@ async fn resolved(work: &Work, window: JoinHandle<Result<Vec<Unit>, Failure>>) -
 async fn resolve_window(work: &Arc<Work>, first: u64, fetch_limit: u64) -> Result<Vec<Unit>, Failure> {
     let map = |e: Failure| e.context(format!("cannot read the map of {}", work.volume));
     let (mut window, lost) = work.unless_halted(read_window(work, first)).await?.map_err(map)?;
-    let found = leave_equal(work, &mut window).await?;
+    let mut found = leave_equal(work, &mut window).await?;
+    found += copy_equal(work, &mut window).await?;
     work.unless_halted(locate(work, &mut window)).await?.map_err(map)?;
     let window = Arc::new(window);
     let zeroes = window.zeroes.iter().cloned().map(Unit::Zero);

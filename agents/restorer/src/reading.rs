@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use agent::Failure;
 use agent::buffer::ALIGN;
-use rustix::fs::{Advice, Mode, OFlags, SeekFrom, fadvise, seek};
+use rustix::fs::{Advice, Mode, OFlags, SeekFrom, fadvise, ioctl_ficlone, seek};
 use rustix::io::Errno;
 use schema::messages::FailureKind;
 
@@ -91,6 +91,16 @@ impl Reading {
             }
         };
         Ok(Self { file, path: opened.path.clone(), volume: opened.volume.clone() })
+    }
+
+    /// Whether more stands behind the first `size` bytes. Blocks.
+    pub fn is_longer_than(&self, size: u64) -> bool {
+        seek(&self.file, SeekFrom::End(0)).is_ok_and(|found| found > size)
+    }
+
+    /// Lets another file share all of its content on disk. Blocks.
+    pub fn clone_to(&self, other: &File) -> io::Result<()> {
+        Ok(ioctl_ficlone(other, &self.file)?)
     }
 
     /// The bytes of a range of at most [`READ_MAX`]. Blocks.

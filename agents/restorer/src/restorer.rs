@@ -24,7 +24,7 @@ use crate::differences::Differences;
 use crate::keys::DataKeys;
 use crate::pipeline;
 use crate::reading::Reading;
-use crate::sink::{Before, Memory, Opened, Sink};
+use crate::sink::{Memory, Opened, Sink};
 use crate::target::{Circumstances, Target};
 use crate::unit::{Openers, Source, Turns, Work};
 
@@ -72,12 +72,14 @@ pub struct Progress {
 /// What a restore did. When only verifying, `written` counts what would have been written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Bytes that were asked for; `written`, `kept`, `zeroed` and `lost` add up to it.
+    /// Bytes that were asked for; `written`, `kept`, `copied`, `zeroed` and `lost` add up to it.
     pub size: u64,
     /// Bytes written.
     pub written: u64,
     /// Bytes left alone, because they stood there already.
     pub kept: u64,
+    /// Bytes written that were taken from another target of the same restore.
+    pub copied: u64,
     /// Bytes of the target that were read to see what stands there.
     pub compared: u64,
     /// Bytes that read as zero.
@@ -114,6 +116,7 @@ impl AddAssign for Report {
         self.size += other.size;
         self.written += other.written;
         self.kept += other.kept;
+        self.copied += other.copied;
         self.compared += other.compared;
         self.zeroed += other.zeroed;
         self.lost += other.lost;
@@ -150,6 +153,15 @@ pub(crate) enum Purpose {
     Compare(PathBuf),
     /// To hand on a range of the volume, in order.
     Read(Range<u64>, mpsc::Sender<Vec<u8>>),
+}
+
+/// What is to be done with a snapshot.
+struct Task {
+    sink: Sink,
+    part: Range<u64>,
+    compare: Compare,
+    donor: Option<Reading>,
+    keep_going: bool,
 }
 
 /// Restores snapshots of one repository.
@@ -316,25 +328,21 @@ impl Restorer {
         let map = Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root.clone())?);
         let source = Source { map, keys: keys.into(), session };
         let all = 0..root.size;
-        let (sink, compare, part, keep_going) = match purpose {
-            Purpose::Restore(target) => {
-                let (part, keep_going) = (target.part(&root)?, target.keeps_going());
-                let (sink, compare) = self.open(job, root, target).await?;
-                (sink, compare, part, keep_going)
-            }
-            Purpose::Verify => (Sink::Discard, Compare::Nothing, all, false),
+        let task = match purpose {
+            Purpose::Restore(target) => self.open(job, root, target).await?,
+            Purpose::Verify => Task::new(Sink::Discard, all),
             Purpose::Sample => {
                 let sample = root.size.min(pipeline::WINDOW_LEAVES * LEAF_SPAN);
-                (Sink::Discard, Compare::Nothing, 0..sample, false)
+                Task::new(Sink::Discard, 0..sample)
             }
             Purpose::Read(range, out) => return self.to_channel(source, range, out, progress).await,
             Purpose::Compare(path) => {
                 let reading = blocking(move || Reading::open(&path, root.volume, root.size)).await?;
-                (Sink::Discard, Compare::ToTell(reading), all, false)
+                Task { compare: Compare::ToTell(reading), ..Task::new(Sink::Discard, all) }
             }
         };
-        let place = sink.place();
-        let work = self.work(source, sink, compare, part, keep_going);
+        let place = task.sink.place();
+        let work = self.work(source, task);
         let result = pipeline::run(&work, &self.context.stop, progress).await;
         let stop = self.context.stop.clone();
         let result = blocking(move || {
@@ -364,7 +372,7 @@ impl Restorer {
         let read = |start: u64| {
             let part = start..range.end.min(start + PART);
             let sink = Sink::Memory(Memory::new(part.clone()));
-            let work = self.work(source.clone(), sink, Compare::Nothing, part, false);
+            let work = self.work(source.clone(), Task::new(sink, part));
             async move {
                 let report = pipeline::run(&work, &self.context.stop, &|_| {}).await?;
                 Ok::<_, Failure>((report, work.sink.taken()))
@@ -409,22 +417,16 @@ impl Restorer {
         }
     }
 
-    fn work(
-        &self,
-        source: Source,
-        sink: Sink,
-        compare: Compare,
-        part: Range<u64>,
-        keep_going: bool,
-    ) -> Arc<Work> {
+    fn work(&self, source: Source, task: Task) -> Arc<Work> {
         Arc::new(Work {
             volume: source.map.root().volume.clone(),
             repository: self.repository.clone(),
             source,
-            part,
-            sink,
-            compare,
-            keep_going,
+            part: task.part,
+            sink: task.sink,
+            compare: task.compare,
+            donor: task.donor,
+            keep_going: task.keep_going,
             openers: Openers::default(),
             turns: self.turns.clone(),
             halt: Stop::default(),
@@ -432,14 +434,15 @@ impl Restorer {
         })
     }
 
-    /// Opens a target, and says what of it is compared.
-    async fn open(&self, job: JobId, root: Root, target: Target) -> Result<(Sink, Compare), Failure> {
+    /// Opens a target, and says what is to be done to it.
+    async fn open(&self, job: JobId, root: Root, target: Target) -> Result<Task, Failure> {
+        let part = target.part(&root)?;
         let place = self.find(job, &root, &target).await?;
         let (host, forbidden) = (self.context.host.clone(), self.settings.forbidden.clone());
         let Some(place) = place else {
             return blocking(move || {
                 let circumstances = Circumstances { root: &root, host: &host, forbidden: &forbidden };
-                compared(target.open(&circumstances)?, &target)
+                begun(target.open(&circumstances)?, part, &target, &root)
             })
             .await;
         };
@@ -457,7 +460,7 @@ impl Restorer {
         let opened = match opening.await {
             Ok(opened) => {
                 let opened = Opened { place: Some(place.clone()), ..opened };
-                blocking(move || compared(opened, &target)).await
+                blocking(move || begun(opened, part, &target, &root)).await
             }
             Err(failure) => Err(failure),
         };
@@ -491,16 +494,34 @@ impl Restorer {
     }
 }
 
-/// A target with what of it is compared: nothing when there is nothing, or when nothing of it may stay. Blocks.
-fn compared(opened: Opened, target: &Target) -> Result<(Sink, Compare), Failure> {
+impl Task {
+    /// A part of a volume, all of which is to be written.
+    fn new(sink: Sink, part: Range<u64>) -> Self {
+        Self { sink, part, compare: Compare::Nothing, donor: None, keep_going: false }
+    }
+}
+
+/// What is to be done to an opened target. It is compared unless it holds nothing, or nothing of it may stay. Blocks.
+fn begun(mut opened: Opened, part: Range<u64>, target: &Target, root: &Root) -> Result<Task, Failure> {
+    let donor = match target.donor() {
+        Some(path) => {
+            // The donor may be gone by now, and it is only a shorter way.
+            let donor = Reading::open(path, root.volume.clone(), root.size);
+            donor.inspect_err(|why| tracing::warn!(%why, "everything is fetched")).ok()
+        }
+        None => None,
+    };
+    if let Some(donor) = &donor {
+        opened.share(donor, &part, root.size);
+    }
     let may_stay = opened.place.as_ref().is_none_or(|place| place.keeps_equal());
-    let compare = match !target.is_full() && opened.before == Before::Content && may_stay {
+    let compare = match !target.is_full() && !opened.is_zero() && may_stay {
         true => Reading::of(&opened).map(Compare::ToSkip),
         false => Ok(Compare::Nothing),
     };
     let sink = Sink::Target(opened);
     match compare {
-        Ok(compare) => Ok((sink, compare)),
+        Ok(compare) => Ok(Task { sink, part, compare, donor, keep_going: target.keeps_going() }),
         Err(failure) => {
             sink.give_up();
             Err(failure)

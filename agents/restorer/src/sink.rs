@@ -19,6 +19,8 @@ use rustix::io::Errno;
 use schema::limits::BLOCK;
 use schema::messages::FailureKind;
 
+use crate::reading::Reading;
+
 /// Bytes that are written at once where zeroes must be written.
 const ZEROES_LEN: usize = 256 << 10;
 static ZEROES: [u8; ZEROES_LEN] = [0; ZEROES_LEN];
@@ -82,6 +84,8 @@ pub(crate) struct Opened {
     pub volume: String,
     /// What it held before.
     pub before: Before,
+    /// It shares another target's content by now.
+    pub shared: bool,
     /// What of it lies behind the snapshot's end and is emptied with the rest.
     pub behind: Range<u64>,
     /// The logical volume that it is.
@@ -126,7 +130,7 @@ impl Sink {
     pub fn is_zero_already(&self) -> bool {
         match self {
             Self::Discard | Self::Memory(_) => true,
-            Self::Target(opened) => opened.before != Before::Content,
+            Self::Target(opened) => opened.is_zero(),
         }
     }
 
@@ -229,10 +233,28 @@ impl Opened {
             path,
             volume,
             before,
+            shared: false,
             behind: 0..0,
             place: None,
             zeroing: AtomicU8::new(0),
             syncing: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether all of it reads as zero.
+    pub fn is_zero(&self) -> bool {
+        self.before != Before::Content && !self.shared
+    }
+
+    /// Lets a file that holds nothing share all of a donor's content on disk, where the file system can do that. What
+    /// comes of it is compared like anything else that was there. Blocks.
+    pub fn share(&mut self, donor: &Reading, part: &Range<u64>, size: u64) {
+        if self.before == Before::Content || *part != (0..size) || donor.is_longer_than(size) {
+            return;
+        }
+        match donor.clone_to(&self.file) {
+            Ok(()) => self.shared = true,
+            Err(why) => tracing::debug!(path = %self.path.display(), %why, "copied, and not shared"),
         }
     }
 

@@ -29,6 +29,7 @@ pub struct Target {
     force: bool,
     with_content: bool,
     keep_going: bool,
+    donor: Option<PathBuf>,
     full: bool,
     range: Option<Range<u64>>,
     preparation: Preparation,
@@ -55,6 +56,7 @@ impl Target {
             force,
             with_content: false,
             keep_going: false,
+            donor: None,
             full: false,
             range: None,
             preparation,
@@ -71,6 +73,13 @@ impl Target {
     /// Restores the rest when something cannot be read any more; that is zero then, and the report names it.
     pub fn keep_going(mut self, keep_going: bool) -> Self {
         self.keep_going = keep_going;
+        self
+    }
+
+    /// Takes what it can from a file or device to which the same snapshot was just restored, and fetches the rest. What is
+    /// taken is verified like what is fetched. A file that is made shares it on disk where the file system can do that.
+    pub fn after(mut self, donor: impl Into<PathBuf>) -> Self {
+        self.donor = Some(donor.into());
         self
     }
 
@@ -134,6 +143,11 @@ impl Target {
     /// How long the target must be.
     fn needs(&self, root: &Root) -> u64 {
         self.range.as_ref().map_or(root.size, |range| range.end)
+    }
+
+    /// Where the same snapshot stands already.
+    pub(crate) fn donor(&self) -> Option<&Path> {
+        self.donor.as_deref()
     }
 
     /// Whether what is damaged is left out.

@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 use crate::compare::{Compare, not_zero};
 use crate::keys::DataKeys;
 use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
+use crate::reading::Reading;
 use crate::restorer::{Hole, Report, Settings};
 use crate::sink::Sink;
 
@@ -40,6 +41,8 @@ pub(crate) struct Work {
     pub sink: Sink,
     /// What the target's content is compared for.
     pub compare: Compare,
+    /// Another target of the same snapshot, from which chunks are taken rather than fetched.
+    pub donor: Option<Reading>,
     /// What is damaged is left out.
     pub keep_going: bool,
     /// One per thread that decodes.

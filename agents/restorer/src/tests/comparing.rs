@@ -263,3 +263,41 @@ async fn only_a_range_is_restored() {
         assert!(fs::read(&path).unwrap() == stale[..len]);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn further_targets_take_from_the_first_what_it_holds() {
+    let fixture = Fixture::encrypted().await;
+    let content = content();
+    let root = fixture.volume(&content).await;
+    let first = fixture.path("first");
+    onto(&fixture, &root, &first, false).await;
+    let after = |path: &Path, donor: &Path| {
+        let target = Target::new(path, true).after(donor);
+        let (restorer, root) = (fixture.restorer(), root.clone());
+        async move { restorer.restore(root, target, |_| ()).await.unwrap() }
+    };
+    let data = (8 * MIB + 1234) as u64;
+    for stale in [false, true] {
+        let path = fixture.path(&format!("further-{stale}"));
+        if stale {
+            fs::write(&path, vec![0xee; 3 * MIB]).unwrap();
+        }
+        let report = after(&path, &first).await;
+        assert!(fs::read(&path).unwrap() == content);
+        assert_eq!(report.written + report.kept + report.copied + report.zeroed, report.size);
+        assert_eq!((report.copied + report.kept, report.fetched), (data, 0), "{report:?}");
+    }
+    // What the donor lacks is fetched, and what it has too much is not believed.
+    let mut damaged = content.clone();
+    damaged[MIB] ^= 1;
+    damaged[4 * MIB + 5] = 1;
+    fs::write(&first, &damaged).unwrap();
+    let path = fixture.path("after-damage");
+    let report = after(&path, &first).await;
+    assert!(fs::read(&path).unwrap() == content);
+    assert_eq!(report.written, CHUNK as u64, "{report:?}");
+    fs::remove_file(&first).unwrap();
+    let path = fixture.path("after-nothing");
+    assert_eq!(after(&path, &first).await.written, data);
+    assert!(fs::read(&path).unwrap() == content);
+}
