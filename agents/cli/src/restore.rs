@@ -4,24 +4,42 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent::{Failure, Queue, Repository, Targets};
+use agent::{Context as AgentContext, Failure, Queue, Repository, Targets, Topic};
 use anyhow::{Context, bail};
+use clap::CommandFactory;
+use clap::error::ErrorKind;
 use restorer::{Report, Restorer, Target};
-use schema::messages::{About, JobOutcome, Message, NewVolume, Preparation, RestoreJob, Safety};
+use schema::keys::Identity;
+use schema::messages::{About, JobOutcome, Message, Preparation, Progress, RestoreJob};
 use schema::root::Root;
 use serde::Serialize;
 use volume_lvm::Tools;
 use volume_lvm::target::LvmTargets;
 
 use crate::app::App;
-use crate::args::RestoreArgs;
+use crate::args::{Cli, RestoreArgs, RestoreOptions};
 use crate::embedded::Embedded;
 use crate::progress::Display;
-use crate::{backup, bus, open, select, settings, text, verify};
+use crate::{backup, bulk, bus, open, select, text, verify};
+
+/// Memory of a restore at least.
+const MEMORY_LEAST: u64 = 2 << 20;
+
+/// One volume that is restored, and how.
+pub struct Order {
+    /// The snapshot.
+    pub root: Root,
+    /// Where to.
+    pub target: String,
+    /// How.
+    pub options: RestoreOptions,
+    /// What is done to the target first.
+    pub preparation: Preparation,
+}
 
 /// What a restore did, as it is printed.
 #[derive(Debug, Serialize)]
-struct Done {
+pub struct Done {
     snapshot: String,
     volume: String,
     target: String,
@@ -39,39 +57,53 @@ struct Done {
 
 /// `lvkeep restore`.
 pub async fn run(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
+    if let Some(plan) = &args.plan {
+        return bulk::run(app, plan).await;
+    }
+    let clashes = args.options.clashes();
+    if !clashes.is_empty() {
+        Cli::command().error(ErrorKind::ArgumentConflict, clashes.join("\n")).exit();
+    }
     app.stop_on_signals()?;
-    match &args.to_host {
-        Some(host) => by_agent(app, args, host).await,
+    match &args.options.to_host {
+        Some(host) => by_agents(app, args, host).await,
         None => here(app, args).await,
     }
 }
 
 /// What is restored, each with its own target: one snapshot, or those of a group.
-async fn chosen(repository: &Repository, args: &RestoreArgs) -> anyhow::Result<Vec<(Root, RestoreArgs)>> {
+async fn chosen(repository: &Repository, args: &RestoreArgs) -> anyhow::Result<Vec<Order>> {
+    // Without a plan, both are there.
+    let (snapshot, target) =
+        (args.snapshot.as_deref().unwrap_or_default(), args.target.as_deref().unwrap_or_default());
+    let (options, preparation) = (&args.options, args.options.preparation()?);
+    let order = |root: Root, target: String| {
+        let (options, preparation) = (options.clone(), preparation.clone());
+        Order { root, target, options, preparation }
+    };
     if !args.group {
-        return Ok(vec![(select::snapshot(repository, &args.snapshot).await?, args.clone())]);
+        return Ok(vec![order(select::snapshot(repository, snapshot).await?, target.to_owned())]);
     }
-    let roots = select::group(repository, &args.snapshot).await?;
-    check_whole(&roots, args)?;
+    let roots = select::group(repository, snapshot).await?;
+    check_whole(&roots, snapshot, options.force)?;
     let with_target = |root: Root| {
         let name = root.volume.rsplit('/').next().unwrap_or(&root.volume);
-        let target = format!("{}/{name}", args.target.trim_end_matches('/'));
-        (root, RestoreArgs { target, ..args.clone() })
+        let target = format!("{}/{name}", target.trim_end_matches('/'));
+        order(root, target)
     };
-    let chosen: Vec<(Root, RestoreArgs)> = roots.into_iter().map(with_target).collect();
-    check_apart(chosen.iter().map(|(root, args)| (root.volume.as_str(), args.target.as_str())))?;
+    let chosen: Vec<Order> = roots.into_iter().map(with_target).collect();
+    check_apart(chosen.iter().map(|order| (order.root.volume.as_str(), order.target.as_str())))?;
     Ok(chosen)
 }
 
 /// A run of a group in which a volume failed is not restored as if it were all of it.
-fn check_whole(roots: &[Root], args: &RestoreArgs) -> anyhow::Result<()> {
+fn check_whole(roots: &[Root], snapshot: &str, force: bool) -> anyhow::Result<()> {
     let missing = select::missing(roots.iter());
-    if missing.is_empty() || args.force {
+    if missing.is_empty() || force {
         return Ok(());
     }
     bail!(Failure::refused(format!(
-        "{} is not whole: that run has no snapshot of {}; force restores the others, NAME@TIME an earlier run",
-        args.snapshot,
+        "{snapshot} is not whole: that run has no snapshot of {}; force restores the others, NAME@TIME an earlier run",
         missing.join(", ")
     )))
 }
@@ -97,37 +129,52 @@ async fn here(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
 }
 
 async fn restore_all(app: &App, args: &RestoreArgs, work: &Embedded) -> anyhow::Result<()> {
-    let chosen = chosen(&work.repository, args).await?;
-    let identity = open::identity(&app.settings, work.repository.key.repo())?.map(Arc::new);
-    for (root, args) in chosen {
-        let started = app.environment.elapsed();
+    let identity = identity(app, work)?;
+    for order in chosen(&work.repository, args).await? {
         let restorer = make(app, work, identity.clone());
         let display = Display::new(app);
-        let bar = display.bar(&root.volume);
-        let target = Target::new(PathBuf::from(&args.target), args.force).full(args.full);
-        let target = target.prepared(preparation(&args)?);
-        let restored = restorer.restore(root.clone(), target, |p| bar.set(p.done, p.total)).await;
+        let bar = display.bar(&order.root.volume);
+        let restored = by_restorer(app, &restorer, &order, |done, total| bar.set(done, total)).await;
         bar.finish();
-        let report = restored.with_context(|| format!("restoring {} to {}", root.volume, args.target))?;
-        let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
-        print(app, &root, &args, &report, seconds)?;
-        if args.verify {
-            verify::compare(app, work, &root, &args.target).await?;
+        let done = restored?;
+        app.print(&done, || done.text())?;
+        if order.options.verify {
+            verify::compare(app, work, &order.root, &order.target).await?;
         }
     }
     Ok(())
 }
 
+/// Restores by a restorer of this process. Progress is bytes done and all of them.
+pub async fn by_restorer(
+    app: &App,
+    restorer: &Restorer,
+    order: &Order,
+    progress: impl Fn(u64, u64),
+) -> anyhow::Result<Done> {
+    let started = app.environment.elapsed();
+    let Order { root, target, options, preparation } = order;
+    let to = Target::new(PathBuf::from(target), options.force).full(options.full);
+    let to = to.prepared(preparation.clone());
+    let restored = restorer.restore(root.clone(), to, |p| progress(p.done, p.total)).await;
+    let report = restored.with_context(|| format!("restoring {} to {target}", root.volume))?;
+    Ok(Done::new(order, report, app.environment.elapsed().saturating_sub(started).as_secs_f64()))
+}
+
+/// The identity that this process has.
+pub fn identity(app: &App, work: &Embedded) -> anyhow::Result<Option<Arc<Identity>>> {
+    Ok(open::identity(&app.settings, work.repository.key.repo())?.map(Arc::new))
+}
+
+/// A restorer of this process, which has it to itself.
+pub fn make(app: &App, work: &Embedded, identity: Option<Arc<Identity>>) -> Restorer {
+    make_with(work, identity, settings(app, &work.repository))
+}
+
 /// A restorer of this process.
-pub fn make(app: &App, work: &Embedded, identity: Option<Arc<schema::keys::Identity>>) -> Restorer {
-    Restorer::new(
-        work.context.clone(),
-        work.repository.clone(),
-        work.index.clone(),
-        identity,
-        settings(app, &work.repository),
-    )
-    .with_targets(targets())
+pub fn make_with(work: &Embedded, identity: Option<Arc<Identity>>, settings: restorer::Settings) -> Restorer {
+    let (context, repository, index) = (work.context.clone(), work.repository.clone(), work.index.clone());
+    Restorer::new(context, repository, index, identity, settings).with_targets(targets())
 }
 
 /// The logical volumes of this host.
@@ -146,99 +193,136 @@ pub fn settings(app: &App, repository: &Repository) -> restorer::Settings {
     }
 }
 
-fn print(app: &App, root: &Root, args: &RestoreArgs, report: &Report, seconds: f64) -> anyhow::Result<()> {
-    let done = Done {
-        snapshot: root.slot.session.to_string(),
-        volume: root.volume.clone(),
-        target: args.target.clone(),
-        size: report.size,
-        bytes_written: report.written,
-        bytes_kept: report.kept,
-        bytes_compared: report.compared,
-        bytes_zeroed: report.zeroed,
-        bytes_fetched: report.fetched,
-        chunks_rescued: report.rescued,
-        notes: report.notes.clone(),
-        seconds,
+/// Restores at once for whose frames there is memory.
+pub fn at_once_max(settings: &restorer::Settings) -> usize {
+    usize::try_from(settings.memory / MEMORY_LEAST).unwrap_or(usize::MAX).max(1)
+}
+
+/// The share of one of `at_once` restores in what this process has.
+pub fn share(settings: restorer::Settings, at_once: usize) -> restorer::Settings {
+    let at_once = at_once.max(1);
+    restorer::Settings {
+        memory: settings.memory / at_once as u64,
+        fetches: (settings.fetches / at_once).max(1),
+        threads: settings.threads.div_ceil(at_once),
+        ..settings
+    }
+}
+
+async fn by_agents(app: &App, args: &RestoreArgs, host: &str) -> anyhow::Result<()> {
+    let repository = app.repository().await?;
+    let context = app.context(bus::connect(app, "restore").await?);
+    for order in chosen(&repository, args).await? {
+        let display = Display::new(app);
+        let bar = display.bar(&order.root.volume);
+        let restored = by_agent(app, &context, &order, host, |done, total| bar.set(done, total)).await;
+        bar.finish();
+        let done = restored?;
+        app.print(&done, || done.text())?;
+    }
+    Ok(())
+}
+
+/// Restores by the restorer agents of a host.
+pub async fn by_agent(
+    app: &App,
+    context: &AgentContext,
+    order: &Order,
+    host: &str,
+    progress: impl Fn(u64, u64),
+) -> anyhow::Result<Done> {
+    let started = app.environment.elapsed();
+    let Order { root, target, options, preparation } = order;
+    let job = app.environment.job_id();
+    let message = RestoreJob {
+        job,
+        slot: root.slot,
+        target: target.clone(),
+        force: options.force,
+        preparation: preparation.clone(),
+        full: options.full,
     };
-    app.print(&done, || {
+    let about = About { session: None, volume: root.volume.clone() };
+    let mut heard = context.bus.subscribe(&Topic::progress(job)).await.map_err(Failure::from)?;
+    context
+        .bus
+        .publish(&Queue::restores(host), Message::new(&about, &message))
+        .await
+        .map_err(Failure::from)?;
+    let hear = async {
+        while let Ok(message) = heard.next().await {
+            if let Ok(now) = message.read::<Progress>() {
+                progress(now.done, now.total);
+            }
+        }
+        std::future::pending::<()>().await
+    };
+    let outcome = tokio::select! {
+        outcome = backup::outcome_of(context, job, &root.volume) => outcome?,
+        () = hear => unreachable!("progress has no end"),
+    };
+    let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
+    match outcome {
+        JobOutcome::Restored { written, kept, compared, zeroed, fetched, notes } => {
+            let size = root.size;
+            let report =
+                Report { size, written, kept, compared, zeroed, fetched, notes, ..Report::default() };
+            Ok(Done::new(order, report, seconds))
+        }
+        JobOutcome::Failed { kind, why } => Err(Failure::new(kind, why).into()),
+        JobOutcome::Sealed { .. } => bail!("the answer to a restore was that of a backup"),
+    }
+}
+
+impl Done {
+    fn new(order: &Order, report: Report, seconds: f64) -> Self {
+        Self {
+            snapshot: order.root.slot.session.to_string(),
+            volume: order.root.volume.clone(),
+            target: order.target.clone(),
+            size: report.size,
+            bytes_written: report.written,
+            bytes_kept: report.kept,
+            bytes_compared: report.compared,
+            bytes_zeroed: report.zeroed,
+            bytes_fetched: report.fetched,
+            chunks_rescued: report.rescued,
+            notes: report.notes,
+            seconds,
+        }
+    }
+
+    /// The same for people.
+    pub fn text(&self) -> String {
         let mut text = format!(
             "{} @ {} restored to {}\n  {}: written {}, zero {}, fetched {}  ({:.1} s)",
-            done.volume,
-            done.snapshot,
-            done.target,
-            text::size(done.size),
-            text::size(done.bytes_written),
-            text::size(done.bytes_zeroed),
-            text::size(done.bytes_fetched),
-            done.seconds,
+            self.volume,
+            self.snapshot,
+            self.target,
+            text::size(self.size),
+            text::size(self.bytes_written),
+            text::size(self.bytes_zeroed),
+            text::size(self.bytes_fetched),
+            self.seconds,
         );
-        if done.bytes_compared > 0 {
+        if self.bytes_compared > 0 {
             text.push_str(&format!(
                 "\n  {} compared, {} stood there already",
-                text::size(done.bytes_compared),
-                text::size(done.bytes_kept)
+                text::size(self.bytes_compared),
+                text::size(self.bytes_kept)
             ));
         }
-        if done.chunks_rescued > 0 {
+        if self.chunks_rescued > 0 {
             text.push_str(&format!(
                 "\n  {} chunks had a damaged or missing copy and were read from another: run `lvkeep check`",
-                done.chunks_rescued
+                self.chunks_rescued
             ));
         }
-        for note in &done.notes {
+        for note in &self.notes {
             text.push_str(&format!("\n  {note}"));
         }
         text
-    })
-}
-
-/// What is done to a logical volume first.
-fn preparation(args: &RestoreArgs) -> anyhow::Result<Preparation> {
-    let create = match (args.create, &args.thin) {
-        (false, _) => None,
-        (true, Some(pool)) => Some(NewVolume::Thin { pool: pool.clone() }),
-        (true, None) if args.like => Some(NewVolume::Alike),
-        (true, None) => Some(NewVolume::Plain),
-    };
-    let size = |text: &String| match text.as_str() {
-        "" => Ok(None),
-        text => settings::parse_size("--safety-snapshot", text).map(Some),
-    };
-    let safety = args.safety_snapshot.as_ref().map(size).transpose()?.map(|size| Safety { size });
-    Ok(Preparation { create, safety, drop_baseline: args.drop_baseline })
-}
-
-async fn by_agent(app: &App, args: &RestoreArgs, host: &str) -> anyhow::Result<()> {
-    let repository = app.repository().await?;
-    let context = app.context(bus::connect(app, "restore").await?);
-    for (root, args) in chosen(&repository, args).await? {
-        let started = app.environment.elapsed();
-        let job = app.environment.job_id();
-        let order = RestoreJob {
-            job,
-            slot: root.slot,
-            target: args.target.clone(),
-            force: args.force,
-            preparation: preparation(&args)?,
-            full: args.full,
-        };
-        let about = About { session: None, volume: root.volume.clone() };
-        let message = Message::new(&about, &order);
-        context.bus.publish(&Queue::restores(host), message).await.map_err(Failure::from)?;
-        match backup::outcome_of(&context, job, &root.volume).await? {
-            JobOutcome::Restored { written, kept, compared, zeroed, fetched, notes } => {
-                let size = root.size;
-                let report =
-                    Report { size, written, kept, compared, zeroed, fetched, notes, ..Report::default() };
-                let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
-                print(app, &root, &args, &report, seconds)?;
-            }
-            JobOutcome::Failed { kind, why } => return Err(Failure::new(kind, why).into()),
-            JobOutcome::Sealed { .. } => bail!("the answer to a restore was that of a backup"),
-        }
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ impl Compared {
 }
 
 /// A logical volume by its short name, or the path that it is.
-fn device(target: &str) -> PathBuf {
+pub fn device(target: &str) -> PathBuf {
     let path = Path::new(target);
     let below = Path::new("/dev").join(target);
     match path.is_relative() && !path.exists() && below.exists() {

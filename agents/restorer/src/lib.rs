@@ -6,6 +6,7 @@
 //! never leaves stale data where the snapshot has zeroes. What stands on the target already is left alone. Memory is bounded by [`Settings::memory`] whatever the
 //! volume's size and whatever maps, frames and the index claim.
 
+mod claim;
 mod compare;
 mod keys;
 mod pipeline;
@@ -18,6 +19,7 @@ mod unit;
 
 pub use compare::Differences;
 pub use restorer::{Progress, Report, Restorer, Settings};
+pub use service::Serving;
 pub use target::Target;
 
 #[cfg(test)]

@@ -417,6 +417,7 @@ impl Restorer {
             })
             .await;
         };
+        let claim = target.claim().clone();
         let opening = async {
             let device = place.make().await?;
             let opened = blocking(move || {
@@ -429,6 +430,8 @@ impl Restorer {
         };
         match opening.await {
             Ok(opened) => Ok(Sink::Target(Opened { place: Some(place), ..opened })),
+            // Another restore has it, which ends it.
+            Err(failure) if claim.is_busy() => Err(failure),
             Err(failure) => {
                 let notes = end_place(Some(&*place), false).await;
                 Err(with_notes(failure, &notes))

@@ -31,6 +31,8 @@ pub(crate) enum Before {
     Absent,
     /// A file without content.
     Empty,
+    /// What an earlier attempt of the same job has written.
+    Begun,
     /// A file with content, or a device.
     Content,
 }
@@ -175,7 +177,7 @@ impl Sink {
     pub fn is_zero_already(&self) -> bool {
         match self {
             Self::Discard | Self::Reading(_) | Self::Memory(_) => true,
-            Self::Target(opened) => opened.before != Before::Content,
+            Self::Target(opened) => matches!(opened.before, Before::Absent | Before::Empty),
         }
     }
 
@@ -248,7 +250,7 @@ impl Sink {
     pub fn finish(&self) -> Result<(), Failure> {
         let Self::Target(opened) = self else { return Ok(()) };
         let folder = || match (opened.before, opened.path.parent()) {
-            (Before::Absent, Some(folder)) => File::open(folder)?.sync_all(),
+            (Before::Absent | Before::Begun, Some(folder)) => File::open(folder)?.sync_all(),
             _ => Ok(()),
         };
         opened.file.sync_all().and_then(|()| folder()).map_err(|why| opened.not_durable(&why))
@@ -259,7 +261,7 @@ impl Sink {
     pub fn give_up(&self) {
         let Self::Target(opened) = self else { return };
         let undone = match opened.before {
-            Before::Absent => opened.remove(),
+            Before::Absent | Before::Begun => opened.remove(),
             Before::Empty => opened.file.set_len(0),
             Before::Content => Ok(()),
         };
