@@ -14,7 +14,7 @@ use conductor::Conductor;
 use hasher::{ContentKey, Hasher};
 use indexer::Indexer;
 use reader::{Files, Reader};
-use restorer::Restorer;
+use restorer::{Restorer, Serving};
 use schema::keys::WriterKey;
 use schema::messages::{About, AgentIsThere, Message, WhoIsThere};
 use storer::Storer;
@@ -24,6 +24,9 @@ use volume_lvm::Tools;
 use crate::app::App;
 use crate::args::Role;
 use crate::{bus, embedded, host, lvm, metrics, open, restore, text};
+
+/// How often a restorer tells how far it is, at least.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// `lvkeep agent`.
 pub async fn run(app: &App) -> anyhow::Result<()> {
@@ -218,13 +221,18 @@ impl Starting<'_> {
         let restorer =
             Restorer::new(self.context.clone(), repository, self.index(), identity.map(Arc::new), restoring);
         let restorer = restorer.with_targets(restore::targets());
-        let (host, targets) = (settings.host.value.clone(), settings.targets.value.clone());
-        if targets.is_empty() {
+        let serving = Serving {
+            host: settings.host.value.clone(),
+            allowed: settings.targets.value.clone(),
+            at_once: settings.restores.value,
+            beat: BEAT.min(Duration::from_secs_f64(settings.redeliver.value / 3.0)),
+        };
+        if serving.allowed.is_empty() {
             tracing::warn!(
                 "this restorer serves no target: name folders, devices or VG/PATTERN with --target"
             );
         }
-        self.tasks.spawn(async move { restorer.run(&host, targets).await });
+        self.tasks.spawn(restorer.run(serving));
         Ok(())
     }
 }

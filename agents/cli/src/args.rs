@@ -83,10 +83,12 @@ pub enum Command {
     Diff(DiffArgs),
     /// Show which snapshots of a volume changed a range of it
     FindChange(FindChangeArgs),
-    /// Restore a snapshot to a file or device
+    /// Restore a snapshot to a file or device, or many by a plan
     Restore(RestoreArgs),
     /// Put back what a restore with --undo has overwritten, also when it was interrupted
     Undo(UndoArgs),
+    /// Print a plan that restores the latest snapshot of many volumes, to be edited
+    Plan(PlanArgs),
     /// Write what a snapshot holds to standard output
     Cat(CatArgs),
     /// Compare a file or device with a snapshot, or read all of a snapshot
@@ -280,13 +282,41 @@ pub struct DiffArgs {
 #[derive(Debug, Clone, Args)]
 pub struct RestoreArgs {
     /// An id, a unique prefix of one, NAME@latest or NAME@TIME
-    pub snapshot: String,
+    #[arg(required_unless_present = "plan")]
+    pub snapshot: Option<String>,
     /// SNAPSHOT names a group instead (NAME@latest, NAME@TIME or NAME/RUN): each of its volumes is restored to
     /// TARGET/NAME, with the last part of its name; TARGET is a folder or a volume group
     #[arg(long)]
     pub group: bool,
     /// A file (made if it does not exist), a block device, or a logical volume as VG/LV
-    pub target: String,
+    #[arg(required_unless_present = "plan")]
+    pub target: Option<String>,
+    /// Restore only LENGTH bytes from OFFSET on, to where they were; the rest of the target stays as it is, and so does
+    /// its size
+    #[arg(long, value_name = "OFFSET+LENGTH", conflicts_with_all = ["create", "verify", "to_host"])]
+    pub range: Option<String>,
+    /// Keep what stands on the target as a snapshot in the repository before anything is overwritten; `undo` puts it
+    /// back
+    #[arg(long, conflicts_with_all = ["create", "to_host"])]
+    pub undo: bool,
+    /// Restore the rest when something cannot be read any more, and list the holes, which read as zero
+    #[arg(long, conflicts_with_all = ["verify", "to_host"])]
+    pub keep_going: bool,
+    /// Restore to this target, too; repeat for more. What is read from the repository is read once, and files share it
+    /// on disk where the file system can
+    #[arg(long, value_name = "TARGET", conflicts_with_all = ["group", "range", "to_host"])]
+    pub also: Vec<String>,
+    /// How.
+    #[command(flatten)]
+    pub options: RestoreOptions,
+    /// Restore what this file says, many volumes to many hosts; `lvkeep plan` writes one
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["snapshot", "group", "target", "range", "undo", "keep_going", "also", "RestoreOptions"])]
+    pub plan: Option<PathBuf>,
+}
+
+/// How a volume is restored. Which of it goes together is checked in `options.rs`, for plans, too.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+pub struct RestoreOptions {
     /// Overwrite a file that has content, a device that is in use, the snapshot's own source, or a volume whose other
     /// snapshots or thin pool would overflow; with --group, restore a run in which a volume is missing
     #[arg(long)]
@@ -295,32 +325,24 @@ pub struct RestoreArgs {
     #[arg(long)]
     pub create: bool,
     /// With --create: in this thin pool of the volume group
-    #[arg(long, value_name = "POOL", requires = "create", conflicts_with = "like")]
+    #[arg(long, value_name = "POOL")]
     pub thin: Option<String>,
     /// With --create: striped, mirrored or thin as the volume that was backed up, if the volume group allows it
-    #[arg(long, requires = "create")]
+    #[arg(long)]
     pub like: bool,
     /// Take an LVM snapshot of the target first, of at most SIZE where it is not thin; default what the target needs
-    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "", conflicts_with = "create")]
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub safety_snapshot: Option<String>,
     /// Remove this repository's baseline of the target first, which would have to hold all that is overwritten; its
     /// next backup reads the whole volume
-    #[arg(long, conflicts_with = "create")]
+    #[arg(long)]
     pub drop_baseline: bool,
     /// Write all of the target, and do not look what stands there already
     #[arg(long)]
     pub full: bool,
-    /// Restore only LENGTH bytes from OFFSET on, to where they were; the rest of the target stays as it is, and so does
-    /// its size
-    #[arg(long, value_name = "OFFSET+LENGTH", conflicts_with_all = ["create", "verify"])]
-    pub range: Option<String>,
     /// Read the target again when it is written, past the page cache, and compare it with the snapshot
-    #[arg(long, conflicts_with = "to_host")]
+    #[arg(long)]
     pub verify: bool,
-    /// Keep what stands on the target as a snapshot in the repository before anything is overwritten; `undo` puts it
-    /// back
-    #[arg(long, conflicts_with_all = ["create", "to_host"])]
-    pub undo: bool,
     /// With --nats: the host whose restorer agent writes the target; without, this process restores
     #[arg(long, value_name = "HOST")]
     pub to_host: Option<String>,
@@ -334,6 +356,32 @@ pub struct UndoArgs {
     /// Overwrite a target that is in use by now
     #[arg(long)]
     pub force: bool,
+}
+
+/// `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Only volumes whose names match; * stands for anything
+    #[arg(long, value_name = "PATTERN")]
+    pub volume: Option<String>,
+    /// Only snapshots of groups whose names match, or of one run of a group (NAME/RUN)
+    #[arg(long, value_name = "PATTERN")]
+    pub group: Option<String>,
+    /// Only snapshots of hosts whose names match
+    #[arg(long, value_name = "PATTERN")]
+    pub host: Option<String>,
+    /// Only snapshots with this tag; repeat for several, of which all must be there
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+    /// The last snapshots of this moment or earlier, instead of the latest; a date means its end
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<String>,
+    /// Restore to VG/NAME, with the last part of a volume's name; without, to where the volume was
+    #[arg(long, value_name = "VG")]
+    pub to_vg: Option<String>,
+    /// How each volume is to be restored.
+    #[command(flatten)]
+    pub options: RestoreOptions,
 }
 
 /// `check`.

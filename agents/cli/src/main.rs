@@ -7,9 +7,11 @@ mod app;
 mod apply;
 mod args;
 mod backup;
+mod bulk;
 mod bus;
 mod cat;
 mod check;
+mod draft;
 mod embedded;
 mod environment;
 mod exit;
@@ -21,6 +23,8 @@ mod lvm;
 mod memory;
 mod metrics;
 mod open;
+mod options;
+mod plan;
 mod progress;
 mod restore;
 mod select;
@@ -95,6 +99,7 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::FindChange(args) => done(show::find_change(app, args).await),
         Command::Restore(args) => done(restore::run(app, args).await),
         Command::Undo(args) => done(undo::run(app, args).await),
+        Command::Plan(args) => done(draft::run(app, args).await),
         Command::Cat(args) => done(cat::run(app, args).await),
         Command::Verify(args) => done(verify::run(app, args).await),
         Command::Send(args) => done(send::run(app, args).await),

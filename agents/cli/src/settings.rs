@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::args::{Global, IoPriority, Role};
 use crate::lvm::Lvm;
 
+/// Volumes at once, of one host, at most.
+pub const AT_ONCE_MAX: usize = 64;
+
 /// The configuration file, as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,6 +52,7 @@ struct AgentFile {
     metrics: Option<String>,
     #[serde(default)]
     targets: Vec<PathBuf>,
+    restores: Option<usize>,
     #[serde(default)]
     shards: Vec<u16>,
 }
@@ -128,6 +132,8 @@ pub struct Settings {
     pub metrics: Setting<Option<String>>,
     /// Restorer: where targets may be.
     pub targets: Setting<Vec<PathBuf>>,
+    /// Restorer: restores at once, which share its memory.
+    pub restores: Setting<usize>,
     /// Indexer: its shards; empty is all.
     pub shards: Setting<Vec<u16>>,
 }
@@ -261,6 +267,7 @@ pub fn resolve(global: &Global, extra: Extra, matches: &ArgMatches) -> anyhow::R
         workers: r.pick("workers", extra.workers, file.agent.workers, workers),
         metrics: r.optional("metrics", extra.metrics, file.agent.metrics),
         targets: r.list("targets", extra.targets, file.agent.targets),
+        restores: r.pick("restores", None, file.agent.restores, 2),
         shards: r.list("shards", extra.shards, file.agent.shards),
     };
     check(&settings)?;
@@ -279,6 +286,9 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
     }
     if !(1..=64).contains(&settings.reads.value) {
         bail!("reads: {} is not between 1 and 64", settings.reads.value);
+    }
+    if !(1..=AT_ONCE_MAX).contains(&settings.restores.value) {
+        bail!("restores: {} is not between 1 and {AT_ONCE_MAX}", settings.restores.value);
     }
     settings.lvm.value.settings(&Default::default())?;
     settings.lvm.value.audit()?;

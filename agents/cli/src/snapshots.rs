@@ -81,11 +81,9 @@ fn group_text(row: &Row) -> String {
     }
 }
 
-/// `lvkeep snapshots`.
-pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
-    let repository = app.repository().await?;
-    let all = select::roots(&repository, None).await?;
-    let mut roots = all.clone();
+/// Those of the snapshots that are asked for.
+pub fn filtered(all: &[Root], args: &SnapshotsArgs) -> anyhow::Result<Vec<Root>> {
+    let mut roots = all.to_vec();
     if let Some(pattern) = &args.volume {
         roots.retain(|root| text::matches(pattern, &root.volume));
     }
@@ -108,6 +106,14 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
         let until = select::parse_time(until)?;
         roots.retain(|root| root.time_ms <= until);
     }
+    Ok(roots)
+}
+
+/// `lvkeep snapshots`.
+pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
+    let repository = app.repository().await?;
+    let all = select::roots(&repository, None).await?;
+    let roots = filtered(&all, args)?;
     let encrypted = repository.key.encrypted();
     let lacking = lacking(&all);
     let row = |root: &Root| {

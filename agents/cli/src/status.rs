@@ -1,15 +1,15 @@
 //! `status`: sessions in the bucket, agents on the bus, and volumes whose last snapshot is too old.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use agent::{Failure, Topic, sessions};
+use agent::{Bus, Failure, Topic, sessions};
 use schema::messages::{About, AgentIsThere, Message, WhoIsThere};
 use serde::Serialize;
 
 use crate::app::App;
-use crate::args::StatusArgs;
+use crate::args::{Role, StatusArgs};
 use crate::settings::parse_seconds;
 use crate::{bus, exit, select, text};
 
@@ -107,6 +107,17 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
 /// Calls the roll, and takes the answers that come in time.
 async fn agents(app: &App) -> anyhow::Result<Vec<Agent>> {
     let bus = bus::connect(app, "status").await?;
+    called(app, &*bus).await
+}
+
+/// The hosts of which a restorer answers.
+pub async fn restorers(app: &App, bus: &dyn Bus) -> anyhow::Result<BTreeSet<String>> {
+    let agents = called(app, bus).await?.into_iter();
+    let restorer = |agent: &Agent| agent.roles.iter().any(|role| role == Role::Restorer.name());
+    Ok(agents.filter(restorer).map(|agent| agent.host).collect())
+}
+
+async fn called(app: &App, bus: &dyn Bus) -> anyhow::Result<Vec<Agent>> {
     let nonce = app.environment.session_id().to_string();
     let topic = Topic::roll_call_reply(&nonce);
     let mut replies = bus.subscribe(&topic).await.map_err(Failure::from)?;

@@ -3,19 +3,19 @@
 //! It is a snapshot like any other, of a volume that is named after the target: what the repository holds already
 //! takes no room, and it stands for as long as it is wanted, whatever becomes of the restore.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use agent::Failure;
 use anyhow::{Context, bail};
-use restorer::Target;
 use schema::messages::{BackupJob, JobOutcome};
 use schema::root::Root;
 
 use crate::app::App;
-use crate::args::UndoArgs;
+use crate::args::{RestoreOptions, UndoArgs};
 use crate::embedded::Embedded;
 use crate::progress::Display;
-use crate::{backup, open, restore, select};
+use crate::restore::Order;
+use crate::{backup, restore, select};
 
 /// What names of volumes begin with that are kept for an undo; the host and the target follow.
 const NAMES: &str = "undo/";
@@ -84,9 +84,10 @@ pub async fn run(app: &App, args: &UndoArgs) -> anyhow::Result<()> {
 async fn put_back(app: &App, args: &UndoArgs, work: &Embedded) -> anyhow::Result<()> {
     let root = select::snapshot(&work.repository, &args.snapshot).await?;
     check(&root, &app.settings.host.value)?;
-    let identity = open::identity(&app.settings, work.repository.key.repo())?.map(std::sync::Arc::new);
-    let target = Target::new(PathBuf::from(&root.source), args.force).with_content();
-    restore::one(app, work, identity, &root, target).await
+    let restorer = restore::make(app, work, restore::identity(app, work)?);
+    let options = RestoreOptions { force: args.force, ..RestoreOptions::default() };
+    let order = Order { target: root.source.clone(), preparation: options.preparation()?, options, root };
+    restore::one(app, &restorer, &order, order.to().with_content()).await
 }
 
 /// Only what was kept for it is put back, and only where it was.

@@ -6,6 +6,7 @@
 //! never leaves stale data where the snapshot has zeroes. What stands on the target already is left alone. Memory is
 //! bounded by [`Settings::memory`] whatever the volume's size and whatever maps, frames and the index claim.
 
+mod claim;
 mod compare;
 mod differences;
 mod keys;
@@ -20,6 +21,7 @@ mod unit;
 
 pub use differences::Differences;
 pub use restorer::{Hole, Progress, Report, Restorer, Settings};
+pub use service::Serving;
 pub use target::Target;
 
 #[cfg(test)]

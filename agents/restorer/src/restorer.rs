@@ -446,6 +446,7 @@ impl Restorer {
             })
             .await;
         };
+        let claim = target.claim().clone();
         let opening = async {
             let device = place.make().await?;
             let (target, root) = (target.clone(), root.clone());
@@ -466,6 +467,8 @@ impl Restorer {
         };
         match opened {
             Ok(opened) => Ok(opened),
+            // Another restore has it, which ends it.
+            Err(failure) if claim.is_busy() => Err(failure),
             Err(failure) => {
                 let notes = end_place(Some(&*place), false).await;
                 Err(with_notes(failure, &notes))

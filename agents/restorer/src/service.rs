@@ -1,47 +1,69 @@
-//! The restorer as an agent: takes the restore jobs of its host, one at a time, and says how each ended.
+//! The restorer as an agent: takes the restore jobs of its host, a few at a time, and says how each ended.
 //!
 //! It writes only below the folders, and to the logical volumes, that its own configuration allows; without any it
-//! refuses every job by name. A job may be delivered again: one that ended in this process is only reported again. A
-//! job that was stopped goes back to the queue.
+//! refuses every job by name. A job may be delivered again: one that ended in this process is only reported again, and
+//! one that another process has begun waits until that one is gone, and goes on with what it left. A job that was
+//! stopped goes back to the queue.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agent::bus::Ticket;
 use agent::repository::AtSlot;
-use agent::{BusError, Context, Failure, Handler, Outcome, Queue, Topic};
+use agent::{BusError, Context, Failure, Handler, Outcome, Queue, Topic, sessions};
 use async_trait::async_trait;
+use futures::future;
 use schema::JobId;
 use schema::messages::{self, About, JobDone, JobOutcome, Message, RestoreJob};
 use schema::root::{Root, Statistics};
+use schema::session::SessionKind;
 use tokio::sync::watch;
 
+use crate::claim::Claim;
 use crate::restorer::{Ids, Progress, Purpose, Report, Restorer};
 use crate::target::Target;
 
 /// Bytes of jobs taken from the queue at once; the next job may as well go to another agent.
 const WINDOW: usize = 4 << 10;
-/// How often progress is told, and the job's delivery extended.
-const BEAT: Duration = Duration::from_secs(5);
 /// Pause before an end that could not be told is told again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Ended jobs that are remembered.
 const ENDED_MAX: usize = 256;
 
+/// How an agent serves a host.
+#[derive(Debug, Clone)]
+pub struct Serving {
+    /// The host whose jobs it takes.
+    pub host: String,
+    /// Targets must be below one of these.
+    pub allowed: Vec<PathBuf>,
+    /// Jobs at once, which share what the restorer has.
+    pub at_once: usize,
+    /// How often progress is told, and a job's delivery extended: less than the time after which it comes again.
+    pub beat: Duration,
+}
+
 impl Restorer {
-    /// Serves the restore jobs of `host` until the context's stop flag is raised. Targets must be below `allowed`.
-    pub async fn run(self, host: &str, allowed: Vec<PathBuf>) -> Result<(), Failure> {
+    /// Serves the restore jobs of a host until the context's stop flag is raised.
+    pub async fn run(self, serving: Serving) -> Result<(), Failure> {
         let context = self.context.clone();
-        let jobs = Jobs { restorer: self, allowed, ended: VecDeque::new() };
-        agent::consume(&context, &Queue::restores(host), WINDOW, jobs).await
+        let (queue, at_once) = (Queue::restores(&serving.host), serving.at_once.max(1));
+        let jobs = Jobs { restorer: Arc::new(self), serving: Arc::new(serving), ended: Arc::default() };
+        let consumers = (0..at_once).map(|_| agent::consume(&context, &queue, WINDOW, jobs.clone()));
+        future::try_join_all(consumers).await.map(drop)
     }
 }
 
+/// A job that ended: of which volume, and how.
+type Ended = (JobId, String, JobOutcome);
+
+#[derive(Clone)]
 struct Jobs {
-    restorer: Restorer,
-    allowed: Vec<PathBuf>,
-    ended: VecDeque<(JobId, String, JobOutcome)>,
+    restorer: Arc<Restorer>,
+    serving: Arc<Serving>,
+    ended: Arc<Mutex<VecDeque<Ended>>>,
 }
 
 #[async_trait]
@@ -52,14 +74,18 @@ impl Handler for Jobs {
 
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
         let job: RestoreJob = message.read()?;
-        if !self.ended.iter().any(|(ended, ..)| *ended == job.job) {
-            let (volume, outcome) = self.outcome(&job, ticket).await?;
-            if self.ended.len() == ENDED_MAX {
-                self.ended.pop_front();
+        // Nobody else has the target before it is told how the job ended.
+        let claim = Claim::of(job.job);
+        let ended = match self.ended(job.job) {
+            Some(ended) => ended,
+            None => {
+                let (volume, outcome) = self.outcome(&job, &claim, ticket).await?;
+                self.remember((job.job, volume, outcome))
             }
-            self.ended.push_back((job.job, volume, outcome));
-        }
-        self.tell(job.job).await?;
+        };
+        self.tell(ended).await?;
+        claim.let_go();
+        self.end_earlier(job.job).await;
         Ok(Outcome::Done)
     }
 
@@ -76,20 +102,67 @@ impl Jobs {
         &self.restorer.context
     }
 
-    /// How the job ends, and of which volume; an error only when the agent is stopped.
+    fn ended(&self, job: JobId) -> Option<Ended> {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.iter().find(|(ended, ..)| *ended == job).cloned()
+    }
+
+    fn remember(&self, one: Ended) -> Ended {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if ended.len() == ENDED_MAX {
+            ended.pop_front();
+        }
+        ended.push_back(one.clone());
+        one
+    }
+
+    /// How the job ends, and of which volume; an error only when the agent is stopped, or another one has the target.
     async fn outcome(
         &self,
         job: &RestoreJob,
+        claim: &Claim,
         ticket: &Option<Ticket>,
+    ) -> Result<(String, JobOutcome), Failure> {
+        let ids = Ids { job: job.job, session: self.context().environment.session_id() };
+        let latest = watch::Sender::new(None);
+        let working = self.work(job, ids, claim, &latest);
+        tokio::pin!(working);
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut working => return outcome,
+                () = self.context().environment.sleep(self.serving.beat) => {}
+            }
+            let now = latest.borrow().clone();
+            self.beat(ids, now, ticket).await;
+        }
+    }
+
+    async fn work(
+        &self,
+        job: &RestoreJob,
+        ids: Ids,
+        claim: &Claim,
+        latest: &watch::Sender<Option<(String, Progress)>>,
     ) -> Result<(String, JobOutcome), Failure> {
         let root = match self.root(job).await {
             Ok(root) => root,
             Err(failure) => return Ok((String::new(), failed(job, failure))),
         };
         let volume = root.volume.clone();
-        match self.restore(job, root, ticket).await {
-            Ok(outcome) => Ok((volume, outcome)),
+        let progress = |now| {
+            latest.send_replace(Some((volume.clone(), now)));
+        };
+        progress(Progress { total: root.size, done: 0, fetched: 0 });
+        let target = Target::new(&job.target, job.force).full(job.full).prepared(job.preparation.clone());
+        let target = target.below(&self.serving.allowed).claimed(claim.clone());
+        match self.restorer.run_as(ids, root, Purpose::Restore(target), &progress).await {
+            Ok(report) => Ok((volume, restored(report))),
             Err(failure) if self.context().stop.is_raised() => Err(Failure { retry: true, ..failure }),
+            Err(failure) if claim.is_busy() => {
+                tracing::warn!(job = %job.job, %failure, "waiting for another restore");
+                Err(failure)
+            }
             Err(failure) => Ok((volume, failed(job, failure))),
         }
     }
@@ -102,59 +175,49 @@ impl Jobs {
         }
     }
 
-    async fn restore(
-        &self,
-        job: &RestoreJob,
-        root: Root,
-        ticket: &Option<Ticket>,
-    ) -> Result<JobOutcome, Failure> {
-        let ids = Ids { job: job.job, session: self.context().environment.session_id() };
-        let target = Target::new(&job.target, job.force).full(job.full).prepared(job.preparation.clone());
-        let target = target.below(&self.allowed);
-        let about = About::session(ids.session, root.volume.clone());
-        let latest = watch::Sender::new(Progress { total: root.size, done: 0, fetched: 0 });
-        let progress = |now| {
-            latest.send_replace(now);
-        };
-        let restoring = self.restorer.run_as(ids, root, Purpose::Restore(target), &progress);
-        tokio::pin!(restoring);
-        let report = loop {
-            tokio::select! {
-                biased;
-                result = &mut restoring => break result?,
-                () = self.context().environment.sleep(BEAT) => {}
-            }
-            let now = *latest.borrow();
-            self.beat(ids, &about, now, ticket).await;
-        };
-        let Report { written, kept, compared, zeroed, fetched, notes, .. } = report;
-        Ok(JobOutcome::Restored { written, kept, compared, zeroed, fetched, notes })
-    }
-
     /// Keeps the job for this agent and tells how far it is; both may fail without harm.
-    async fn beat(&self, ids: Ids, about: &About, now: Progress, ticket: &Option<Ticket>) {
-        let Progress { total, done, .. } = now;
-        let (statistics, volume) = (Statistics::default(), about.volume.clone());
-        let payload =
-            messages::Progress { job: ids.job, session: ids.session, volume, total, done, statistics };
+    async fn beat(&self, ids: Ids, now: Option<(String, Progress)>, ticket: &Option<Ticket>) {
         let extended = match ticket {
             Some(ticket) => ticket.extend().await,
             None => Ok(()),
         };
-        let told =
-            self.context().bus.broadcast(&Topic::progress(ids.job), Message::new(about, &payload)).await;
+        let told = match now {
+            Some((volume, now)) => self.tell_progress(ids, volume, now).await,
+            None => Ok(()),
+        };
         if let Err(why) = extended.and(told) {
             tracing::debug!(job = %ids.job, %why, "cannot tell how far a restore is");
         }
     }
 
-    /// Tells how a job ended, until the queue has it: doing the job again would be wrong.
-    async fn tell(&self, job: JobId) -> Result<(), Failure> {
-        let Some((_, volume, outcome)) = self.ended.iter().find(|(ended, ..)| *ended == job) else {
-            return Ok(());
+    async fn tell_progress(&self, ids: Ids, volume: String, now: Progress) -> Result<(), BusError> {
+        let Ids { job, session } = ids;
+        let Progress { total, done, .. } = now;
+        let about = About::session(session, volume.clone());
+        let statistics = Statistics::default();
+        let payload = messages::Progress { job, session, volume, total, done, statistics };
+        self.context().bus.broadcast(&Topic::progress(job), Message::new(&about, &payload)).await
+    }
+
+    /// Ends the sessions that killed agents left of this job: nobody reads for them any more. One that stays only keeps
+    /// a collection waiting.
+    async fn end_earlier(&self, job: JobId) {
+        let repository = &self.restorer.repository;
+        let ended = async {
+            let sessions = sessions::list(repository).await?;
+            for session in sessions.iter().filter(|one| one.job == job && one.kind == SessionKind::Restore) {
+                sessions::revoke(repository, session).await?;
+            }
+            Ok::<_, Failure>(())
         };
-        let about = About { session: None, volume: volume.clone() };
-        let message = Message::new(&about, &JobDone { job, outcome: outcome.clone() });
+        if let Err(failure) = ended.await {
+            tracing::debug!(%job, %failure, "cannot look for sessions that earlier attempts left");
+        }
+    }
+
+    /// Tells how a job ended, until the queue has it: doing the job again would be wrong.
+    async fn tell(&self, (job, volume, outcome): Ended) -> Result<(), Failure> {
+        let message = Message::new(&About { session: None, volume }, &JobDone { job, outcome });
         loop {
             match self.context().bus.publish(&Queue::done(job), message.clone()).await {
                 Ok(()) => return Ok(()),
@@ -164,6 +227,11 @@ impl Jobs {
             self.context().environment.sleep(RETRY_PAUSE).await;
         }
     }
+}
+
+fn restored(report: Report) -> JobOutcome {
+    let Report { written, kept, compared, zeroed, fetched, notes, .. } = report;
+    JobOutcome::Restored { written, kept, compared, zeroed, fetched, notes }
 }
 
 fn failed(job: &RestoreJob, failure: Failure) -> JobOutcome {

@@ -32,6 +32,8 @@ pub(crate) enum Before {
     Absent,
     /// A file without content.
     Empty,
+    /// What an earlier attempt of the same job has written.
+    Begun,
     /// A file with content, or a device.
     Content,
 }
@@ -203,7 +205,7 @@ impl Sink {
     pub fn finish(&self) -> Result<(), Failure> {
         let Self::Target(opened) = self else { return Ok(()) };
         let folder = || match (opened.before, opened.path.parent()) {
-            (Before::Absent, Some(folder)) => File::open(folder)?.sync_all(),
+            (Before::Absent | Before::Begun, Some(folder)) => File::open(folder)?.sync_all(),
             _ => Ok(()),
         };
         opened.file.sync_all().and_then(|()| folder()).map_err(|why| opened.not_durable(&why))
@@ -214,7 +216,7 @@ impl Sink {
     pub fn give_up(&self) {
         let Self::Target(opened) = self else { return };
         let undone = match opened.before {
-            Before::Absent => opened.remove(),
+            Before::Absent | Before::Begun => opened.remove(),
             Before::Empty => opened.file.set_len(0),
             Before::Content => Ok(()),
         };
@@ -243,13 +245,13 @@ impl Opened {
 
     /// Whether all of it reads as zero.
     pub fn is_zero(&self) -> bool {
-        self.before != Before::Content && !self.shared
+        matches!(self.before, Before::Absent | Before::Empty) && !self.shared
     }
 
     /// Lets a file that holds nothing share all of a donor's content on disk, where the file system can do that. What
     /// comes of it is compared like anything else that was there. Blocks.
     pub fn share(&mut self, donor: &Reading, part: &Range<u64>, size: u64) {
-        if self.before == Before::Content || *part != (0..size) || donor.is_longer_than(size) {
+        if !self.is_zero() || *part != (0..size) || donor.is_longer_than(size) {
             return;
         }
         match donor.clone_to(&self.file) {

@@ -12,18 +12,21 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use agent::{Failure, mounts};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, SeekFrom, major, minor, openat2, seek};
+use rustix::fs::{
+    CWD, FlockOperation, Mode, OFlags, ResolveFlags, SeekFrom, flock, major, minor, openat2, seek,
+};
 use rustix::io::Errno;
 use schema::messages::{FailureKind, Preparation};
 use schema::root::Root;
 
+use crate::claim::Claim;
 use crate::sink::{Before, Opened};
 
 /// Only root reads a restored disk until somebody decides otherwise.
 const MODE: u32 = 0o600;
 
 /// Where to restore to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Target {
     path: PathBuf,
     force: bool,
@@ -34,6 +37,7 @@ pub struct Target {
     range: Option<Range<u64>>,
     preparation: Preparation,
     allowed: Option<Vec<PathBuf>>,
+    claim: Claim,
 }
 
 /// What a target is checked against.
@@ -50,7 +54,7 @@ impl Target {
     /// A file or block device. A file is made when there is none; its folder must exist. `force` overwrites a file
     /// that has content, the source itself, a device that is in use, and a device that is larger than the snapshot.
     pub fn new(path: impl Into<PathBuf>, force: bool) -> Self {
-        let preparation = Preparation::default();
+        let (preparation, claim) = (Preparation::default(), Claim::default());
         Self {
             path: path.into(),
             force,
@@ -61,6 +65,7 @@ impl Target {
             range: None,
             preparation,
             allowed: None,
+            claim,
         }
     }
 
@@ -108,6 +113,17 @@ impl Target {
     pub fn below(mut self, allowed: &[PathBuf]) -> Self {
         self.allowed = Some(allowed.to_vec());
         self
+    }
+
+    /// Held by this claim, which may go on with what the same job has begun.
+    pub(crate) fn claimed(mut self, claim: Claim) -> Self {
+        self.claim = claim;
+        self
+    }
+
+    /// What is held of it.
+    pub(crate) fn claim(&self) -> &Claim {
+        &self.claim
     }
 
     /// The path as it was given.
@@ -210,16 +226,17 @@ impl Target {
             Ok(metadata) => metadata,
             Err(why) if why.kind() == io::ErrorKind::NotFound => {
                 let file = self.open_path(&path, OFlags::CREATE | OFlags::EXCL)?;
-                let opened = Opened::new(file, path, volume, Before::Absent);
-                return self.sized(opened, at.root.size);
+                self.hold_file(&file, &path, Before::Absent)?;
+                return self.sized(Opened::new(file, path, volume, Before::Absent), at.root.size);
             }
             Err(why) => return Err(self.cannot_open(&why)),
         };
         self.check_source(&path, &metadata, at)?;
         let kind = metadata.file_type();
         if kind.is_file() {
-            let before = self.check_file(&path, &metadata)?;
+            self.check_file(&path, &metadata)?;
             let file = self.open_path(&path, OFlags::empty())?;
+            let before = self.claim_file(&file, &path)?;
             let opened = Opened::new(file, path, volume, before);
             return match (&self.range, before) {
                 (Some(_), Before::Content) => {
@@ -329,8 +346,30 @@ impl Target {
         Ok(())
     }
 
+    /// Locks a file that was there, and looks again what it holds: another restore may have ended just now.
+    fn claim_file(&self, file: &File, path: &Path) -> Result<Before, Failure> {
+        self.claim.lock(file, path)?;
+        let metadata = file.metadata().map_err(|why| self.cannot_open(&why))?;
+        if metadata.nlink() == 0 {
+            return Err(self.claim.busy(path));
+        }
+        let before = self.check_file(path, &metadata)?;
+        self.hold_file(file, path, before)?;
+        Ok(before)
+    }
+
+    fn hold_file(&self, file: &File, path: &Path, before: Before) -> Result<(), Failure> {
+        self.claim.lock(file, path)?;
+        if before != Before::Content {
+            self.claim.begin(file, path);
+        }
+        self.claim.keep(file);
+        Ok(())
+    }
+
     fn check_file(&self, path: &Path, metadata: &Metadata) -> Result<Before, Failure> {
-        if metadata.len() > 0 && !self.force && !self.with_content {
+        let begun = metadata.len() > 0 && self.claim.has_begun(path);
+        if metadata.len() > 0 && !self.force && !self.with_content && !begun {
             let why = format!("the file has content ({} bytes); force overwrites it", metadata.len());
             return Err(self.refused(why));
         }
@@ -340,6 +379,7 @@ impl Target {
                 Err(self.refused(why))
             }
             _ if metadata.len() == 0 => Ok(Before::Empty),
+            _ if begun => Ok(Before::Begun),
             _ => Ok(Before::Content),
         }
     }
@@ -359,15 +399,24 @@ impl Target {
         open_exactly(path, flags).map_err(|why| self.cannot_open(&why.into()))
     }
 
-    /// Exclusive opening fails while the device is mounted or held by device mapper, md or another restore.
+    /// Exclusive opening fails while the device is mounted or held by device mapper, md or another restore. The lock
+    /// tells other restores from the rest, and keeps them away where the device is in use by force; whoever has the
+    /// device exclusively does not need it, and udev may have it for a moment.
     fn open_device(&self, path: &Path, metadata: &Metadata) -> Result<File, Failure> {
         match open_exactly(path, OFlags::EXCL) {
-            Ok(file) => Ok(file),
-            Err(Errno::BUSY) if self.force => {
-                tracing::warn!(path = %path.display(), "overwriting a device that is in use, by force");
-                self.open_path(path, OFlags::empty())
+            Ok(file) => {
+                if let Err(why) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                    tracing::debug!(path = %path.display(), %why, "opened exclusively, without a lock");
+                }
+                Ok(file)
             }
             Err(Errno::BUSY) => {
+                let file = self.open_path(path, OFlags::empty())?;
+                self.claim.lock(&file, path)?;
+                if self.force {
+                    tracing::warn!(path = %path.display(), "overwriting a device that is in use, by force");
+                    return Ok(file);
+                }
                 let user = mounts::holder(metadata.rdev());
                 let user = user.unwrap_or_else(|| "mounted, or held by another device".to_owned());
                 Err(self.refused(format!("the device is in use ({user})")))

@@ -26,7 +26,7 @@ use schema::root::{Root, Statistics, Tracking};
 use schema::{ChunkId, Domain, PackId, ReadingId};
 
 use super::counting::Counting;
-use crate::{Report, Restorer, Settings, Target};
+use crate::{Report, Restorer, Serving, Settings, Target};
 
 pub const CHUNK: usize = 64 << 10;
 /// Chunks of one pack: some 32 MiB.
@@ -278,6 +278,11 @@ impl Fixture {
         let data = table.iter().filter(|(id, _)| id.domain().unwrap() == Domain::Data);
         data.flat_map(|(id, copies)| copies.iter().map(|copy| (*id, *copy))).collect()
     }
+}
+
+/// An agent of `host` that takes one job at a time.
+pub fn serving(allowed: Vec<PathBuf>) -> Serving {
+    Serving { host: "host".into(), allowed, at_once: 1, beat: Duration::from_secs(1) }
 }
 
 /// `len` bytes that compress somewhat and differ by seed.

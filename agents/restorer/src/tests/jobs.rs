@@ -1,18 +1,27 @@
 //! The restorer as an agent: what it takes, what it refuses, what it tells.
 
 use std::path::Path;
+use std::time::Duration;
 
 use agent::Queue;
+use agent::sessions::OpenSession;
 use schema::JobId;
 use schema::messages::{About, FailureKind, JobDone, JobOutcome, Message, Preparation, RestoreJob};
 use schema::root::Root;
+use schema::session::{Session, SessionKind};
 
-use super::fixture::{Fixture, noise};
+use super::fixture::{CHUNK, Fixture, noise, serving};
+use crate::Serving;
+use crate::claim::Claim;
 
 const LEN: usize = 1 << 20;
 
 async fn send(fixture: &Fixture, root: &Root, target: &Path, force: bool) -> JobId {
     let job = fixture.context.environment.job_id();
+    send_as(job, fixture, root, target, force).await
+}
+
+async fn send_as(job: JobId, fixture: &Fixture, root: &Root, target: &Path, force: bool) -> JobId {
     let target = target.to_str().unwrap().to_owned();
     let preparation = Preparation::default();
     let payload = RestoreJob { job, slot: root.slot, target, force, preparation, full: false };
@@ -37,7 +46,7 @@ async fn a_job_is_done_and_told() {
     let root = fixture.volume(&content).await;
     let allowed = fixture.path("allowed");
     std::fs::create_dir(&allowed).unwrap();
-    let agent = tokio::spawn(fixture.restorer().run("host", vec![allowed.clone()]));
+    let agent = tokio::spawn(fixture.restorer().run(serving(vec![allowed.clone()])));
     let job = send(&fixture, &root, &allowed.join("disk"), false).await;
     let outcome = done(&fixture, job).await;
     assert!(
@@ -72,7 +81,7 @@ async fn targets_outside_the_allowed_folders_are_refused() {
     std::fs::write(outside.join("file"), b"").unwrap();
     std::os::unix::fs::symlink(outside.join("file"), allowed.join("file")).unwrap();
     std::os::unix::fs::symlink(outside.join("absent"), allowed.join("dangling")).unwrap();
-    let agent = tokio::spawn(fixture.restorer().run("host", vec![allowed.clone()]));
+    let agent = tokio::spawn(fixture.restorer().run(serving(vec![allowed.clone()])));
     for target in [
         outside.join("x"),
         allowed.join("../outside/x"),
@@ -103,7 +112,7 @@ async fn targets_outside_the_allowed_folders_are_refused() {
 async fn an_agent_without_allowed_folders_refuses_everything() {
     let fixture = Fixture::plain().await;
     let root = fixture.volume(&noise(1, LEN)).await;
-    let agent = tokio::spawn(fixture.restorer().run("host", Vec::new()));
+    let agent = tokio::spawn(fixture.restorer().run(serving(Vec::new())));
     let job = send(&fixture, &root, &fixture.path("x"), true).await;
     let JobOutcome::Failed { kind, why } = done(&fixture, job).await else { panic!("it was restored") };
     assert_eq!(kind, FailureKind::Refused);
@@ -128,7 +137,7 @@ async fn a_stopped_agent_gives_its_job_back() {
     // Without an answer of the index, the restore waits; it is stopped meanwhile.
     let bus = fixture.context.bus.clone();
     let copies = std::mem::take(&mut *fixture.table.lock().unwrap());
-    let agent = tokio::spawn(fixture.restorer().run("host", vec![folder.clone()]));
+    let agent = tokio::spawn(fixture.restorer().run(serving(vec![folder.clone()])));
     let job = send(&fixture, &root, &path, false).await;
     let stop = fixture.context.stop.clone();
     while fixture.sessions().await.is_empty() {
@@ -141,10 +150,122 @@ async fn a_stopped_agent_gives_its_job_back() {
     *fixture.table.lock().unwrap() = copies;
     let mut again = fixture;
     again.context.stop = agent::Stop::default();
-    let agent = tokio::spawn(again.restorer().run("host", vec![folder]));
+    let agent = tokio::spawn(again.restorer().run(serving(vec![folder])));
     assert!(matches!(done(&again, job).await, JobOutcome::Restored { .. }));
     assert!(std::fs::read(&path).unwrap() == content);
     again.context.stop.raise();
     agent.await.unwrap().unwrap();
     drop(bus);
+}
+
+/// A file as an agent leaves it that is killed in the middle of a job: half of it, its mark, and a session.
+async fn killed(fixture: &Fixture, job: JobId, content: &[u8], path: &Path) {
+    let file = std::fs::File::create(path).unwrap();
+    let claim = Claim::of(job);
+    claim.lock(&file, path).unwrap();
+    claim.begin(&file, path);
+    std::os::unix::fs::FileExt::write_all_at(&file, &content[..LEN / 2], 0).unwrap();
+    file.set_len(content.len() as u64).unwrap();
+    let session = Session {
+        id: fixture.context.environment.session_id(),
+        kind: SessionKind::Restore,
+        slot: None,
+        job,
+        volume: "v".into(),
+        host: "host".into(),
+        started_ms: 0,
+        checkpoint: None,
+    };
+    OpenSession::begin(fixture.repository.clone(), session).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_goes_on_with_what_a_killed_agent_left() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, LEN);
+    let root = fixture.volume(&content).await;
+    let (path, job) = (fixture.path("x"), fixture.context.environment.job_id());
+    killed(&fixture, job, &content, &path).await;
+    let folder = fixture.folder.path().to_path_buf();
+    let agent = tokio::spawn(fixture.restorer().run(serving(vec![folder])));
+    let other = send(&fixture, &root, &path, false).await;
+    let JobOutcome::Failed { why, .. } = done(&fixture, other).await else { panic!("another job's file") };
+    assert!(why.contains("has content"), "{why}");
+
+    send_as(job, &fixture, &root, &path, false).await;
+    let JobOutcome::Restored { written, kept, .. } = done(&fixture, job).await else {
+        panic!("its own file")
+    };
+    assert_eq!((written, kept), (LEN as u64 / 2, LEN as u64 / 2));
+    assert!(std::fs::read(&path).unwrap() == content);
+    while !fixture.sessions().await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert!(!Claim::of(job).has_begun(&path), "the job is over");
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_killed_agent_left_goes_when_the_job_fails() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, LEN);
+    let root = fixture.volume(&content).await;
+    let (path, job) = (fixture.path("x"), fixture.context.environment.job_id());
+    killed(&fixture, job, &content, &path).await;
+    for (_, copy) in fixture.data_copies() {
+        fixture.overwrite(copy.pack, Vec::new()).await;
+    }
+    let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
+    send_as(job, &fixture, &root, &path, false).await;
+    assert!(matches!(done(&fixture, job).await, JobOutcome::Failed { kind: FailureKind::Damaged, .. }));
+    assert!(!path.exists());
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_waits_for_another_restore_of_its_target() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, LEN);
+    let root = fixture.volume(&content).await;
+    let path = fixture.path("x");
+    std::fs::write(&path, b"before").unwrap();
+    let slow = std::fs::File::open(&path).unwrap();
+    Claim::default().lock(&slow, &path).unwrap();
+    let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
+    let job = send(&fixture, &root, &path, true).await;
+    while fixture.context.counters.messages_retried.get() < 3 {
+        fixture.context.environment.sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), b"before");
+    drop(slow);
+    assert!(matches!(done(&fixture, job).await, JobOutcome::Restored { .. }));
+    assert!(std::fs::read(&path).unwrap() == content);
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_takes_as_many_jobs_at_once_as_it_may() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, 4 * CHUNK)).await;
+    // Without an answer of the index, restores wait.
+    let copies = std::mem::take(&mut *fixture.table.lock().unwrap());
+    let allowed = vec![fixture.folder.path().to_path_buf()];
+    let agent = tokio::spawn(fixture.restorer().run(Serving { at_once: 2, ..serving(allowed) }));
+    let mut jobs = Vec::new();
+    for name in ["a", "b", "c"] {
+        jobs.push(send(&fixture, &root, &fixture.path(name), false).await);
+    }
+    while fixture.sessions().await.len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!fixture.path("c").exists());
+    *fixture.table.lock().unwrap() = copies;
+    for job in jobs {
+        assert!(matches!(done(&fixture, job).await, JobOutcome::Restored { .. }));
+    }
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
 }

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use schema::messages::{About, FailureKind, JobDone, JobOutcome, Message, Preparation, RestoreJob, Safety};
 use schema::names;
 
-use super::fixture::{CHUNK, Fixture, noise};
+use super::fixture::{CHUNK, Fixture, noise, serving};
 use crate::{Restorer, Target};
 
 const MIB: usize = 1 << 20;
@@ -199,7 +199,7 @@ async fn an_agent_restores_to_places_that_it_allows() {
         let volume = Volume::of(&fixture, MIB);
         let restorer = volume.restorer(&fixture);
         let folders = allowed.iter().map(PathBuf::from).collect();
-        let agent = tokio::spawn(async move { restorer.run("host", folders).await });
+        let agent = tokio::spawn(async move { restorer.run(serving(folders)).await });
         let job = fixture.context.environment.job_id();
         let (slot, preparation) = (root.slot, Preparation::default());
         let order = RestoreJob { job, slot, target: "vg/lv".into(), force: false, preparation, full: false };

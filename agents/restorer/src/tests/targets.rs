@@ -1,13 +1,15 @@
 //! Targets of a whole restore: devices, the source, the repository's own folder. Devices are loop devices; where the
 //! machine allows none, these tests end early and say so (the checks themselves have unit tests).
 
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::fs::OFlags;
 use schema::messages::FailureKind;
 
 use super::fixture::{Fixture, noise};
+use crate::claim::Claim;
 use crate::{Settings, Target};
 
 const MIB: u64 = 1 << 20;
@@ -99,6 +101,26 @@ async fn a_device_of_another_size_is_refused_with_both_sizes() {
     let now = std::fs::read(&disk.device).unwrap();
     assert!(now[..odd.len()] == odd, "also where the snapshot ends off a block");
     assert!(now[odd.len()..] == stale[odd.len()..], "the tail stays, as force accepted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_restore_has_is_not_overwritten_by_force_either() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, 4 * MIB as usize)).await;
+    let file = fixture.path("file");
+    std::fs::write(&file, b"before").unwrap();
+    let disk = Loop::over(&fixture.path("backing"), 4 * MIB);
+    for path in std::iter::once(&file).chain(disk.as_ref().map(|disk| &disk.device)) {
+        let flags = if path == &file { OFlags::empty() } else { OFlags::EXCL };
+        let mut options = std::fs::File::options();
+        let held = options.write(true).custom_flags(flags.bits() as i32).open(path).unwrap();
+        Claim::default().lock(&held, path).unwrap();
+        let failure =
+            fixture.restorer().restore(root.clone(), Target::new(path, true), |_| ()).await.unwrap_err();
+        assert!(failure.retry && failure.why.contains("another restore"), "{failure}");
+        drop(held);
+        fixture.restorer().restore(root.clone(), Target::new(path, true), |_| ()).await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

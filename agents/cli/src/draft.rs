@@ -1,0 +1,155 @@
+//! `plan`: a plan of the latest snapshots of many volumes, for an operator to edit.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use agent::Failure;
+use anyhow::bail;
+use schema::root::Root;
+use serde::Serialize;
+
+use crate::app::App;
+use crate::args::{PlanArgs, RestoreOptions, SnapshotsArgs};
+use crate::{plan, select, snapshots, text};
+
+/// A volume of the plan, as it is printed for machines.
+#[derive(Debug, Serialize)]
+struct Row<'a> {
+    snapshot: String,
+    volume: &'a str,
+    time: String,
+    size: u64,
+    target: String,
+}
+
+/// `lvkeep plan`.
+pub async fn run(app: &App, args: &PlanArgs) -> anyhow::Result<()> {
+    let wrong = args.options.clashes();
+    if !wrong.is_empty() {
+        bail!(Failure::refused(wrong.join("; ")));
+    }
+    args.options.preparation()?;
+    let repository = app.repository().await?;
+    let all = select::roots(&repository, None).await?;
+    let filter = SnapshotsArgs {
+        volume: args.volume.clone(),
+        group: args.group.clone(),
+        host: args.host.clone(),
+        tags: args.tags.clone(),
+        since: None,
+        until: args.at.clone(),
+    };
+    let roots = latest(snapshots::filtered(&all, &filter)?);
+    if roots.is_empty() {
+        bail!(Failure::refused("no snapshot is what was asked for (`lvkeep snapshots` lists them)"));
+    }
+    let row = |root: &'_ Root| target(root, args.to_vg.as_deref());
+    let targets: Vec<String> = roots.iter().map(row).collect();
+    let rows: Vec<Row<'_>> = roots
+        .iter()
+        .zip(&targets)
+        .map(|(root, target)| Row {
+            snapshot: root.slot.session.to_string(),
+            volume: &root.volume,
+            time: text::rfc3339(root.time_ms),
+            size: root.size,
+            target: target.clone(),
+        })
+        .collect();
+    app.print(&rows, || {
+        let head = head(&roots, app.environment.now_ms());
+        let volumes = roots.iter().zip(&targets).map(|(root, target)| volume(root, target, &args.options));
+        let twice = twice(&targets);
+        std::iter::once(head).chain(twice).chain(volumes).collect::<Vec<_>>().join("\n")
+    })
+}
+
+/// The latest snapshot of each volume.
+fn latest(roots: Vec<Root>) -> Vec<Root> {
+    let mut latest: BTreeMap<String, Root> = BTreeMap::new();
+    for root in roots {
+        let newer = |there: &Root| (there.time_ms, there.generation) < (root.time_ms, root.generation);
+        if latest.get(&root.volume).is_none_or(newer) {
+            latest.insert(root.volume.clone(), root);
+        }
+    }
+    latest.into_values().collect()
+}
+
+/// The last part of the volume's name in a volume group, or where the volume was.
+fn target(root: &Root, vg: Option<&str>) -> String {
+    let name = root.volume.rsplit('/').next().unwrap_or(&root.volume);
+    match vg {
+        Some(vg) => format!("{vg}/{name}"),
+        None => root.source.clone(),
+    }
+}
+
+fn head(roots: &[Root], now_ms: u64) -> String {
+    let bytes = text::size(roots.iter().map(|root| root.size).sum());
+    format!(
+        "# {} volumes, {bytes}; written {}. When it is as it should be:\n\
+         #   lvkeep restore --plan FILE\n\
+         # A volume of a higher priority comes first; equal ones as they stand here.\n\
+         # The keys of a volume are the options of `lvkeep restore`; host is the one whose agents write.\n\n\
+         # Volumes of each host at once. [hosts.NAME] has its own.\n\
+         volumes_at_once = {}\n\
+         # Requests to the store at once, for what the command itself restores.\n\
+         #fetches_at_once = 8\n",
+        roots.len(),
+        text::time(now_ms),
+        plan::AT_ONCE,
+    )
+}
+
+/// What a plan would be refused for.
+fn twice(targets: &[String]) -> Option<String> {
+    let mut counts: BTreeMap<PathBuf, usize> = BTreeMap::new();
+    targets.iter().for_each(|target| *counts.entry(plan::same_target(target)).or_default() += 1);
+    let twice: Vec<String> = counts
+        .into_iter()
+        .filter(|(_, count)| *count > 1)
+        .map(|(target, _)| target.display().to_string())
+        .collect();
+    (!twice.is_empty()).then(|| format!("# TWICE: change the targets {}\n", twice.join(", ")))
+}
+
+fn volume(root: &Root, target: &str, options: &RestoreOptions) -> String {
+    let quoted = |text: &str| toml::Value::from(text).to_string();
+    let mark = if root.changed_while_read { ", CHANGED WHILE READ" } else { "" };
+    let mut lines = vec![
+        format!(
+            "# {}: {}, {}{mark}",
+            printable(&root.volume),
+            text::time(root.time_ms),
+            text::size(root.size)
+        ),
+        "[[volume]]".to_owned(),
+        format!("snapshot = {}", quoted(&root.slot.session.to_string())),
+        format!("target = {}", quoted(target)),
+    ];
+    lines.extend(options.to_host.iter().map(|host| format!("host = {}", quoted(host))));
+    lines.push("priority = 0".to_owned());
+    let RestoreOptions { force, create, like, drop_baseline, full, verify, .. } = *options;
+    let flags = [
+        ("force", force),
+        ("create", create),
+        ("like", like),
+        ("drop_baseline", drop_baseline),
+        ("full", full),
+        ("verify", verify),
+    ];
+    lines.extend(flags.into_iter().filter(|(_, on)| *on).map(|(name, _)| format!("{name} = true")));
+    lines.extend(options.thin.iter().map(|pool| format!("thin = {}", quoted(pool))));
+    lines.extend(options.safety_snapshot.iter().map(|size| match size.as_str() {
+        "" => "safety_snapshot = true".to_owned(),
+        size => format!("safety_snapshot = {}", quoted(size)),
+    }));
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+/// On one line of a comment.
+fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}

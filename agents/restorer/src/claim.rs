@@ -1,0 +1,133 @@
+//! What a restore holds of its target: nobody else of lvkeep writes there meanwhile.
+//!
+//! A file or device is locked before its first change. Whoever dies lets go of it, and whoever is only slow does not:
+//! an agent that was given the job of a slow one waits. A file that is made or filled for a job carries the job's id in
+//! an extended attribute until the job is over, so that the same job may go on with it after its agent died; to
+//! everybody else it is a file that has content. Where a file system has no such attributes, that is all that is lost.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use agent::Failure;
+use rustix::fs::{FlockOperation, XattrFlags, flock, fremovexattr, fsetxattr, getxattr};
+use rustix::io::Errno;
+use schema::JobId;
+
+/// The attribute that names the job.
+const MARK: &str = "user.lvkeep.restore";
+/// Bytes of an id as text, and more than a mark may have.
+const MARK_MAX: usize = 64;
+
+/// What one restore holds. Clones are the same claim; it ends when the last one is dropped.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Claim {
+    job: Option<JobId>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    file: Option<File>,
+    marked: bool,
+    busy: bool,
+}
+
+impl Claim {
+    /// The claim of a job that may be delivered again.
+    pub fn of(job: JobId) -> Self {
+        Self { job: Some(job), state: Arc::default() }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Locks an opened target for as long as it is open; fails when another restore has it.
+    pub fn lock(&self, file: &File, path: &Path) -> Result<(), Failure> {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(()),
+            Err(Errno::WOULDBLOCK) => Err(self.busy(path)),
+            Err(why) => {
+                tracing::warn!(path = %path.display(), %why, "this file system has no locks: nobody else may restore to it now");
+                Ok(())
+            }
+        }
+    }
+
+    /// The failure of a restore that finds another one there.
+    pub fn busy(&self, path: &Path) -> Failure {
+        self.state().busy = true;
+        let why = format!(
+            "cannot restore to {}: another restore is writing to it, or has it locked",
+            path.display()
+        );
+        Failure { retry: true, ..Failure::refused(why) }
+    }
+
+    /// Whether another restore was found there.
+    pub fn is_busy(&self) -> bool {
+        self.state().busy
+    }
+
+    /// Keeps the lock of a file until [`Self::let_go`], also when the file is closed before.
+    pub fn keep(&self, file: &File) {
+        // Without another handle, the lock ends with the file.
+        self.state().file = file.try_clone().ok();
+    }
+
+    /// Whether this file was begun for the same job.
+    pub fn has_begun(&self, path: &Path) -> bool {
+        let Some(job) = self.job else { return false };
+        let mut mark = [0; MARK_MAX];
+        match getxattr(path, MARK, &mut mark) {
+            Ok(len) => mark.get(..len) == Some(job.to_string().as_bytes()),
+            Err(_) => false,
+        }
+    }
+
+    /// Notes in a file that it is filled for this job.
+    pub fn begin(&self, file: &File, path: &Path) {
+        let Some(job) = self.job else { return };
+        match fsetxattr(file, MARK, job.to_string().as_bytes(), XattrFlags::empty()) {
+            Ok(()) => self.state().marked = true,
+            Err(why) => {
+                tracing::debug!(path = %path.display(), %why, "a restore that dies here is not gone on with");
+            }
+        }
+    }
+
+    /// The job is over.
+    pub fn let_go(&self) {
+        let State { file, marked, .. } = std::mem::take(&mut *self.state());
+        let Some(file) = file.filter(|_| marked) else { return };
+        if let Err(why) = fremovexattr(&file, MARK) {
+            tracing::debug!(%why, "the mark of a restore stays on its file");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_claim_at_a_time_and_a_mark_for_one_job() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("target");
+        let (first, second) = (Claim::of(JobId::from_bytes([1; 16])), Claim::of(JobId::from_bytes([2; 16])));
+        let file = File::create(&path).unwrap();
+        first.lock(&file, &path).unwrap();
+        first.keep(&file);
+        first.begin(&file, &path);
+        drop(file);
+        let other = File::options().write(true).open(&path).unwrap();
+        let failure = second.lock(&other, &path).unwrap_err();
+        assert!(failure.retry && failure.why.contains("another restore"), "{failure}");
+        assert!(second.is_busy() && !first.is_busy());
+        assert!(first.has_begun(&path) && !second.has_begun(&path) && !Claim::default().has_begun(&path));
+        first.let_go();
+        assert!(!first.has_begun(&path));
+        second.lock(&other, &path).unwrap();
+    }
+}
