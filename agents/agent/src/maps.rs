@@ -7,7 +7,7 @@ use bytes::Bytes;
 use schema::ChunkId;
 use schema::chunk::Opener;
 use schema::map::{Content, Geometry, Leaf, Node, Piece};
-use schema::messages::{About, Copy};
+use schema::messages::{About, Copy, FailureKind};
 use schema::root::Root;
 
 use crate::Failure;
@@ -116,11 +116,17 @@ pub async fn read_structure(repository: &Repository, id: ChunkId, copies: &[Copy
     let key = repository.key.structure_key();
     let mut opener = Opener::new(repository.key.chunk_ids())?;
     let mut last = Failure::damaged(format!("chunk {id} is in no pack that is known"));
+    // Whether the chunk is lost is not known while one of its copies cannot be reached.
+    let mut unreached = None;
     for copy in copies {
         let frame = match repository.read_frame(copy).await {
             Ok(frame) => frame,
-            Err(error) => {
+            Err(error) if error.kind == FailureKind::Damaged => {
                 last = error;
+                continue;
+            }
+            Err(error) => {
+                unreached = Some(error);
                 continue;
             }
         };
@@ -133,5 +139,5 @@ pub async fn read_structure(repository: &Repository, id: ChunkId, copies: &[Copy
             }
         }
     }
-    Err(last)
+    Err(unreached.unwrap_or(last))
 }

@@ -19,12 +19,14 @@ use crate::failure::Failure;
 use crate::runner::Stop;
 
 /// What a restore wants of a target.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Wish<'a> {
     /// The target as it was given.
     pub target: &'a str,
     /// The snapshot.
     pub root: &'a Root,
+    /// The bytes of it that are restored.
+    pub part: Range<u64>,
     /// Its repository.
     pub repository: RepoId,
     /// The job: one that is delivered again finds what it had made.

@@ -351,9 +351,9 @@ pub struct RestoreOptions {
 /// `undo`.
 #[derive(Debug, Args)]
 pub struct UndoArgs {
-    /// The id that `restore --undo` said, or UNDO-NAME@latest (`lvkeep snapshots --volume 'undo/*'` lists them)
+    /// The id that `restore --undo` said (`lvkeep snapshots --volume 'undo/*'` lists all that are kept)
     pub snapshot: String,
-    /// Overwrite a target that is in use by now
+    /// Overwrite a target that is in use by now, or whose name may mean another one by now
     #[arg(long)]
     pub force: bool,
 }

@@ -65,6 +65,9 @@ pub struct Done {
     holes: Vec<Hole>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<String>,
+    /// What puts back what stood there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    undo: Option<String>,
     seconds: f64,
 }
 
@@ -113,7 +116,6 @@ async fn chosen(repository: &Repository, args: &RestoreArgs) -> anyhow::Result<V
         order(root, target)
     };
     let chosen: Vec<Order> = roots.into_iter().map(with_target).collect();
-    check_apart(chosen.iter().map(|order| (order.root.volume.as_str(), order.target.as_str())))?;
     Ok(chosen)
 }
 
@@ -155,35 +157,52 @@ async fn here(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
 async fn restore_all(app: &App, args: &RestoreArgs, work: &mut Embedded) -> anyhow::Result<()> {
     let range = args.range.as_deref().map(cat::parse).transpose()?;
     let restorer = make(app, work, identity(app, work)?);
+    let mut all = Vec::new();
     for first in chosen(&work.repository, args).await? {
         let further = args.also.iter().map(|target| Order { target: target.clone(), ..first.clone() });
-        let mut donor = None;
-        for order in std::iter::once(first.clone()).chain(further) {
-            let mut target = order.to().only(range.clone()).keep_going(args.keep_going);
-            if args.undo {
-                undo::keep(app, work, &order.target).await?;
-                target = target.with_content();
-            }
-            if let Some(donor) = donor {
-                target = target.after(donor);
-            }
-            one(app, &restorer, &order, target).await?;
-            if order.options.verify {
-                verify::compare(app, work, &order.root, &order.target).await?;
-            }
-            donor = Some(path(&order.target)?);
+        let orders: Vec<Order> = std::iter::once(first.clone()).chain(further).collect();
+        all.extend(orders);
+    }
+    check_apart(all.iter().map(|order| (order.root.volume.as_str(), order.target.as_str())))?;
+    // Before anything is overwritten.
+    let mut kept = Vec::new();
+    for order in &all {
+        kept.push(match args.undo {
+            true => undo::keep(app, work, &order.target).await?,
+            false => None,
+        });
+    }
+    let mut donor = None;
+    for (order, kept) in all.iter().zip(kept) {
+        let mut target = order.to().only(range.clone()).keep_going(args.keep_going);
+        if kept.is_some() {
+            target = target.with_content();
         }
+        if let Some(donor) = donor.take().filter(|_| !args.also.is_empty()) {
+            target = target.after(donor);
+        }
+        one(app, &restorer, order, target, kept).await?;
+        if order.options.verify {
+            verify::compare(app, work, &order.root, &order.target).await?;
+        }
+        donor = Some(path(&order.target)?);
     }
     Ok(())
 }
 
 /// Restores one volume, shows how far it is, and says what was done.
-pub async fn one(app: &App, restorer: &Restorer, order: &Order, target: Target) -> anyhow::Result<()> {
+pub async fn one(
+    app: &App,
+    restorer: &Restorer,
+    order: &Order,
+    target: Target,
+    undo: Option<String>,
+) -> anyhow::Result<()> {
     let display = Display::new(app);
     let bar = display.bar(&order.root.volume);
     let restored = by_restorer(app, restorer, order, target, |done, total| bar.set(done, total)).await;
     bar.finish();
-    let done = restored?;
+    let done = Done { undo, ..restored? };
     app.print(&done, || done.text())?;
     done.whole()
 }
@@ -322,6 +341,7 @@ impl Done {
             bytes_lost: report.lost,
             holes: report.holes.into_iter().map(Hole::from).collect(),
             notes: report.notes,
+            undo: None,
             seconds,
         }
     }

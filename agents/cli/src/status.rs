@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::app::App;
 use crate::args::{Role, StatusArgs};
 use crate::settings::parse_seconds;
-use crate::{bus, exit, select, text};
+use crate::{bus, exit, select, text, undo};
 
 /// How long agents have to answer.
 const ROLL_CALL: Duration = Duration::from_millis(1500);
@@ -60,7 +60,9 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let repository = app.repository().await?;
     let packs = repository.list_packs().await?;
     let mut newest: BTreeMap<String, u64> = BTreeMap::new();
-    for root in select::roots(&repository, None).await? {
+    // What was kept for an undo is not backed up again.
+    let roots = select::roots(&repository, None).await?.into_iter();
+    for root in roots.filter(|root| !root.volume.starts_with(undo::NAMES)) {
         let time = newest.entry(root.volume).or_default();
         *time = (*time).max(root.time_ms);
     }

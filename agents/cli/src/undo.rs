@@ -3,6 +3,7 @@
 //! It is a snapshot like any other, of a volume that is named after the target: what the repository holds already
 //! takes no room, and it stands for as long as it is wanted, whatever becomes of the restore.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use agent::Failure;
@@ -15,34 +16,32 @@ use crate::args::{RestoreOptions, UndoArgs};
 use crate::embedded::Embedded;
 use crate::progress::Display;
 use crate::restore::Order;
-use crate::{backup, restore, select};
+use crate::{backup, restore, select, text};
 
 /// What names of volumes begin with that are kept for an undo; the host and the target follow.
-const NAMES: &str = "undo/";
+pub const NAMES: &str = "undo/";
+/// Where logical volumes have names that stay.
+const MAPPER: &str = "/dev/mapper";
 
-/// Keeps what stands on a target as a snapshot, and says so. Nothing is kept where there is no target yet, or an empty
-/// file.
-pub async fn keep(app: &App, work: &mut Embedded, target: &str) -> anyhow::Result<()> {
+/// Keeps what stands on a target as a snapshot, says so, and returns its id. Nothing is kept where there is no target
+/// yet, or an empty file.
+pub async fn keep(app: &App, work: &mut Embedded, target: &str) -> anyhow::Result<Option<String>> {
     let source = restore::path(target)?;
     if is_empty(&source) {
-        return Ok(());
+        return Ok(None);
     }
-    // Whoever undoes it may stand in another folder.
-    let source = std::path::absolute(&source).with_context(|| format!("finding {}", source.display()))?;
-    let Some(source) = source.to_str().map(str::to_owned) else {
+    // Whoever undoes it may stand in another folder, and links may lead elsewhere by then.
+    let real = match source.starts_with(MAPPER) {
+        true => source,
+        false => source.canonicalize().with_context(|| format!("finding {}", source.display()))?,
+    };
+    let Some(source) = real.to_str().map(str::to_owned) else {
         bail!(Failure::refused(format!("{target}: --undo needs a target whose name is text")));
     };
     let host = app.settings.host.value.clone();
     let volume = format!("{NAMES}{host}/{}", source.trim_start_matches("/dev/").trim_start_matches('/'));
-    let job = BackupJob {
-        job: app.environment.job_id(),
-        volume,
-        host,
-        source,
-        tags: Vec::new(),
-        allow_changes: false,
-        group: None,
-    };
+    let (job, tags) = (app.environment.job_id(), Vec::new());
+    let job = BackupJob { job, volume, host, source, tags, allow_changes: false, group: None };
     let context = work.context.clone();
     let display = Display::new(app);
     let bar = display.bar(&job.volume);
@@ -54,14 +53,28 @@ pub async fn keep(app: &App, work: &mut Embedded, target: &str) -> anyhow::Resul
     bar.finish();
     match outcome.with_context(|| format!("keeping what stands on {target}"))? {
         JobOutcome::Sealed { slot, .. } => {
-            let id = slot.session;
+            let id = slot.session.to_string();
             app.say(format!("what stands on {target} is kept as {id}: `lvkeep undo {id}` puts it back"));
-            Ok(())
+            name_earlier(app, work, &job.volume, &id).await?;
+            Ok(Some(id))
         }
         JobOutcome::Failed { kind, why } => Err(anyhow::Error::from(Failure::new(kind, why))
-            .context(format!("cannot keep what stands on {target}; nothing was changed"))),
+            .context(format!("cannot keep what stands on {target}, which was not changed"))),
         JobOutcome::Restored { .. } => bail!("the answer to a backup was that of a restore"),
     }
+}
+
+/// When a restore was interrupted and is begun again, what stands there by now is a mixture, and the operator wants what
+/// was kept first.
+async fn name_earlier(app: &App, work: &Embedded, volume: &str, id: &str) -> anyhow::Result<()> {
+    let mut earlier = select::roots(&work.repository, Some(work.repository.key.volume_key(volume))).await?;
+    earlier.retain(|root| root.slot.session.to_string() != id);
+    earlier.sort_by_key(|root| root.time_ms);
+    for root in earlier {
+        let (id, time) = (root.slot.session, text::rfc3339(root.time_ms));
+        app.say(format!("what stood there at {time} is kept as {id}, too: after a restore that was cut off, it may be what you want back"));
+    }
+    Ok(())
 }
 
 /// Errors are the backup's or the restore's to tell.
@@ -84,10 +97,13 @@ pub async fn run(app: &App, args: &UndoArgs) -> anyhow::Result<()> {
 async fn put_back(app: &App, args: &UndoArgs, work: &Embedded) -> anyhow::Result<()> {
     let root = select::snapshot(&work.repository, &args.snapshot).await?;
     check(&root, &app.settings.host.value)?;
+    if !args.force {
+        check_place(&root.source)?;
+    }
     let restorer = restore::make(app, work, restore::identity(app, work)?);
     let options = RestoreOptions { force: args.force, ..RestoreOptions::default() };
     let order = Order { target: root.source.clone(), preparation: options.preparation()?, options, root };
-    restore::one(app, &restorer, &order, order.to().with_content()).await
+    restore::one(app, &restorer, &order, order.to().with_content(), None).await
 }
 
 /// Only what was kept for it is put back, and only where it was.
@@ -105,4 +121,20 @@ fn check(root: &Root, host: &str) -> anyhow::Result<()> {
         )));
     }
     Ok(())
+}
+
+/// The name must still mean what it did.
+fn check_place(source: &str) -> anyhow::Result<()> {
+    let path = Path::new(source);
+    if path.starts_with(MAPPER) {
+        return Ok(());
+    }
+    let elsewhere = path.canonicalize().is_ok_and(|real| real != path);
+    let is_device = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+    let why = match (elsewhere, is_device) {
+        (true, _) => "it is a link by now, and was none",
+        (false, true) => "a device may have another name by now: look what this one is",
+        (false, false) => return Ok(()),
+    };
+    bail!(Failure::refused(format!("cannot put back what stood on {source}: {why}; force overwrites it")))
 }

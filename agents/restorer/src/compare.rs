@@ -63,7 +63,7 @@ pub(crate) async fn leave_equal(work: &Arc<Work>, window: &mut Window) -> Result
     let steps = steps(window, &work.part);
     let compared = steps.iter().flatten().map(|place| u64::from(place.len)).sum();
     let running = steps.into_iter().map(|places| work.blocking(move |work| same(work, &places)));
-    let same = futures::future::try_join_all(running).await?.into_iter().flatten().collect();
+    let same = all_of(running).await?.into_iter().collect();
     let mut report = Report { compared, kept: without(window, &same), ..Report::default() };
     if matches!(work.compare, Compare::ToTell(_)) {
         for wanted in window.chunks.drain(..) {
@@ -84,8 +84,16 @@ pub(crate) async fn copy_equal(work: &Arc<Work>, window: &mut Window) -> Result<
     }
     let steps = steps(window, &work.part).into_iter();
     let running = steps.map(|places| work.blocking(move |work| copied(work, &places)));
-    let copied = futures::future::try_join_all(running).await?.into_iter().flatten().collect();
+    let copied = all_of(running).await?.into_iter().collect();
     Ok(Report { copied: without(window, &copied), ..Report::default() })
+}
+
+/// What all steps found. Each is waited for in every outcome, so that nobody touches the target when this is over.
+async fn all_of(
+    steps: impl Iterator<Item = impl Future<Output = Result<Vec<u64>, Failure>>>,
+) -> Result<Vec<u64>, Failure> {
+    let found: Result<Vec<_>, Failure> = futures::future::join_all(steps).await.into_iter().collect();
+    Ok(found?.concat())
 }
 
 /// Takes places out of a window, and says how many bytes they are.

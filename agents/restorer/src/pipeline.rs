@@ -84,7 +84,7 @@ pub(crate) async fn run(
             () = stop.raised(), if failure.is_none() => Some(stopped(&work.volume)),
             Some(joined) = tasks.join_next() => match joined {
                 Ok(Ok(step)) => {
-                    unsynced += step.written;
+                    unsynced += step.written + step.copied;
                     report += step;
                     if unsynced >= SYNC_EVERY && failure.is_none() && work.sink.may_sync() {
                         unsynced = 0;
@@ -198,6 +198,9 @@ async fn resolve(
                 break;
             }
         }
+    }
+    if result.is_err() {
+        work.halt.raise();
     }
     // Nobody reads the target any more when this is over.
     for window in begun {

@@ -437,7 +437,7 @@ impl Restorer {
     /// Opens a target, and says what is to be done to it.
     async fn open(&self, job: JobId, root: Root, target: Target) -> Result<Task, Failure> {
         let part = target.part(&root)?;
-        let place = self.find(job, &root, &target).await?;
+        let place = self.find(job, &root, part.clone(), &target).await?;
         let (host, forbidden) = (self.context.host.clone(), self.settings.forbidden.clone());
         let Some(place) = place else {
             return blocking(move || {
@@ -480,12 +480,14 @@ impl Restorer {
         &self,
         job: JobId,
         root: &Root,
+        part: Range<u64>,
         target: &Target,
     ) -> Result<Option<Arc<dyn Place>>, Failure> {
         let (Some(targets), Some(name)) = (&self.targets, target.path().to_str()) else { return Ok(None) };
         let wish = Wish {
             target: name,
             root,
+            part,
             repository: self.repository.key.repo(),
             job,
             preparation: target.preparation(),
@@ -518,6 +520,13 @@ fn begun(mut opened: Opened, part: Range<u64>, target: &Target, root: &Root) -> 
         opened.share(donor, &part, root.size);
     }
     let may_stay = opened.place.as_ref().is_none_or(|place| place.keeps_equal());
+    if part != (0..root.size) && !may_stay {
+        return Err(Failure::refused(format!(
+            "cannot restore only a range to {}: its thin pool does not zero new blocks, so that somebody else's data \
+             may come up beside the range; restore all of it",
+            target.path().display()
+        )));
+    }
     let compare = match !target.is_full() && !opened.is_zero() && may_stay {
         true => Reading::of(&opened).map(Compare::ToSkip),
         false => Ok(Compare::Nothing),

@@ -120,12 +120,21 @@ pub fn tidy<'a>(
 }
 
 /// Those of the waiting baselines that go before the commit, because it could never come: their volume group has too
-/// little room for one more exception store, and has enough without them.
+/// little room for one more exception store, and has enough without them. The largest go first, and no more than are
+/// needed.
 pub fn giving_way<'o, 'a>(waiting: &'o [Ours<'a>], refused: &NoRoom) -> Option<Vec<&'o Ours<'a>>> {
     let NoRoom::Group { vg, free, needed, .. } = refused else { return None };
-    let way: Vec<_> =
-        waiting.iter().filter(|ours| ours.volume.is_thick_snapshot() && ours.volume.vg == *vg).collect();
-    let there = way.iter().fold(*free, |there, ours| there.saturating_add(ours.volume.size));
+    let in_group = |ours: &&Ours<'_>| ours.volume.is_thick_snapshot() && ours.volume.vg == *vg;
+    let mut all: Vec<_> = waiting.iter().filter(in_group).collect();
+    all.sort_by_key(|ours| std::cmp::Reverse(ours.volume.size));
+    let (mut there, mut way) = (*free, Vec::new());
+    for ours in all {
+        if there >= *needed {
+            break;
+        }
+        there = there.saturating_add(ours.volume.size);
+        way.push(ours);
+    }
     (there >= *needed).then_some(way)
 }
 

@@ -81,8 +81,9 @@ impl Targets for LvmTargets {
         let request = Request {
             vg: &vg,
             lv: &lv,
-            size: wish.root.size,
-            data: data_of(wish.root),
+            size: wish.part.end,
+            data: data_of(wish.root).min(wish.part.end - wish.part.start),
+            only: (wish.part != (0..wish.root.size)).then(|| wish.part.end - wish.part.start),
             layout: &wish.root.layout,
             repository: wish.repository,
             job: wish.job,

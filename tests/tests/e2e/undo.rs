@@ -51,6 +51,11 @@ fn what_was_overwritten_is_put_back() {
     machine.run(&["restore", "--undo", "vm/disk@latest", &fresh]).ok();
     same_bytes(&image, &fresh);
     assert_eq!(kept(&machine), ids);
+    // A link in its place leads elsewhere.
+    let away = machine.place("away.img");
+    std::fs::rename(&target, &away).expect("a rename");
+    std::os::unix::fs::symlink(&away, &target).expect("a link");
+    machine.run(&["undo", &ids[0]]).fails(3, &[&target, "link", "force"]);
     machine.run(&["undo", "vm/disk@latest"]).fails(3, &["vm/disk", "--undo", "lvkeep restore"]);
     machine.run(&["--host", "elsewhere", "undo", &ids[0]]).fails(3, &["on host", "elsewhere"]);
 }
@@ -85,4 +90,72 @@ fn a_killed_restore_can_be_undone() {
         same_bytes(&old, &target);
     }
     machine.run(&["check"]).ok();
+}
+
+/// Begun again after it was cut off, a restore keeps a mixture; what was there first is named, and comes back.
+#[test]
+fn what_was_kept_first_is_named_when_a_restore_is_begun_again() {
+    let machine = prepared();
+    let (image, target) = (machine.place("disk.img"), machine.place("target.img"));
+    random_file(&target, SIZE, 3);
+    let old = std::fs::read(&target).expect("the target");
+    let restore = ["restore", "--undo", "vm/disk@latest", target.as_str()];
+    let first = machine.json(&restore)["undo"].as_str().expect("an id").to_owned();
+    let again = machine.run(&restore).ok();
+    assert!(again.err.contains(&format!("is kept as {first}, too")), "{}", again.err);
+    same_bytes(&image, &target);
+    machine.run(&["undo", &first]).ok();
+    assert!(std::fs::read(&target).expect("the target") == old);
+    // What was kept is no volume that lacks backups.
+    let status = machine.json(&["status"]);
+    let volumes = status["volumes"].as_array().expect("a list");
+    assert_eq!(volumes.len(), 1, "{status}");
+}
+
+#[test]
+fn many_targets_of_one_snapshot_are_read_from_the_repository_once() {
+    let machine = prepared();
+    let image = machine.place("disk.img");
+    let targets: Vec<String> = (0..8).map(|n| machine.place(&format!("copy-{n}.img"))).collect();
+    let mut arguments = vec!["restore", "vm/disk@latest", targets[0].as_str()];
+    arguments.extend(targets[1..].iter().flat_map(|target| ["--also", target.as_str()]));
+    let ran = machine.run(&[&["--json"], &arguments[..]].concat()).ok();
+    let fetched = ran.out.lines().map(|line| {
+        let done: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        done["bytes_fetched"].as_u64().expect("a number")
+    });
+    let fetched: Vec<u64> = fetched.collect();
+    assert!(fetched[0] > 0 && fetched[1..].iter().all(|bytes| *bytes == 0), "{fetched:?}");
+    assert_eq!(fetched.len(), targets.len());
+    targets.iter().for_each(|target| same_bytes(&image, target));
+    machine.run(&["restore", "vm/disk@latest", "x.img", "--also", "x.img"]).fails(3, &["x.img", "both"]);
+}
+
+#[test]
+fn the_rest_of_a_damaged_snapshot_is_restored_and_the_holes_are_listed() {
+    let machine = prepared();
+    let (image, target) = (machine.place("disk.img"), machine.place("target.img"));
+    // One of the packs, from which one byte in the middle is another by now.
+    let mut packs: Vec<_> = walk(machine.place("repo/packs").as_ref());
+    packs.sort_by_key(|pack| std::fs::metadata(pack).expect("a pack").len());
+    let largest = packs.last().expect("packs");
+    let mut bytes = std::fs::read(largest).expect("a pack");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(largest, &bytes).expect("a pack");
+    machine.run(&["restore", "vm/disk@latest", &target]).fails(6, &["vm/disk", "at offset", "packs/"]);
+    let ran = machine.run(&["--json", "restore", "--keep-going", "vm/disk@latest", &target]);
+    let ran = ran.fails(6, &["cannot be read any more", "everything else was restored"]);
+    let done = ran.json();
+    let holes = done["holes"].as_array().expect("a list");
+    assert_eq!(holes.len(), 1, "{done}");
+    let number = |name: &str| holes[0][name].as_u64().expect("a number") as usize;
+    let mut expected = std::fs::read(&image).expect("the image");
+    expected[number("offset")..number("offset") + number("len")].fill(0);
+    assert!(std::fs::read(&target).expect("the target") == expected);
+}
+
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }

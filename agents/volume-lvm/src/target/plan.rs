@@ -28,9 +28,11 @@ pub(super) const SAFETY: &str = "lvkeep-safety";
 pub(super) struct Request<'a> {
     pub vg: &'a str,
     pub lv: &'a str,
-    /// Bytes of the snapshot, and those of them that are not known to be zero.
+    /// Bytes that the volume must have, and those that are written and not known to be zero.
     pub size: u64,
     pub data: u64,
+    /// Bytes that are restored when they are only a range; the rest of the volume stays as it is.
+    pub only: Option<u64>,
     /// The layout of the volume that was backed up.
     pub layout: &'a BTreeMap<String, String>,
     pub repository: RepoId,
@@ -151,7 +153,7 @@ fn existing(
         safety: None,
         notes: Vec::new(),
     };
-    if volume.size > request.size {
+    if volume.size > request.size && request.only.is_none() {
         let behind = size(volume.size - request.size);
         plan.notes.push(format!(
             "{} is larger than the snapshot: the {behind} behind its end are made empty",
@@ -197,7 +199,9 @@ fn usable(volume: &LogicalVolume, request: &Request<'_>) -> Result<(), String> {
     }
     if volume.size < request.size {
         let (has, needs) = (volume.size, request.size);
-        return Err(format!("it has {has} bytes, the snapshot {needs}: lvextend it, or make another"));
+        return Err(format!(
+            "it has {has} bytes, and {needs} are needed: lvextend it, make another, or restore only a range that fits"
+        ));
     }
     Ok(())
 }
@@ -259,6 +263,7 @@ fn others(
     request: &Request<'_>,
     plan: &mut Plan,
 ) -> Result<(), String> {
+    let overwritten = request.only.unwrap_or(volume.size);
     for one in inventory.thick_snapshots_of(volume) {
         let is_ours = snapshots::all(inventory).any(|ours| ours.volume.uuid == one.uuid);
         if is_ours || one.attributes.is_invalid() {
@@ -266,11 +271,11 @@ fn others(
         }
         let name = one.full_name();
         match room(one) {
-            Some(room) if overflows(one, volume) => {
+            Some(room) if overflows(one, volume) && room < store_of(overwritten) => {
                 let why = format!(
                     "its snapshot {name} has room for {} of up to {} that are overwritten, and would be lost",
                     size(room),
-                    size(volume.size)
+                    size(overwritten)
                 );
                 if !request.force {
                     return Err(format!("{why}: lvextend it, or remove it; force restores all the same"));
@@ -295,12 +300,12 @@ fn room(snapshot: &LogicalVolume) -> Option<u64> {
 
 /// Whether a snapshot cannot hold all of its origin: what it holds already is not copied again.
 fn overflows(snapshot: &LogicalVolume, origin: &LogicalVolume) -> bool {
-    snapshot.size < whole(origin)
+    snapshot.size < store_of(origin.size)
 }
 
-/// Bytes of an exception store that holds a whole volume: chunks of 4 KiB with 16 bytes each, and some to spare.
-fn whole(volume: &LogicalVolume) -> u64 {
-    volume.size + volume.size / 200 + (64 << 10)
+/// Bytes of an exception store that holds so many: chunks of 4 KiB with 16 bytes each, and some to spare.
+fn store_of(bytes: u64) -> u64 {
+    bytes + bytes / 200 + (64 << 10)
 }
 
 fn safety_snapshot(
@@ -324,7 +329,7 @@ fn safety_snapshot(
     // What is dropped first gives its extents back.
     let dropped: u64 = plan.drop.iter().filter(|one| one.is_thick_snapshot()).map(|one| one.size).sum();
     let free = (group.free + dropped) / group.extent_size.max(1) * group.extent_size;
-    let whole = extents(whole(volume), group);
+    let whole = extents(store_of(volume.size), group);
     let fits = |bytes: u64| bytes <= free && bytes > 0;
     let bytes = match safety.size.map(|bytes| extents(bytes, group)) {
         Some(asked) if fits(asked) => asked.min(whole),

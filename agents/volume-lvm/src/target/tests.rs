@@ -81,7 +81,8 @@ impl Host {
     ) -> Result<Option<Arc<dyn Place>>, Failure> {
         let root = root();
         let job = JobId::from_parts(1_700_000_000_000, 7);
-        let wish = Wish { target, root: &root, repository: repository(1), job, preparation, force };
+        let (root, part) = (&root, 0..root.size);
+        let wish = Wish { target, root, part, repository: repository(1), job, preparation, force };
         self.targets.find(&wish).await
     }
 

@@ -258,7 +258,9 @@ impl Shared {
         };
         let mut gone = Vec::new();
         let mut planned = self.plan(wish, &members, origin, last).await;
-        if let Err(Refused::NoRoom(why)) = &planned
+        // With other members, who may lack room as well, nothing goes that might go in vain.
+        if members.len() == 1
+            && let Err(Refused::NoRoom(why)) = &planned
             && let Some(way) = snapshots::giving_way(&tidy.waiting, why)
         {
             gone = self.remove_early(&way, why).await.map_err(failed)?;

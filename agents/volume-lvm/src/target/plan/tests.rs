@@ -19,6 +19,7 @@ struct Asked {
     lv: &'static str,
     size: u64,
     data: u64,
+    only: Option<u64>,
     layout: BTreeMap<String, String>,
     preparation: Preparation,
     force: bool,
@@ -27,7 +28,7 @@ struct Asked {
 impl Asked {
     fn of(lv: &'static str) -> Self {
         let (layout, preparation) = (BTreeMap::new(), Preparation::default());
-        Self { lv, size: GIB, data: GIB, layout, preparation, force: false }
+        Self { lv, size: GIB, data: GIB, only: None, layout, preparation, force: false }
     }
 
     fn forced(self) -> Self {
@@ -55,6 +56,7 @@ impl Asked {
             lv: self.lv,
             size: self.size,
             data: self.data,
+            only: self.only,
             layout: &self.layout,
             repository: repository(1),
             job: job(),
