@@ -14,5 +14,6 @@ mod embedded;
 mod kills;
 mod memory;
 mod object_store;
+mod rescue;
 mod restorer;
 mod streams;
