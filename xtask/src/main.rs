@@ -19,6 +19,8 @@ enum Task {
     Tools(xtask::tools::Arguments),
     /// Run every gate: formatting, lints, tests, documentation, dependencies
     Test(xtask::test::Arguments),
+    /// Build the static binary for rescue systems and other machines, into target/dist
+    Dist,
     /// Back up, change, back up again and restore a real ext4 image
     Demo(xtask::demo::Arguments),
     /// Run scenarios in throw-away guests with real LVM
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Task::Tools(arguments) => xtask::tools::main(&arguments),
         Task::Test(arguments) => xtask::test::main(&arguments),
+        Task::Dist => xtask::dist::main(),
         Task::Demo(arguments) => xtask::demo::main(&arguments),
         Task::Lab(arguments) => xtask::lab::main(&arguments),
         Task::Bench(arguments) => xtask::bench::main(&arguments),

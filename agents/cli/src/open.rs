@@ -7,11 +7,12 @@ use std::sync::Arc;
 use agent::store::Store;
 use agent::{Environment, Repository};
 use anyhow::{Context, bail};
-use object_store::ObjectStore;
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
+use object_store::{ClientConfigKey, ObjectStore};
 use schema::RepoId;
 use schema::keys::{Identity, WriterKey};
+use schema::messages::FailureKind;
 
 use crate::settings::{Settings, folders};
 
@@ -50,14 +51,30 @@ fn s3(bucket: &str) -> anyhow::Result<Arc<dyn ObjectStore>> {
     let plain = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"]
         .iter()
         .any(|name| std::env::var(name).is_ok_and(|url| url.starts_with("http://")));
-    let builder = AmazonS3Builder::from_env()
+    let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(bucket)
         // Whoever repeats a request must know what it is: packs take a fresh name, conditional writes read first.
         .with_retry(object_store::RetryConfig { max_retries: 0, ..Default::default() })
         // Objects are deleted one at a time: batches are no API that every S3 store has.
         .with_disable_bulk_delete(true)
         .with_allow_http(plain);
-    Ok(Arc::new(builder.build()?))
+    if plain {
+        // A rescue system may have none, and nothing here asks for any.
+        let certificates = AmazonS3ConfigKey::Client(ClientConfigKey::NoSystemCertificates);
+        builder = builder.with_config(certificates, "true");
+    }
+    match builder.build() {
+        Err(error) if lacks_certificates(&error) => {
+            let why = "this machine has no root certificates, without which https trusts nobody: name a file that holds \
+                       them in SSL_CERT_FILE";
+            Err(agent::Failure::new(FailureKind::Store, why).into())
+        }
+        built => Ok(Arc::new(built?)),
+    }
+}
+
+fn lacks_certificates(error: &object_store::Error) -> bool {
+    anyhow::Chain::new(error).any(|cause| cause.to_string().contains("No CA certificates"))
 }
 
 /// Where the key files of a repository are unless somebody says otherwise.

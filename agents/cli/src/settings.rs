@@ -140,7 +140,7 @@ pub struct Settings {
 
 /// The user's folders.
 pub fn folders() -> anyhow::Result<ProjectDirs> {
-    ProjectDirs::from("", "", "lvkeep").context("this user has no home directory (set HOME or XDG_DATA_HOME)")
+    ProjectDirs::from("", "", "lvkeep").context("this user has no home directory (set HOME)")
 }
 
 /// A size in bytes, such as 256MiB or 10GB.

@@ -273,7 +273,7 @@ impl Restorer {
             Ok(session) => Arc::new(session),
             // A full or read-only store must not keep anybody from restoring.
             Err(failure) if failure.kind == FailureKind::Store => {
-                tracing::warn!(%failure, "restoring without protection: a collection at the same time ends this restore");
+                tracing::warn!(%failure, "reading without protection: a collection at the same time would end this");
                 return self.to_target(ids.job, root, keys, None, purpose, progress).await;
             }
             Err(failure) => return Err(failure),

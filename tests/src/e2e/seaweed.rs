@@ -20,6 +20,8 @@ use super::wait::eventually;
 const BUCKET: &str = "backups";
 const ACCESS_KEY: &str = "lvkeep-test";
 const SECRET_KEY: &str = "a secret that is none";
+/// Who may only read and list.
+const READING_KEY: &str = "lvkeep-reading";
 
 /// A running object store with one bucket.
 #[derive(Debug)]
@@ -42,10 +44,15 @@ impl Seaweed {
     pub fn start() -> Self {
         let folder = tempfile::Builder::new().prefix("lvkeep-weed-").tempdir().expect("a folder");
         std::fs::create_dir(folder.path().join("data")).expect("a data folder");
-        let identity = format!(
-            r#"{{"identities":[{{"name":"lvkeep","credentials":[{{"accessKey":"{ACCESS_KEY}","secretKey":"{SECRET_KEY}"}}],"actions":["Admin","Read","Write","List"]}}]}}"#
-        );
-        std::fs::write(folder.path().join("s3.json"), identity).expect("the S3 configuration is written");
+        let user = |key: &str, actions: &str| {
+            format!(
+                r#"{{"name":"{key}","credentials":[{{"accessKey":"{key}","secretKey":"{SECRET_KEY}"}}],"actions":[{actions}]}}"#
+            )
+        };
+        let (writing, reading) =
+            (user(ACCESS_KEY, r#""Admin","Read","Write","List""#), user(READING_KEY, r#""Read","List""#));
+        let identities = format!(r#"{{"identities":[{writing},{reading}]}}"#);
+        std::fs::write(folder.path().join("s3.json"), identities).expect("the S3 configuration is written");
         // Somebody else may take a port before the server does: then others.
         let (process, ports) = eventually("SeaweedFS starts", || {
             let [a, b, c, d, e, f, g, h] = free_ports();
@@ -73,6 +80,15 @@ impl Seaweed {
             ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
             ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
         ]
+    }
+
+    /// The same for a process that may write nothing.
+    pub fn reading_environment(&self) -> Vec<(&'static str, String)> {
+        let reading = |(name, value)| match name {
+            "AWS_ACCESS_KEY_ID" => (name, READING_KEY.to_owned()),
+            _ => (name, value),
+        };
+        self.environment().into_iter().map(reading).collect()
     }
 
     /// A part of its bucket, for looking into it.

@@ -14,6 +14,7 @@ mod embedded;
 mod kills;
 mod memory;
 mod object_store;
+mod rescue;
 mod restorer;
 mod streams;
 mod undo;

