@@ -22,6 +22,9 @@ pub const FROZEN_MS: &str = "frozen_ms";
 pub const TAKEN_MS: &str = "taken_ms";
 /// Which command of the operator's failed after the snapshot was taken, and how.
 pub const POST_FAILED: &str = "post_failed";
+/// LVM snapshots that were removed before the commit, with blanks between: baselines of other sessions beside which there
+/// was no room for one more.
+pub const BASELINES_REMOVED: &str = "baselines_removed";
 /// LVM's own description of the volume's group, as `vgcfgrestore` takes it.
 pub const GROUP_BACKUP: &str = "vgcfgbackup";
 /// Why there is no [`GROUP_BACKUP`].

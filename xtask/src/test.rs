@@ -83,6 +83,11 @@ struct Tools {
 impl Tools {
     fn bring() -> Result<Self> {
         Tool::E2fsprogs.bring()?;
+        // What they make is mounted, which only root does.
+        if rustix::process::geteuid().is_root() {
+            Tool::Xfsprogs.bring()?;
+            Tool::BtrfsProgs.bring()?;
+        }
         Ok(Self {
             nats_server: tools::nats_server()?,
             weed: tools::weed()?,

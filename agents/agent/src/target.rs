@@ -56,8 +56,8 @@ pub trait Place: fmt::Debug + Send + Sync + 'static {
     /// opened.
     async fn ready(&self, device: &File) -> Result<(), Failure>;
 
-    /// Whether data that stands there already is rather left alone than written again.
-    fn skips_equal(&self) -> bool;
+    /// Whether what stands there already may be left alone: not where a neighbour that is written may change it.
+    fn keeps_equal(&self) -> bool;
 
     /// Whether what reads as zero already is rather left alone: not where zeroing gives room back.
     fn compares_zeroes(&self) -> bool;

@@ -217,16 +217,14 @@ impl Starting<'_> {
             )
             .into());
         }
-        let whole = restore::settings(self.app, &repository);
-        let at_once = settings.restores.value.min(restore::at_once_max(&whole));
-        let restoring = restorer::Settings { fetches: whole.fetches, ..restore::share(whole, at_once) };
+        let restoring = restore::settings(self.app, &repository);
         let restorer =
             Restorer::new(self.context.clone(), repository, self.index(), identity.map(Arc::new), restoring);
         let restorer = restorer.with_targets(restore::targets());
         let serving = Serving {
             host: settings.host.value.clone(),
             allowed: settings.targets.value.clone(),
-            at_once,
+            at_once: settings.restores.value,
             beat: BEAT.min(Duration::from_secs_f64(settings.redeliver.value / 3.0)),
         };
         if serving.allowed.is_empty() {

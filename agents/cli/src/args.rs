@@ -85,6 +85,8 @@ pub enum Command {
     FindChange(FindChangeArgs),
     /// Restore a snapshot to a file or device, or many by a plan
     Restore(RestoreArgs),
+    /// Put back what a restore with --undo has overwritten, also when it was interrupted
+    Undo(UndoArgs),
     /// Print a plan that restores the latest snapshot of many volumes, to be edited
     Plan(PlanArgs),
     /// Write what a snapshot holds to standard output
@@ -289,11 +291,26 @@ pub struct RestoreArgs {
     /// A file (made if it does not exist), a block device, or a logical volume as VG/LV
     #[arg(required_unless_present = "plan")]
     pub target: Option<String>,
+    /// Restore only LENGTH bytes from OFFSET on, to where they were; the rest of the target stays as it is, and so does
+    /// its size
+    #[arg(long, value_name = "OFFSET+LENGTH", conflicts_with_all = ["create", "verify", "to_host"])]
+    pub range: Option<String>,
+    /// Keep what stands on the target as a snapshot in the repository before anything is overwritten; `undo` puts it
+    /// back
+    #[arg(long, conflicts_with_all = ["create", "to_host"])]
+    pub undo: bool,
+    /// Restore the rest when something cannot be read any more, and list the holes, which read as zero
+    #[arg(long, conflicts_with_all = ["verify", "to_host"])]
+    pub keep_going: bool,
+    /// Restore to this target, too; repeat for more. What is read from the repository is read once, and files share it
+    /// on disk where the file system can
+    #[arg(long, value_name = "TARGET", conflicts_with_all = ["group", "range", "to_host"])]
+    pub also: Vec<String>,
     /// How.
     #[command(flatten)]
     pub options: RestoreOptions,
     /// Restore what this file says, many volumes to many hosts; `lvkeep plan` writes one
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["snapshot", "group", "target", "RestoreOptions"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["snapshot", "group", "target", "range", "undo", "keep_going", "also", "RestoreOptions"])]
     pub plan: Option<PathBuf>,
 }
 
@@ -329,6 +346,16 @@ pub struct RestoreOptions {
     /// With --nats: the host whose restorer agent writes the target; without, this process restores
     #[arg(long, value_name = "HOST")]
     pub to_host: Option<String>,
+}
+
+/// `undo`.
+#[derive(Debug, Args)]
+pub struct UndoArgs {
+    /// The id that `restore --undo` said, or UNDO-NAME@latest (`lvkeep snapshots --volume 'undo/*'` lists them)
+    pub snapshot: String,
+    /// Overwrite a target that is in use by now
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `plan`.

@@ -59,7 +59,7 @@ pub async fn run(app: &App, args: &BackupArgs) -> anyhow::Result<()> {
         return conclude(outcomes);
     }
     make_default_repository(app).await?;
-    let mut work = Embedded::writing(app, &hold).await?;
+    let mut work = Embedded::writing(app, Some(&hold)).await?;
     if sources.iter().any(|source| source.group.is_some()) && Tools::new().has("lvs") {
         // What is left is no reason not to back up.
         if let Err(why) = host::sweep(app, Some(&work.repository)).await {
@@ -196,8 +196,8 @@ fn conclude(outcomes: Vec<anyhow::Result<()>>) -> anyhow::Result<()> {
     }
 }
 
-async fn follow(app: &App, context: &Context, job: &BackupJob, bar: &Bar) -> anyhow::Result<()> {
-    let started = context.environment.elapsed();
+/// Hands a job to a conductor and waits for its end.
+pub async fn follow_job(context: &Context, job: &BackupJob, bar: &Bar) -> anyhow::Result<JobOutcome> {
     let about = About { session: None, volume: job.volume.clone() };
     let mut progress = context.bus.subscribe(&Topic::progress(job.job)).await.map_err(Failure::from)?;
     context.bus.publish(&Queue::jobs(), Message::new(&about, job)).await.map_err(Failure::from)?;
@@ -209,10 +209,15 @@ async fn follow(app: &App, context: &Context, job: &BackupJob, bar: &Bar) -> any
         }
         std::future::pending::<()>().await
     };
-    let outcome = tokio::select! {
+    tokio::select! {
         outcome = outcome_of(context, job.job, &job.volume) => outcome,
         () = show => unreachable!("progress has no end"),
-    };
+    }
+}
+
+async fn follow(app: &App, context: &Context, job: &BackupJob, bar: &Bar) -> anyhow::Result<()> {
+    let started = context.environment.elapsed();
+    let outcome = follow_job(context, job, bar).await;
     bar.finish();
     let seconds = context.environment.elapsed().saturating_sub(started).as_secs_f64();
     match outcome? {

@@ -5,21 +5,21 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use agent::{Context as AgentContext, Failure};
+use agent::Context as AgentContext;
 use anyhow::Context;
 use futures::future::join_all;
 use restorer::{Differences, Restorer};
-use schema::messages::FailureKind;
 use serde::Serialize;
 
 use crate::app::App;
 use crate::embedded::{self, Embedded};
+use crate::exit::Differs;
 use crate::plan::{Plan, Planned, Surroundings};
 use crate::progress::{Display, Overall};
 use crate::restore::{self, Done};
-use crate::{bus, status, text, verify};
+use crate::{bus, status, text};
 
 /// How a volume of a plan ended, as it is printed.
 #[derive(Debug, Serialize)]
@@ -44,7 +44,7 @@ struct Failed<'a> {
 /// Who restores the volumes of one host.
 enum By<'a> {
     /// This process.
-    Us(Box<Restorer>),
+    Us(Arc<Restorer>),
     /// The agents of a host.
     Agents(&'a str, &'a AgentContext),
 }
@@ -85,18 +85,14 @@ async fn carry_out(app: &App, plan: &Plan, work: Option<&Embedded>) -> anyhow::R
     let run = Run { app, plan, display: &display, overall: &overall };
     let queues: Vec<(Option<&str>, Mutex<VecDeque<usize>>)> =
         queues.into_iter().map(|(host, queue)| (host, Mutex::new(queue))).collect();
+    let ours = work.map(|work| run.restorer(work)).transpose()?;
     let mut lanes = Vec::new();
     for (host, queue) in &queues {
         let waiting = queue.lock().unwrap_or_else(PoisonError::into_inner).len();
-        let most = match (host, work) {
-            (None, Some(work)) => restore::at_once_max(&restore::settings(app, &work.repository)),
-            _ => waiting,
-        };
-        let at_once = plan.at_once(*host).min(waiting).min(most);
-        for _ in 0..at_once {
-            let by = match (host, &far, work) {
+        for _ in 0..plan.at_once(*host).min(waiting) {
+            let by = match (host, &far, &ours) {
                 (Some(host), Some(far), _) => By::Agents(host, far),
-                (None, _, Some(work)) => By::Us(Box::new(run.restorer(work, at_once)?)),
+                (None, _, Some(ours)) => By::Us(ours.clone()),
                 _ => unreachable!("who restores was made above"),
             };
             lanes.push(run.lane(queue, by));
@@ -124,12 +120,11 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// A restorer with its share of this process' memory and requests.
-    fn restorer(&self, work: &Embedded, at_once: usize) -> anyhow::Result<Restorer> {
-        let mut whole = restore::settings(self.app, &work.repository);
-        whole.fetches = self.plan.fetches_at_once.unwrap_or(whole.fetches);
-        let identity = restore::identity(self.app, work)?;
-        Ok(restore::make_with(work, identity, restore::share(whole, at_once)))
+    /// The restorer of this process, whose memory and requests all restores share.
+    fn restorer(&self, work: &Embedded) -> anyhow::Result<Arc<Restorer>> {
+        let mut settings = restore::settings(self.app, &work.repository);
+        settings.fetches = self.plan.fetches_at_once.unwrap_or(settings.fetches);
+        Ok(restore::make_with(work, restore::identity(self.app, work)?, settings).into())
     }
 
     /// Restores one volume after the other.
@@ -157,7 +152,7 @@ impl Run<'_> {
         };
         let outcome = match by {
             By::Us(restorer) => {
-                let restored = restore::by_restorer(self.app, restorer, order, progress).await;
+                let restored = restore::by_restorer(self.app, restorer, order, order.to(), progress).await;
                 match restored {
                     Ok(done) if order.options.verify => {
                         compare(restorer, planned, |d, t| bar.set(d, t)).await.map(|()| done)
@@ -208,12 +203,13 @@ impl Run<'_> {
 async fn compare(restorer: &Restorer, planned: &Planned, progress: impl Fn(u64, u64)) -> anyhow::Result<()> {
     let (root, target) = (&planned.order.root, &planned.order.target);
     let compared =
-        restorer.compare(root.clone(), &verify::device(target), |p| progress(p.done, p.total)).await;
+        restorer.compare(root.clone(), &restore::path(target)?, |p| progress(p.done, p.total)).await;
     let Differences { first, .. } =
         compared.with_context(|| format!("comparing {target} with {}", root.volume))?;
-    let Some(at) = first.first() else { return Ok(()) };
-    let why = format!("{target} differs from {}, first between {} and {}", root.volume, at.start, at.end);
-    Err(Failure::new(FailureKind::Device, why).into())
+    match first.into_iter().next() {
+        None => Ok(()),
+        Some(first) => Err(Differs { target: target.clone(), volume: root.volume.clone(), first }.into()),
+    }
 }
 
 fn print(app: &App, plan: &Plan, outcomes: &[Outcome]) -> anyhow::Result<()> {

@@ -4,14 +4,14 @@ use std::io::Write;
 use std::ops::Range;
 use std::sync::Arc;
 
-use agent::Failure;
+use agent::{Failure, Stop};
 use anyhow::Context;
 use schema::messages::FailureKind;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::app::App;
 use crate::args::CatArgs;
-use crate::embedded::Embedded;
+use crate::embedded::{Embedded, interrupted};
 use crate::{open, restore, select, settings};
 
 /// `lvkeep cat`.
@@ -33,14 +33,43 @@ async fn cat(app: &App, args: &CatArgs, work: &Embedded) -> anyhow::Result<()> {
     let restorer = restore::make(app, work, identity);
     let volume = root.volume.clone();
     let (out, parts) = mpsc::channel(1);
-    let writing = tokio::task::spawn_blocking(move || write(parts));
-    let read = restorer.read(root, range, out, |_| {}).await;
-    let written = writing.await.context("writing to standard output")?;
+    let (read, written) = tokio::join!(restorer.read(root, range, out, |_| {}), write_all(parts, &app.stop));
     read.with_context(|| format!("reading {volume}"))?;
-    written
+    written.with_context(|| format!("writing {volume}"))
 }
 
-/// Writes what comes, until there is no more or nobody reads it.
+/// Writes what comes, until there is no more, nobody reads it, or the process is to stop. A write may wait for ever for
+/// whoever reads: it has a thread of its own, which ends with the process.
+async fn write_all(mut parts: mpsc::Receiver<Vec<u8>>, stop: &Stop) -> anyhow::Result<()> {
+    let (out, waiting) = mpsc::channel(1);
+    let (end, ended) = oneshot::channel();
+    let writing = move || drop(end.send(write(waiting)));
+    std::thread::Builder::new().name("output".to_owned()).spawn(writing).context("starting a thread")?;
+    let handed_on = async {
+        hand_on(&mut parts, out).await;
+        ended.await
+    };
+    tokio::select! {
+        written = handed_on => written.context("the thread that writes ended")?,
+        () = stop.raised() => {
+            // The restorer ends by itself, once it is rid of what it has read.
+            while parts.recv().await.is_some() {}
+            Err(interrupted().into())
+        }
+    }
+}
+
+/// Hands parts on, until there are no more or nobody takes them.
+async fn hand_on(parts: &mut mpsc::Receiver<Vec<u8>>, out: mpsc::Sender<Vec<u8>>) {
+    while let Ok(room) = out.reserve().await
+        && let Some(part) = parts.recv().await
+    {
+        room.send(part);
+    }
+    parts.close();
+}
+
+/// Writes parts to standard output. Blocks.
 fn write(mut parts: mpsc::Receiver<Vec<u8>>) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     while let Some(part) = parts.blocking_recv() {
@@ -54,7 +83,8 @@ fn write(mut parts: mpsc::Receiver<Vec<u8>>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn parse(text: &str) -> anyhow::Result<Range<u64>> {
+/// A range as OFFSET+LENGTH.
+pub fn parse(text: &str) -> anyhow::Result<Range<u64>> {
     let Some((offset, length)) = text.split_once('+') else {
         let why = format!("--range {text:?}: write OFFSET+LENGTH, as in 1GiB+4KiB");
         return Err(Failure::refused(why).into());

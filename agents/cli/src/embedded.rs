@@ -6,7 +6,7 @@ use std::time::Duration;
 use agent::index::IndexClient;
 use agent::local::LocalBus;
 use agent::rate::RateLimit;
-use agent::{Context, Failure, Repository, Stop};
+use agent::{Context, Failure, Repository, Stop, Volumes};
 use anyhow::{Context as _, bail};
 use hasher::{ContentKey, Hasher};
 use indexer::{Indexer, OpenError};
@@ -91,8 +91,9 @@ impl Embedded {
         Self::start(app, repository, bus).await
     }
 
-    /// Starts every role that a backup needs.
-    pub async fn writing(app: &App, hold: &Hold) -> anyhow::Result<Self> {
+    /// Starts every role that a backup needs. Without `hold`, logical volumes are read as the devices that they are, and
+    /// no snapshot of them is taken.
+    pub async fn writing(app: &App, hold: Option<&Hold>) -> anyhow::Result<Self> {
         let repository = app.repository().await?;
         open::check_writable(&repository).await?;
         if open::directory(repository.store.location()).is_none() {
@@ -106,8 +107,14 @@ impl Embedded {
             (work.context.clone(), work.repository.clone(), work.index.clone());
 
         let files = Arc::new(Files::new(app.environment.clone()));
-        let volumes = lvm::volumes(&settings.lvm.value, hold, true, files, app.environment.clone())?;
-        work.volumes = Some(volumes.clone());
+        let volumes: Arc<dyn Volumes> = match hold {
+            Some(hold) => {
+                let volumes = lvm::volumes(&settings.lvm.value, hold, true, files, app.environment.clone())?;
+                work.volumes = Some(volumes.clone());
+                volumes
+            }
+            None => files,
+        };
         let mut reading = reader::Settings::new(settings.host.value.clone());
         reading.segment = SEGMENT;
         reading.readers = settings.reads.value;

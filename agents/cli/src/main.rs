@@ -36,6 +36,7 @@ mod snapshots;
 mod sources;
 mod status;
 mod text;
+mod undo;
 mod verify;
 
 use std::io::Write;
@@ -97,6 +98,7 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Diff(args) => done(show::diff(app, args).await),
         Command::FindChange(args) => done(show::find_change(app, args).await),
         Command::Restore(args) => done(restore::run(app, args).await),
+        Command::Undo(args) => done(undo::run(app, args).await),
         Command::Plan(args) => done(draft::run(app, args).await),
         Command::Cat(args) => done(cat::run(app, args).await),
         Command::Verify(args) => done(verify::run(app, args).await),

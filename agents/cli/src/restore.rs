@@ -20,12 +20,13 @@ use crate::app::App;
 use crate::args::{Cli, RestoreArgs, RestoreOptions};
 use crate::embedded::Embedded;
 use crate::progress::Display;
-use crate::{backup, bulk, bus, open, select, text, verify};
+use crate::{backup, bulk, bus, cat, open, select, text, undo, verify};
 
-/// Memory of a restore at least.
-const MEMORY_LEAST: u64 = 2 << 20;
+/// Holes that are printed for people; `--json` has all that were named.
+const SHOWN: usize = 10;
 
 /// One volume that is restored, and how.
+#[derive(Clone)]
 pub struct Order {
     /// The snapshot.
     pub root: Root,
@@ -37,6 +38,14 @@ pub struct Order {
     pub preparation: Preparation,
 }
 
+impl Order {
+    /// The target as the order says it.
+    pub fn to(&self) -> Target {
+        let target = Target::new(PathBuf::from(&self.target), self.options.force).full(self.options.full);
+        target.prepared(self.preparation.clone())
+    }
+}
+
 /// What a restore did, as it is printed.
 #[derive(Debug, Serialize)]
 pub struct Done {
@@ -46,13 +55,25 @@ pub struct Done {
     size: u64,
     bytes_written: u64,
     bytes_kept: u64,
+    bytes_copied: u64,
     bytes_compared: u64,
     bytes_zeroed: u64,
     bytes_fetched: u64,
     chunks_rescued: u64,
+    bytes_lost: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    holes: Vec<Hole>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<String>,
     seconds: f64,
+}
+
+/// What cannot be read any more, as it is printed.
+#[derive(Debug, Serialize)]
+struct Hole {
+    offset: u64,
+    len: u64,
+    why: String,
 }
 
 /// `lvkeep restore`.
@@ -122,27 +143,55 @@ fn check_apart<'a>(chosen: impl Iterator<Item = (&'a str, &'a str)>) -> anyhow::
 }
 
 async fn here(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
-    let work = Embedded::reading(app).await?;
-    let restored = restore_all(app, args, &work).await;
+    let mut work = match args.undo {
+        true => Embedded::writing(app, None).await?,
+        false => Embedded::reading(app).await?,
+    };
+    let restored = restore_all(app, args, &mut work).await;
     work.finish().await;
     restored
 }
 
-async fn restore_all(app: &App, args: &RestoreArgs, work: &Embedded) -> anyhow::Result<()> {
-    let identity = identity(app, work)?;
-    for order in chosen(&work.repository, args).await? {
-        let restorer = make(app, work, identity.clone());
-        let display = Display::new(app);
-        let bar = display.bar(&order.root.volume);
-        let restored = by_restorer(app, &restorer, &order, |done, total| bar.set(done, total)).await;
-        bar.finish();
-        let done = restored?;
-        app.print(&done, || done.text())?;
-        if order.options.verify {
-            verify::compare(app, work, &order.root, &order.target).await?;
+async fn restore_all(app: &App, args: &RestoreArgs, work: &mut Embedded) -> anyhow::Result<()> {
+    let range = args.range.as_deref().map(cat::parse).transpose()?;
+    let restorer = make(app, work, identity(app, work)?);
+    for first in chosen(&work.repository, args).await? {
+        let further = args.also.iter().map(|target| Order { target: target.clone(), ..first.clone() });
+        let mut donor = None;
+        for order in std::iter::once(first.clone()).chain(further) {
+            let mut target = order.to().only(range.clone()).keep_going(args.keep_going);
+            if args.undo {
+                undo::keep(app, work, &order.target).await?;
+                target = target.with_content();
+            }
+            if let Some(donor) = donor {
+                target = target.after(donor);
+            }
+            one(app, &restorer, &order, target).await?;
+            if order.options.verify {
+                verify::compare(app, work, &order.root, &order.target).await?;
+            }
+            donor = Some(path(&order.target)?);
         }
     }
     Ok(())
+}
+
+/// Restores one volume, shows how far it is, and says what was done.
+pub async fn one(app: &App, restorer: &Restorer, order: &Order, target: Target) -> anyhow::Result<()> {
+    let display = Display::new(app);
+    let bar = display.bar(&order.root.volume);
+    let restored = by_restorer(app, restorer, order, target, |done, total| bar.set(done, total)).await;
+    bar.finish();
+    let done = restored?;
+    app.print(&done, || done.text())?;
+    done.whole()
+}
+
+/// The path at which what a restore to `target` writes is read.
+pub fn path(target: &str) -> Result<PathBuf, Failure> {
+    let path = LvmTargets::new(Tools::new()).path(target);
+    path.map_err(|why| Failure::refused(format!("cannot read what stands on {target}: {why}")))
 }
 
 /// Restores by a restorer of this process. Progress is bytes done and all of them.
@@ -150,14 +199,12 @@ pub async fn by_restorer(
     app: &App,
     restorer: &Restorer,
     order: &Order,
+    to: Target,
     progress: impl Fn(u64, u64),
 ) -> anyhow::Result<Done> {
     let started = app.environment.elapsed();
-    let Order { root, target, options, preparation } = order;
-    let to = Target::new(PathBuf::from(target), options.force).full(options.full);
-    let to = to.prepared(preparation.clone());
-    let restored = restorer.restore(root.clone(), to, |p| progress(p.done, p.total)).await;
-    let report = restored.with_context(|| format!("restoring {} to {target}", root.volume))?;
+    let restored = restorer.restore(order.root.clone(), to, |p| progress(p.done, p.total)).await;
+    let report = restored.with_context(|| format!("restoring {} to {}", order.root.volume, order.target))?;
     Ok(Done::new(order, report, app.environment.elapsed().saturating_sub(started).as_secs_f64()))
 }
 
@@ -166,7 +213,7 @@ pub fn identity(app: &App, work: &Embedded) -> anyhow::Result<Option<Arc<Identit
     Ok(open::identity(&app.settings, work.repository.key.repo())?.map(Arc::new))
 }
 
-/// A restorer of this process, which has it to itself.
+/// A restorer of this process, with all that it has.
 pub fn make(app: &App, work: &Embedded, identity: Option<Arc<Identity>>) -> Restorer {
     make_with(work, identity, settings(app, &work.repository))
 }
@@ -190,22 +237,6 @@ pub fn settings(app: &App, repository: &Repository) -> restorer::Settings {
         threads: app.settings.workers.value.max(1),
         forbidden,
         ..restorer::Settings::default()
-    }
-}
-
-/// Restores at once for whose frames there is memory.
-pub fn at_once_max(settings: &restorer::Settings) -> usize {
-    usize::try_from(settings.memory / MEMORY_LEAST).unwrap_or(usize::MAX).max(1)
-}
-
-/// The share of one of `at_once` restores in what this process has.
-pub fn share(settings: restorer::Settings, at_once: usize) -> restorer::Settings {
-    let at_once = at_once.max(1);
-    restorer::Settings {
-        memory: settings.memory / at_once as u64,
-        fetches: (settings.fetches / at_once).max(1),
-        threads: settings.threads.div_ceil(at_once),
-        ..settings
     }
 }
 
@@ -283,10 +314,13 @@ impl Done {
             size: report.size,
             bytes_written: report.written,
             bytes_kept: report.kept,
+            bytes_copied: report.copied,
             bytes_compared: report.compared,
             bytes_zeroed: report.zeroed,
             bytes_fetched: report.fetched,
             chunks_rescued: report.rescued,
+            bytes_lost: report.lost,
+            holes: report.holes.into_iter().map(Hole::from).collect(),
             notes: report.notes,
             seconds,
         }
@@ -318,10 +352,37 @@ impl Done {
                 self.chunks_rescued
             ));
         }
+        if self.bytes_copied > 0 {
+            text.push_str(&format!("\n  {} taken from another target", text::size(self.bytes_copied)));
+        }
         for note in &self.notes {
             text.push_str(&format!("\n  {note}"));
         }
+        for hole in self.holes.iter().take(SHOWN) {
+            text.push_str(&format!("\n  LOST {}+{}: {}", hole.offset, hole.len, hole.why));
+        }
+        if self.holes.len() > SHOWN {
+            text.push_str("\n  ...");
+        }
         text
+    }
+
+    /// An error when something could not be read any more.
+    fn whole(&self) -> anyhow::Result<()> {
+        if self.bytes_lost == 0 {
+            return Ok(());
+        }
+        let (lost, volume, target) = (text::size(self.bytes_lost), &self.volume, &self.target);
+        let why = format!(
+            "{lost} of {volume} cannot be read any more and are zero on {target}; everything else was restored"
+        );
+        Err(Failure::damaged(why).into())
+    }
+}
+
+impl From<restorer::Hole> for Hole {
+    fn from(hole: restorer::Hole) -> Self {
+        Self { offset: hole.range.start, len: hole.range.end - hole.range.start, why: hole.why }
     }
 }
 

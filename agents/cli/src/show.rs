@@ -1,8 +1,11 @@
-//! `show` and `diff`: one snapshot, and what changed between two.
+//! `show`, `diff` and `find-change`: one snapshot, what changed between two, and when a range changed.
+
+use std::ops;
 
 use agent::Failure;
 use agent::maps::MapReader;
-use schema::map::{Content, Leaf};
+use schema::limits::LEAF_SPAN;
+use schema::map::{Content, Geometry, Leaf};
 use schema::root::Root;
 use serde::Serialize;
 
@@ -121,7 +124,7 @@ pub async fn diff(app: &App, args: &DiffArgs) -> anyhow::Result<()> {
     let b = select::snapshot(&work.repository, &args.b).await?;
     let map = |root| MapReader::new(work.repository.clone(), work.index.clone(), root);
     let (a, b) = (map(a)?, map(b)?);
-    let ranges = changed(&a, &b).await?;
+    let ranges = changed(&a, &b, 0..u64::MAX).await?;
     work.finish().await;
     let bytes: u64 = ranges.iter().map(|range| range.len).sum();
     let value = serde_json::json!({ "ranges": ranges, "bytes": bytes });
@@ -133,29 +136,48 @@ pub async fn diff(app: &App, args: &DiffArgs) -> anyhow::Result<()> {
     })
 }
 
-/// The ranges in which two snapshots differ, as far as their maps tell; equal subtrees are not read.
-async fn changed(a: &MapReader, b: &MapReader) -> Result<Vec<Range>, Failure> {
-    let mut ranges: Vec<Range> = Vec::new();
-    let mut add = |offset: u64, len: u64| match ranges.last_mut() {
-        Some(last) if last.offset + last.len == offset => last.len += len,
-        _ => ranges.push(Range { offset, len }),
-    };
+/// Ranges that differ, of what is looked at, neighbours joined.
+#[derive(Debug)]
+struct Differing {
+    within: ops::Range<u64>,
+    ranges: Vec<Range>,
+}
+
+impl Differing {
+    /// Adds one that begins where the last one ends, or behind it.
+    fn add(&mut self, offset: u64, len: u64) {
+        let (from, to) = (offset.max(self.within.start), (offset + len).min(self.within.end));
+        if from >= to {
+            return;
+        }
+        match self.ranges.last_mut() {
+            Some(last) if last.offset + last.len == from => last.len += to - from,
+            _ => self.ranges.push(Range { offset: from, len: to - from }),
+        }
+    }
+}
+
+/// The ranges `within` which two snapshots differ, as far as their maps tell: a chunk that was cut otherwise counts as
+/// changed. Equal subtrees, and leaves outside of the range, are not read.
+async fn changed(a: &MapReader, b: &MapReader, within: ops::Range<u64>) -> Result<Vec<Range>, Failure> {
     let common = a.geometry().leaves().min(b.geometry().leaves());
-    for leaf in 0..common {
+    let leaves = Geometry::leaf_of(within.start)..within.end.div_ceil(LEAF_SPAN).min(common);
+    let mut differing = Differing { within, ranges: Vec::new() };
+    for leaf in leaves {
         let (range_a, range_b) = (a.geometry().leaf_range(leaf), b.geometry().leaf_range(leaf));
         if range_a == range_b && a.leaf_id(leaf).await? == b.leaf_id(leaf).await? {
             continue;
         }
         for (offset, len) in compare(range_a.start, &a.leaf(leaf).await?, &b.leaf(leaf).await?) {
-            add(offset, len);
+            differing.add(offset, len);
         }
     }
     // What lies beyond the leaves of the shorter one is in the longer one alone.
-    let (rest, end) = (common * schema::limits::LEAF_SPAN, a.geometry().size().max(b.geometry().size()));
+    let (rest, end) = (common * LEAF_SPAN, a.geometry().size().max(b.geometry().size()));
     if rest < end && a.geometry().leaves() != b.geometry().leaves() {
-        add(rest, end - rest);
+        differing.add(rest, end - rest);
     }
-    Ok(ranges)
+    Ok(differing.ranges)
 }
 
 /// The runs of one leaf that differ: where no piece of both has the same place, length and content.
@@ -215,7 +237,7 @@ pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()>
 async fn changes(work: &Embedded, args: &FindChangeArgs) -> anyhow::Result<Vec<Changed>> {
     let offset = settings::parse_size("OFFSET", &args.offset)?;
     let length = settings::parse_size("--length", &args.length)?;
-    let end = offset.saturating_add(length.max(1));
+    let within = offset..offset.saturating_add(length.max(1));
     let key = work.repository.key.volume_key(&args.volume);
     let roots = select::roots(&work.repository, Some(key)).await?;
     if roots.is_empty() {
@@ -223,21 +245,25 @@ async fn changes(work: &Embedded, args: &FindChangeArgs) -> anyhow::Result<Vec<C
         return Err(Failure::refused(why).into());
     }
     let mut found = Vec::new();
-    let mut before: Option<Vec<Part>> = None;
+    let mut before: Option<MapReader> = None;
     for root in roots {
-        let map = MapReader::new(work.repository.clone(), work.index.clone(), root.clone())?;
-        let now = parts(&map, offset, end).await?;
+        let now = MapReader::new(work.repository.clone(), work.index.clone(), root)?;
         let ranges = match &before {
             // In the first one all of it is new, as far as it has any.
-            None => now.iter().map(|part| Range { offset: part.0, len: part.1 - part.0 }).collect(),
-            Some(before) => differing(before, &now),
+            None => {
+                let mut all = Differing { within: within.clone(), ranges: Vec::new() };
+                all.add(0, now.geometry().size());
+                all.ranges
+            }
+            Some(before) => changed(before, &now, within.clone()).await?,
         };
         if !ranges.is_empty() {
+            let root = now.root();
             found.push(Changed {
                 id: root.slot.session.to_string(),
                 generation: root.generation,
                 time: text::rfc3339(root.time_ms),
-                ranges: joined(ranges),
+                ranges,
             });
         }
         before = Some(now);
@@ -245,54 +271,52 @@ async fn changes(work: &Embedded, args: &FindChangeArgs) -> anyhow::Result<Vec<C
     Ok(found)
 }
 
-/// What a snapshot holds between two offsets: from, to, and content with the place of its first byte.
-type Part = (u64, u64, Content, u64);
+#[cfg(test)]
+mod tests {
+    use schema::ChunkId;
+    use schema::map::Piece;
 
-/// The chunks that stand between two offsets, cut to them.
-async fn parts(map: &MapReader, offset: u64, end: u64) -> Result<Vec<Part>, Failure> {
-    let end = end.min(map.geometry().size());
-    let mut parts = Vec::new();
-    if offset >= end {
-        return Ok(parts);
+    use super::*;
+
+    const KIB: u64 = 1 << 10;
+
+    /// A leaf of chunks of 4 KiB with these first bytes of their ids; 0 is zeroes.
+    fn leaf(chunks: &[u8]) -> Leaf {
+        let pieces = chunks.iter().map(|chunk| {
+            let content = match chunk {
+                0 => Content::Zero,
+                chunk => {
+                    let mut id = [*chunk; 33];
+                    id[0] = schema::Domain::Data as u8;
+                    Content::Chunk(ChunkId::parse(&id).unwrap())
+                }
+            };
+            Piece { len: 4096, content }
+        });
+        Leaf::new(4096 * chunks.len() as u64, pieces).unwrap()
     }
-    let (first, last) = (offset / schema::limits::LEAF_SPAN, (end - 1) / schema::limits::LEAF_SPAN);
-    for leaf in first..=last {
-        let start = map.geometry().leaf_range(leaf).start;
-        for (at, piece) in map.leaf(leaf).await?.located(start) {
-            let to = at + u64::from(piece.len);
-            if at < end && to > offset {
-                parts.push((at.max(offset), to.min(end), piece.content, at));
-            }
+
+    fn found(within: ops::Range<u64>, a: &Leaf, b: &Leaf) -> Vec<(u64, u64)> {
+        let mut differing = Differing { within, ranges: Vec::new() };
+        compare(LEAF_SPAN, a, b).into_iter().for_each(|(offset, len)| differing.add(offset, len));
+        differing.ranges.iter().map(|range| (range.offset - LEAF_SPAN, range.len)).collect()
+    }
+
+    #[test]
+    fn what_differs_is_joined_and_cut_to_what_is_looked_at() {
+        let (a, b) = (leaf(&[1, 2, 3, 0, 0, 4, 5]), leaf(&[1, 9, 8, 0, 7, 4]));
+        let at = |offset: u64| LEAF_SPAN + offset;
+        for (within, expected) in [
+            (0..u64::MAX, vec![(4 * KIB, 8 * KIB), (16 * KIB, 4 * KIB), (24 * KIB, 4 * KIB)]),
+            (at(0)..at(4 * KIB), vec![]),
+            (at(5 * KIB)..at(5 * KIB + 1), vec![(5 * KIB, 1)]),
+            (at(7 * KIB)..at(17 * KIB), vec![(7 * KIB, 5 * KIB), (16 * KIB, KIB)]),
+            (at(27 * KIB)..at(99 * KIB), vec![(27 * KIB, KIB)]),
+            (at(28 * KIB)..at(99 * KIB), vec![]),
+        ] {
+            assert_eq!(found(within.clone(), &a, &b), expected, "{within:?}");
+            assert_eq!(found(within.clone(), &b, &a), expected, "{within:?}");
+            assert_eq!(found(within, &a, &a), vec![]);
         }
     }
-    Ok(parts)
-}
-
-/// Where two lists of parts are not the same content at the same place. A chunk that was cut otherwise counts as changed:
-/// the maps do not say more.
-fn differing(before: &[Part], now: &[Part]) -> Vec<Range> {
-    let mut bounds: Vec<u64> = before.iter().chain(now).flat_map(|part| [part.0, part.1]).collect();
-    bounds.sort_unstable();
-    bounds.dedup();
-    let at = |parts: &[Part], offset: u64| {
-        let part = parts.iter().find(|part| part.0 <= offset && offset < part.1)?;
-        Some((part.2, if part.2 == Content::Zero { 0 } else { part.3 }))
-    };
-    let differ = |bound: &&[u64]| at(before, bound[0]) != at(now, bound[0]);
-    bounds
-        .windows(2)
-        .filter(differ)
-        .map(|bound| Range { offset: bound[0], len: bound[1] - bound[0] })
-        .collect()
-}
-
-fn joined(ranges: Vec<Range>) -> Vec<Range> {
-    let mut joined: Vec<Range> = Vec::new();
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if last.offset + last.len == range.offset => last.len += range.len,
-            _ => joined.push(range),
-        }
-    }
-    joined
 }

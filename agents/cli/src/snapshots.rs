@@ -1,5 +1,7 @@
 //! `snapshots`: the list.
 
+use std::collections::BTreeMap;
+
 use schema::root::Root;
 use serde::Serialize;
 
@@ -60,11 +62,15 @@ impl Row {
     }
 }
 
-/// The sources of a snapshot's group of which the same run has no snapshot.
-fn lacks(root: &Root, all: &[Root]) -> Vec<String> {
-    let Some(group) = &root.group else { return Vec::new() };
-    let run = all.iter().filter(|other| other.group.as_ref() == Some(group));
-    select::missing(run).into_iter().map(str::to_owned).collect()
+/// What each run of a group has no snapshot of.
+fn lacking(all: &[Root]) -> BTreeMap<&str, Vec<&str>> {
+    let mut runs: BTreeMap<&str, Vec<&Root>> = BTreeMap::new();
+    for root in all {
+        if let Some(group) = &root.group {
+            runs.entry(group).or_default().push(root);
+        }
+    }
+    runs.into_iter().map(|(group, run)| (group, select::missing(run.iter().copied()))).collect()
 }
 
 fn group_text(row: &Row) -> String {
@@ -109,10 +115,13 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
     let all = select::roots(&repository, None).await?;
     let roots = filtered(&all, args)?;
     let encrypted = repository.key.encrypted();
-    let rows: Vec<Row> = roots
-        .iter()
-        .map(|root| Row { group_lacks: lacks(root, &all), ..Row::new(root, encrypted) })
-        .collect();
+    let lacking = lacking(&all);
+    let row = |root: &Root| {
+        let lacks = root.group.as_deref().and_then(|group| lacking.get(group));
+        let group_lacks = lacks.into_iter().flatten().map(|&source| source.to_owned()).collect();
+        Row { group_lacks, ..Row::new(root, encrypted) }
+    };
+    let rows: Vec<Row> = roots.iter().map(row).collect();
     app.print(&rows, || {
         let mut table = text::Table::new(&["id", "volume", "gen", "time", "size", "added", "group", "tags"]);
         for (row, root) in rows.iter().zip(&roots) {
@@ -131,4 +140,51 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
         let warning = if encrypted { "" } else { "\nThis repository is NOT ENCRYPTED." };
         format!("{}\n{} snapshots{warning}", table.text(), rows.len())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use schema::facts::GROUP_MEMBERS;
+    use schema::names::Slot;
+    use schema::root::{Statistics, Tracking};
+    use schema::{JobId, ReadingId, SessionId, VolumeKey};
+
+    use super::*;
+
+    fn root(group: Option<&str>, source: &str, members: &str) -> Root {
+        let slot = Slot { volume: VolumeKey::from_bytes([1; 16]), session: SessionId::from_bytes([2; 16]) };
+        Root {
+            version: Root::VERSION,
+            volume: format!("h/{source}"),
+            host: "h".into(),
+            source: source.into(),
+            slot,
+            reading: ReadingId::from_bytes([3; 16]),
+            job: JobId::from_bytes([4; 16]),
+            generation: 1,
+            parent: None,
+            size: 0,
+            top: None,
+            time_ms: 0,
+            sealed_ms: 0,
+            group: group.map(str::to_owned),
+            changed_while_read: false,
+            layout: BTreeMap::from([(GROUP_MEMBERS.to_owned(), members.to_owned())]),
+            tags: Vec::new(),
+            statistics: Statistics::default(),
+            tracking: Tracking::Everything { why: None },
+        }
+    }
+
+    #[test]
+    fn each_run_lacks_its_own_members() {
+        let all = [
+            root(Some("g/1"), "vg/a", "vg/a vg/b vg/c"),
+            root(None, "vg/b", ""),
+            root(Some("g/2"), "vg/b", "vg/a vg/b"),
+            root(Some("g/1"), "vg/c", "vg/a vg/b vg/c"),
+            root(Some("g/2"), "vg/a", "vg/a vg/b"),
+        ];
+        assert_eq!(lacking(&all), BTreeMap::from([("g/1", vec!["vg/b"]), ("g/2", vec![])]));
+    }
 }

@@ -1,18 +1,16 @@
 //! `verify`: a target against a snapshot, or a snapshot against the repository.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent::Failure;
 use anyhow::Context;
 use restorer::Differences;
-use schema::messages::FailureKind;
 use schema::root::Root;
 use serde::Serialize;
 
 use crate::app::App;
 use crate::args::VerifyArgs;
 use crate::embedded::Embedded;
+use crate::exit::Differs;
 use crate::progress::Display;
 use crate::show::Range;
 use crate::{open, restore, select, text};
@@ -59,13 +57,14 @@ async fn verify(app: &App, args: &VerifyArgs, work: &Embedded) -> anyhow::Result
 
 /// Compares a target with a snapshot, prints what was found, and fails when something differs.
 pub async fn compare(app: &App, work: &Embedded, root: &Root, target: &str) -> anyhow::Result<()> {
+    let path = restore::path(target)?;
     // Comparing needs no content of the repository's, and thus no identity.
     let restorer = restore::make(app, work, None);
     let display = Display::new(app);
     let bar = display.bar(&root.volume);
-    let compared = restorer.compare(root.clone(), &device(target), |p| bar.set(p.done, p.total)).await;
+    let compared = restorer.compare(root.clone(), &path, |p| bar.set(p.done, p.total)).await;
     bar.finish();
-    let Differences { bytes, first } =
+    let Differences { bytes, first, .. } =
         compared.with_context(|| format!("comparing {target} with {}", root.volume))?;
     let compared = Compared {
         snapshot: root.slot.session.to_string(),
@@ -79,9 +78,10 @@ pub async fn compare(app: &App, work: &Embedded, root: &Root, target: &str) -> a
             .collect(),
     };
     app.print(&compared, || compared.text())?;
-    let Some(at) = first.first() else { return Ok(()) };
-    let why = format!("{target} differs from {}, first between {} and {}", root.volume, at.start, at.end);
-    Err(Failure::new(FailureKind::Device, why).into())
+    match first.into_iter().next() {
+        None => Ok(()),
+        Some(first) => Err(Differs { target: target.to_owned(), volume: root.volume.clone(), first }.into()),
+    }
 }
 
 impl Compared {
@@ -98,16 +98,6 @@ impl Compared {
         }
         lines.push(format!("{} in chunks that DIFFER", text::size(self.bytes_differing)));
         lines.join("\n")
-    }
-}
-
-/// A logical volume by its short name, or the path that it is.
-pub fn device(target: &str) -> PathBuf {
-    let path = Path::new(target);
-    let below = Path::new("/dev").join(target);
-    match path.is_relative() && !path.exists() && below.exists() {
-        true => below,
-        false => path.to_owned(),
     }
 }
 

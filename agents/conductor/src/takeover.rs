@@ -3,10 +3,12 @@
 //! Each earlier session is revoked by occupying its slot, which decides it for ever; only then its object is deleted.
 //! When the slot turns out to hold a snapshot, the job is done.
 
+use std::collections::BTreeMap;
+
 use agent::repository::AtSlot;
 use agent::{Failure, Repository, sessions};
 use schema::SessionId;
-use schema::facts::{GROUP_BACKUP_LEFT_OUT, POST_FAILED};
+use schema::facts::{BASELINES_REMOVED, GROUP_BACKUP_LEFT_OUT, POST_FAILED};
 use schema::messages::{BackupJob, JobOutcome};
 use schema::root::Root;
 use schema::session::{Checkpoint, Session};
@@ -86,11 +88,21 @@ pub(crate) fn sealed(root: &Root) -> JobOutcome {
         statistics: root.statistics,
         changed_while_read: root.changed_while_read,
         tracking: root.tracking.clone(),
-        notes: root.layout.get(GROUP_BACKUP_LEFT_OUT).map(left_out).into_iter().collect(),
+        notes: notes(&root.layout),
         post_failed: root.layout.get(POST_FAILED).cloned(),
     }
 }
 
-fn left_out(why: &String) -> String {
-    format!("LVM's description of the volume group is not in the snapshot: {why}")
+/// What the operator should know of a snapshot.
+fn notes(layout: &BTreeMap<String, String>) -> Vec<String> {
+    let left_out = layout
+        .get(GROUP_BACKUP_LEFT_OUT)
+        .map(|why| format!("LVM's description of the volume group is not in the snapshot: {why}"));
+    let removed = layout.get(BASELINES_REMOVED).map(|names| {
+        format!(
+            "removed before the commit, because the volume group had no room for one more LVM snapshot: {names}; \
+             whoever backs the volume up under another name reads everything next time"
+        )
+    });
+    left_out.into_iter().chain(removed).collect()
 }

@@ -2,24 +2,23 @@
 //!
 //! What stands on a target already is neither fetched nor written: a restore that was cut off goes on where it was, and
 //! one onto another day of the volume costs what differs. The target is read where the map says that chunks stand, and
-//! a chunk is there when what is found has its id. Nothing else is trusted: no journal, no time, no size.
+//! a chunk is there when what is found has its id. Nothing else is trusted: no journal, no time, no size, no cache.
 
+use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use agent::Failure;
-use agent::buffer::ALIGN;
 use schema::limits::CHUNK_MAX;
 use schema::{ChunkId, Domain};
 
 use crate::plan::Window;
+use crate::reading::{Aligned, READ_MAX, Reading};
 use crate::restorer::Report;
 use crate::unit::Work;
 
 /// Bytes of the target that one step reads.
 const STEP: u64 = 8 << 20;
-/// Ranges that differ, and are told.
-const TOLD_MAX: usize = 100;
 
 /// What a target is compared for.
 #[derive(Debug)]
@@ -27,24 +26,14 @@ pub(crate) enum Compare {
     /// It is not: it holds nothing, or all is to be written.
     Nothing,
     /// To leave alone what is the same.
-    ToSkip,
+    ToSkip(Reading),
     /// To know what differs.
-    ToTell(Mutex<Differences>),
-}
-
-/// Where a target differs from a snapshot.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Differences {
-    /// Bytes in chunks, and in runs of up to 256 KiB that should be zero, that differ somewhere.
-    pub bytes: u64,
-    /// The first ranges of them in which something differs, in order, neighbours joined; 100 at most.
-    pub first: Vec<Range<u64>>,
+    ToTell(Reading),
 }
 
 /// One place of a chunk.
 #[derive(Debug, Clone, Copy)]
 struct Place {
-    chunk: usize,
     id: ChunkId,
     offset: u64,
     len: u32,
@@ -56,56 +45,30 @@ impl Place {
     }
 }
 
-impl Differences {
-    fn add(&mut self, range: Range<u64>) {
-        self.bytes += range.end - range.start;
-        let at = self.first.partition_point(|known| known.start < range.start);
-        self.first.insert(at, range);
-        self.first.dedup_by(|next, known| {
-            let joined = known.end == next.start;
-            if joined {
-                known.end = next.end;
-            }
-            joined
-        });
-        self.first.truncate(TOLD_MAX);
-    }
-}
-
 impl Compare {
-    /// What was found to differ.
-    pub fn differences(&self) -> Differences {
+    /// The target, when it is compared.
+    pub fn reading(&self) -> Option<&Reading> {
         match self {
-            Self::ToTell(found) => found.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            Self::Nothing | Self::ToSkip => Differences::default(),
-        }
-    }
-
-    fn tell(&self, range: Range<u64>) {
-        if let Self::ToTell(found) = self {
-            found.lock().unwrap_or_else(PoisonError::into_inner).add(range);
+            Self::Nothing => None,
+            Self::ToSkip(reading) | Self::ToTell(reading) => Some(reading),
         }
     }
 }
 
 /// Takes out of a window the chunks that need not be fetched, and says what was found.
 pub(crate) async fn leave_equal(work: &Arc<Work>, window: &mut Window) -> Result<Report, Failure> {
-    if matches!(work.compare, Compare::Nothing) {
+    if work.compare.reading().is_none() {
         return Ok(Report::default());
     }
-    let steps = steps(window);
+    let steps = steps(window, &work.part);
     let compared = steps.iter().flatten().map(|place| u64::from(place.len)).sum();
-    let running = steps.into_iter().map(|places| work.blocking(move |work| same(work, places)));
-    let mut report = Report { compared, ..Report::default() };
-    for place in futures::future::try_join_all(running).await?.into_iter().flatten() {
-        report.kept += u64::from(place.len);
-        window.chunks[place.chunk].offsets.retain(|offset| *offset != place.offset);
-    }
-    window.chunks.retain(|wanted| !wanted.offsets.is_empty());
+    let running = steps.into_iter().map(|places| work.blocking(move |work| same(work, &places)));
+    let same = futures::future::try_join_all(running).await?.into_iter().flatten().collect();
+    let mut report = Report { compared, kept: without(window, &same), ..Report::default() };
     if matches!(work.compare, Compare::ToTell(_)) {
         for wanted in window.chunks.drain(..) {
             for offset in &wanted.offsets {
-                work.compare.tell(*offset..offset + u64::from(wanted.len));
+                report.differences.add(*offset..*offset + u64::from(wanted.len));
             }
         }
         // Nothing is written.
@@ -114,13 +77,37 @@ pub(crate) async fn leave_equal(work: &Arc<Work>, window: &mut Window) -> Result
     Ok(report)
 }
 
-/// The places of a window's chunks, in order, some at a time.
-fn steps(window: &Window) -> Vec<Vec<Place>> {
-    let places = window.chunks.iter().enumerate().flat_map(|(chunk, wanted)| {
-        let place = move |offset: &u64| Place { chunk, id: wanted.id, offset: *offset, len: wanted.len };
+/// Takes what another target of the same restore holds from there, and out of the window.
+pub(crate) async fn copy_equal(work: &Arc<Work>, window: &mut Window) -> Result<Report, Failure> {
+    if work.donor.is_none() {
+        return Ok(Report::default());
+    }
+    let steps = steps(window, &work.part).into_iter();
+    let running = steps.map(|places| work.blocking(move |work| copied(work, &places)));
+    let copied = futures::future::try_join_all(running).await?.into_iter().flatten().collect();
+    Ok(Report { copied: without(window, &copied), ..Report::default() })
+}
+
+/// Takes places out of a window, and says how many bytes they are.
+fn without(window: &mut Window, offsets: &HashSet<u64>) -> u64 {
+    let mut bytes = 0;
+    for wanted in &mut window.chunks {
+        let before = wanted.offsets.len();
+        wanted.offsets.retain(|offset| !offsets.contains(offset));
+        bytes += (before - wanted.offsets.len()) as u64 * u64::from(wanted.len);
+    }
+    window.chunks.retain(|wanted| !wanted.offsets.is_empty());
+    bytes
+}
+
+/// The places of a window's chunks that lie in `part` as a whole, in order, some at a time.
+fn steps(window: &Window, part: &Range<u64>) -> Vec<Vec<Place>> {
+    let places = window.chunks.iter().flat_map(|wanted| {
+        let place = |offset: &u64| Place { id: wanted.id, offset: *offset, len: wanted.len };
         wanted.offsets.iter().map(place)
     });
-    let mut places: Vec<Place> = places.collect();
+    let inside = |place: &Place| part.start <= place.offset && place.range().end <= part.end;
+    let mut places: Vec<Place> = places.filter(inside).collect();
     places.sort_unstable_by_key(|place| place.offset);
     let mut steps: Vec<Vec<Place>> = Vec::new();
     let mut bytes = 0;
@@ -137,92 +124,132 @@ fn steps(window: &Window) -> Vec<Vec<Place>> {
     steps
 }
 
-/// Those of the places where the target holds the chunk. Blocks.
-fn same(work: &Work, places: Vec<Place>) -> Result<Vec<Place>, Failure> {
-    let ids = work.repository.key.chunk_ids();
+/// The offsets of those of the places where the target holds the chunk. Blocks.
+fn same(work: &Work, places: &[Place]) -> Result<Vec<u64>, Failure> {
+    let Some(reading) = work.compare.reading() else { return Ok(Vec::new()) };
     let mut buffer = Aligned::new();
+    let mut offsets = |run: &[Place]| -> Result<Vec<u64>, Failure> {
+        let found = same_of_run(work, reading, run, &mut buffer)?;
+        Ok(found.map(|(place, _)| place.offset).collect())
+    };
     let mut same = Vec::new();
-    for place in places {
+    for run in runs(places) {
         if work.halt.is_raised() {
             break;
         }
-        match work.sink.read(place.offset, place.len as usize, buffer.bytes()) {
-            Ok(found) if ids.id(Domain::Data, found) == place.id => same.push(place),
-            Ok(_) => {}
-            Err(why) => unread(work, &place.range(), why)?,
+        match offsets(run) {
+            Ok(found) => same.extend(found),
+            // One of them cannot be read, which says nothing of the others.
+            Err(_) if run.len() > 1 => {
+                for place in run.chunks(1) {
+                    match offsets(place) {
+                        Ok(found) => same.extend(found),
+                        Err(why) => unread(work, place[0].offset, why)?,
+                    }
+                }
+            }
+            Err(why) => unread(work, run[0].offset, why)?,
         }
     }
     Ok(same)
 }
 
+/// Writes those of the chunks that the donor holds, and returns their offsets. Blocks.
+fn copied(work: &Work, places: &[Place]) -> Result<Vec<u64>, Failure> {
+    let Some(donor) = &work.donor else { return Ok(Vec::new()) };
+    let mut buffer = Aligned::new();
+    let mut copied = Vec::new();
+    for run in runs(places) {
+        if work.halt.is_raised() {
+            break;
+        }
+        match same_of_run(work, donor, run, &mut buffer) {
+            Ok(found) => {
+                for (place, bytes) in found {
+                    work.sink.write(place.offset, bytes)?;
+                    work.counters.bytes_restored.add(bytes.len() as u64);
+                    copied.push(place.offset);
+                }
+            }
+            Err(why) => tracing::warn!(volume = work.volume, %why, "fetched instead"),
+        }
+    }
+    Ok(copied)
+}
+
+/// Runs of neighbours, each of which is read at once.
+fn runs(places: &[Place]) -> Vec<&[Place]> {
+    let mut runs = Vec::new();
+    let mut first = 0;
+    for n in 1..=places.len() {
+        let goes_on = n < places.len()
+            && places[n].offset == places[n - 1].range().end
+            && places[n].range().end - places[first].offset <= READ_MAX;
+        if !goes_on {
+            runs.push(&places[first..n]);
+            first = n;
+        }
+    }
+    runs
+}
+
+/// Those of a run's chunks that are there, each with its bytes.
+fn same_of_run<'a>(
+    work: &'a Work,
+    reading: &Reading,
+    run: &'a [Place],
+    buffer: &'a mut Aligned,
+) -> Result<impl Iterator<Item = (&'a Place, &'a [u8])>, Failure> {
+    let start = run.first().map_or(0, |place| place.offset);
+    let end = run.last().map_or(0, |place| place.range().end);
+    let found = reading.read(&(start..end), buffer)?;
+    let ids = work.repository.key.chunk_ids();
+    let there = move |place: &'a Place| {
+        let from = (place.offset - start) as usize;
+        (place, &found[from..from + place.len as usize])
+    };
+    Ok(run.iter().map(there).filter(move |(place, bytes)| ids.id(Domain::Data, bytes) == place.id))
+}
+
 /// What cannot be read is written anew, which may mend it; whoever asked what is there is told.
-fn unread(work: &Work, range: &Range<u64>, why: Failure) -> Result<(), Failure> {
+fn unread(work: &Work, offset: u64, why: Failure) -> Result<(), Failure> {
     match work.compare {
         Compare::ToTell(_) => Err(why),
-        Compare::Nothing | Compare::ToSkip => {
-            tracing::warn!(volume = work.volume, offset = range.start, %why, "written anew");
+        Compare::Nothing | Compare::ToSkip(_) => {
+            tracing::warn!(volume = work.volume, offset, %why, "written anew");
             Ok(())
         }
     }
 }
 
 /// The parts of a range that do not read as zero. Blocks.
-pub(crate) fn not_zero(work: &Work, range: Range<u64>) -> Result<Vec<Range<u64>>, Failure> {
+pub(crate) fn not_zero(work: &Work, range: &Range<u64>) -> Result<Vec<Range<u64>>, Failure> {
+    let Some(reading) = work.compare.reading() else { return Ok(vec![range.clone()]) };
     let mut buffer = Aligned::new();
     let mut found: Vec<Range<u64>> = Vec::new();
     let mut at = range.start;
     while at < range.end && !work.halt.is_raised() {
-        let part = at..range.end.min(at + CHUNK_MAX as u64);
-        let is_zero = match work.sink.read(part.start, (part.end - part.start) as usize, buffer.bytes()) {
-            Ok(bytes) => bytes.iter().all(|byte| *byte == 0),
-            Err(why) => unread(work, &part, why).map(|()| false)?,
-        };
-        at = part.end;
-        if is_zero {
-            continue;
+        let end = range.end.min(at + READ_MAX);
+        let read = reading.read(&(at..end), &mut buffer);
+        for from in (at..end).step_by(CHUNK_MAX) {
+            let part = from..end.min(from + CHUNK_MAX as u64);
+            let is_zero = match &read {
+                Ok(bytes) => {
+                    let bytes = &bytes[(part.start - at) as usize..(part.end - at) as usize];
+                    bytes.iter().all(|byte| *byte == 0)
+                }
+                Err(_) => false,
+            };
+            match found.last_mut() {
+                _ if is_zero => {}
+                Some(last) if last.end == part.start => last.end = part.end,
+                _ => found.push(part),
+            }
         }
-        work.compare.tell(part.clone());
-        match found.last_mut() {
-            Some(last) if last.end == part.start => last.end = part.end,
-            _ => found.push(part),
+        if let Err(why) = read {
+            unread(work, at, why)?;
         }
+        at = end;
     }
     Ok(found)
-}
-
-/// Room for one chunk, as direct I/O wants it.
-struct Aligned {
-    bytes: Vec<u8>,
-    skip: usize,
-}
-
-impl Aligned {
-    fn new() -> Self {
-        let bytes = vec![0; CHUNK_MAX + ALIGN];
-        let skip = bytes.as_ptr().align_offset(ALIGN);
-        Self { bytes, skip }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.skip..self.skip + CHUNK_MAX]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn differences_are_joined_in_any_order_and_bounded() {
-        let mut found = Differences::default();
-        for range in [10..20, 40..50, 20..30, 0..10] {
-            found.add(range);
-        }
-        assert_eq!(found, Differences { bytes: 40, first: vec![0..30, 40..50] });
-        for n in (0..1000).rev() {
-            found.add(100 + 2 * n..101 + 2 * n);
-        }
-        assert_eq!((found.bytes, found.first.len()), (1040, TOLD_MAX));
-        assert_eq!(found.first[..3], [0..30, 40..50, 100..101], "the first ones are told");
-    }
 }

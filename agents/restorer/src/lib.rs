@@ -3,22 +3,24 @@
 //!
 //! It needs the bucket, the index and, for an encrypted repository, an identity. It never writes a byte that was not
 //! verified against its chunk id, never opens a target that is in use or holds something unless that is forced, and
-//! never leaves stale data where the snapshot has zeroes. What stands on the target already is left alone. Memory is bounded by [`Settings::memory`] whatever the
-//! volume's size and whatever maps, frames and the index claim.
+//! never leaves stale data where the snapshot has zeroes. What stands on the target already is left alone. Memory is
+//! bounded by [`Settings::memory`] whatever the volume's size and whatever maps, frames and the index claim.
 
 mod claim;
 mod compare;
+mod differences;
 mod keys;
 mod pipeline;
 mod plan;
+mod reading;
 mod restorer;
 mod service;
 mod sink;
 mod target;
 mod unit;
 
-pub use compare::Differences;
-pub use restorer::{Progress, Report, Restorer, Settings};
+pub use differences::Differences;
+pub use restorer::{Hole, Progress, Report, Restorer, Settings};
 pub use service::Serving;
 pub use target::Target;
 

@@ -4,15 +4,15 @@
 //! task gives up, and the call returns only when none of them touches the target any more.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::ops::Range;
 use std::sync::Arc;
 
 use agent::{Failure, Stop};
+use schema::map::Piece;
 use schema::messages::FailureKind;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::compare::leave_equal;
+use crate::compare::{copy_equal, leave_equal};
 use crate::plan::{FETCH_MAX, Window};
 use crate::restorer::{Progress, Report};
 use crate::unit::{Unit, Work};
@@ -26,11 +26,6 @@ const UNITS_MAX: u64 = 256;
 /// Bytes written after which the target is told to make them durable, beside everything else: so that its device works
 /// from the beginning, and the end waits for little.
 const SYNC_EVERY: u64 = 64 << 20;
-
-/// Bytes in flight: what was asked for, within what makes sense.
-pub(crate) fn memory_limit(asked: u64) -> u64 {
-    asked.clamp(2 << 20, 1 << 30)
-}
 
 /// Bytes of one fetch at most, so that several fit the memory.
 fn fetch_limit(memory: u64) -> u64 {
@@ -53,7 +48,7 @@ impl Feed {
         let bytes = self.waiting.front().map_or(0, Unit::bytes);
         let share = bytes.max(self.memory / UNITS_MAX).min(self.memory) as u32;
         // The semaphore is never closed, so that waiting cannot fail.
-        let permit = work.memory.clone().acquire_many_owned(share).await.ok();
+        let permit = work.turns.memory.clone().acquire_many_owned(share).await.ok();
         self.waiting.pop_front().map(|unit| (unit, permit))
     }
 }
@@ -67,16 +62,14 @@ impl Drop for HaltOnDrop {
     }
 }
 
-/// Restores everything that `work` says. `memory` is what its semaphore holds.
+/// Restores everything that `work` says.
 pub(crate) async fn run(
     work: &Arc<Work>,
-    memory: u64,
     stop: &Stop,
     progress: &impl Fn(Progress),
 ) -> Result<Report, Failure> {
     let _halt = HaltOnDrop(work.halt.clone());
-    let bytes = work.bytes();
-    let total = bytes.end - bytes.start;
+    let (total, memory) = (work.part.end - work.part.start, work.turns.bytes);
     let mut report = Report { size: total, ..Report::default() };
     let mut failure: Option<Failure> = None;
     let mut tasks: JoinSet<Result<Report, Failure>> = JoinSet::new();
@@ -88,7 +81,7 @@ pub(crate) async fn run(
     while feed.is_some() || !tasks.is_empty() {
         let failed = tokio::select! {
             biased;
-            () = stop.raised(), if failure.is_none() => Some(stopped(work)),
+            () = stop.raised(), if failure.is_none() => Some(stopped(&work.volume)),
             Some(joined) = tasks.join_next() => match joined {
                 Ok(Ok(step)) => {
                     unsynced += step.written;
@@ -133,7 +126,7 @@ pub(crate) async fn run(
 
 /// Bytes of the volume that are done with.
 fn accounted(report: &Report) -> u64 {
-    report.written + report.kept + report.zeroed
+    report.written + report.kept + report.copied + report.zeroed + report.lost
 }
 
 /// Waits for ever when there is no feed any more.
@@ -163,8 +156,9 @@ async fn synced(work: Arc<Work>) -> Result<Report, Failure> {
     }
 }
 
-fn stopped(work: &Work) -> Failure {
-    let why = format!("the restore of {} was stopped before it was complete", work.volume);
+/// Somebody asked for an end.
+pub(crate) fn stopped(volume: &str) -> Failure {
+    let why = format!("the restore of {volume} was stopped before it was complete");
     Failure { retry: true, ..Failure::new(FailureKind::Revoked, why) }
 }
 
@@ -174,14 +168,14 @@ async fn resolve(
     fetch_limit: u64,
     sender: mpsc::Sender<Vec<Unit>>,
 ) -> Result<Report, Failure> {
-    if work.map.root().top.is_none() {
-        if !work.bytes().is_empty() {
+    if work.source.map.root().top.is_none() {
+        if !work.part.is_empty() {
             // Nobody listening any more means that the restore has failed elsewhere.
-            let _ = sender.send(vec![Unit::Zero(work.bytes())]).await;
+            let _ = sender.send(vec![Unit::Zero(work.part.clone())]).await;
         }
         return Ok(Report::default());
     }
-    let mut starts = work.leaves.clone().step_by(WINDOW_LEAVES as usize);
+    let mut starts = work.leaves().step_by(WINDOW_LEAVES as usize);
     // Tasks of their own: they wait for turns that units wait for, too, and must go on with them when nobody takes
     // windows.
     let mut begun = VecDeque::new();
@@ -219,44 +213,49 @@ async fn resolved(work: &Work, window: JoinHandle<Result<Vec<Unit>, Failure>>) -
 
 async fn resolve_window(work: &Arc<Work>, first: u64, fetch_limit: u64) -> Result<Vec<Unit>, Failure> {
     let map = |e: Failure| e.context(format!("cannot read the map of {}", work.volume));
-    let (mut window, beside) = work.unless_halted(read_window(work, first)).await?.map_err(map)?;
+    let (mut window, lost) = work.unless_halted(read_window(work, first)).await?.map_err(map)?;
     let mut found = leave_equal(work, &mut window).await?;
-    found.kept += beside;
+    found += copy_equal(work, &mut window).await?;
     work.unless_halted(locate(work, &mut window)).await?.map_err(map)?;
     let window = Arc::new(window);
     let zeroes = window.zeroes.iter().cloned().map(Unit::Zero);
-    let lost = window.without_copies().map(|chunk| Unit::Seek(window.clone(), chunk));
+    let sought = window.without_copies().map(|chunk| Unit::Seek(window.clone(), chunk));
     let fetches = window.fetches(fetch_limit).into_iter().map(|fetch| Unit::Fetch(window.clone(), fetch));
-    Ok(std::iter::once(Unit::Found(found)).chain(zeroes).chain(lost).chain(fetches).collect())
+    Ok(std::iter::once(Unit::Found(found)).chain(lost).chain(zeroes).chain(sought).chain(fetches).collect())
 }
 
-/// What is wanted of a run of the map, and how many bytes of it are not.
-async fn read_window(work: &Work, first: u64) -> Result<(Window, u64), Failure> {
-    let geometry = work.map.geometry();
-    let numbers = first..first.saturating_add(WINDOW_LEAVES).min(work.leaves.end);
-    let leaves = futures::future::try_join_all(numbers.clone().map(|leaf| work.map.leaf(leaf))).await?;
-    let located = numbers.zip(&leaves).flat_map(|(n, leaf)| leaf.located(geometry.leaf_range(n).start));
-    let mut beside = 0;
-    let wanted = located.filter(|(offset, piece)| {
-        let len = u64::from(piece.len);
-        let is_in = |part: &Range<u64>| *offset < part.end && offset + len > part.start;
-        let wanted = work.part.as_ref().is_none_or(is_in);
-        beside += if wanted { 0 } else { len };
-        wanted
-    });
-    let window = Window::new(wanted);
-    Ok((window, beside))
+/// What is wanted of a run of the map, and what of it is lost with a part of the map.
+async fn read_window(work: &Work, first: u64) -> Result<(Window, Vec<Unit>), Failure> {
+    let map = &work.source.map;
+    let numbers = first..first.saturating_add(WINDOW_LEAVES).min(work.leaves().end);
+    let read = futures::future::join_all(numbers.clone().map(|leaf| map.leaf(leaf))).await;
+    let (mut leaves, mut lost) = (Vec::new(), Vec::new());
+    for (number, leaf) in numbers.zip(read) {
+        let range = map.geometry().leaf_range(number);
+        match leaf {
+            Ok(leaf) => leaves.push((range.start, leaf)),
+            Err(failure) if work.goes_on_after(&failure) => {
+                lost.push(Unit::Lose(work.wanted(&range), format!("the map there: {failure}")));
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    let located = leaves.iter().flat_map(|(start, leaf)| leaf.located(*start));
+    let wanted = |offset: u64, piece: &Piece| work.wanted(&(offset..offset + u64::from(piece.len)));
+    let mut window = Window::new(located.filter(|(offset, piece)| !wanted(*offset, piece).is_empty()));
+    window.zeroes.iter_mut().for_each(|range| *range = work.wanted(range));
+    Ok((window, lost))
 }
 
 /// Finds copies of what is wanted, the best first.
 async fn locate(work: &Work, window: &mut Window) -> Result<(), Failure> {
     let ids: Vec<_> = window.chunks.iter().map(|wanted| wanted.id).collect();
-    for (wanted, copies) in window.chunks.iter_mut().zip(work.map.locate(&ids).await?) {
+    for (wanted, copies) in window.chunks.iter_mut().zip(work.source.map.locate(&ids).await?) {
         wanted.copies = copies;
     }
     let mut counting = BTreeSet::new();
     for pack in window.packs() {
-        let counts = match &work.session {
+        let counts = match &work.source.session {
             // A pack that cannot be asked for just now is tried last.
             Some(session) => session.counts(pack).await.unwrap_or(false),
             None => true,

@@ -10,29 +10,36 @@ use agent::maps::MapReader;
 use agent::repository::AtSlot;
 use agent::sessions::OpenSession;
 use agent::{Context, Failure, Place, Repository, Stop, Targets, Wish};
-use futures::stream::{StreamExt, TryStreamExt};
+use futures::stream::StreamExt;
 use schema::keys::Identity;
 use schema::limits::LEAF_SPAN;
 use schema::messages::FailureKind;
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
 use schema::{JobId, SessionId};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
-use crate::compare::{Compare, Differences};
+use crate::compare::Compare;
+use crate::differences::Differences;
 use crate::keys::DataKeys;
 use crate::pipeline;
+use crate::reading::Reading;
 use crate::sink::{Memory, Opened, Sink};
-use crate::target::{self, Circumstances, Target};
-use crate::unit::{Openers, Work};
+use crate::target::{Circumstances, Target};
+use crate::unit::{Openers, Source, Turns, Work};
 
-/// Leaves that are read at once where a range is handed on in order.
-const LEAVES_AT_ONCE: usize = 2;
+/// Holes that are told.
+const HOLES_MAX: usize = 1000;
+/// Bytes of one part where a range is handed on in order.
+const PART: u64 = 16 << 20;
+/// Parts that are read at once.
+const PARTS_AT_ONCE: usize = 3;
 
 /// How restores are done.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Bytes of fetched frames in flight, 2 MiB to 1 GiB. Plaintext adds half a MiB per thread.
+    /// Bytes of fetched frames in flight, 2 MiB to 1 GiB, of all restores at once. Plaintext adds half a MiB per thread,
+    /// comparing a target one MiB per thread.
     pub memory: u64,
     /// Concurrent range requests to the store.
     pub fetches: usize,
@@ -65,16 +72,22 @@ pub struct Progress {
 /// What a restore did. When only verifying, `written` counts what would have been written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Bytes of the volume; `written`, `kept` and `zeroed` add up to it.
+    /// Bytes that were asked for; `written`, `kept`, `copied`, `zeroed` and `lost` add up to it.
     pub size: u64,
     /// Bytes written.
     pub written: u64,
     /// Bytes left alone, because they stood there already.
     pub kept: u64,
+    /// Bytes written that were taken from another target of the same restore.
+    pub copied: u64,
     /// Bytes of the target that were read to see what stands there.
     pub compared: u64,
     /// Bytes that read as zero.
     pub zeroed: u64,
+    /// Bytes that cannot be read any more, and are zero on the target: only where that was asked for.
+    pub lost: u64,
+    /// Where they are, in order; the first thousand.
+    pub holes: Vec<Hole>,
     /// Bytes of packs fetched, gaps included; maps are not counted.
     pub fetched: u64,
     /// Requests that fetched them.
@@ -83,8 +96,19 @@ pub struct Report {
     pub chunks: u64,
     /// Chunks whose best copy was missing or damaged, read from another: the repository needs repair.
     pub rescued: u64,
+    /// Where a target that is only compared differs.
+    pub differences: Differences,
     /// What the operator should know of the target.
     pub notes: Vec<String>,
+}
+
+/// A part of a volume that cannot be read any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hole {
+    /// Bytes of the volume.
+    pub range: Range<u64>,
+    /// Names the chunk, and every copy and what is wrong with it.
+    pub why: String,
 }
 
 impl AddAssign for Report {
@@ -92,12 +116,20 @@ impl AddAssign for Report {
         self.size += other.size;
         self.written += other.written;
         self.kept += other.kept;
+        self.copied += other.copied;
         self.compared += other.compared;
         self.zeroed += other.zeroed;
+        self.lost += other.lost;
+        if !other.holes.is_empty() {
+            self.holes.extend(other.holes);
+            self.holes.sort_by_key(|hole| hole.range.start);
+            self.holes.truncate(HOLES_MAX);
+        }
         self.fetched += other.fetched;
         self.requests += other.requests;
         self.chunks += other.chunks;
         self.rescued += other.rescued;
+        self.differences += other.differences;
         self.notes.extend(other.notes);
     }
 }
@@ -123,6 +155,15 @@ pub(crate) enum Purpose {
     Read(Range<u64>, mpsc::Sender<Vec<u8>>),
 }
 
+/// What is to be done with a snapshot.
+struct Task {
+    sink: Sink,
+    part: Range<u64>,
+    compare: Compare,
+    donor: Option<Reading>,
+    keep_going: bool,
+}
+
 /// Restores snapshots of one repository.
 pub struct Restorer {
     pub(crate) context: Context,
@@ -130,6 +171,7 @@ pub struct Restorer {
     index: IndexClient,
     identity: Option<Arc<Identity>>,
     settings: Settings,
+    turns: Turns,
     targets: Option<Arc<dyn Targets>>,
 }
 
@@ -142,7 +184,8 @@ impl Restorer {
         identity: Option<Arc<Identity>>,
         settings: Settings,
     ) -> Self {
-        Self { context, repository, index, identity, settings, targets: None }
+        let turns = Turns::new(&settings);
+        Self { context, repository, index, identity, settings, turns, targets: None }
     }
 
     /// Also restores to places that `targets` finds: logical volumes. Everything else is a path.
@@ -163,15 +206,15 @@ impl Restorer {
         target: Target,
         progress: impl Fn(Progress),
     ) -> Result<Report, Failure> {
-        self.restore_as(self.fresh_ids(), root, Purpose::Restore(target), &progress).await
+        self.run_as(self.fresh_ids(), root, Purpose::Restore(target), &progress).await
     }
 
     /// Reads and verifies all that a snapshot needs, and writes nothing.
     pub async fn verify_readable(&self, root: Root, progress: impl Fn(Progress)) -> Result<Report, Failure> {
-        self.restore_as(self.fresh_ids(), root, Purpose::Verify, &progress).await
+        self.run_as(self.fresh_ids(), root, Purpose::Verify, &progress).await
     }
 
-    /// Hands on a range of a snapshot, in order, verified, in parts of up to 64 MiB, a few of which are in memory at a
+    /// Hands on a range of a snapshot, in order, verified, in parts of up to 16 MiB, a few of which are in memory at a
     /// time. Ends early and well when nobody listens any more. Fails when the range ends behind the snapshot.
     pub async fn read(
         &self,
@@ -185,7 +228,7 @@ impl Restorer {
             let why = format!("{} has {} bytes, and none from {start} to {end}", root.volume, root.size);
             return Err(Failure::refused(why));
         }
-        self.restore_as(self.fresh_ids(), root, Purpose::Read(range, out), &progress).await
+        self.run_as(self.fresh_ids(), root, Purpose::Read(range, out), &progress).await
     }
 
     /// Compares a file or device with a snapshot, by content, and says what differs; fetches nothing but the map. What
@@ -198,37 +241,27 @@ impl Restorer {
         progress: impl Fn(Progress),
     ) -> Result<Differences, Failure> {
         let purpose = Purpose::Compare(path.to_owned());
-        let (_, differences) = self.run_as(self.fresh_ids(), root, purpose, &progress).await?;
-        Ok(differences)
+        Ok(self.run_as(self.fresh_ids(), root, purpose, &progress).await?.differences)
     }
 
     /// Reads and verifies the beginning of a snapshot, at most 256 MiB of the volume: proof that the keys at hand open
     /// it. Writes nothing.
     pub async fn verify_sample(&self, root: Root) -> Result<Report, Failure> {
-        self.restore_as(self.fresh_ids(), root, Purpose::Sample, &|_| {}).await
+        self.run_as(self.fresh_ids(), root, Purpose::Sample, &|_| {}).await
     }
 
     fn fresh_ids(&self) -> Ids {
         Ids { job: self.context.environment.job_id(), session: self.context.environment.session_id() }
     }
 
-    pub(crate) async fn restore_as(
+    /// Does it under these ids.
+    pub(crate) async fn run_as(
         &self,
         ids: Ids,
         root: Root,
         purpose: Purpose,
         progress: &impl Fn(Progress),
     ) -> Result<Report, Failure> {
-        self.run_as(ids, root, purpose, progress).await.map(|(report, _)| report)
-    }
-
-    async fn run_as(
-        &self,
-        ids: Ids,
-        root: Root,
-        purpose: Purpose,
-        progress: &impl Fn(Progress),
-    ) -> Result<(Report, Differences), Failure> {
         let keys = DataKeys::new(self.repository.clone(), self.identity.clone());
         if !matches!(purpose, Purpose::Compare(_)) {
             keys.check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
@@ -291,39 +324,30 @@ impl Restorer {
         session: Option<Arc<OpenSession>>,
         purpose: Purpose,
         progress: &impl Fn(Progress),
-    ) -> Result<(Report, Differences), Failure> {
+    ) -> Result<Report, Failure> {
         let map = Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root.clone())?);
-        let all = map.geometry().leaves();
-        let (sink, leaves, compare) = match purpose {
-            Purpose::Restore(target) => {
-                let all_is_written = target.is_full();
-                let sink = self.open(job, root.clone(), target).await?;
-                let compare = match all_is_written || sink.is_zero_already() {
-                    true => Compare::Nothing,
-                    false => Compare::ToSkip,
-                };
-                (sink, all, compare)
+        let source = Source { map, keys: keys.into(), session };
+        let all = 0..root.size;
+        let task = match purpose {
+            Purpose::Restore(target) => self.open(job, root, target).await?,
+            Purpose::Verify => Task::new(Sink::Discard, all),
+            Purpose::Sample => {
+                let sample = root.size.min(pipeline::WINDOW_LEAVES * LEAF_SPAN);
+                Task::new(Sink::Discard, 0..sample)
             }
-            Purpose::Verify => (Sink::Discard, all, Compare::Nothing),
-            Purpose::Sample => (Sink::Discard, all.min(pipeline::WINDOW_LEAVES), Compare::Nothing),
-            Purpose::Read(range, out) => {
-                let report = self.to_channel(map, keys.into(), session, range, out, progress).await?;
-                return Ok((report, Differences::default()));
-            }
+            Purpose::Read(range, out) => return self.to_channel(source, range, out, progress).await,
             Purpose::Compare(path) => {
-                let (volume, size) = (root.volume.clone(), root.size);
-                let reading = blocking(move || target::open_to_read(&path, volume, size)).await?;
-                (Sink::Reading(reading), all, Compare::ToTell(Default::default()))
+                let reading = blocking(move || Reading::open(&path, root.volume, root.size)).await?;
+                Task { compare: Compare::ToTell(reading), ..Task::new(Sink::Discard, all) }
             }
         };
-        let place = sink.place();
-        let memory = pipeline::memory_limit(self.settings.memory);
-        let work = self.work(map, keys.into(), session, sink, compare, 0..leaves, None, memory);
-        let result = pipeline::run(&work, memory, &self.context.stop, progress).await;
+        let place = task.sink.place();
+        let work = self.work(source, task);
+        let result = pipeline::run(&work, &self.context.stop, progress).await;
         let stop = self.context.stop.clone();
         let result = blocking(move || {
             let finish = || work.sink.zero_behind(&stop).and_then(|()| work.sink.finish());
-            let result = result.and_then(|report| finish().map(|()| (report, work.compare.differences())));
+            let result = result.and_then(|report| finish().map(|()| report));
             if result.is_err() {
                 work.sink.give_up();
             }
@@ -332,94 +356,100 @@ impl Restorer {
         .await;
         let notes = end_place(place.as_deref(), result.is_ok()).await;
         match result {
-            Ok((report, differences)) => Ok((Report { notes, ..report }, differences)),
+            Ok(report) => Ok(Report { notes, ..report }),
             Err(failure) => Err(with_notes(failure, &notes)),
         }
     }
 
-    /// Hands on a range of the volume, leaf by leaf; while one is handed on, the next is read.
+    /// Hands on a range of the volume, part by part; while one is handed on, the next are read.
     async fn to_channel(
         &self,
-        map: Arc<MapReader>,
-        keys: Arc<DataKeys>,
-        session: Option<Arc<OpenSession>>,
+        source: Source,
         range: Range<u64>,
         out: mpsc::Sender<Vec<u8>>,
         progress: &impl Fn(Progress),
     ) -> Result<Report, Failure> {
-        let memory = pipeline::memory_limit(self.settings.memory / LEAVES_AT_ONCE as u64);
-        let leaves = range.start / LEAF_SPAN..range.end.div_ceil(LEAF_SPAN);
-        let read = |leaf: u64| {
-            let all = map.geometry().leaf_range(leaf);
-            let part = all.start.max(range.start)..all.end.min(range.end);
+        let read = |start: u64| {
+            let part = start..range.end.min(start + PART);
             let sink = Sink::Memory(Memory::new(part.clone()));
-            let (map, keys, session) = (map.clone(), keys.clone(), session.clone());
-            let leaves = leaf..leaf + 1;
-            let work = self.work(map, keys, session, sink, Compare::Nothing, leaves, Some(part), memory);
+            let work = self.work(source.clone(), Task::new(sink, part));
             async move {
-                let report = pipeline::run(&work, memory, &self.context.stop, &|_| {}).await?;
+                let report = pipeline::run(&work, &self.context.stop, &|_| {}).await?;
                 Ok::<_, Failure>((report, work.sink.taken()))
             }
         };
-        let mut parts = futures::stream::iter(leaves).map(read).buffered(LEAVES_AT_ONCE);
+        let enough = Stop::default();
+        let starts = range.clone().step_by(PART as usize).take_while(|_| !enough.is_raised());
+        let mut parts = futures::stream::iter(starts).map(read).buffered(PARTS_AT_ONCE);
         let (total, mut done) = (range.end - range.start, 0);
-        let mut sum = Report::default();
-        while let Some((report, bytes)) = parts.try_next().await? {
-            done += bytes.len() as u64;
-            sum += report;
-            if out.send(bytes).await.is_err() {
-                // Whoever reads has seen enough.
-                break;
+        let mut sum = Report { size: total, ..Report::default() };
+        let mut failed = None;
+        // What was begun is waited for in every outcome, so that nobody reads the snapshot when this is over.
+        while let Some(read) = parts.next().await {
+            if enough.is_raised() {
+                continue;
             }
-            progress(Progress { total, done, fetched: sum.fetched });
+            let sent = match read {
+                Ok((report, bytes)) => {
+                    done += bytes.len() as u64;
+                    sum += Report { size: 0, ..report };
+                    tokio::select! {
+                        biased;
+                        sent = out.send(bytes) => Ok(sent.is_ok()),
+                        () = self.context.stop.raised() => Err(pipeline::stopped(&source.map.root().volume)),
+                    }
+                }
+                Err(failure) => Err(failure),
+            };
+            match sent {
+                Ok(true) => progress(Progress { total, done, fetched: sum.fetched }),
+                // Whoever reads has seen enough.
+                Ok(false) => enough.raise(),
+                Err(failure) => {
+                    enough.raise();
+                    failed = Some(failure);
+                }
+            }
         }
-        Ok(Report { size: total, ..sum })
+        match failed {
+            Some(failure) => Err(failure),
+            None => Ok(sum),
+        }
     }
 
-    #[allow(clippy::too_many_arguments)] // Each is a part of the work.
-    fn work(
-        &self,
-        map: Arc<MapReader>,
-        keys: Arc<DataKeys>,
-        session: Option<Arc<OpenSession>>,
-        sink: Sink,
-        compare: Compare,
-        leaves: Range<u64>,
-        part: Option<Range<u64>>,
-        memory: u64,
-    ) -> Arc<Work> {
+    fn work(&self, source: Source, task: Task) -> Arc<Work> {
         Arc::new(Work {
-            volume: map.root().volume.clone(),
+            volume: source.map.root().volume.clone(),
             repository: self.repository.clone(),
-            map,
-            leaves,
-            part,
-            session,
-            sink,
-            compare,
-            keys,
+            source,
+            part: task.part,
+            sink: task.sink,
+            compare: task.compare,
+            donor: task.donor,
+            keep_going: task.keep_going,
             openers: Openers::default(),
-            fetching: Semaphore::new(self.settings.fetches.max(1)),
-            decoding: Semaphore::new(self.settings.threads.max(1)),
-            memory: Arc::new(Semaphore::new(memory as usize)),
+            turns: self.turns.clone(),
             halt: Stop::default(),
             counters: self.context.counters.clone(),
         })
     }
 
-    async fn open(&self, job: JobId, root: Root, target: Target) -> Result<Sink, Failure> {
+    /// Opens a target, and says what is to be done to it.
+    async fn open(&self, job: JobId, root: Root, target: Target) -> Result<Task, Failure> {
+        let part = target.part(&root)?;
         let place = self.find(job, &root, &target).await?;
         let (host, forbidden) = (self.context.host.clone(), self.settings.forbidden.clone());
         let Some(place) = place else {
             return blocking(move || {
                 let circumstances = Circumstances { root: &root, host: &host, forbidden: &forbidden };
-                target.open(&circumstances).map(Sink::Target)
+                begun(target.open(&circumstances)?, part, &target, &root)
             })
             .await;
         };
         let claim = target.claim().clone();
         let opening = async {
             let device = place.make().await?;
+            let (target, root) = (target.clone(), root.clone());
             let opened = blocking(move || {
                 let circumstances = Circumstances { root: &root, host: &host, forbidden: &forbidden };
                 target.open_place(&device, &circumstances)
@@ -428,8 +458,15 @@ impl Restorer {
             place.ready(&opened.file).await?;
             Ok(opened)
         };
-        match opening.await {
-            Ok(opened) => Ok(Sink::Target(Opened { place: Some(place), ..opened })),
+        let opened = match opening.await {
+            Ok(opened) => {
+                let opened = Opened { place: Some(place.clone()), ..opened };
+                blocking(move || begun(opened, part, &target, &root)).await
+            }
+            Err(failure) => Err(failure),
+        };
+        match opened {
+            Ok(opened) => Ok(opened),
             // Another restore has it, which ends it.
             Err(failure) if claim.is_busy() => Err(failure),
             Err(failure) => {
@@ -457,6 +494,41 @@ impl Restorer {
         let Some(place) = targets.find(&wish).await? else { return Ok(None) };
         target.check_place(place.name())?;
         Ok(Some(place))
+    }
+}
+
+impl Task {
+    /// A part of a volume, all of which is to be written.
+    fn new(sink: Sink, part: Range<u64>) -> Self {
+        Self { sink, part, compare: Compare::Nothing, donor: None, keep_going: false }
+    }
+}
+
+/// What is to be done to an opened target. It is compared unless it holds nothing, or nothing of it may stay. Blocks.
+fn begun(mut opened: Opened, part: Range<u64>, target: &Target, root: &Root) -> Result<Task, Failure> {
+    let donor = match target.donor() {
+        Some(path) => {
+            // The donor may be gone by now, and it is only a shorter way.
+            let donor = Reading::open(path, root.volume.clone(), root.size);
+            donor.inspect_err(|why| tracing::warn!(%why, "everything is fetched")).ok()
+        }
+        None => None,
+    };
+    if let Some(donor) = &donor {
+        opened.share(donor, &part, root.size);
+    }
+    let may_stay = opened.place.as_ref().is_none_or(|place| place.keeps_equal());
+    let compare = match !target.is_full() && !opened.is_zero() && may_stay {
+        true => Reading::of(&opened).map(Compare::ToSkip),
+        false => Ok(Compare::Nothing),
+    };
+    let sink = Sink::Target(opened);
+    match compare {
+        Ok(compare) => Ok(Task { sink, part, compare, donor, keep_going: target.keeps_going() }),
+        Err(failure) => {
+            sink.give_up();
+            Err(failure)
+        }
     }
 }
 

@@ -39,7 +39,7 @@ pub struct Serving {
     pub host: String,
     /// Targets must be below one of these.
     pub allowed: Vec<PathBuf>,
-    /// Jobs at once. The restorer's settings hold for each of them.
+    /// Jobs at once, which share what the restorer has.
     pub at_once: usize,
     /// How often progress is told, and a job's delivery extended: less than the time after which it comes again.
     pub beat: Duration,
@@ -156,7 +156,7 @@ impl Jobs {
         progress(Progress { total: root.size, done: 0, fetched: 0 });
         let target = Target::new(&job.target, job.force).full(job.full).prepared(job.preparation.clone());
         let target = target.below(&self.serving.allowed).claimed(claim.clone());
-        match self.restorer.restore_as(ids, root, Purpose::Restore(target), &progress).await {
+        match self.restorer.run_as(ids, root, Purpose::Restore(target), &progress).await {
             Ok(report) => Ok((volume, restored(report))),
             Err(failure) if self.context().stop.is_raised() => Err(Failure { retry: true, ..failure }),
             Err(failure) if claim.is_busy() => {

@@ -13,12 +13,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use agent::buffer::ALIGN;
 use agent::{Failure, Place, Stop};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use schema::limits::BLOCK;
 use schema::messages::FailureKind;
+
+use crate::reading::Reading;
 
 /// Bytes that are written at once where zeroes must be written.
 const ZEROES_LEN: usize = 256 << 10;
@@ -44,8 +45,6 @@ pub(crate) enum Sink {
     Discard,
     /// An opened target.
     Target(Opened),
-    /// Nowhere either: what is there is only read.
-    Reading(Reading),
     /// A part of the volume in memory.
     Memory(Memory),
 }
@@ -69,28 +68,11 @@ impl Memory {
         std::mem::take(&mut *self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Writes that of `bytes` which lies in this part.
     fn write(&self, offset: u64, bytes: &[u8]) {
         let mut part = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = offset.max(self.start);
-        let to = (offset + bytes.len() as u64).min(self.start + part.len() as u64);
-        if from < to {
-            let (into, of) = ((from - self.start) as usize, (from - offset) as usize);
-            let len = (to - from) as usize;
-            part[into..into + len].copy_from_slice(&bytes[of..of + len]);
-        }
+        let from = (offset - self.start) as usize;
+        part[from..from + bytes.len()].copy_from_slice(bytes);
     }
-}
-
-/// Something that is only compared.
-#[derive(Debug)]
-pub(crate) struct Reading {
-    /// The open file, which is read past the page cache where that is possible.
-    pub file: File,
-    /// Its path.
-    pub path: PathBuf,
-    /// The volume, for messages.
-    pub volume: String,
 }
 
 /// An opened target of the right size.
@@ -104,6 +86,8 @@ pub(crate) struct Opened {
     pub volume: String,
     /// What it held before.
     pub before: Before,
+    /// It shares another target's content by now.
+    pub shared: bool,
     /// What of it lies behind the snapshot's end and is emptied with the rest.
     pub behind: Range<u64>,
     /// The logical volume that it is.
@@ -125,42 +109,13 @@ impl Sink {
     /// Writes `bytes` at `offset`. Blocks.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
         match self {
-            Self::Discard | Self::Reading(_) => Ok(()),
+            Self::Discard => Ok(()),
             Self::Target(opened) => opened.write(offset, bytes),
             Self::Memory(memory) => {
                 memory.write(offset, bytes);
                 Ok(())
             }
         }
-    }
-
-    /// Reads `len` bytes at `offset` into `buffer`, which is aligned for direct I/O and longer by less than a page at
-    /// least. Blocks.
-    pub fn read<'a>(&self, offset: u64, len: usize, buffer: &'a mut [u8]) -> Result<&'a [u8], Failure> {
-        let (file, path, volume) = match self {
-            Self::Discard | Self::Memory(_) => {
-                return Err(Failure::new(FailureKind::Other, "there is nothing to be read"));
-            }
-            Self::Target(opened) => (&opened.file, &opened.path, &opened.volume),
-            Self::Reading(reading) => (&reading.file, &reading.path, &reading.volume),
-        };
-        let whole = buffer.len().min(len.next_multiple_of(ALIGN));
-        let mut got = 0;
-        while got < len {
-            let why = match file.read_at(&mut buffer[got..whole], offset + got as u64) {
-                Ok(0) => io::ErrorKind::UnexpectedEof.into(),
-                Ok(more) => {
-                    got += more;
-                    continue;
-                }
-                Err(why) if why.kind() == io::ErrorKind::Interrupted => continue,
-                Err(why) => why,
-            };
-            let path = path.display();
-            let why = format!("cannot read {volume} at offset {offset} of {path}: {why}");
-            return Err(Failure::new(FailureKind::Device, why));
-        }
-        Ok(&buffer[..len])
     }
 
     /// Whether a range that reads as zero is rather left alone: zeroing a file or a thin volume takes nothing, and
@@ -176,8 +131,8 @@ impl Sink {
     /// Whether zero ranges need no work.
     pub fn is_zero_already(&self) -> bool {
         match self {
-            Self::Discard | Self::Reading(_) | Self::Memory(_) => true,
-            Self::Target(opened) => matches!(opened.before, Before::Absent | Before::Empty),
+            Self::Discard | Self::Memory(_) => true,
+            Self::Target(opened) => opened.is_zero(),
         }
     }
 
@@ -193,7 +148,7 @@ impl Sink {
     pub fn taken(&self) -> Vec<u8> {
         match self {
             Self::Memory(memory) => memory.take(),
-            Self::Discard | Self::Target(_) | Self::Reading(_) => Vec::new(),
+            Self::Discard | Self::Target(_) => Vec::new(),
         }
     }
 
@@ -201,7 +156,7 @@ impl Sink {
     pub fn place(&self) -> Option<Arc<dyn Place>> {
         match self {
             Self::Target(opened) => opened.place.clone(),
-            Self::Discard | Self::Reading(_) | Self::Memory(_) => None,
+            Self::Discard | Self::Memory(_) => None,
         }
     }
 
@@ -232,7 +187,7 @@ impl Sink {
     /// [`Sink::sync`].
     pub fn may_sync(&self) -> bool {
         match self {
-            Self::Discard | Self::Reading(_) | Self::Memory(_) => false,
+            Self::Discard | Self::Memory(_) => false,
             Self::Target(opened) => !opened.syncing.swap(true, Ordering::Relaxed),
         }
     }
@@ -280,6 +235,7 @@ impl Opened {
             path,
             volume,
             before,
+            shared: false,
             behind: 0..0,
             place: None,
             zeroing: AtomicU8::new(0),
@@ -287,18 +243,29 @@ impl Opened {
         }
     }
 
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
-        if self.place.as_ref().is_some_and(|place| place.skips_equal()) {
-            let mut there = vec![0; bytes.len()];
-            self.file.read_exact_at(&mut there, offset).map_err(|why| self.cannot("read", offset, &why))?;
-            if there == bytes {
-                return Ok(());
-            }
+    /// Whether all of it reads as zero.
+    pub fn is_zero(&self) -> bool {
+        matches!(self.before, Before::Absent | Before::Empty) && !self.shared
+    }
+
+    /// Lets a file that holds nothing share all of a donor's content on disk, where the file system can do that. What
+    /// comes of it is compared like anything else that was there. Blocks.
+    pub fn share(&mut self, donor: &Reading, part: &Range<u64>, size: u64) {
+        if !self.is_zero() || *part != (0..size) || donor.is_longer_than(size) {
+            return;
         }
+        match donor.clone_to(&self.file) {
+            Ok(()) => self.shared = true,
+            Err(why) => tracing::debug!(path = %self.path.display(), %why, "copied, and not shared"),
+        }
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
         self.file.write_all_at(bytes, offset).map_err(|why| self.cannot("write", offset, &why))
     }
 
-    fn cannot(&self, verb: &str, offset: u64, why: &io::Error) -> Failure {
+    /// Why something cannot be done at an offset.
+    pub fn cannot(&self, verb: &str, offset: u64, why: &io::Error) -> Failure {
         let (volume, path) = (&self.volume, self.path.display());
         Failure::new(
             FailureKind::Device,

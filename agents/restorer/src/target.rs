@@ -7,20 +7,20 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use agent::{Failure, mounts};
 use rustix::fs::{
-    Advice, CWD, FlockOperation, Mode, OFlags, ResolveFlags, SeekFrom, fadvise, flock, major, minor, openat2,
-    seek,
+    CWD, FlockOperation, Mode, OFlags, ResolveFlags, SeekFrom, flock, major, minor, openat2, seek,
 };
 use rustix::io::Errno;
 use schema::messages::{FailureKind, Preparation};
 use schema::root::Root;
 
 use crate::claim::Claim;
-use crate::sink::{Before, Opened, Reading};
+use crate::sink::{Before, Opened};
 
 /// Only root reads a restored disk until somebody decides otherwise.
 const MODE: u32 = 0o600;
@@ -30,7 +30,11 @@ const MODE: u32 = 0o600;
 pub struct Target {
     path: PathBuf,
     force: bool,
+    with_content: bool,
+    keep_going: bool,
+    donor: Option<PathBuf>,
     full: bool,
+    range: Option<Range<u64>>,
     preparation: Preparation,
     allowed: Option<Vec<PathBuf>>,
     claim: Claim,
@@ -51,12 +55,49 @@ impl Target {
     /// that has content, the source itself, a device that is in use, and a device that is larger than the snapshot.
     pub fn new(path: impl Into<PathBuf>, force: bool) -> Self {
         let (preparation, claim) = (Preparation::default(), Claim::default());
-        Self { path: path.into(), force, full: false, preparation, allowed: None, claim }
+        Self {
+            path: path.into(),
+            force,
+            with_content: false,
+            keep_going: false,
+            donor: None,
+            full: false,
+            range: None,
+            preparation,
+            allowed: None,
+            claim,
+        }
+    }
+
+    /// It may hold something, and be the snapshot's own source: what stands there is to be overwritten.
+    pub fn with_content(mut self) -> Self {
+        self.with_content = true;
+        self
+    }
+
+    /// Restores the rest when something cannot be read any more; that is zero then, and the report names it.
+    pub fn keep_going(mut self, keep_going: bool) -> Self {
+        self.keep_going = keep_going;
+        self
+    }
+
+    /// Takes what it can from a file or device to which the same snapshot was just restored, and fetches the rest. What is
+    /// taken is verified like what is fetched. A file that is made shares it on disk where the file system can do that.
+    pub fn after(mut self, donor: impl Into<PathBuf>) -> Self {
+        self.donor = Some(donor.into());
+        self
     }
 
     /// Writes all of it, also what stands there already: for a target of which it is known that nothing is the same.
     pub fn full(mut self, full: bool) -> Self {
         self.full = full;
+        self
+    }
+
+    /// Restores only these bytes of the volume, to where they were. The rest of a target that has content stays as it is,
+    /// as does its size, which may be another than the snapshot's; a file that is made has holes there.
+    pub fn only(mut self, range: Option<Range<u64>>) -> Self {
+        self.range = range;
         self
     }
 
@@ -100,6 +141,36 @@ impl Target {
         self.full || self.preparation.create.is_some()
     }
 
+    /// The bytes of the volume that are restored.
+    pub(crate) fn part(&self, root: &Root) -> Result<Range<u64>, Failure> {
+        let Some(range) = &self.range else { return Ok(0..root.size) };
+        if range.is_empty() || range.end > root.size {
+            return Err(self.refused(format!(
+                "the snapshot of {} has {} bytes, and none from {} to {}",
+                root.volume, root.size, range.start, range.end
+            )));
+        }
+        match self.preparation.create {
+            Some(_) => Err(self.refused("a volume that is made is restored as a whole")),
+            None => Ok(range.clone()),
+        }
+    }
+
+    /// How long the target must be.
+    fn needs(&self, root: &Root) -> u64 {
+        self.range.as_ref().map_or(root.size, |range| range.end)
+    }
+
+    /// Where the same snapshot stands already.
+    pub(crate) fn donor(&self) -> Option<&Path> {
+        self.donor.as_deref()
+    }
+
+    /// Whether what is damaged is left out.
+    pub(crate) fn keeps_going(&self) -> bool {
+        self.keep_going
+    }
+
     /// What is done first.
     pub(crate) fn preparation(&self) -> &Preparation {
         &self.preparation
@@ -133,7 +204,9 @@ impl Target {
         let file = self.open_device(&path, &metadata)?;
         let size = self.size_for(&file, at.root)?;
         let mut opened = Opened::new(file, path, at.root.volume.clone(), Before::Content);
-        opened.behind = at.root.size..size;
+        if self.range.is_none() {
+            opened.behind = at.root.size..size;
+        }
         Ok(opened)
     }
 
@@ -164,7 +237,14 @@ impl Target {
             self.check_file(&path, &metadata)?;
             let file = self.open_path(&path, OFlags::empty())?;
             let before = self.claim_file(&file, &path)?;
-            return self.sized(Opened::new(file, path, volume, before), at.root.size);
+            let opened = Opened::new(file, path, volume, before);
+            return match (&self.range, before) {
+                (Some(_), Before::Content) => {
+                    self.size_for(&opened.file, at.root)?;
+                    Ok(opened)
+                }
+                _ => self.sized(opened, at.root.size),
+            };
         }
         if !kind.is_block_device() {
             return Err(self.refused("it is neither a regular file nor a block device"));
@@ -244,7 +324,7 @@ impl Target {
     }
 
     fn check_source(&self, path: &Path, metadata: &Metadata, at: &Circumstances<'_>) -> Result<(), Failure> {
-        if self.force || at.root.host != at.host {
+        if self.force || self.with_content || at.root.host != at.host {
             return Ok(());
         }
         let source = &at.root.source;
@@ -289,7 +369,7 @@ impl Target {
 
     fn check_file(&self, path: &Path, metadata: &Metadata) -> Result<Before, Failure> {
         let begun = metadata.len() > 0 && self.claim.has_begun(path);
-        if metadata.len() > 0 && !self.force && !begun {
+        if metadata.len() > 0 && !self.force && !self.with_content && !begun {
             let why = format!("the file has content ({} bytes); force overwrites it", metadata.len());
             return Err(self.refused(why));
         }
@@ -345,22 +425,23 @@ impl Target {
         }
     }
 
-    /// The size of a device, which must hold the snapshot.
+    /// The size of a target, which must hold what is restored.
     fn size_for(&self, file: &File, root: &Root) -> Result<u64, Failure> {
         let size = seek(file, SeekFrom::End(0)).map_err(|why| self.cannot_open(&why.into()))?;
-        match size < root.size {
-            true => {
-                let why =
-                    format!("the device has {size} bytes, the snapshot of {} has {}", root.volume, root.size);
-                Err(self.refused(why))
-            }
-            false => Ok(size),
+        match (size < self.needs(root), &self.range) {
+            (false, _) => Ok(size),
+            (true, None) => Err(self.refused(format!(
+                "it has {size} bytes, the snapshot of {} has {}; a range of it (0+{size}) restores what fits, and \
+                 cuts off the rest",
+                root.volume, root.size
+            ))),
+            (true, Some(range)) => Err(self.refused(format!("it has {size} bytes, and ends before {}", range.end))),
         }
     }
 
     fn check_device_size(&self, file: &File, root: &Root) -> Result<(), Failure> {
         let size = self.size_for(file, root)?;
-        if size > root.size && !self.force {
+        if size > root.size && self.range.is_none() && !self.force {
             let why = format!(
                 "the device has {size} bytes, the snapshot of {} has only {}: what is stored behind its end would stay \
                  there; force restores all the same",
@@ -408,37 +489,6 @@ fn only_root_names(path: &Path) -> bool {
         metadata.is_ok_and(|m| m.is_dir() && m.uid() == 0 && m.mode() & 0o022 == 0)
     };
     path.ancestors().skip(1).take_while(|folder| folder.starts_with("/dev")).all(trusted)
-}
-
-/// Opens a file or device of at least `size` bytes to compare it. Blocks.
-pub(crate) fn open_to_read(path: &Path, volume: String, size: u64) -> Result<Reading, Failure> {
-    let cannot = |why: Errno| {
-        Failure::new(FailureKind::Device, format!("cannot open {} to compare it: {why}", path.display()))
-    };
-    let refused = |why: String| Err(Failure::refused(format!("cannot compare {}: {why}", path.display())));
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let open = |flags| rustix::fs::open(path, flags, Mode::empty()).map(File::from);
-    let file = match open(flags | OFlags::DIRECT) {
-        // Not every file system knows direct I/O.
-        Err(Errno::INVAL) => {
-            let file = open(flags).map_err(cannot)?;
-            if let Err(why) = fadvise(&file, 0, None, Advice::DontNeed) {
-                tracing::debug!(path = %path.display(), %why, "what is in the page cache is read from there");
-            }
-            file
-        }
-        opened => opened.map_err(cannot)?,
-    };
-    let kind =
-        file.metadata().map_err(|why| cannot(Errno::from_io_error(&why).unwrap_or(Errno::IO)))?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return refused("it is neither a regular file nor a block device".to_owned());
-    }
-    let found = seek(&file, SeekFrom::End(0)).map_err(cannot)?;
-    if found < size {
-        return refused(format!("it has {found} bytes, the snapshot of {volume} has {size}"));
-    }
-    Ok(Reading { file, path: path.to_owned(), volume })
 }
 
 /// Opens a resolved path for writing and follows no symbolic link on the way.

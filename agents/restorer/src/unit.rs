@@ -15,6 +15,7 @@ use agent::{Failure, Repository, Stop};
 use bytes::Bytes;
 use schema::chunk::{FrameHeader, Opener};
 use schema::keys::FrameKey;
+use schema::limits::LEAF_SPAN;
 use schema::messages::{Copy, FailureKind};
 use schema::names;
 use tokio::sync::Semaphore;
@@ -22,7 +23,8 @@ use tokio::sync::Semaphore;
 use crate::compare::{Compare, not_zero};
 use crate::keys::DataKeys;
 use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
-use crate::restorer::Report;
+use crate::reading::Reading;
+use crate::restorer::{Hole, Report, Settings};
 use crate::sink::Sink;
 
 /// What all tasks of one restore share.
@@ -31,32 +33,50 @@ pub(crate) struct Work {
     pub volume: String,
     /// Where packs are.
     pub repository: Repository,
-    /// The snapshot's map.
-    pub map: Arc<MapReader>,
-    /// The leaves that are wanted.
-    pub leaves: Range<u64>,
-    /// The part of them that is, if not all.
-    pub part: Option<Range<u64>>,
-    /// Protects the snapshot, if asked for.
-    pub session: Option<Arc<OpenSession>>,
+    /// What is restored.
+    pub source: Source,
+    /// The bytes of the volume that are wanted.
+    pub part: Range<u64>,
     /// Where bytes go.
     pub sink: Sink,
     /// What the target's content is compared for.
     pub compare: Compare,
-    /// Opens content.
-    pub keys: Arc<DataKeys>,
+    /// Another target of the same snapshot, from which chunks are taken rather than fetched.
+    pub donor: Option<Reading>,
+    /// What is damaged is left out.
+    pub keep_going: bool,
     /// One per thread that decodes.
     pub openers: Openers,
-    /// Turns to fetch.
-    pub fetching: Semaphore,
-    /// Turns to decode and write.
-    pub decoding: Semaphore,
-    /// Bytes that may be in flight.
-    pub memory: Arc<Semaphore>,
+    /// What is shared with other restores.
+    pub turns: Turns,
     /// Raised when the restore fails: everybody gives up.
     pub halt: Stop,
     /// Counters of the process.
     pub counters: Arc<Counters>,
+}
+
+/// A snapshot that is restored.
+#[derive(Clone)]
+pub(crate) struct Source {
+    /// Its map.
+    pub map: Arc<MapReader>,
+    /// Opens content.
+    pub keys: Arc<DataKeys>,
+    /// Protects it, if asked for.
+    pub session: Option<Arc<OpenSession>>,
+}
+
+/// What all restores of a restorer take turns at.
+#[derive(Clone)]
+pub(crate) struct Turns {
+    /// To fetch.
+    pub fetching: Arc<Semaphore>,
+    /// To decode and write.
+    pub decoding: Arc<Semaphore>,
+    /// Bytes in flight.
+    pub memory: Arc<Semaphore>,
+    /// How many they are in all.
+    pub bytes: u64,
 }
 
 /// Openers that wait for a thread.
@@ -71,6 +91,8 @@ pub(crate) enum Unit {
     Seek(Arc<Window>, usize),
     /// Make a range read as zero.
     Zero(Range<u64>),
+    /// Leave out a range that cannot be read, and why.
+    Lose(Range<u64>, String),
     /// Nothing: what was found of a window.
     Found(Report),
 }
@@ -105,7 +127,7 @@ impl Unit {
         match self {
             Self::Fetch(_, fetch) => fetch.len(),
             Self::Seek(window, chunk) => window.chunks.get(*chunk).map_or(0, |wanted| u64::from(wanted.len)),
-            Self::Zero(_) | Self::Found(_) => 0,
+            Self::Zero(_) | Self::Lose(..) | Self::Found(_) => 0,
         }
     }
 
@@ -113,19 +135,29 @@ impl Unit {
     pub async fn run(self, work: Arc<Work>) -> Result<Report, Failure> {
         match self {
             Self::Fetch(window, fetch) => run_fetch(&work, &window, fetch).await,
-            Self::Seek(window, chunk) => rescue(&work, &window.chunks[chunk], Vec::new()).await,
+            Self::Seek(window, chunk) => rescue_or_hole(&work, &window.chunks[chunk], Vec::new()).await,
             Self::Zero(range) => run_zero(&work, range).await,
+            Self::Lose(range, why) => leave_hole(&work, range, &why).await,
             Self::Found(report) => Ok(report),
         }
     }
 }
 
 impl Work {
-    /// The bytes that the wanted leaves cover.
-    pub(crate) fn bytes(&self) -> Range<u64> {
-        let geometry = self.map.geometry();
-        let start = geometry.leaf_range(self.leaves.start).start;
-        start..geometry.leaf_range(self.leaves.end).start
+    /// The leaves that the wanted bytes lie in.
+    pub fn leaves(&self) -> Range<u64> {
+        self.part.start / LEAF_SPAN..self.part.end.div_ceil(LEAF_SPAN)
+    }
+
+    /// Whether the rest is restored although this cannot be read.
+    pub fn goes_on_after(&self, failure: &Failure) -> bool {
+        self.keep_going && failure.kind == FailureKind::Damaged && !failure.retry
+    }
+
+    /// What of a range is wanted.
+    pub fn wanted(&self, range: &Range<u64>) -> Range<u64> {
+        let start = range.start.clamp(self.part.start, self.part.end);
+        start..range.end.clamp(start, self.part.end)
     }
 
     /// Waits for `future`, but not when the restore has failed elsewhere.
@@ -141,11 +173,24 @@ impl Work {
         self: &Arc<Self>,
         step: impl FnOnce(&Self) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        let _turn = self.decoding.acquire().await;
+        let _turn = self.turns.decoding.acquire().await;
         let work = self.clone();
         match tokio::task::spawn_blocking(move || step(&work)).await {
             Ok(result) => result,
             Err(why) => Err(Failure::new(FailureKind::Other, format!("restoring {}: {why}", self.volume))),
+        }
+    }
+}
+
+impl Turns {
+    /// As many as the settings allow.
+    pub fn new(settings: &Settings) -> Self {
+        let bytes = settings.memory.clamp(2 << 20, 1 << 30);
+        Self {
+            fetching: Arc::new(Semaphore::new(settings.fetches.max(1))),
+            decoding: Arc::new(Semaphore::new(settings.threads.max(1))),
+            memory: Arc::new(Semaphore::new(bytes as usize)),
+            bytes,
         }
     }
 }
@@ -170,12 +215,13 @@ async fn run_zero(work: &Arc<Work>, range: Range<u64>) -> Result<Report, Failure
     match &work.compare {
         Compare::ToTell(_) => {
             report.compared = bytes;
-            work.blocking(move |work| not_zero(work, range).map(drop)).await?;
+            let parts = work.blocking(move |work| not_zero(work, &range)).await?;
+            parts.into_iter().for_each(|part| report.differences.add(part));
         }
-        Compare::ToSkip if work.sink.compares_zeroes() => {
+        Compare::ToSkip(_) if work.sink.compares_zeroes() => {
             report.compared = bytes;
             let zero = move |work: &Work| {
-                let parts = not_zero(work, range)?;
+                let parts = not_zero(work, &range)?;
                 parts.into_iter().try_for_each(|part| work.sink.zero(part, &work.halt))
             };
             work.blocking(zero).await?;
@@ -188,7 +234,7 @@ async fn run_zero(work: &Arc<Work>, range: Range<u64>) -> Result<Report, Failure
 
 async fn run_fetch(work: &Arc<Work>, window: &Arc<Window>, fetch: Fetch) -> Result<Report, Failure> {
     let got = {
-        let _turn = work.fetching.acquire().await;
+        let _turn = work.turns.fetching.acquire().await;
         let name = names::pack(fetch.pack);
         work.unless_halted(work.repository.store.get_range(&name, fetch.range.clone())).await?
     };
@@ -197,7 +243,7 @@ async fn run_fetch(work: &Arc<Work>, window: &Arc<Window>, fetch: Fetch) -> Resu
         Err(error) => unfetched(work, &fetch, error.into()).await?,
     };
     for (chunk, tried) in failed {
-        report += rescue(work, &window.chunks[chunk], tried).await?;
+        report += rescue_or_hole(work, &window.chunks[chunk], tried).await?;
     }
     Ok(report)
 }
@@ -268,7 +314,7 @@ async fn keys_for(work: &Arc<Work>, frames: &[Frame], start: u64, bytes: &[u8]) 
     for frame in frames {
         let Ok(header) = FrameHeader::parse(frame_bytes(&frame.copy, start, bytes)) else { continue };
         if let std::collections::btree_map::Entry::Vacant(entry) = keys.entry(header.key) {
-            entry.insert(work.unless_halted(work.keys.get(header.key, frame.copy.pack)).await?);
+            entry.insert(work.unless_halted(work.source.keys.get(header.key, frame.copy.pack)).await?);
         }
     }
     Ok(keys)
@@ -297,10 +343,13 @@ fn write_frame(
                 return Err(Trouble::Copy(Failure::damaged(why)));
             }
             Ok(plain) => {
+                let mut written = 0;
                 for offset in &wanted.offsets {
-                    work.sink.write(*offset, plain).map_err(Trouble::Target)?;
+                    let range = work.wanted(&(*offset..*offset + plain.len() as u64));
+                    let bytes = &plain[(range.start - offset) as usize..(range.end - offset) as usize];
+                    work.sink.write(range.start, bytes).map_err(Trouble::Target)?;
+                    written += bytes.len() as u64;
                 }
-                let written = plain.len() as u64 * wanted.offsets.len() as u64;
                 work.counters.bytes_restored.add(written);
                 return Ok(written);
             }
@@ -310,13 +359,39 @@ fn write_frame(
     Err(last)
 }
 
+async fn rescue_or_hole(work: &Arc<Work>, wanted: &Wanted, tried: Vec<Tried>) -> Result<Report, Failure> {
+    let rescued = rescue(work, wanted, tried).await;
+    let Err(failure) = &rescued else { return rescued };
+    if !work.goes_on_after(failure) {
+        return rescued;
+    }
+    let mut report = Report::default();
+    for offset in &wanted.offsets {
+        let range = work.wanted(&(*offset..*offset + u64::from(wanted.len)));
+        report += leave_hole(work, range, &failure.why).await?;
+    }
+    Ok(report)
+}
+
+/// Instead of bytes that nobody can read any more, there are zeroes, and never what stood there before.
+async fn leave_hole(work: &Arc<Work>, range: Range<u64>, why: &str) -> Result<Report, Failure> {
+    let (volume, offset) = (&work.volume, range.start);
+    tracing::error!(volume, offset, len = range.end - range.start, why, "left out");
+    let hole = Hole { range: range.clone(), why: why.to_owned() };
+    let lost = range.end - range.start;
+    if !work.sink.is_zero_already() {
+        work.blocking(move |work| work.sink.zero(range, &work.halt)).await?;
+    }
+    Ok(Report { lost, holes: vec![hole], ..Report::default() })
+}
+
 /// Writes a chunk from any copy that was not tried yet; then from any that the index has learnt of meanwhile, since a
 /// collection may have moved it to another pack.
 async fn rescue(work: &Arc<Work>, wanted: &Wanted, mut tried: Vec<Tried>) -> Result<Report, Failure> {
     let mut copies = wanted.copies.clone();
     for asked in [false, true] {
         if asked {
-            let located = work.unless_halted(work.map.locate(&[wanted.id])).await?;
+            let located = work.unless_halted(work.source.map.locate(&[wanted.id])).await?;
             match located {
                 Ok(located) => copies = located.into_iter().flatten().filter(is_plausible).collect(),
                 Err(failure) => tracing::warn!(%failure, "cannot ask the index for more copies"),
@@ -346,7 +421,7 @@ async fn rescue(work: &Arc<Work>, wanted: &Wanted, mut tried: Vec<Tried>) -> Res
 /// Reads one copy by itself. The outer result is the restore's, the inner one the copy's.
 async fn one_copy(work: &Arc<Work>, wanted: &Wanted, copy: Copy) -> Result<Result<Report, Failure>, Failure> {
     let got = {
-        let _turn = work.fetching.acquire().await;
+        let _turn = work.turns.fetching.acquire().await;
         work.unless_halted(work.repository.read_frame(&copy)).await?
     };
     let bytes = match got {

@@ -311,11 +311,12 @@ async fn held<T>(
 }
 
 /// Whether something cannot be frozen because somebody else froze it, or because nobody may. It is not for us to thaw.
+/// Judged by the tools' own words, because a path or a domain may have any name.
 fn is_anothers(why: &ToolError) -> bool {
     let ToolError::Failed { said, .. } = why else { return false };
     let said = said.to_ascii_lowercase();
-    // The kernel's EBUSY; what qemu's guest agent says while it holds a guest, or was forbidden to.
-    ["busy", "frozen", "disabled"].iter().any(|word| said.contains(word))
+    // The kernel's EBUSY comes last; qemu's guest agent says the other while it holds a guest, or was forbidden to.
+    said.ends_with(": device or resource busy") || said.contains("guest-fsfreeze-freeze has been disabled")
 }
 
 /// What is held still, and how to let go of it.
@@ -389,15 +390,15 @@ impl Still {
         self.left.note(&commands)
     }
 
-    /// While the last freeze is still under way: thaws all before it, and it too, should it have come that far. It
-    /// stays to be undone when it is over.
+    /// While the last freeze is still under way: thaws all before it, and then it too, should it have come that far.
+    /// It stays to be undone when it is over. The others go first: thawing what hangs may hang as well.
     async fn thaw_before_last(&mut self) {
         let Some((last, watchdog)) = self.undo.pop() else { return };
-        if let Err(why) = last.run(&self.tools).await {
-            tracing::debug!(%why, "not frozen yet, it seems");
-        }
         while let Some((command, watchdog)) = self.undo.pop_if(|(command, _)| !command.is_hook()) {
             self.undo_one(command, watchdog).await;
+        }
+        if let Err(why) = last.run(&self.tools).await {
+            tracing::debug!(%why, "not frozen yet, it seems");
         }
         self.undo.push((last, watchdog));
     }

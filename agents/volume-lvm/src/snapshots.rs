@@ -8,6 +8,7 @@ pub mod commands;
 
 use schema::{JobId, RepoId, SessionId};
 
+use crate::governor::NoRoom;
 use crate::marks::Marks;
 use crate::report::{Inventory, LogicalVolume, Uuid};
 
@@ -77,6 +78,9 @@ pub struct Tidy<'a> {
     pub why: Option<String>,
     /// What goes now: what runs left that committed nothing, and baselines that are no use to anybody.
     pub remove: Vec<Ours<'a>>,
+    /// Baselines of other sessions, which go when this run has committed; earlier where there is no room for it beside
+    /// them ([`giving_way`]).
+    pub waiting: Vec<Ours<'a>>,
 }
 
 /// At the start of a run that compares with `parent`: of the volume's snapshots for this repository only baselines are
@@ -89,12 +93,12 @@ pub fn tidy<'a>(
     parent: Option<SessionId>,
     in_use: impl Fn(&Marks) -> bool,
 ) -> Tidy<'a> {
-    let mut tidy = Tidy { baseline: None, why: None, remove: Vec::new() };
+    let mut tidy = Tidy { baseline: None, why: None, remove: Vec::new(), waiting: Vec::new() };
     let (mut candidates, others): (Vec<_>, Vec<_>) =
         of(inventory, origin, repository).partition(|ours| parent.is_some() && ours.marks.session == parent);
     let goes = |ours: &Ours<'a>| !in_use(&ours.marks) && spared(inventory, ours).is_none();
     let waits = |ours: &Ours<'a>| ours.marks.baseline && unfit(ours).is_none();
-    tidy.remove.extend(others.into_iter().filter(|ours| !waits(ours) && goes(ours)));
+    (tidy.waiting, tidy.remove) = others.into_iter().filter(&goes).partition(waits);
     match (candidates.pop(), candidates.is_empty()) {
         (None, _) => {
             tidy.why = parent.map(|parent| format!("this host has no LVM snapshot of the parent {parent}"));
@@ -113,6 +117,16 @@ pub fn tidy<'a>(
         },
     }
     tidy
+}
+
+/// Those of the waiting baselines that go before the commit, because it could never come: their volume group has too
+/// little room for one more exception store, and has enough without them.
+pub fn giving_way<'o, 'a>(waiting: &'o [Ours<'a>], refused: &NoRoom) -> Option<Vec<&'o Ours<'a>>> {
+    let NoRoom::Group { vg, free, needed, .. } = refused else { return None };
+    let way: Vec<_> =
+        waiting.iter().filter(|ours| ours.volume.is_thick_snapshot() && ours.volume.vg == *vg).collect();
+    let there = way.iter().fold(*free, |there, ours| there.saturating_add(ours.volume.size));
+    (there >= *needed).then_some(way)
 }
 
 /// Why a snapshot says nothing about what changed.

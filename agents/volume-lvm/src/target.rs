@@ -56,6 +56,12 @@ impl LvmTargets {
         let places = Places { dev: "/dev".into(), sys: "/sys".into() };
         Self { tools, places, between_looks: BETWEEN_LOOKS }
     }
+
+    /// The path at which what a restore would write to is read: a volume's device, or the path that `target` is. An
+    /// error says why that cannot be told.
+    pub fn path(&self, target: &str) -> Result<PathBuf, String> {
+        self.places.path(target)
+    }
 }
 
 #[async_trait]
@@ -126,7 +132,7 @@ struct LvmPlace {
     /// The volume that was made here, or that an earlier attempt had made.
     made: OnceLock<LogicalVolume>,
     safety: OnceLock<SafetySnapshot>,
-    kind: OnceLock<(Kind, bool)>,
+    kind: OnceLock<Kind>,
 }
 
 #[async_trait]
@@ -173,24 +179,23 @@ impl Place for LvmPlace {
             ));
             let _ = self.safety.set(safety.clone());
         }
-        let (kind, watched) = self.kind_of(&now).await?;
-        let skips = kind.may_skip_equal() && self.made.get().is_none() && (watched || now.is_thin());
-        tracing::debug!(target = self.name, ?kind, skips, "restoring to a logical volume");
-        let _ = self.kind.set((kind, skips));
+        let kind = self.kind_of(&now).await?;
+        tracing::debug!(target = self.name, ?kind, "restoring to a logical volume");
+        let _ = self.kind.set(kind);
         Ok(())
     }
 
-    fn skips_equal(&self) -> bool {
-        self.kind.get().is_some_and(|(_, skips)| *skips)
+    fn keeps_equal(&self) -> bool {
+        self.kind.get().is_some_and(Kind::keeps_equal)
     }
 
     fn compares_zeroes(&self) -> bool {
-        matches!(self.kind.get(), Some((Kind::Thick { .. }, _)))
+        matches!(self.kind.get(), Some(Kind::Thick { .. }))
     }
 
     fn zero(&self, device: &File, range: Range<u64>, halt: &Stop) -> io::Result<()> {
         // Zeroes that are written hold for every kind of volume.
-        let (kind, _) = self.kind.get().copied().unwrap_or((Kind::Thick { watched: false }, false));
+        let kind = self.kind.get().copied().unwrap_or(Kind::Thick { watched: false });
         let size = self.volume().map_or(range.end, |volume| volume.size);
         zeroing::run(&Device(device), &kind.steps(range, size), halt)
     }
@@ -273,13 +278,13 @@ impl LvmPlace {
         text.trim().parse().map_err(|_| self.refused(format!("dmsetup says that it is open {text:?} times")))
     }
 
-    /// What the kernel does with its blocks now, and whether writes to it are copied for a snapshot.
-    async fn kind_of(&self, volume: &LogicalVolume) -> Result<(Kind, bool), Failure> {
+    /// What the kernel does with its blocks now.
+    async fn kind_of(&self, volume: &LogicalVolume) -> Result<Kind, Failure> {
         let name = DmName::of(&volume.vg, &volume.name);
         let table = self.table(&name).await?;
         let watched = tables::is_snapshot_origin(&table);
         if !volume.is_thin() {
-            return Ok((Kind::Thick { watched }, watched));
+            return Ok(Kind::Thick { watched });
         }
         let pool =
             volume.pool.as_deref().ok_or_else(|| self.refused("LVM does not say which pool it is in"))?;
@@ -291,7 +296,7 @@ impl LvmPlace {
         let said = self.table(&DmName::of(&volume.vg, pool).layer("tpool")).await?;
         let pool = tables::pool(&said)
             .ok_or_else(|| self.refused(format!("dmsetup says of its pool {pool}: `{}`", said.trim())))?;
-        Ok((tables::thin_kind(&thin, pool, watched), watched))
+        Ok(tables::thin_kind(&thin, pool, watched))
     }
 
     async fn table(&self, name: &DmName) -> Result<String, Failure> {

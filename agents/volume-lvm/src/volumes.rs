@@ -10,10 +10,11 @@
 mod closing;
 mod facts;
 mod opening;
+mod planning;
 mod snapshot;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -65,9 +66,18 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Table {
     sessions: BTreeMap<SessionId, Arc<Held>>,
-    /// Groups whose moment was made here, and since when.
-    groups: BTreeMap<JobId, Instant>,
+    /// Groups whose moment was made here.
+    groups: BTreeMap<JobId, Run>,
     watched: bool,
+}
+
+/// The run of a group.
+#[derive(Debug)]
+struct Run {
+    /// When its snapshots were taken, or one of them was last seen being read.
+    since: Instant,
+    /// Volume groups that they are in.
+    vgs: BTreeSet<String>,
 }
 
 /// A snapshot that a session reads.
@@ -207,7 +217,7 @@ impl Shared {
             Some(_) => {
                 let table = self.table();
                 let waits =
-                    |run: &JobId| table.groups.get(run).is_some_and(|since| since.elapsed() < UNCLAIMED);
+                    |run: &JobId| table.groups.get(run).is_some_and(|run| run.since.elapsed() < UNCLAIMED);
                 match &marks.session {
                     Some(session) => table.sessions.contains_key(session),
                     None => marks.group.as_ref().is_some_and(waits),

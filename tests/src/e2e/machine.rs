@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
@@ -86,8 +86,22 @@ impl Machine {
 
     /// Starts a command that was changed; `arguments` only name it.
     pub fn start_command(&self, arguments: &[&str], command: Command) -> Process {
-        let words = arguments.iter().find(|word| !word.starts_with('-')).unwrap_or(&"lvkeep");
-        Process::start(&format!("{}-{words}", self.name), command, &self.folder.path().join("output"))
+        Process::start(&self.name_of(arguments), command, &self.output())
+    }
+
+    /// Starts `lvkeep` with a standard output of its own.
+    pub fn start_into(&self, arguments: &[&str], stdout: impl Into<Stdio>) -> Process {
+        let (name, command) = (self.name_of(arguments), self.command(arguments));
+        Process::start_into(&name, command, &self.output(), Some(stdout.into()))
+    }
+
+    fn name_of(&self, arguments: &[&str]) -> String {
+        let word = arguments.iter().find(|word| !word.starts_with('-')).unwrap_or(&"lvkeep");
+        format!("{}-{word}", self.name)
+    }
+
+    fn output(&self) -> PathBuf {
+        self.folder.path().join("output")
     }
 
     /// Runs `lvkeep` to its end.

@@ -40,12 +40,18 @@ pub struct Ran {
 
 impl Process {
     /// Starts `command`; its output goes to files in `folder`.
-    pub fn start(name: &str, mut command: Command, folder: &Path) -> Self {
+    pub fn start(name: &str, command: Command, folder: &Path) -> Self {
+        Self::start_into(name, command, folder, None)
+    }
+
+    /// The same, with its standard output somewhere else.
+    pub fn start_into(name: &str, mut command: Command, folder: &Path, elsewhere: Option<Stdio>) -> Self {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let file = |kind: &str| folder.join(format!("{number:03}-{}.{kind}", name.replace('/', "-")));
         let (out, err) = (file("out"), file("err"));
         let open = |path: &Path| std::fs::File::create(path).expect("a file for a process's output");
-        command.stdin(Stdio::null()).stdout(open(&out)).stderr(open(&err));
+        let stdout = elsewhere.unwrap_or_else(|| open(&out).into());
+        command.stdin(Stdio::null()).stdout(stdout).stderr(open(&err));
         let child = command.spawn().unwrap_or_else(|why| panic!("cannot start {name} ({command:?}): {why}"));
         Self { name: name.to_owned(), child, out, err, peak_kib: 0 }
     }

@@ -1,5 +1,10 @@
 //! What the commands around backup and restore answer.
 
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::process::Signal;
 use tests::e2e::{Machine, Process, eventually, random_file};
 
 /// A machine with a repository and two snapshots of `vm/disk`, the second with 1 MiB changed at 4 MiB.
@@ -13,7 +18,7 @@ fn prepared() -> Machine {
     random_file(&change, 1 << 20, 2);
     let changed = std::fs::read(&change).expect("the change");
     let file = std::fs::File::options().write(true).open(&image).expect("the image");
-    std::os::unix::fs::FileExt::write_all_at(&file, &changed, 4 << 20).expect("the image changes");
+    file.write_all_at(&changed, 4 << 20).expect("the image changes");
     machine.run(&["backup", "--name", "vm/disk", "--tag", "after", &image]).ok();
     machine
 }
@@ -97,7 +102,7 @@ fn targets_are_verified_and_only_what_differs_is_restored() {
     let listed = machine.json(&["snapshots"]);
     let first = listed[0]["id"].as_str().expect("an id");
     let differs = machine.run(&["--json", "verify", first, &target]);
-    let differs = differs.fails(4, &["target.img differs from vm/disk", "first between"]).json();
+    let differs = differs.fails(10, &["target.img differs from vm/disk", "first between"]).json();
     let bytes = differs["bytes_differing"].as_u64().expect("a count");
     assert!((1 << 20..2 << 20).contains(&bytes), "{differs}");
     machine.run(&["restore", first, &target]).fails(3, &["target.img"]);
@@ -124,6 +129,95 @@ fn targets_are_verified_and_only_what_differs_is_restored() {
     machine.run(&["cat", "vm/disk@latest", "--range", "9MiB+1"]).fails(3, &["vm/disk has 9437184 bytes"]);
     machine.run(&["cat", "vm/disk@latest", "--range", "5"]).fails(3, &["OFFSET+LENGTH"]);
     machine.run(&["verify", first, "/no/such/target"]).fails(4, &["/no/such/target"]);
+    // A volume's name means the volume, as for restore, and no path.
+    machine.run(&["verify", first, "no-vg/no-lv"]).fails(4, &["/dev/mapper/no--vg-no--lv"]);
+}
+
+#[test]
+fn a_target_that_is_overwritten_while_it_is_restored_differs() {
+    let machine = prepared();
+    let (image, target) = (machine.place("disk.img"), machine.place("target.img"));
+    std::fs::copy(&image, &target).expect("a target");
+    let file = std::fs::File::options().write(true).open(&target).expect("the target");
+    let ended = Arc::new(AtomicBool::new(false));
+    let until = ended.clone();
+    let writing = std::thread::spawn(move || {
+        while !until.load(Ordering::Relaxed) {
+            file.write_all_at(b"somebody else's", 4096).expect("the target takes it");
+        }
+    });
+    let restored = machine.run(&["restore", "vm/disk@latest", &target, "--force", "--verify"]);
+    ended.store(true, Ordering::Relaxed);
+    writing.join().expect("the writer ends");
+    restored.fails(10, &["target.img differs from vm/disk, first between"]);
+}
+
+#[test]
+fn changes_are_found_over_leaves_and_sizes() {
+    let mut machine = Machine::new("m");
+    machine.set("LVKEEP_REPO", &machine.place("repo"));
+    machine.run(&["init"]).ok();
+    let image = machine.place("disk.img");
+    let file = std::fs::File::create(&image).expect("an image");
+    let noise = |len: usize, seed: u8| -> Vec<u8> {
+        (0..len / 64)
+            .flat_map(|n| blake3::keyed_hash(&[seed; 32], &n.to_le_bytes()).as_bytes().repeat(2))
+            .collect()
+    };
+    let write = |bytes: &[u8], at: u64| {
+        file.write_all_at(bytes, at).expect("the image changes");
+    };
+    let backup = || drop(machine.run(&["backup", "--name", "vm/disk", &image]).ok());
+    file.set_len(136 << 20).expect("a size");
+    write(&noise(2 << 20, 1), 63 << 20);
+    backup();
+    // On both sides of the edge of two leaves.
+    write(&noise(64 << 10, 2), (64 << 20) - (32 << 10));
+    backup();
+    for size in [130, 200_u64] {
+        file.set_len(size << 20).expect("a size");
+        backup();
+    }
+    let found = |offset: &str, length: &str| {
+        let found = machine.json(&["find-change", "vm/disk", offset, "--length", length]);
+        let one = |one: &serde_json::Value| (one["generation"].as_u64().unwrap_or(0), one["ranges"].clone());
+        found.as_array().expect("a list").iter().map(one).collect::<Vec<_>>()
+    };
+    let range = |offset: u64, len: u64| serde_json::json!([{ "offset": offset, "len": len }]);
+    let snapshots = machine.json(&["snapshots"]);
+    let id = |n: usize| snapshots[n]["id"].as_str().expect("an id");
+    let diff = |a: usize, b: usize| machine.json(&["diff", id(a), id(b)])["ranges"].clone();
+    let all = found("0", "1GiB");
+    assert_eq!(all, [(1, range(0, 136 << 20)), (2, diff(0, 1)), (3, diff(1, 2)), (4, diff(2, 3))]);
+    assert_eq!(diff(1, 2), range(130 << 20, 6 << 20));
+    assert_eq!(diff(2, 3), range(130 << 20, 70 << 20));
+    let edge = range((64 << 20) - 100, 200);
+    assert_eq!(found("67108764", "200"), [(1, edge.clone()), (2, edge)]);
+    assert_eq!(found("63MiB", "4KiB"), [(1, range(63 << 20, 4096))]);
+    let behind = range(135 << 20, 1 << 20);
+    assert_eq!(found("135MiB", "1MiB"), [1, 3, 4].map(|generation| (generation, behind.clone())));
+    assert_eq!(found("199MiB", "1GiB"), [(4, range(199 << 20, 1 << 20))]);
+    assert_eq!(found("200MiB", "1GiB"), []);
+}
+
+#[test]
+fn an_output_that_nobody_reads_keeps_no_cat_from_ending() {
+    let machine = prepared();
+    for signal in [Signal::TERM, Signal::INT] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut cat = machine.start_into(&["cat", "vm/disk@latest"], writer);
+        // What does not fit into the pipe waits.
+        eventually("it writes", || {
+            assert!(!cat.has_ended(), "the snapshot is larger than the pipe");
+            (rustix::io::ioctl_fionread(&reader).expect("a pipe's size") > 0).then_some(())
+        });
+        cat.signal(signal);
+        cat.end().fails(7, &["vm/disk"]);
+    }
+    assert_eq!(machine.json(&["status"])["sessions"], serde_json::json!([]));
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    machine.start_into(&["cat", "vm/disk@latest"], writer).end().ok();
 }
 
 #[test]
@@ -297,6 +391,6 @@ fn open_session(machine: &Machine) -> String {
 }
 
 fn end_by_interrupt(mut backup: Process) {
-    backup.signal(rustix::process::Signal::INT);
+    backup.signal(Signal::INT);
     backup.end().fails(7, &["vm/slow"]);
 }

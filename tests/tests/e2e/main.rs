@@ -17,3 +17,4 @@ mod memory;
 mod object_store;
 mod restorer;
 mod streams;
+mod undo;

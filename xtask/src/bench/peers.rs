@@ -102,7 +102,11 @@ impl Peer {
         fs::create_dir_all(&out)?;
         let target = out.to_str().context("the path is not UTF-8")?;
         let command = match self.kind {
-            Kind::Lvkeep => self.ours()?.restore(&format!("bench/{guest}@latest"), &out.join(FILE)),
+            Kind::Lvkeep => {
+                let mut command = self.ours()?.restore(&format!("bench/{guest}@latest"), &out.join(FILE));
+                command.arg("--force");
+                command
+            }
             Kind::Restic => {
                 self.command(&["--quiet", "restore", "latest", "--host", guest, "--target", target])
             }

@@ -38,14 +38,23 @@ pub enum Tool {
     E2fsprogs,
     /// Builder of guest images, for the benchmark.
     Mmdebstrap,
-    /// mkfs.xfs, for the benchmark.
+    /// mkfs.xfs.
     Xfsprogs,
+    /// mkfs.btrfs.
+    BtrfsProgs,
     /// The benchmark's first peer.
     Restic,
 }
 
-const FOR_TESTS: [Tool; 5] =
-    [Tool::NatsServer, Tool::Weed, Tool::CargoNextest, Tool::CargoDeny, Tool::E2fsprogs];
+const FOR_TESTS: [Tool; 7] = [
+    Tool::NatsServer,
+    Tool::Weed,
+    Tool::CargoNextest,
+    Tool::CargoDeny,
+    Tool::E2fsprogs,
+    Tool::Xfsprogs,
+    Tool::BtrfsProgs,
+];
 
 /// Runs `cargo xtask tools`.
 pub fn main(arguments: &Arguments) -> Result<()> {
@@ -77,6 +86,7 @@ impl Tool {
             }
             Tool::Mmdebstrap => apt::ensure("mmdebstrap", "mmdebstrap"),
             Tool::Xfsprogs => apt::ensure("mkfs.xfs", "xfsprogs"),
+            Tool::BtrfsProgs => apt::ensure("mkfs.btrfs", "btrfs-progs"),
             Tool::Restic => apt::ensure("restic", "restic"),
         }
     }

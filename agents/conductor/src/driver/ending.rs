@@ -12,10 +12,13 @@ use schema::root::Root;
 use super::{Driver, End};
 use crate::takeover;
 
-/// The moment that a snapshot shows: a group's may be earlier than the session that reads one of its volumes.
-fn moment(facts: &[(String, String)], started_ms: u64) -> u64 {
-    let taken = facts.iter().find(|(name, _)| name == TAKEN_MS).and_then(|(_, value)| value.parse().ok());
-    taken.map_or(started_ms, |taken: u64| taken.min(started_ms))
+/// The moment that a snapshot shows: a group's may be earlier than the session that reads one of its volumes, and never
+/// than the group's run. A reader says when, and is believed within these bounds.
+fn moment(facts: &[(String, String)], group: Option<&Group>, started_ms: u64) -> u64 {
+    let said = facts.iter().find(|(name, _)| name == TAKEN_MS).and_then(|(_, value)| value.parse().ok());
+    let Some((taken, group)) = said.zip(group) else { return started_ms };
+    // The run's id may be by a clock that is ahead.
+    u64::max(taken, group.run.time_ms()).min(started_ms)
 }
 
 /// How often a session that lost its slot to somebody looks for who drives the job now, and the pause between.
@@ -46,7 +49,7 @@ impl Driver {
             parent: parent.map(|parent| parent.slot),
             size: reading.geometry.size(),
             top,
-            time_ms: moment(&reading.layout, self.started_ms),
+            time_ms: moment(&reading.layout, self.job.group.as_ref(), self.started_ms),
             sealed_ms: self.context.environment.now_ms(),
             group: self.job.group.as_ref().map(Group::to_string),
             changed_while_read: self.changed,

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use schema::JobId;
+use schema::facts::{BASELINES_REMOVED, TAKEN_MS};
 use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Leaf, Piece};
-use schema::messages::{Mapped, SessionEvent};
+use schema::messages::{BackupJob, Group, JobOutcome, Mapped, SessionEvent};
 use schema::root::Statistics;
 
 use crate::support::*;
@@ -238,4 +240,48 @@ async fn progress_is_told_while_it_goes_on() {
     let failed = SessionEvent::Failed { kind: schema::messages::FailureKind::Device, why: "gone".into() };
     world.tell(request.session, failed).await;
     world.failed(&job).await;
+}
+
+/// Snapshots are chosen by the moment that they show, and a reader could say anything.
+#[tokio::test(start_paused = true)]
+async fn the_moment_of_a_group_is_between_its_run_and_the_session() {
+    let run_ms = 1_600_000_000_000;
+    let group =
+        Group { run: JobId::from_parts(run_ms, 1), name: "shop".into(), members: vec![SOURCE.into()] };
+    let ahead = Group { run: JobId::from_parts(1_800_000_000_000, 1), ..group.clone() };
+    for (number, group, said, shown) in [
+        (1, Some(group.clone()), run_ms + 5, Some(run_ms + 5)),
+        (2, Some(group.clone()), 7, Some(run_ms)),
+        (3, Some(group), u64::MAX, None),
+        (4, Some(ahead), run_ms, None),
+        (5, None, 7, None),
+    ] {
+        let world = World::new().await;
+        world.start(settings());
+        let job = BackupJob { group, ..world.job(number) };
+        world.submit(&job).await;
+        let session = world.asked().await.session;
+        let layout = vec![(TAKEN_MS.to_owned(), said.to_string())];
+        world.tell(session, SessionEvent::Opened { reading: reading(1), size: 0, layout }).await;
+        world.unchanged().await;
+        let root = world.sealed(&job).await;
+        match shown {
+            Some(shown) => assert_eq!(root.time_ms, shown, "{number}"),
+            None => assert!(root.time_ms >= 1_700_000_000_000 && root.time_ms <= root.sealed_ms, "{number}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_had_to_go_before_the_commit_is_noted() {
+    let world = World::new().await;
+    world.start(settings());
+    let job = world.job(1);
+    world.submit(&job).await;
+    let session = world.asked().await.session;
+    let layout = vec![(BASELINES_REMOVED.to_owned(), "vg/lvkeep-1".to_owned())];
+    world.tell(session, SessionEvent::Opened { reading: reading(1), size: 0, layout }).await;
+    world.unchanged().await;
+    let JobOutcome::Sealed { notes, .. } = world.done(&job).await else { panic!("it was not sealed") };
+    assert!(notes.len() == 1 && notes[0].contains("vg/lvkeep-1"), "{notes:?}");
 }

@@ -159,7 +159,8 @@ async fn what_differs_is_told_and_nothing_is_changed() {
     let (chunk, zeroes) = (CHUNK as u64, 4 * MIB as u64..4 * MIB as u64 + (256 << 10));
     let bytes = chunk + (256 << 10) + 1234;
     let first = vec![2 * MIB as u64..2 * MIB as u64 + chunk, zeroes, last];
-    assert_eq!(compare().await.unwrap(), Differences { bytes, first });
+    let found = compare().await.unwrap();
+    assert_eq!((found.bytes, found.first), (bytes, first));
     assert!(fs::read(&path).unwrap() == other, "nothing was written");
     assert_eq!(fixture.sessions().await, Vec::<String>::new());
 
@@ -196,11 +197,107 @@ async fn ranges_are_handed_on_in_order() {
         assert!(report.fetched <= (range.len() + 3 * CHUNK) as u64, "{range:?}: {report:?}");
         assert_eq!(report.size, range.len() as u64);
     }
-    let (out, parts) = tokio::sync::mpsc::channel(1);
-    drop(parts);
-    fixture.restorer().read(root.clone(), 0..end as u64, out, |_| ()).await.unwrap();
+    // Whoever has seen enough ends it, and no session stays.
+    for seen in [0, 1] {
+        let (out, mut parts) = tokio::sync::mpsc::channel(1);
+        let restorer = fixture.restorer();
+        let (read, ()) = tokio::join!(restorer.read(root.clone(), 0..end as u64, out, |_| ()), async {
+            for _ in 0..seen {
+                assert_eq!(parts.recv().await.unwrap().len(), 16 * MIB);
+            }
+            drop(parts);
+        });
+        read.unwrap();
+        assert_eq!(fixture.sessions().await, Vec::<String>::new());
+    }
     let (out, _parts) = tokio::sync::mpsc::channel(1);
     let refused = fixture.restorer().read(root, 5..end as u64 + 1, out, |_| ()).await.unwrap_err();
     assert!(refused.why.contains(&end.to_string()), "{refused}");
     assert_eq!(fixture.sessions().await, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_range_is_restored() {
+    let fixture = Fixture::encrypted().await;
+    let content = content();
+    let root = fixture.volume(&content).await;
+    let stale = vec![0xee; 11 * MIB];
+    let end = content.len();
+    for (n, range) in
+        [100..101, CHUNK - 1..3 * CHUNK + 1, 3 * MIB + 5..7 * MIB + 9, 5 * MIB + 1..5 * MIB + 2, end - 1..end]
+            .into_iter()
+            .enumerate()
+    {
+        // Into what is longer than the snapshot, what ends with the range, and what is not there yet.
+        for len in [stale.len(), range.end, 0] {
+            let path = fixture.path(&format!("{n}-{len}"));
+            if len > 0 {
+                fs::write(&path, &stale[..len]).unwrap();
+            }
+            let only = Some(range.start as u64..range.end as u64);
+            for done in [false, true] {
+                let target = Target::new(&path, true).only(only.clone());
+                let report = fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap();
+                let mut expected = match len {
+                    0 => vec![0; end],
+                    len => stale[..len].to_vec(),
+                };
+                expected[range.clone()].copy_from_slice(&content[range.clone()]);
+                assert!(fs::read(&path).unwrap() == expected, "{range:?} into {len} bytes");
+                adds_up(&report);
+                assert_eq!(report.size, range.len() as u64);
+                assert!(!done || report.written <= 2 * CHUNK as u64, "whole chunks stood there: {report:?}");
+            }
+        }
+    }
+    for (range, len, why) in [
+        (0..end + 1, end + 1, "none from 0 to"),
+        (5..5, end, "none from 5 to 5"),
+        (MIB..2 * MIB, 2 * MIB - 1, "ends before 2097152"),
+    ] {
+        let path = fixture.path("refused");
+        fs::write(&path, &stale[..len]).unwrap();
+        let target = Target::new(&path, true).only(Some(range.start as u64..range.end as u64));
+        let refused = fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap_err();
+        assert!(refused.kind == FailureKind::Refused && refused.why.contains(why), "{refused}");
+        assert!(fs::read(&path).unwrap() == stale[..len]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn further_targets_take_from_the_first_what_it_holds() {
+    let fixture = Fixture::encrypted().await;
+    let content = content();
+    let root = fixture.volume(&content).await;
+    let first = fixture.path("first");
+    onto(&fixture, &root, &first, false).await;
+    let after = |path: &Path, donor: &Path| {
+        let target = Target::new(path, true).after(donor);
+        let (restorer, root) = (fixture.restorer(), root.clone());
+        async move { restorer.restore(root, target, |_| ()).await.unwrap() }
+    };
+    let data = (8 * MIB + 1234) as u64;
+    for stale in [false, true] {
+        let path = fixture.path(&format!("further-{stale}"));
+        if stale {
+            fs::write(&path, vec![0xee; 3 * MIB]).unwrap();
+        }
+        let report = after(&path, &first).await;
+        assert!(fs::read(&path).unwrap() == content);
+        assert_eq!(report.written + report.kept + report.copied + report.zeroed, report.size);
+        assert_eq!((report.copied + report.kept, report.fetched), (data, 0), "{report:?}");
+    }
+    // What the donor lacks is fetched, and what it has too much is not believed.
+    let mut damaged = content.clone();
+    damaged[MIB] ^= 1;
+    damaged[4 * MIB + 5] = 1;
+    fs::write(&first, &damaged).unwrap();
+    let path = fixture.path("after-damage");
+    let report = after(&path, &first).await;
+    assert!(fs::read(&path).unwrap() == content);
+    assert_eq!(report.written, CHUNK as u64, "{report:?}");
+    fs::remove_file(&first).unwrap();
+    let path = fixture.path("after-nothing");
+    assert_eq!(after(&path, &first).await.written, data);
+    assert!(fs::read(&path).unwrap() == content);
 }

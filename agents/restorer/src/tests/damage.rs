@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use agent::maps::MapReader;
 use schema::keys::Identity;
 use schema::messages::{Copy, FailureKind};
 use schema::{Domain, names};
@@ -258,4 +259,54 @@ async fn plain_frames_do_not_count_in_an_encrypted_repository() {
     let root = fixture.volume(&noise(1, MIB)).await;
     let failure = fixture.restore(&root, &fixture.path("x")).await.unwrap_err();
     assert!(failure.why.contains("it is not encrypted, and the repository is"), "{failure}");
+}
+
+/// What is lost is named and zero, also on a target that held something; everything else is there.
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_a_damaged_snapshot_is_restored_when_asked_for() {
+    let fixture = Fixture::encrypted().await;
+    let leaf = schema::limits::LEAF_SPAN as usize;
+    let mut content = noise(1, 20 * CHUNK);
+    content.resize(leaf, 0);
+    content.extend(noise(2, 3 * CHUNK));
+    let root = fixture.volume(&content).await;
+    // A chunk whose only copy is damaged, one that no pack has, and the map of the second leaf.
+    let ids = fixture.repository.key.chunk_ids();
+    let chunk = |n: usize| ids.id(Domain::Data, &content[n * CHUNK..(n + 1) * CHUNK]);
+    let copy = fixture.table.lock().unwrap()[&chunk(3)][0];
+    let mut bytes = fixture.bytes_of(copy.pack).await;
+    bytes[copy.offset as usize + 40] ^= 1;
+    fixture.overwrite(copy.pack, bytes).await;
+    fixture.table.lock().unwrap().insert(chunk(7), Vec::new());
+    let mut expected = content.clone();
+    for n in [3, 7] {
+        expected[n * CHUNK..(n + 1) * CHUNK].fill(0);
+    }
+    let mut holes = vec![3 * CHUNK..4 * CHUNK, 7 * CHUNK..8 * CHUNK];
+    for map_is_lost in [false, true] {
+        if map_is_lost {
+            let map =
+                MapReader::new(fixture.repository.clone(), fixture.index.clone(), root.clone()).unwrap();
+            let lost = map.leaf_id(1).await.unwrap().unwrap();
+            fixture.table.lock().unwrap().insert(lost, Vec::new());
+            expected[leaf..].fill(0);
+            holes.push(leaf..content.len());
+        }
+        for stale in [false, true] {
+            let path = fixture.path(&format!("{map_is_lost}-{stale}"));
+            if stale {
+                std::fs::write(&path, vec![0xee; content.len()]).unwrap();
+            }
+            let target = Target::new(&path, true);
+            fixture.restorer().restore(root.clone(), target.clone(), |_| ()).await.unwrap_err();
+            let target = target.keep_going(true);
+            let report = fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap();
+            assert!(std::fs::read(&path).unwrap() == expected);
+            let found: Vec<_> = report.holes.iter().map(|hole| hole.range.clone()).collect();
+            let holes: Vec<_> = holes.iter().map(|hole| hole.start as u64..hole.end as u64).collect();
+            assert_eq!(found, holes);
+            assert_eq!(report.lost, holes.iter().map(|hole| hole.end - hole.start).sum::<u64>());
+            assert!(report.holes[0].why.contains(&names::pack(copy.pack)), "{:?}", report.holes);
+        }
+    }
 }

@@ -84,7 +84,7 @@ pub struct Fixture {
     pub data_key: Option<DataKey>,
     pub reads: Arc<AtomicU64>,
     pub folder: tempfile::TempDir,
-    index: IndexClient,
+    pub index: IndexClient,
 }
 
 impl Fixture {

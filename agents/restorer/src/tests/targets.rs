@@ -1,7 +1,7 @@
 //! Targets of a whole restore: devices, the source, the repository's own folder. Devices are loop devices; where the
 //! machine allows none, these tests end early and say so (the checks themselves have unit tests).
 
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -22,6 +22,10 @@ struct Loop {
 impl Loop {
     fn over(file: &Path, size: u64) -> Option<Self> {
         std::fs::write(file, vec![0xee; size as usize]).unwrap();
+        Self::attach(file)
+    }
+
+    fn attach(file: &Path) -> Option<Self> {
         let made = Command::new("losetup").arg("--find").arg("--show").arg(file).output().ok()?;
         if !made.status.success() {
             eprintln!("no loop devices here: {}", String::from_utf8_lossy(&made.stderr));
@@ -48,6 +52,31 @@ async fn a_device_keeps_nothing_stale() {
     let report = fixture.restore(&root, &disk.device).await.unwrap();
     assert_eq!((report.written, report.zeroed), (MIB, 7 * MIB));
     assert!(std::fs::read(&disk.device).unwrap() == content);
+}
+
+/// The cache may show what never reached the device: after a write that failed, or one behind its back.
+#[tokio::test(start_paused = true)]
+async fn a_device_is_compared_past_the_page_cache() {
+    let fixture = Fixture::encrypted().await;
+    let backing = fixture.path("backing");
+    let Some(disk) = Loop::over(&backing, 8 * MIB) else { return };
+    let mut content = noise(1, 8 * MIB as usize);
+    content[3 * MIB as usize..4 * MIB as usize].fill(0);
+    let root = fixture.volume(&content).await;
+    fixture.restorer().restore(root.clone(), Target::new(&disk.device, true), |_| ()).await.unwrap();
+    // Whoever has a device open keeps its cache.
+    let held = std::fs::File::open(&disk.device).unwrap();
+    assert!(std::fs::read(&disk.device).unwrap() == content);
+    let file = std::fs::File::options().write(true).open(&backing).unwrap();
+    for at in [MIB + 5, 3 * MIB + 5] {
+        file.write_all_at(&[0xee], at).unwrap();
+    }
+    file.sync_all().unwrap();
+    assert!(std::fs::read(&disk.device).unwrap() == content, "the cache does not know");
+    let report = fixture.restorer().restore(root, Target::new(&disk.device, true), |_| ()).await.unwrap();
+    assert_eq!(report.written, 64 << 10);
+    assert!(std::fs::read(&backing).unwrap() == content);
+    drop(held);
 }
 
 #[tokio::test(start_paused = true)]
@@ -204,4 +233,72 @@ async fn a_full_target_names_volume_offset_and_path() {
         assert!(failure.why.contains(part), "{part} is not in: {failure}");
     }
     assert!(!left, "the partial file is gone");
+}
+
+/// A mounted file system, unmounted when dropped.
+struct Mounted {
+    folder: PathBuf,
+    _disk: Loop,
+}
+
+impl Mounted {
+    fn with(mkfs: &str, fixture: &Fixture) -> Option<Self> {
+        let backing = fixture.path(&format!("{mkfs}.img"));
+        // The smallest that mkfs.xfs makes, and sparse.
+        std::fs::File::create(&backing).unwrap().set_len(400 * MIB).unwrap();
+        let disk = Loop::attach(&backing)?;
+        let made = Command::new(mkfs).arg("-q").arg(&disk.device).output();
+        let made = made.unwrap_or_else(|why| panic!("{mkfs}: {why}: `cargo xtask tools` brings it"));
+        assert!(made.status.success(), "{mkfs}: {}", String::from_utf8_lossy(&made.stderr));
+        let folder = fixture.path(mkfs);
+        std::fs::create_dir(&folder).unwrap();
+        let mounted = Command::new("mount").arg(&disk.device).arg(&folder).status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            eprintln!("this kernel mounts nothing that {mkfs} makes");
+            return None;
+        }
+        Some(Self { folder, _disk: disk })
+    }
+
+    fn used(&self) -> u64 {
+        let found = rustix::fs::statvfs(&self.folder).unwrap();
+        (found.f_blocks - found.f_bfree) * found.f_frsize
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.folder).status();
+    }
+}
+
+/// Bytes of a file that it shares with others, by its extents.
+fn shared_bytes(path: &Path) -> u64 {
+    let listed = Command::new("filefrag").args(["-v", "-b1"]).arg(path).output().unwrap();
+    let text = String::from_utf8(listed.stdout).unwrap();
+    let shared = text.lines().filter(|line| line.contains("shared"));
+    shared.map(|line| line.split(':').nth(3).unwrap().trim().parse::<u64>().unwrap()).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_targets_of_one_snapshot_share_it_on_disk() {
+    for mkfs in ["mkfs.xfs", "mkfs.btrfs"] {
+        let fixture = Fixture::encrypted().await;
+        let Some(disk) = Mounted::with(mkfs, &fixture) else { continue };
+        let mut content = noise(1, 12 * MIB as usize);
+        content[4 * MIB as usize..6 * MIB as usize].fill(0);
+        let root = fixture.volume(&content).await;
+        let first = disk.folder.join("first");
+        fixture.restore(&root, &first).await.unwrap();
+        let before = disk.used();
+        for n in 0..8 {
+            let path = disk.folder.join(n.to_string());
+            let target = Target::new(&path, false).after(&first);
+            let report = fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap();
+            assert_eq!((report.fetched, report.written, report.copied), (0, 0, 0), "{mkfs}: {report:?}");
+            assert!(std::fs::read(&path).unwrap() == content);
+            assert_eq!(shared_bytes(&path), 10 * MIB, "{mkfs}");
+        }
+        assert!(disk.used() - before < 4 * MIB, "{mkfs}: eight copies took {}", disk.used() - before);
+    }
 }

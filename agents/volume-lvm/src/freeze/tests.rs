@@ -111,22 +111,52 @@ async fn what_cannot_be_frozen_is_let_go_again() {
     assert_eq!(host.notes(), 0);
 }
 
+/// What undoes the plan of a host whose `tool` says this when it is to freeze, and fails.
+async fn undone_after(tool: &str, said: &str, plan: impl FnOnce(&Host) -> Plan) -> Vec<String> {
+    let host = Host::new();
+    let (log, plan) = (host.log_file(), plan(&host));
+    let script = format!(
+        "echo \"{tool} $*\" >> {}; case $1 in *un*|*thaw*) exit;; esac; cat >&2 <<'.'; exit 1\n{said}\n.",
+        log.display()
+    );
+    host.fake(tool, &script);
+    let error = around(&host.tools, &host.state(), plan, Times::default(), async {}).await.unwrap_err();
+    assert!(error.to_string().contains(said.lines().last().unwrap()), "{error}");
+    assert_eq!(host.notes(), 0);
+    let is_undone = |line: &&String| ["unfreeze", "thaw", "post"].iter().any(|word| line.contains(word));
+    host.log().iter().filter(is_undone).cloned().collect()
+}
+
 #[tokio::test]
 async fn what_somebody_else_froze_is_not_thawed() {
-    for said in ["fsfreeze: /srv/a: freeze failed: Device or resource busy", "the agent is in frozen state"] {
-        let host = Host::new();
-        let log = host.log_file();
-        let script =
-            format!("echo \"fsfreeze $*\" >> {}; echo '{said}' >&2; [ $1 != --freeze ]", log.display());
-        host.fake("fsfreeze", &script);
-        let error =
-            around(&host.tools, &host.state(), host.plan(), Times::default(), async {}).await.unwrap_err();
-        assert!(error.to_string().contains(said), "{error}");
-        let log = host.log();
-        assert!(!log.iter().any(|line| line.contains("--unfreeze")), "{log:?}");
-        assert!(log.contains(&ALL[4].to_owned()) && log.contains(&ALL[5].to_owned()), "{log:?}");
-        assert_eq!(host.notes(), 0);
+    let undone =
+        undone_after("fsfreeze", "fsfreeze: /srv/a: freeze failed: Device or resource busy", Host::plan)
+            .await;
+    assert_eq!(undone, ALL[4..]);
+    for why in [
+        "Command guest-fsfreeze-freeze has been disabled: the agent is in frozen state",
+        "The command guest-fsfreeze-freeze has been disabled for this instance",
+    ] {
+        let said = format!(
+            "error: Unable to freeze filesystems\n\
+             error: internal error: unable to execute QEMU agent command 'guest-fsfreeze-freeze': {why}"
+        );
+        assert_eq!(undone_after("virsh", &said, Host::plan).await, ALL[5..]);
     }
+}
+
+#[tokio::test]
+async fn a_name_that_sounds_like_somebody_elses_freeze_is_thawed() {
+    let point = "/srv/busy/in frozen state/has been disabled";
+    let said = format!("fsfreeze: {point}: freeze failed: Input/output error");
+    let at = |host: &Host| Plan { mount_points: vec![point.into()], ..host.plan() };
+    let undone = undone_after("fsfreeze", &said, at).await;
+    assert_eq!(undone[0], format!("fsfreeze --unfreeze {point}"));
+
+    let domain = "frozen-disabled: device or resource busy";
+    let said = format!("error: failed to get domain '{domain}'");
+    let of = |host: &Host| Plan { domains: vec![domain.into()], ..host.plan() };
+    assert_eq!(undone_after("virsh", &said, of).await[0], format!("virsh domfsthaw --domain {domain}"));
 }
 
 #[tokio::test]
@@ -147,6 +177,27 @@ async fn what_freezes_too_late_is_thawed_all_the_same() {
     let last = |wanted: &str| log.iter().rposition(|line| line.contains(wanted));
     assert!(last("--freeze") < last("--unfreeze"), "{log:?}");
     assert!(last("domfsfreeze") < last("domfsthaw") && last("post") == Some(log.len() - 1), "{log:?}");
+    assert_eq!(host.notes(), 0);
+}
+
+#[tokio::test]
+async fn a_freeze_that_hangs_keeps_nothing_else_frozen() {
+    let host = Host::new();
+    let (log, folder) = (host.log_file().display().to_string(), host.folder.path().display().to_string());
+    host.fake("virsh", &format!("echo \"virsh $*\" >> {log}; [ $1 != domfsthaw ] || : > {folder}/thawed"));
+    // Neither freezes nor thaws before the domain is thawed.
+    let script = format!(
+        "echo \"fsfreeze $*\" >> {log}; until [ -e {folder}/thawed ]; do sleep 0.01; done; echo over >> {log}"
+    );
+    host.fake("fsfreeze", &script);
+    let times = Times { hook: Duration::from_secs(10), frozen: Duration::from_millis(200) };
+    let error = around(&host.tools, &host.state(), host.plan(), times, async {}).await.unwrap_err();
+    assert!(matches!(error, FreezeError::TooLong(_)), "{error}");
+    let log = host.log();
+    let first = |wanted: &str| log.iter().position(|line| line.contains(wanted)).unwrap();
+    assert!(first("domfsthaw") < first("--unfreeze"), "{log:?}");
+    assert!(first("domfsthaw") < first("over"), "{log:?}");
+    assert_eq!(log.last().map(String::as_str), Some("post"));
     assert_eq!(host.notes(), 0);
 }
 

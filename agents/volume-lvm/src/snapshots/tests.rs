@@ -61,8 +61,37 @@ fn other_baselines_wait_for_a_commit() {
             [name(2), name(3)],
             "another volume's name may go on with the first"
         );
+        assert_eq!(names(&found.waiting), [name(1)]);
     }
     assert_eq!(names(&rotate(&inventory, &web.uuid, r, session(2), true, nobody)), [name(1), name(3)]);
+}
+
+#[test]
+fn waiting_baselines_give_way_only_where_that_makes_room() {
+    let (web, db, r) = (web(), thin("vg0", "db", "pool", 1), repository(1));
+    let mib = |n: u64| n << 20;
+    let refused = |vg: &str, free, needed| NoRoom::Group {
+        vg: vg.into(),
+        volume: "vg0/web".into(),
+        free: mib(free),
+        needed: mib(needed),
+        why: "",
+    };
+    let full = NoRoom::Unwell { pool: "vg0/pool".into(), why: "" };
+    let waits = |origin| Marks { baseline: true, ..marks(origin, r, 1) };
+    for (origin, refused, goes) in [
+        (&web, refused("vg0", 20, 120), true),
+        (&web, refused("vg0", 20, 121), false),
+        (&web, refused("vg1", 20, 120), false),
+        (&web, full, false),
+        (&db, refused("vg0", 20, 120), false),
+    ] {
+        let inventory = inventory([origin.clone(), ours(origin, &waits(origin))]);
+        let found = tidy(&inventory, &origin.uuid, r, None, nobody);
+        assert_eq!(found.waiting.len(), 1);
+        let way = giving_way(&found.waiting, &refused);
+        assert_eq!(way.map_or(0, |way| way.len()), usize::from(goes), "{refused:?}");
+    }
 }
 
 #[test]
@@ -243,7 +272,7 @@ proptest! {
         let rotated = rotate(&inventory, &web.uuid, r, session(parent), keep, |marks| {
             lives(marks) && marks.session != Some(session(parent))
         });
-        for gone in tidied.remove.iter().chain(&rotated) {
+        for gone in tidied.remove.iter().chain(&tidied.waiting).chain(&rotated) {
             let tags = &gone.volume.tags;
             let has = |tag: String| tags.contains(&tag);
             prop_assert!(has(format!("lvkeep.repo={r}")), "another repository's");
@@ -256,8 +285,11 @@ proptest! {
             prop_assert!(!attributes.is_merging());
             prop_assert_ne!(&gone.volume.uuid, &web.uuid);
         }
-        for gone in &tidied.remove {
+        for gone in tidied.remove.iter().chain(&tidied.waiting) {
             prop_assert!(gone.marks.owner.is_none(), "in use");
+        }
+        for waiting in &tidied.waiting {
+            prop_assert!(waiting.marks.baseline && waiting.marks.session != Some(session(parent)));
         }
         if let Some(baseline) = &tidied.baseline {
             prop_assert_eq!(baseline.marks.session, Some(session(parent)));

@@ -6,9 +6,20 @@
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::time::Duration;
 
-/// Another process that writes to what `metadata` describes, found below `proc`, by number and name.
+/// After this, a process that had only just begun runs its own program.
+const BEGINS: Duration = Duration::from_millis(50);
+
+/// Another process that writes to what `metadata` describes, found below `proc`, by number and name. Blocks.
 pub(super) fn writer(proc: &Path, path: &Path, metadata: &Metadata) -> Option<String> {
+    look(proc, path, metadata)?;
+    // Whoever begins a process shares its files with it until that runs its program, and is no writer by that.
+    std::thread::sleep(BEGINS);
+    look(proc, path, metadata)
+}
+
+fn look(proc: &Path, path: &Path, metadata: &Metadata) -> Option<String> {
     let own = std::process::id().to_string();
     for process in fs::read_dir(proc).ok()?.flatten() {
         let number = process.file_name().to_string_lossy().into_owned();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{major, minor};
 
+use crate::dm::DmName;
 use crate::report::{from_dm_name, is_name};
 
 /// Letters and digits of an LVM volume's id for device-mapper: its group's and its own.
@@ -43,6 +44,16 @@ impl Places {
         match Path::new(target).is_absolute() {
             true => self.of_absolute(Path::new(target)),
             false => self.of_relative(target, creates),
+        }
+    }
+
+    /// The path of what `target` means. One that is absolute stays what it is where device-mapper has no such volume.
+    pub fn path(&self, target: &str) -> Result<PathBuf, String> {
+        let Meaning::Volume { vg, lv, .. } = self.meaning(target, false)? else { return Ok(target.into()) };
+        let device = self.dev.join("mapper").join(DmName::of(&vg, &lv).as_str());
+        match Path::new(target).is_absolute() && !device.exists() {
+            true => Ok(target.into()),
+            false => Ok(device),
         }
     }
 
@@ -137,6 +148,29 @@ mod tests {
         let elsewhere = Places { dev: folder.path().join("none"), ..places };
         assert_eq!(elsewhere.meaning("src/web", false), Ok(Meaning::Path));
         assert!(elsewhere.meaning("src/web", true).is_err());
+    }
+
+    #[test]
+    fn a_volume_is_read_at_its_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let dev = folder.path().join("dev");
+        fs::create_dir_all(dev.join("mapper")).unwrap();
+        fs::create_dir_all(dev.join("src")).unwrap();
+        fs::write(dev.join("mapper/vg--1-web"), "").unwrap();
+        let places = Places { dev: dev.clone(), sys: folder.path().join("sys") };
+        let in_dev = |name: &str| dev.join(name).to_str().unwrap().to_owned();
+        for (target, expected) in [
+            ("vg-1/web", in_dev("mapper/vg--1-web")),
+            ("vg-1/none", in_dev("mapper/vg--1-none")),
+            ("web", "web".to_owned()),
+            ("./vg-1/web", "./vg-1/web".to_owned()),
+            (&in_dev("vg-1/web"), in_dev("mapper/vg--1-web")),
+            (&in_dev("vg-1/none"), in_dev("vg-1/none")),
+            ("/srv/web", "/srv/web".to_owned()),
+        ] {
+            assert_eq!(places.path(target), Ok(expected.into()), "{target}");
+        }
+        assert_eq!(places.path("src/web").unwrap_err(), places.meaning("src/web", false).unwrap_err());
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Kind {
 
     /// Whether data that stands there already may be left alone. In a pool that does not zero new blocks it may not:
     /// a block that the volume does not have yet reads as zero until a neighbour of those zeroes is written.
-    pub fn may_skip_equal(&self) -> bool {
+    pub fn keeps_equal(&self) -> bool {
         match self {
             Self::Thick { .. } => true,
             Self::Thin { zeroes, .. } => *zeroes,

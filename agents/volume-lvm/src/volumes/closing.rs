@@ -110,11 +110,11 @@ impl Shared {
             // As long as one of its volumes is being read, the others may have to wait for their turn.
             let busy: Vec<_> = table.sessions.values().filter_map(|held| held.group).collect();
             for run in busy {
-                if let Some(since) = table.groups.get_mut(&run) {
-                    *since = Instant::now();
+                if let Some(run) = table.groups.get_mut(&run) {
+                    run.since = Instant::now();
                 }
             }
-            let over = table.groups.iter().filter(|(_, since)| all || since.elapsed() >= UNCLAIMED);
+            let over = table.groups.iter().filter(|(_, run)| all || run.since.elapsed() >= UNCLAIMED);
             let over: Vec<_> = over.map(|(run, _)| *run).collect();
             table.groups.retain(|run, _| !over.contains(run));
             over

@@ -1,39 +1,36 @@
 //! Opening a logical volume for a session: re-attach to the snapshot that it has, or tidy up, look for room, hold the
 //! writers still, and take one; for a group, all of its members at once.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use agent::{Changes, Opening, Volume, VolumeError, VolumeInfo};
-use schema::facts::{FROZEN_MS, POST_FAILED, TAKEN_MS};
+use schema::facts::{BASELINES_REMOVED, FROZEN_MS, POST_FAILED, TAKEN_MS};
 use schema::messages::Group;
 use schema::{JobId, ReadingId, RepoId, SessionId};
 use tokio::time::Instant;
 
-use super::{Held, Place, Shared, cannot_open, facts, snapshot::Snapshot, tool_failed};
+use super::planning::{Refused, Take, last_used};
+use super::{Held, Place, Run, Shared, cannot_open, facts, snapshot::Snapshot, tool_failed};
 use crate::changes::{Mapped, Pool};
 use crate::dm::DmName;
 use crate::freeze::{self, Freeze, Plan, Stillness, mounted};
-use crate::governor;
+use crate::governor::NoRoom;
 use crate::marks::Marks;
 use crate::report::{Inventory, Kind, LogicalVolume, Uuid};
 use crate::settings::Treatment;
-use crate::snapshots::{self, commands, commands::Store};
+use crate::snapshots::{self, Ours, commands};
 use crate::tools::{ToolError, Tools};
-
-/// How often a pool is extended to get below its watermark.
-const POOL_STEPS: usize = 3;
 
 /// What a session wants, as values of its own.
 #[derive(Debug, Clone)]
 pub(super) struct Wish {
     place: Place,
-    source: String,
-    session: SessionId,
-    repository: RepoId,
+    pub(super) source: String,
+    pub(super) session: SessionId,
+    pub(super) repository: RepoId,
     reading: Option<ReadingId>,
     parent: Option<SessionId>,
-    group: Option<Group>,
+    pub(super) group: Option<Group>,
 }
 
 impl Wish {
@@ -50,13 +47,14 @@ impl Wish {
     }
 }
 
-/// A snapshot that is about to be taken.
-#[derive(Debug, Clone)]
-struct Take {
-    origin: LogicalVolume,
-    marks: Marks,
-    store: Option<Store>,
-    treatment: Treatment,
+/// A session's snapshot that was just taken.
+struct Taken {
+    name: String,
+    /// Why there is no baseline where one was expected.
+    lost: Option<String>,
+    stillness: Stillness,
+    /// Baselines that had to go before the commit.
+    gone: Vec<String>,
 }
 
 /// What the session reads, and how it was come by.
@@ -78,6 +76,20 @@ fn reading_of(snapshot: &Uuid) -> ReadingId {
     let mut id = [0; 16];
     id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     ReadingId::from_bytes(id)
+}
+
+impl Taken {
+    fn facts(&self) -> Vec<(String, String)> {
+        let Stillness { frozen, failed } = &self.stillness;
+        let mut facts = vec![(FROZEN_MS.to_owned(), frozen.as_millis().to_string())];
+        if !failed.is_empty() {
+            facts.push((POST_FAILED.to_owned(), failed.join("; ")));
+        }
+        if !self.gone.is_empty() {
+            facts.push((BASELINES_REMOVED.to_owned(), self.gone.join(" ")));
+        }
+        facts
+    }
 }
 
 impl Shared {
@@ -161,22 +173,18 @@ impl Shared {
             .group
             .as_ref()
             .and_then(|group| snapshots::unclaimed(&inventory, &origin.uuid, wish.repository, group.run));
-        let mut stillness = None;
-        let (snapshot, lost) = match (existing.or(claimable), wish.reading) {
+        let mut taken = None;
+        let snapshot = match (existing.or(claimable), wish.reading) {
             (Some(ours), _) => {
                 let marks = commands::claimed(&ours.marks, wish.session, &self.owner, self.settings.embedded);
                 commands::mark(&self.tools, ours.volume, &ours.marks, &marks).await.map_err(failed)?;
-                (ours.volume.name.clone(), None)
+                ours.volume.name.clone()
             }
             (None, Some(_)) => {
                 let why = "its LVM snapshot is gone; start the backup again".to_owned();
                 return Err(VolumeError::ReadingLost { source_name: source.clone(), why });
             }
-            (None, None) => {
-                let (name, lost, still) = self.take(wish, &inventory, &origin).await?;
-                stillness = Some(still);
-                (name, lost)
-            }
+            (None, None) => taken.insert(self.take(wish, &inventory, &origin).await?).name.clone(),
         };
         let inventory = Inventory::of_group(&self.tools, vg).await.map_err(failed)?;
         let Some(snapshot) = inventory.find(vg, &snapshot).cloned() else {
@@ -197,12 +205,10 @@ impl Shared {
             // Taken for a group before this session was: its name has the time.
             facts.push((TAKEN_MS.to_owned(), marks.id.time_ms().to_string()));
         }
-        if let Some(Stillness { frozen, failed }) = stillness {
-            facts.push((FROZEN_MS.to_owned(), frozen.as_millis().to_string()));
-            if !failed.is_empty() {
-                facts.push((POST_FAILED.to_owned(), failed.join("; ")));
-            }
-        }
+        let lost = taken.and_then(|taken| {
+            facts.extend(taken.facts());
+            taken.lost
+        });
         Ok(Some(Found { inventory, origin, snapshot, held, facts, lost }))
     }
 
@@ -225,14 +231,13 @@ impl Shared {
         held
     }
 
-    /// Takes the session's snapshot, with those of its group. Says its name, why there is no baseline where one was
-    /// expected, and how writers were held still.
+    /// Takes the session's snapshot, with those of its group.
     async fn take(
         &self,
         wish: &Wish,
         inventory: &Inventory,
         origin: &LogicalVolume,
-    ) -> Result<(String, Option<String>, Stillness), VolumeError> {
+    ) -> Result<Taken, VolumeError> {
         let source = &wish.source;
         let failed = |why: ToolError| tool_failed(source, &why);
         let tidy = snapshots::tidy(inventory, &origin.uuid, wish.repository, wish.parent, |marks| {
@@ -251,15 +256,40 @@ impl Shared {
             Some(group) => self.members(wish, group).await?,
             None => vec![origin.clone()],
         };
-        let takes = self.plan(wish, &members, origin, last).await?;
+        let mut gone = Vec::new();
+        let mut planned = self.plan(wish, &members, origin, last).await;
+        if let Err(Refused::NoRoom(why)) = &planned
+            && let Some(way) = snapshots::giving_way(&tidy.waiting, why)
+        {
+            gone = self.remove_early(&way, why).await.map_err(failed)?;
+            planned = self.plan(wish, &members, origin, last).await;
+        }
+        let takes = planned.map_err(|why| why.of(source))?;
         let own = takes.iter().find(|take| take.origin.uuid == origin.uuid);
         let name = own.map(|take| Marks::name(take.marks.id));
         let name = name.ok_or_else(|| cannot_open(source, "it is not among the members of its group"))?;
+        let vgs = takes.iter().map(|take| take.origin.vg.clone()).collect();
         let stillness = self.take_all(source, takes).await?;
         if let Some(group) = &wish.group {
-            self.table().groups.insert(group.run, Instant::now());
+            self.table().groups.insert(group.run, Run { since: Instant::now(), vgs });
         }
-        Ok((name, tidy.why, stillness))
+        Ok(Taken { name, lost: tidy.why, stillness, gone })
+    }
+
+    /// Removes baselines that would have waited for the commit. Says which.
+    async fn remove_early(&self, gone: &[&Ours<'_>], why: &NoRoom) -> Result<Vec<String>, ToolError> {
+        let mut names = Vec::new();
+        for ours in gone {
+            let snapshot = ours.volume.full_name();
+            tracing::warn!(
+                snapshot,
+                %why,
+                "removing the baseline of another session before this one has committed: there is no room for both"
+            );
+            commands::remove(&self.tools, ours.volume).await?;
+            names.push(snapshot);
+        }
+        Ok(names)
     }
 
     /// The volumes of a group, whose moment must not have been yet.
@@ -289,109 +319,6 @@ impl Shared {
             })
         };
         group.members.iter().map(volume).collect()
-    }
-
-    /// What is taken, once it is known that there is room for all of it.
-    async fn plan(
-        &self,
-        wish: &Wish,
-        members: &[LogicalVolume],
-        own: &LogicalVolume,
-        last: Option<u64>,
-    ) -> Result<Vec<Take>, VolumeError> {
-        let source = &wish.source;
-        // Anew: something was removed.
-        let load = || async { Inventory::load(&self.tools).await.map_err(|why| tool_failed(source, &why)) };
-        let mut inventory = load().await?;
-        self.check_count(source, &inventory, members)?;
-        for _ in 0..POOL_STEPS {
-            if !self.extend_pools(&inventory, members).await {
-                break;
-            }
-            inventory = load().await?;
-        }
-        let mut groups: BTreeMap<String, _> =
-            inventory.groups.iter().map(|group| (group.name.clone(), group.clone())).collect();
-        let mut takes = Vec::new();
-        for origin in members {
-            let treatment = self.settings.of(&origin.full_name());
-            let no_group =
-                || cannot_open(source, format!("LVM tells nothing about volume group {}", origin.vg));
-            let group = groups.get_mut(&origin.vg).ok_or_else(no_group)?;
-            let limits = governor::Limits { store: treatment.store, ..self.settings.limits };
-            let refused = |why: governor::NoRoom| cannot_open(source, why.to_string());
-            let store = match origin.kind() {
-                Some(Kind::Thick) => {
-                    if !origin.attributes.is_active() {
-                        let name = origin.full_name();
-                        return Err(cannot_open(
-                            source,
-                            format!("{name} is not active: lvchange --activate y {name}"),
-                        ));
-                    }
-                    let known = last_used(&inventory, &origin.uuid, wish.repository);
-                    let last = last.filter(|_| origin.uuid == own.uuid).max(known);
-                    let size = governor::store_size(origin, group, treatment.chunk, last, &limits)
-                        .map_err(refused)?;
-                    group.free = group.free.saturating_sub(size);
-                    Some(Store { size, chunk: treatment.chunk })
-                }
-                _ => {
-                    if let Some(pool) = inventory.pool_of(origin) {
-                        governor::pool_has_room(pool, &limits).map_err(refused)?;
-                    }
-                    None
-                }
-            };
-            let is_own = origin.uuid == own.uuid;
-            // A session's own snapshot has the session's name; those of other sessions, whose ids nobody knows yet,
-            // get names of their own.
-            let id = if is_own { wish.session } else { self.environment.session_id() };
-            let marks = Marks {
-                id,
-                repository: wish.repository,
-                origin: origin.uuid.clone(),
-                session: is_own.then_some(wish.session),
-                group: wish.group.as_ref().map(|group| group.run),
-                owner: Some(self.owner.clone()),
-                embedded: self.settings.embedded,
-                baseline: false,
-            };
-            takes.push(Take { origin: origin.clone(), marks, store, treatment });
-        }
-        Ok(takes)
-    }
-
-    /// Whether so many more may be read at once.
-    fn check_count(
-        &self,
-        source: &str,
-        inventory: &Inventory,
-        members: &[LogicalVolume],
-    ) -> Result<(), VolumeError> {
-        let limit = self.settings.max_snapshots.max(1);
-        for member in members {
-            let more = members.iter().filter(|other| other.vg == member.vg).count();
-            let busy = snapshots::all(inventory)
-                .filter(|ours| ours.volume.vg == member.vg && self.in_use(&ours.marks))
-                .count();
-            if more > limit {
-                let why = format!(
-                    "its group has {more} volumes in {}, and {limit} snapshots are allowed there at once \
-                     (max_snapshots)",
-                    member.vg
-                );
-                return Err(cannot_open(source, why));
-            }
-            if busy + more > limit {
-                let why = format!(
-                    "{busy} snapshots are being read in {}, and {limit} are allowed (max_snapshots)",
-                    member.vg
-                );
-                return Err(VolumeError::Busy { source_name: source.to_owned(), why });
-            }
-        }
-        Ok(())
     }
 
     /// Takes all of them while writers are held still; all or none.
@@ -541,12 +468,6 @@ impl Shared {
 /// Whether a snapshot was taken for this very session, and thus after the parent's, which the session knew before.
 fn is_of(snapshot: &LogicalVolume, session: SessionId) -> bool {
     Marks::of(snapshot).is_some_and(|marks| marks.id == session)
-}
-
-/// Bytes that the last run's exception store of a volume has come to use.
-fn last_used(inventory: &Inventory, origin: &Uuid, repository: RepoId) -> Option<u64> {
-    let stores = snapshots::of(inventory, origin, repository).filter(|ours| ours.volume.is_thick_snapshot());
-    stores.filter_map(|ours| ours.volume.used()).max()
 }
 
 fn pool_of(volume: &LogicalVolume) -> Option<Pool> {

@@ -151,6 +151,78 @@ async fn an_overflowed_baseline_is_said_and_goes() {
     assert_eq!(host.names(), [name(2), "web".into()]);
 }
 
+/// A host whose group has so many MiB free, with baselines of these sessions.
+fn host_with(free: u64, baselines: &[Marks]) -> Host {
+    let web = linear("vg0", "web");
+    let snapshots = baselines.iter().map(|marks| ours(&web, &Marks { baseline: true, ..marks.clone() }));
+    let host = Host::new(&[web.clone()].into_iter().chain(snapshots).collect::<Vec<_>>());
+    host.has_free(free);
+    host
+}
+
+#[tokio::test]
+async fn where_there_is_no_room_for_a_second_store_a_stale_baseline_does_not_wait_for_the_commit() {
+    let (web, r) = (linear("vg0", "web"), repository(1));
+    let [first, second] = [1, 2].map(|n| marks(&web, r, n));
+    for (parent, baselines, kept) in [
+        (None, vec![first.clone()], vec![]),
+        (Some(session(77)), vec![first.clone(), second.clone()], vec![]),
+        (Some(session(1)), vec![first, second], vec![name(1)]),
+    ] {
+        let host = host_with(8, &baselines);
+        let gone = baselines.len() - kept.len();
+        let volumes = host.volumes(host.settings());
+        let read = volumes.open(&opening("vg0/web", session(9), r, parent)).await.unwrap();
+        assert_eq!(host.names(), [kept, vec![name(9), "web".into()]].concat());
+        let facts = &read.info().layout;
+        let said = facts.iter().find(|(name, _)| name == "baselines_removed").map(|(_, names)| names);
+        assert_eq!(said.map(|names| names.split(' ').count()), Some(gone), "{facts:?}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_stale_baseline_that_helps_too_little_room_is_refused_with_figures() {
+    let (web, r) = (linear("vg0", "web"), repository(1));
+    let refused = async |host: &Host, parent| {
+        let before = host.names();
+        let volumes = host.volumes(host.settings());
+        let error = volumes.open(&opening("vg0/web", session(9), r, parent)).await.unwrap_err().to_string();
+        assert!(error.contains("vg0 has 8.0 MiB free") && error.contains("vg0/web needs"), "{error}");
+        assert_eq!(host.names(), before, "nothing is removed in vain");
+    };
+    refused(&host_with(8, &[]), None).await;
+    refused(&host_with(8, &[marks(&web, r, 1)]), Some(session(1))).await;
+    refused(&host_with(8, &[marks(&web, repository(2), 1)]), None).await;
+    let host = host_with(8, &[marks(&web, r, 1)]);
+    host.edit(&name(1), "sri-a-s---", "swi-a-s---");
+    refused(&host, None).await;
+    let host = host_with(8, &[marks(&web, r, 1)]);
+    host.edit("web", "1073741824", "107374182400");
+    refused(&host, None).await;
+}
+
+#[tokio::test]
+async fn another_refusal_than_for_room_removes_no_baseline() {
+    let host = host_with(8, &[marks(&linear("vg0", "web"), repository(1), 1)]);
+    host.edit("web", "-wi-a-----", "-wi-------");
+    let volumes = host.volumes(host.settings());
+    let error = volumes.open(&opening("vg0/web", session(9), repository(1), None)).await.unwrap_err();
+    assert!(error.to_string().contains("not active"), "{error}");
+    assert_eq!(host.names(), [name(1), "web".into()]);
+}
+
+#[tokio::test]
+async fn where_there_is_room_a_stale_baseline_waits_for_the_commit() {
+    let r = repository(1);
+    let host = host_with(100, &[marks(&linear("vg0", "web"), r, 1)]);
+    let volumes = host.volumes(host.settings());
+    let read = volumes.open(&opening("vg0/web", session(9), r, None)).await.unwrap();
+    assert!(!read.info().layout.iter().any(|(name, _)| name == "baselines_removed"));
+    assert_eq!(host.names(), [name(1), name(9), "web".into()]);
+    volumes.close(session(9), true).await;
+    assert_eq!(host.names(), [name(9), "web".into()]);
+}
+
 #[tokio::test]
 async fn a_snapshot_that_overflows_fails_its_session_by_name() {
     let host = Host::new(&[linear("vg0", "web")]);
@@ -287,6 +359,10 @@ async fn members_that_nobody_comes_for_go_in_the_end() {
     let of = Opening { group: Some(&group), ..opening("vg0/root", session(1), repository(1), None) };
     volumes.open(&of).await.unwrap();
     assert_eq!(host.names().len(), 4);
+    let before = host.ran("lvs").len();
+    volumes.shared.look().await;
+    let looks = host.ran("lvs").split_off(before);
+    assert!(looks.len() == 1 && looks[0].ends_with(" vg0"), "of no other volume group: {looks:?}");
     volumes.finish().await;
     assert_eq!(host.names().len(), 3);
     assert_eq!(volumes.open_sessions(), [session(1)]);

@@ -39,16 +39,7 @@ impl Shared {
 
     /// One look at every group in which something is read.
     pub(super) async fn look(&self) {
-        let held: Vec<Arc<Held>> = self.table().sessions.values().cloned().collect();
-        let mut groups: BTreeSet<String> = held.iter().map(|held| held.vg.clone()).collect();
-        if !self.table().groups.is_empty() {
-            match Inventory::load(&self.tools).await {
-                Ok(inventory) => {
-                    groups.extend(self.waiting(&inventory).map(|waiting| waiting.volume.vg.clone()))
-                }
-                Err(why) => tracing::warn!(%why, "cannot look how full the snapshots of a group are"),
-            }
-        }
+        let (held, groups) = self.watched();
         for vg in &groups {
             // Whoever changes something has changed what is seen here.
             let _changing = self.changing.lock().await;
@@ -63,6 +54,15 @@ impl Shared {
             let here: Vec<&Arc<Held>> = held.iter().filter(|held| held.vg == *vg).collect();
             self.look_at(&inventory, group, &here).await;
         }
+    }
+
+    /// What is being read, and the volume groups in which something is or waits to be.
+    fn watched(&self) -> (Vec<Arc<Held>>, BTreeSet<String>) {
+        let table = self.table();
+        let held: Vec<Arc<Held>> = table.sessions.values().cloned().collect();
+        let runs = table.groups.values().flat_map(|run| run.vgs.iter().cloned());
+        let groups = held.iter().map(|held| held.vg.clone()).chain(runs).collect();
+        (held, groups)
     }
 
     /// This process' snapshots of groups that no session has come for yet.

@@ -254,9 +254,15 @@ pub fn space() {
     assert_eq!(after, before, "the failed one's is gone, and the others are there");
 
     step("no room at all");
+    let stale = group.kept()[0].path();
     run("lvcreate", &["-q", "-y", "-n", "rest", "-l", "100%FREE", "vg0"]);
     let refused = strict.run(&["backup", &path]);
     refused.fails(4, &["volume group vg0 has", "free", "vg0/web needs 8.0 MiB"]);
+    Traces::of(&group, &[]).are_only(1);
+
+    step("where its baseline is in the way of another name, it goes before the commit, and that is said");
+    let done = strict.run(&["backup", &path, "--name", "other"]).ok();
+    assert!(done.out.contains(&format!("no room for one more LVM snapshot: {stale}")), "{done}");
     Traces::of(&group, &[]).are_only(1);
 }
 

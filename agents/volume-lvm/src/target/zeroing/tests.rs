@@ -107,7 +107,7 @@ impl Model {
                 self.others_go();
                 let equal = self.look(&range).iter().all(|there| *there == byte);
                 self.others_go();
-                if !(equal && self.kind.may_skip_equal()) {
+                if !(equal && self.kind.keeps_equal()) {
                     self.fill(&range, byte);
                 }
             }
@@ -309,5 +309,5 @@ fn each_kind_of_volume_has_its_way() {
         thin(true, true, false).steps(0..end, end),
         [Step::Discard { range: 0..unit, unit }, Step::Clear { range: unit..end, unit }]
     );
-    assert!(!thin(false, true, false).may_skip_equal());
+    assert!(!thin(false, true, false).keeps_equal());
 }

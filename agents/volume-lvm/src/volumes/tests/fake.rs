@@ -20,18 +20,22 @@ const LIST: &str = r#"echo "{\"report\":[{\"$KIND\":["
 first=1; for f in "$D/$KIND"/*; do [ -e "$f" ] || continue; [ $first = 1 ] || echo ,; first=0; cat "$f"; done
 echo ']}]}'"#;
 
+/// Gives the group this many bytes back.
+const FREE: &str = r#"free() { n=$(sed -n 's/.*"vg_free":"\([0-9]*\)".*/\1/p' "$D/vg/vg0")
+sed -i "s/\"vg_free\":\"$n\"/\"vg_free\":\"$((n + $1))\"/" "$D/vg/vg0"; }"#;
+
 const CREATE: &str = r#"if [ -e "$D/full" ]; then echo 'no space left in the volume group' >&2; exit 5; fi
 tags= size=
 while [ $# -gt 1 ]; do case "$1" in
   --name) name=$2; shift;; --addtag) tags="$tags,$2"; shift;; --size) size=${2%b}; shift;;
   --chunksize|--permission|--setactivationskip) shift;; esac; shift; done
 lv=${1#*/}
-if [ -n "$size" ]; then attr=sri-a-s--- type=linear pool= lvsize=$size; else attr=Vri---tz-k type=thin pool=pool lvsize=1073741824; fi
+if [ -n "$size" ]; then attr=sri-a-s--- type=linear pool= lvsize=$size; free -$size; else attr=Vri---tz-k type=thin pool=pool lvsize=1073741824; fi
 echo "{\"vg_uuid\":\"vg0-\",\"vg_name\":\"vg0\",\"lv_uuid\":\"new-$name\",\"lv_name\":\"$name\",\"lv_attr\":\"$attr\",\"lv_size\":\"$lvsize\",\"lv_tags\":\"${tags#,}\",\"origin\":\"$lv\",\"origin_uuid\":\"vg0-$lv\",\"pool_lv\":\"$pool\",\"segtype\":\"$type\",\"data_percent\":\"0.00\",\"thin_id\":\"9\"}" > "$D/lv/$name""#;
 
 const REMOVE: &str = r#"for last; do :; done
-f="$D/lv/${last#*/}"; uuid=$(sed -n 's/.*"lv_uuid":"\([^"]*\)".*/\1/p' "$f")
-case "$*" in *"lv_uuid=\"$uuid\""*) rm "$f";; *) echo "not selected" >&2;; esac"#;
+f="$D/lv/${last#*/}"; field() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p" "$f"; }
+case "$*" in *"lv_uuid=\"$(field lv_uuid)\""*) case $(field lv_attr) in s*) free $(field lv_size);; esac; rm "$f";; *) echo "not selected" >&2;; esac"#;
 
 const CHANGE: &str = r#"add= del= act=
 while [ $# -gt 1 ]; do case "$1" in
@@ -62,8 +66,8 @@ impl Host {
         host.tool("lvs", &format!("KIND=lv\n{LIST}"));
         host.tool("vgs", &format!("KIND=vg\n{LIST}"));
         for (tool, script) in [
-            ("lvcreate", CREATE),
-            ("lvremove", REMOVE),
+            ("lvcreate", &*format!("{FREE}\n{CREATE}")),
+            ("lvremove", &*format!("{FREE}\n{REMOVE}")),
             ("lvchange", CHANGE),
             ("vgcfgbackup", BACKUP),
             ("dmsetup", "echo 'no such device' >&2; exit 1"),
@@ -105,6 +109,13 @@ impl Host {
     /// Every creation fails from here on.
     pub fn fill(&self) {
         fs::write(self.folder.path().join("full"), "").unwrap();
+    }
+
+    /// The group has this many MiB free.
+    pub fn has_free(&self, mib: u64) {
+        let file = self.folder.path().join("vg/vg0");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(file, text.replace("53687091200", &(mib << 20).to_string())).unwrap();
     }
 
     /// What an operator or the kernel does to a volume.
