@@ -107,6 +107,16 @@ impl Agent {
         self.process = launch(&self.machine, &self.arguments);
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
     /// SIGTERM, and waits for its end.
     pub fn terminate(&mut self) -> Ran {
         self.process.signal(Signal::TERM);

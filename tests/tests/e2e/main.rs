@@ -7,6 +7,7 @@ mod bad_keys;
 mod bad_sources;
 mod bad_stores;
 mod bad_targets;
+mod bulk;
 mod commands;
 mod damage;
 mod distributed;
