@@ -1,6 +1,7 @@
 //! Restores to logical volumes of every kind: what comes back, what is refused, what is kept.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
 use crate::e2e::{eventually, same_bytes};
@@ -48,6 +49,34 @@ fn restored(keeper: &Keeper, volume: &Volume, more: &[&str]) -> String {
     ran.out
 }
 
+/// What a restore has overwritten is put back.
+fn undone(keeper: &Keeper, volume: &Volume, image: &str) {
+    stale(volume);
+    let copy = keeper.machine.place("undone");
+    run("cp", &[&volume.device(), &copy]);
+    let done = keeper.run(&["--json", "restore", "--undo", "image@latest", &volume.path()]).ok().json();
+    holds(volume, image);
+    let id = done["undo"].as_str().expect("an id");
+    println!("    {}", keeper.run(&["undo", id]).ok().out);
+    run("blockdev", &["--flushbufs", &volume.device()]);
+    same_bytes(volume.device(), &copy);
+}
+
+/// A range changes nothing beside itself, also where the whole has no room.
+fn ranged(keeper: &Keeper, small: &Volume, image: &str) {
+    stale(small);
+    let expected = keeper.machine.place("ranged");
+    run("cp", &[&small.device(), &expected]);
+    let (start, len) = (5 * MIB + 777, MIB + 3);
+    let bytes = &std::fs::read(image).expect("the image")[start as usize..(start + len) as usize];
+    File::options().write(true).open(&expected).expect("a copy").write_all_at(bytes, start).expect("a range");
+    keeper.run(&["restore", "image@latest", &small.path()]).fails(3, &["a range that fits"]);
+    let range = format!("{start}+{len}");
+    println!("    {}", keeper.run(&["restore", "--range", &range, "image@latest", &small.path()]).ok().out);
+    run("blockdev", &["--flushbufs", &small.device()]);
+    same_bytes(small.device(), &expected);
+}
+
 /// Thick volumes: plain ones, larger ones, and the origins of snapshots.
 pub fn restored_to_thick() {
     let group = VolumeGroup::new("vg0");
@@ -65,6 +94,12 @@ pub fn restored_to_thick() {
         keeper.run(&["restore", "image@latest", &name]).ok();
         holds(&web, &image);
     }
+
+    step("undone, and a range of it on a smaller one");
+    undone(&keeper, &web, &image);
+    let small = group.thick("too-small", 12);
+    ranged(&keeper, &small, &image);
+    small.remove();
 
     step("a striped one");
     run("lvcreate", &["-q", "-y", "-Wn", "-n", "striped", "-i", "2", "-I", "64k", "-L", "64m", group.name()]);
@@ -119,6 +154,17 @@ pub fn restored_to_thin() {
         restored(&keeper, &used, &[]);
         holds(&used, &image);
         same_bytes(before.device(), &copy);
+        let range = ["restore", "--range", "5MiB+1MiB", "image@latest", &fresh.path()];
+        match options.contains(&"-Zy") {
+            true => {
+                keeper.run(&range).ok();
+                holds(&fresh, &image);
+                undone(&keeper, &fresh, &image);
+            }
+            false => {
+                keeper.run(&range).fails(3, &["does not zero new blocks"]);
+            }
+        }
         if !options.contains(&"ignore") {
             let mapped: f64 = used.field("data_percent").parse().expect("a percentage");
             let full = with_data(&image, block << 10) * (block << 10);
