@@ -207,9 +207,9 @@ pub enum IoPriority {
     Idle,
 }
 
-/// `snapshots`.
+/// Snapshots of which all this is true.
 #[derive(Debug, Args)]
-pub struct SnapshotsArgs {
+pub struct Chosen {
     /// Only volumes whose names match; * stands for anything
     #[arg(long, value_name = "PATTERN")]
     pub volume: Option<String>,
@@ -222,6 +222,14 @@ pub struct SnapshotsArgs {
     /// Only snapshots with this tag; repeat for several, of which all must be there
     #[arg(long = "tag", value_name = "TAG")]
     pub tags: Vec<String>,
+}
+
+/// `snapshots`.
+#[derive(Debug, Args)]
+pub struct SnapshotsArgs {
+    /// Of which volumes.
+    #[command(flatten)]
+    pub of: Chosen,
     /// Only snapshots of this moment and later: 2026-11-20, 2026-11-20T03:00 or RFC 3339
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
@@ -361,18 +369,9 @@ pub struct UndoArgs {
 /// `plan`.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// Only volumes whose names match; * stands for anything
-    #[arg(long, value_name = "PATTERN")]
-    pub volume: Option<String>,
-    /// Only snapshots of groups whose names match, or of one run of a group (NAME/RUN)
-    #[arg(long, value_name = "PATTERN")]
-    pub group: Option<String>,
-    /// Only snapshots of hosts whose names match
-    #[arg(long, value_name = "PATTERN")]
-    pub host: Option<String>,
-    /// Only snapshots with this tag; repeat for several, of which all must be there
-    #[arg(long = "tag", value_name = "TAG")]
-    pub tags: Vec<String>,
+    /// Of which volumes.
+    #[command(flatten)]
+    pub of: Chosen,
     /// The last snapshots of this moment or earlier, instead of the latest; a date means its end
     #[arg(long, value_name = "TIME")]
     pub at: Option<String>,

@@ -9,8 +9,8 @@ use schema::root::Root;
 use serde::Serialize;
 
 use crate::app::App;
-use crate::args::{PlanArgs, RestoreOptions, SnapshotsArgs};
-use crate::{plan, select, snapshots, text};
+use crate::args::{PlanArgs, RestoreOptions};
+use crate::{plan, select, snapshots, text, undo};
 
 /// A volume of the plan, as it is printed for machines.
 #[derive(Debug, Serialize)]
@@ -31,15 +31,10 @@ pub async fn run(app: &App, args: &PlanArgs) -> anyhow::Result<()> {
     args.options.preparation()?;
     let repository = app.repository().await?;
     let all = select::roots(&repository, None).await?;
-    let filter = SnapshotsArgs {
-        volume: args.volume.clone(),
-        group: args.group.clone(),
-        host: args.host.clone(),
-        tags: args.tags.clone(),
-        since: None,
-        until: args.at.clone(),
-    };
-    let roots = latest(snapshots::filtered(&all, &filter)?);
+    let mut chosen = snapshots::filtered(&all, &args.of, None, args.at.as_deref())?;
+    // What was kept for an undo is put back by that.
+    chosen.retain(|root| !root.volume.starts_with(undo::NAMES));
+    let roots = latest(chosen);
     if roots.is_empty() {
         bail!(Failure::refused("no snapshot is what was asked for (`lvkeep snapshots` lists them)"));
     }

@@ -6,7 +6,7 @@ use schema::root::Root;
 use serde::Serialize;
 
 use crate::app::App;
-use crate::args::SnapshotsArgs;
+use crate::args::{Chosen, SnapshotsArgs};
 use crate::{select, text};
 
 /// A snapshot, as it is printed.
@@ -81,29 +81,32 @@ fn group_text(row: &Row) -> String {
     }
 }
 
-/// Those of the snapshots that are asked for.
-pub fn filtered(all: &[Root], args: &SnapshotsArgs) -> anyhow::Result<Vec<Root>> {
+/// Those of the snapshots that are asked for, by what they are of and by their time.
+pub fn filtered(
+    all: &[Root],
+    of: &Chosen,
+    since: Option<&str>,
+    until: Option<&str>,
+) -> anyhow::Result<Vec<Root>> {
     let mut roots = all.to_vec();
-    if let Some(pattern) = &args.volume {
+    if let Some(pattern) = &of.volume {
         roots.retain(|root| text::matches(pattern, &root.volume));
     }
-    if let Some(pattern) = &args.group {
+    if let Some(pattern) = &of.group {
         let named = |group: &String| {
             let name = group.rsplit_once('/').map_or(group.as_str(), |(name, _)| name);
             text::matches(pattern, name) || text::matches(pattern, group)
         };
         roots.retain(|root| root.group.as_ref().is_some_and(named));
     }
-    if let Some(pattern) = &args.host {
+    if let Some(pattern) = &of.host {
         roots.retain(|root| text::matches(pattern, &root.host));
     }
-    roots.retain(|root| args.tags.iter().all(|tag| root.tags.contains(tag)));
-    if let Some(since) = &args.since {
-        let since = select::parse_since(since)?;
+    roots.retain(|root| of.tags.iter().all(|tag| root.tags.contains(tag)));
+    if let Some(since) = since.map(select::parse_since).transpose()? {
         roots.retain(|root| root.time_ms >= since);
     }
-    if let Some(until) = &args.until {
-        let until = select::parse_time(until)?;
+    if let Some(until) = until.map(select::parse_time).transpose()? {
         roots.retain(|root| root.time_ms <= until);
     }
     Ok(roots)
@@ -113,7 +116,7 @@ pub fn filtered(all: &[Root], args: &SnapshotsArgs) -> anyhow::Result<Vec<Root>>
 pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
     let repository = app.repository().await?;
     let all = select::roots(&repository, None).await?;
-    let roots = filtered(&all, args)?;
+    let roots = filtered(&all, &args.of, args.since.as_deref(), args.until.as_deref())?;
     let encrypted = repository.key.encrypted();
     let lacking = lacking(&all);
     let row = |root: &Root| {

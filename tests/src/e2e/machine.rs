@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
+use super::image::random_file;
 use super::process::{Process, Ran};
 use super::tools::Binary;
 
@@ -23,6 +24,17 @@ impl Machine {
     pub fn new(name: &str) -> Self {
         let machine = Self::bare(name);
         machine.configure("");
+        machine
+    }
+
+    /// One with a repository that holds `disk.img`, of so many random bytes, as `vm/disk`.
+    pub fn with_disk(size: u64) -> Self {
+        let mut machine = Self::new("m");
+        machine.set("LVKEEP_REPO", &machine.place("repo"));
+        machine.run(&["init"]).ok();
+        let image = machine.place("disk.img");
+        random_file(&image, size, 1);
+        machine.run(&["backup", "--name", "vm/disk", &image]).ok();
         machine
     }
 

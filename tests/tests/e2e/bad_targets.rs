@@ -7,16 +7,6 @@ use tests::e2e::{Machine, ext4, holds_tree, make_tree, program, random_file, sam
 
 const SIZE: u64 = 12 << 20;
 
-fn prepared() -> Machine {
-    let mut machine = Machine::new("m");
-    machine.set("LVKEEP_REPO", &machine.place("repo"));
-    machine.run(&["init"]).ok();
-    let image = machine.place("disk.img");
-    random_file(&image, SIZE, 1);
-    machine.run(&["backup", "--name", "vm/disk", &image]).ok();
-    machine
-}
-
 /// A loop device over a file; detached with this value.
 struct Loop(String);
 
@@ -48,7 +38,7 @@ impl Drop for Loop {
 
 #[test]
 fn files_that_must_not_be_overwritten_are_refused() {
-    let machine = prepared();
+    let machine = Machine::with_disk(SIZE);
     let image = machine.place("disk.img");
     let restore = |target: &str, more: &[&str]| {
         let mut arguments = vec!["restore", "vm/disk@latest", target];
@@ -86,7 +76,7 @@ fn files_that_must_not_be_overwritten_are_refused() {
 
 #[test]
 fn devices_that_do_not_fit_or_are_in_use_are_refused() {
-    let machine = prepared();
+    let machine = Machine::with_disk(SIZE);
     let image = machine.place("disk.img");
     let (Some(small), Some(exact), Some(large)) = (
         Loop::of_size(&machine, "small", SIZE - 4096),
@@ -118,7 +108,7 @@ fn devices_that_do_not_fit_or_are_in_use_are_refused() {
 
 #[test]
 fn a_mounted_target_is_refused() {
-    let machine = prepared();
+    let machine = Machine::with_disk(SIZE);
     let (tree, file, folder) = (machine.place("tree"), machine.place("mounted"), machine.place("folder"));
     make_tree(&tree, 5);
     ext4(&file, 32, &tree);
@@ -140,7 +130,7 @@ fn a_mounted_target_is_refused() {
 
 #[test]
 fn a_target_without_room_fails_by_name_and_leaves_no_file() {
-    let machine = prepared();
+    let machine = Machine::with_disk(SIZE);
     let folder = machine.place("small");
     std::fs::create_dir(&folder).expect("a folder");
     let mount =

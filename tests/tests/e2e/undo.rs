@@ -8,17 +8,6 @@ use tests::e2e::{Machine, random_file, same_bytes};
 
 const SIZE: u64 = 64 << 20;
 
-/// A repository with a snapshot of `disk.img`.
-fn prepared() -> Machine {
-    let mut machine = Machine::new("m");
-    machine.set("LVKEEP_REPO", &machine.place("repo"));
-    machine.run(&["init"]).ok();
-    let image = machine.place("disk.img");
-    random_file(&image, SIZE, 1);
-    machine.run(&["backup", "--name", "vm/disk", &image]).ok();
-    machine
-}
-
 /// Ids of what was kept, the newest first.
 fn kept(machine: &Machine) -> Vec<String> {
     let listed = machine.json(&["snapshots", "--volume", "undo/*"]);
@@ -29,7 +18,7 @@ fn kept(machine: &Machine) -> Vec<String> {
 
 #[test]
 fn what_was_overwritten_is_put_back() {
-    let machine = prepared();
+    let machine = Machine::with_disk(SIZE);
     let (image, target) = (machine.place("disk.img"), machine.place("target.img"));
     // Half of it the same, another size, and holes.
     let mut old = std::fs::read(&image).expect("the image")[..48 << 20].to_vec();
@@ -63,7 +52,7 @@ fn what_was_overwritten_is_put_back() {
 /// Whenever a restore is killed, the target is what it was, or what was kept puts it back.
 #[test]
 fn a_killed_restore_can_be_undone() {
-    let machine = prepared();
+    let machine = Machine::with_disk(SIZE);
     let (old, target) = (machine.place("old.img"), machine.place("target.img"));
     random_file(&old, SIZE, 2);
     let seed = match std::env::var("LVKEEP_TEST_SEED") {
@@ -95,7 +84,7 @@ fn a_killed_restore_can_be_undone() {
 /// Begun again after it was cut off, a restore keeps a mixture; what was there first is named, and comes back.
 #[test]
 fn what_was_kept_first_is_named_when_a_restore_is_begun_again() {
-    let machine = prepared();
+    let machine = Machine::with_disk(SIZE);
     let (image, target) = (machine.place("disk.img"), machine.place("target.img"));
     random_file(&target, SIZE, 3);
     let old = std::fs::read(&target).expect("the target");
@@ -114,7 +103,7 @@ fn what_was_kept_first_is_named_when_a_restore_is_begun_again() {
 
 #[test]
 fn many_targets_of_one_snapshot_are_read_from_the_repository_once() {
-    let machine = prepared();
+    let machine = Machine::with_disk(SIZE);
     let image = machine.place("disk.img");
     let targets: Vec<String> = (0..8).map(|n| machine.place(&format!("copy-{n}.img"))).collect();
     let mut arguments = vec!["restore", "vm/disk@latest", targets[0].as_str()];
@@ -133,7 +122,7 @@ fn many_targets_of_one_snapshot_are_read_from_the_repository_once() {
 
 #[test]
 fn the_rest_of_a_damaged_snapshot_is_restored_and_the_holes_are_listed() {
-    let machine = prepared();
+    let machine = Machine::with_disk(SIZE);
     let (image, target) = (machine.place("disk.img"), machine.place("target.img"));
     // One of the packs, from which one byte in the middle is another by now.
     let mut packs: Vec<_> = walk(machine.place("repo/packs").as_ref());
