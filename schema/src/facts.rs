@@ -25,6 +25,8 @@ pub const POST_FAILED: &str = "post_failed";
 /// LVM snapshots that were removed before the commit, with blanks between: baselines of other sessions beside which there
 /// was no room for one more.
 pub const BASELINES_REMOVED: &str = "baselines_removed";
+/// How many snapshots of the run of a group were taken one after the other while nothing held their writers.
+pub const NOT_HELD: &str = "not_held";
 /// LVM's own description of the volume's group, as `vgcfgrestore` takes it.
 pub const GROUP_BACKUP: &str = "vgcfgbackup";
 /// Why there is no [`GROUP_BACKUP`].

@@ -144,6 +144,10 @@ fn line_of(text: &str, at: usize) -> usize {
 /// One name for what is one target, as far as names say that.
 pub fn same_target(target: &str) -> PathBuf {
     let plain: PathBuf = Path::new(target).components().filter(|part| *part != Component::CurDir).collect();
+    let mapped = plain.strip_prefix("/dev/mapper").ok().and_then(Path::to_str);
+    if let Some((vg, lv)) = mapped.and_then(volume_lvm::report::from_dm_name) {
+        return Path::new(&vg).join(lv);
+    }
     match plain.strip_prefix("/dev") {
         Ok(volume) if !target.starts_with("./") && volume.components().count() == 2 => volume.to_owned(),
         _ if target.starts_with("./") => Path::new("./").join(plain),
@@ -353,7 +357,7 @@ safety_snapshot = "many"
             ("vg1/a", "/dev/vg1/a", true),
             ("/srv/a.img", "/srv//./a.img", true),
             ("./vg1/a", "vg1/a", false),
-            ("/dev/mapper/vg1-a", "vg1/a", false),
+            ("/dev/mapper/vg1-a", "vg1/a", true),
             ("/dev/sda", "/dev/sdb", false),
         ] {
             assert_eq!(same_target(one) == same_target(other), same, "{one} {other}");

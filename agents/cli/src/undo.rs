@@ -88,14 +88,15 @@ fn is_empty(path: &Path) -> bool {
 /// `lvkeep undo`.
 pub async fn run(app: &App, args: &UndoArgs) -> anyhow::Result<()> {
     app.stop_on_signals()?;
+    // Before the index is brought up to date, so that it knows all that this needs.
+    let root = select::snapshot(&app.repository().await?, &args.snapshot).await?;
     let work = Embedded::reading(app).await?;
-    let undone = put_back(app, args, &work).await;
+    let undone = put_back(app, args, root, &work).await;
     work.finish().await;
     undone
 }
 
-async fn put_back(app: &App, args: &UndoArgs, work: &Embedded) -> anyhow::Result<()> {
-    let root = select::snapshot(&work.repository, &args.snapshot).await?;
+async fn put_back(app: &App, args: &UndoArgs, root: Root, work: &Embedded) -> anyhow::Result<()> {
     check(&root, &app.settings.host.value)?;
     if !args.force {
         check_place(&root.source)?;
@@ -103,7 +104,7 @@ async fn put_back(app: &App, args: &UndoArgs, work: &Embedded) -> anyhow::Result
     let restorer = restore::make(app, work, restore::identity(app, work)?);
     let options = RestoreOptions { force: args.force, ..RestoreOptions::default() };
     let order = Order { target: root.source.clone(), preparation: options.preparation()?, options, root };
-    restore::one(app, &restorer, &order, order.to().with_content(), None).await
+    restore::one(app, &restorer, &order, order.to().with_content(), None).await.map(drop)
 }
 
 /// Only what was kept for it is put back, and only where it was.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use agent::repository::AtSlot;
 use agent::{Failure, Repository, sessions};
 use schema::SessionId;
-use schema::facts::{BASELINES_REMOVED, GROUP_BACKUP_LEFT_OUT, POST_FAILED};
+use schema::facts::{BASELINES_REMOVED, GROUP_BACKUP_LEFT_OUT, NOT_HELD, POST_FAILED};
 use schema::messages::{BackupJob, JobOutcome};
 use schema::root::Root;
 use schema::session::{Checkpoint, Session};
@@ -104,5 +104,11 @@ fn notes(layout: &BTreeMap<String, String>) -> Vec<String> {
              whoever backs the volume up under another name reads everything next time"
         )
     });
-    left_out.into_iter().chain(removed).collect()
+    let not_held = layout.get(NOT_HELD).map(|count| {
+        format!(
+            "nothing held the writers of the group's {count} volumes while their snapshots were taken, one after the \
+             other: --freeze, --pre or --domain do"
+        )
+    });
+    left_out.into_iter().chain(removed).chain(not_held).collect()
 }

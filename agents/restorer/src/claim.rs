@@ -70,6 +70,11 @@ impl Claim {
         self.state().busy
     }
 
+    /// Whether it is of a job, which may be delivered again.
+    pub fn is_of_job(&self) -> bool {
+        self.job.is_some()
+    }
+
     /// Keeps the lock of a file until [`Self::let_go`], also when the file is closed before.
     pub fn keep(&self, file: &File) {
         // Without another handle, the lock ends with the file.

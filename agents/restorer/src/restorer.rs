@@ -26,7 +26,7 @@ use crate::pipeline;
 use crate::reading::Reading;
 use crate::sink::{Memory, Opened, Sink};
 use crate::target::{Circumstances, Target};
-use crate::unit::{Openers, Source, Turns, Work};
+use crate::unit::{Source, Turns, Work};
 
 /// Holes that are told.
 const HOLES_MAX: usize = 1000;
@@ -162,6 +162,8 @@ struct Task {
     compare: Compare,
     donor: Option<Reading>,
     keep_going: bool,
+    /// A restore that is stopped leaves what it has, for its job to go on with.
+    goes_on: bool,
 }
 
 /// Restores snapshots of one repository.
@@ -341,14 +343,14 @@ impl Restorer {
                 Task { compare: Compare::ToTell(reading), ..Task::new(Sink::Discard, all) }
             }
         };
-        let place = task.sink.place();
+        let (place, goes_on) = (task.sink.place(), task.goes_on);
         let work = self.work(source, task);
         let result = pipeline::run(&work, &self.context.stop, progress).await;
         let stop = self.context.stop.clone();
         let result = blocking(move || {
             let finish = || work.sink.zero_behind(&stop).and_then(|()| work.sink.finish());
             let result = result.and_then(|report| finish().map(|()| report));
-            if result.is_err() {
+            if result.is_err() && !(goes_on && stop.is_raised()) {
                 work.sink.give_up();
             }
             result
@@ -427,7 +429,6 @@ impl Restorer {
             compare: task.compare,
             donor: task.donor,
             keep_going: task.keep_going,
-            openers: Openers::default(),
             turns: self.turns.clone(),
             halt: Stop::default(),
             counters: self.context.counters.clone(),
@@ -502,7 +503,7 @@ impl Restorer {
 impl Task {
     /// A part of a volume, all of which is to be written.
     fn new(sink: Sink, part: Range<u64>) -> Self {
-        Self { sink, part, compare: Compare::Nothing, donor: None, keep_going: false }
+        Self { sink, part, compare: Compare::Nothing, donor: None, keep_going: false, goes_on: false }
     }
 }
 
@@ -533,7 +534,10 @@ fn begun(mut opened: Opened, part: Range<u64>, target: &Target, root: &Root) -> 
     };
     let sink = Sink::Target(opened);
     match compare {
-        Ok(compare) => Ok(Task { sink, part, compare, donor, keep_going: target.keeps_going() }),
+        Ok(compare) => {
+            let (keep_going, goes_on) = (target.keeps_going(), target.claim().is_of_job());
+            Ok(Task { sink, part, compare, donor, keep_going, goes_on })
+        }
         Err(failure) => {
             sink.give_up();
             Err(failure)

@@ -84,9 +84,15 @@ impl Handler for Jobs {
             }
         };
         self.tell(ended).await?;
+        // Before anybody else could be given it again.
+        if let Some(ticket) = ticket.take()
+            && let Err(why) = ticket.done().await
+        {
+            tracing::warn!(job = %job.job, %why, "a restore that ended may come again");
+        }
         claim.let_go();
         self.end_earlier(job.job).await;
-        Ok(Outcome::Done)
+        Ok(Outcome::Held)
     }
 
     async fn gave_up(&mut self, message: &Message, failure: &Failure) -> Result<(), BusError> {
@@ -126,15 +132,18 @@ impl Jobs {
         let ids = Ids { job: job.job, session: self.context().environment.session_id() };
         let latest = watch::Sender::new(None);
         let working = self.work(job, ids, claim, &latest);
-        tokio::pin!(working);
-        loop {
-            tokio::select! {
-                biased;
-                outcome = &mut working => return outcome,
-                () = self.context().environment.sleep(self.serving.beat) => {}
+        // Beside the work, which goes on when nobody can be told.
+        let beating = async {
+            loop {
+                self.context().environment.sleep(self.serving.beat).await;
+                let now = latest.borrow().clone();
+                self.beat(ids, now, ticket).await;
             }
-            let now = latest.borrow().clone();
-            self.beat(ids, now, ticket).await;
+        };
+        tokio::select! {
+            biased;
+            outcome = working => outcome,
+            () = beating => unreachable!("it has no end"),
         }
     }
 

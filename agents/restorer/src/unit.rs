@@ -45,8 +45,6 @@ pub(crate) struct Work {
     pub donor: Option<Reading>,
     /// What is damaged is left out.
     pub keep_going: bool,
-    /// One per thread that decodes.
-    pub openers: Openers,
     /// What is shared with other restores.
     pub turns: Turns,
     /// Raised when the restore fails: everybody gives up.
@@ -73,6 +71,8 @@ pub(crate) struct Turns {
     pub fetching: Arc<Semaphore>,
     /// To decode and write.
     pub decoding: Arc<Semaphore>,
+    /// One opener per thread that decodes.
+    pub openers: Arc<Openers>,
     /// Bytes in flight.
     pub memory: Arc<Semaphore>,
     /// How many they are in all.
@@ -189,6 +189,7 @@ impl Turns {
         Self {
             fetching: Arc::new(Semaphore::new(settings.fetches.max(1))),
             decoding: Arc::new(Semaphore::new(settings.threads.max(1))),
+            openers: Arc::default(),
             memory: Arc::new(Semaphore::new(bytes as usize)),
             bytes,
         }
@@ -299,7 +300,7 @@ async fn decode(
         }
         Ok(decoded)
     };
-    work.blocking(move |work| work.openers.with(work, |opener| step(opener, work))?).await
+    work.blocking(move |work| work.turns.openers.with(work, |opener| step(opener, work))?).await
 }
 
 /// The bytes of a frame inside a fetched range; what the range lacks is found out by the frame's own checks.
@@ -389,12 +390,14 @@ async fn leave_hole(work: &Arc<Work>, range: Range<u64>, why: &str) -> Result<Re
 /// collection may have moved it to another pack.
 async fn rescue(work: &Arc<Work>, wanted: &Wanted, mut tried: Vec<Tried>) -> Result<Report, Failure> {
     let mut copies = wanted.copies.clone();
+    let mut unasked = None;
     for asked in [false, true] {
         if asked {
             let located = work.unless_halted(work.source.map.locate(&[wanted.id])).await?;
             match located {
                 Ok(located) => copies = located.into_iter().flatten().filter(is_plausible).collect(),
-                Err(failure) => tracing::warn!(%failure, "cannot ask the index for more copies"),
+                // There may be more.
+                Err(failure) => unasked = Some(failure.context("cannot ask the index for more copies")),
             }
         }
         for copy in std::mem::take(&mut copies) {
@@ -415,7 +418,11 @@ async fn rescue(work: &Arc<Work>, wanted: &Wanted, mut tried: Vec<Tried>) -> Res
             }
         }
     }
-    Err(unreadable(work, wanted, &tried))
+    let failure = unreadable(work, wanted, &tried);
+    Err(match unasked {
+        Some(unasked) => Failure { why: format!("{failure}; {unasked}"), ..unasked },
+        None => failure,
+    })
 }
 
 /// Reads one copy by itself. The outer result is the restore's, the inner one the copy's.

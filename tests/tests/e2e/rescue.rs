@@ -124,6 +124,7 @@ struct Lost {
     weed: Seaweed,
     originals: TempDir,
     first: String,
+    compared: std::cell::Cell<usize>,
 }
 
 impl Lost {
@@ -152,7 +153,7 @@ impl Lost {
         keep(&root, "latest");
         let snapshots = machine.json(&["snapshots", "--volume", "web1/root"]);
         let first = snapshots[0]["time"].as_str().expect("a time").to_owned();
-        Self { weed, originals, first }
+        Self { weed, originals, first, compared: std::cell::Cell::default() }
     }
 
     /// What the runbook's examples are here.
@@ -185,6 +186,7 @@ impl Lost {
         if let ["lvkeep", "restore", snapshot, target, ..] = step.command.split(' ').collect::<Vec<_>>()[..] {
             let original = if snapshot.ends_with("@latest") { "latest" } else { "before" };
             same_bytes(self.original(original), rescue.place(target));
+            self.compared.set(self.compared.get() + 1);
         }
     }
 }
@@ -197,6 +199,8 @@ fn the_runbook_works_with_nothing_but_the_bucket_and_the_identity() {
         rescue.follow(&step);
         lost.check_restored(&step, &rescue);
     }
+    let restores = steps().iter().filter(|step| step.command.contains("lvkeep restore ")).count();
+    assert!(restores > 0 && lost.compared.get() == restores, "every restore of the runbook is compared");
     let mut part = vec![0; 1 << 20];
     let latest = File::open(lost.original("latest")).expect("the original");
     latest.read_exact_at(&mut part, CHANGED).expect("a part of it");

@@ -297,9 +297,8 @@ async fn the_rest_of_a_damaged_snapshot_is_restored_when_asked_for() {
             if stale {
                 std::fs::write(&path, vec![0xee; content.len()]).unwrap();
             }
-            let target = Target::new(&path, true);
-            fixture.restorer().restore(root.clone(), target.clone(), |_| ()).await.unwrap_err();
-            let target = target.keep_going(true);
+            fixture.restorer().restore(root.clone(), Target::new(&path, true), |_| ()).await.unwrap_err();
+            let target = Target::new(&path, true).keep_going(true);
             let report = fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap();
             assert!(std::fs::read(&path).unwrap() == expected);
             let found: Vec<_> = report.holes.iter().map(|hole| hole.range.clone()).collect();

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use agent::{Changes, Opening, Volume, VolumeError, VolumeInfo};
-use schema::facts::{BASELINES_REMOVED, FROZEN_MS, POST_FAILED, TAKEN_MS};
+use schema::facts::{BASELINES_REMOVED, FROZEN_MS, NOT_HELD, POST_FAILED, TAKEN_MS};
 use schema::messages::Group;
 use schema::{JobId, ReadingId, RepoId, SessionId};
 use tokio::time::Instant;
@@ -55,6 +55,8 @@ struct Taken {
     stillness: Stillness,
     /// Baselines that had to go before the commit.
     gone: Vec<String>,
+    /// Snapshots of a group that were taken while nothing held its writers.
+    not_held: Option<usize>,
 }
 
 /// What the session reads, and how it was come by.
@@ -84,6 +86,9 @@ impl Taken {
         let mut facts = vec![(FROZEN_MS.to_owned(), frozen.as_millis().to_string())];
         if !failed.is_empty() {
             facts.push((POST_FAILED.to_owned(), failed.join("; ")));
+        }
+        if let Some(count) = self.not_held {
+            facts.push((NOT_HELD.to_owned(), count.to_string()));
         }
         if !self.gone.is_empty() {
             facts.push((BASELINES_REMOVED.to_owned(), self.gone.join(" ")));
@@ -271,11 +276,13 @@ impl Shared {
         let name = own.map(|take| Marks::name(take.marks.id));
         let name = name.ok_or_else(|| cannot_open(source, "it is not among the members of its group"))?;
         let vgs = takes.iter().map(|take| take.origin.vg.clone()).collect();
-        let stillness = self.take_all(source, takes).await?;
+        let count = takes.len();
+        let (stillness, held) = self.take_all(source, takes).await?;
+        let not_held = (count > 1 && !held).then_some(count);
         if let Some(group) = &wish.group {
             self.table().groups.insert(group.run, Run { since: Instant::now(), vgs });
         }
-        Ok(Taken { name, lost: tidy.why, stillness, gone })
+        Ok(Taken { name, lost: tidy.why, stillness, gone, not_held })
     }
 
     /// Removes baselines that would have waited for the commit. Says which.
@@ -323,8 +330,8 @@ impl Shared {
         group.members.iter().map(volume).collect()
     }
 
-    /// Takes all of them while writers are held still; all or none.
-    async fn take_all(&self, source: &str, takes: Vec<Take>) -> Result<Stillness, VolumeError> {
+    /// Takes all of them while writers are held still; all or none. Says whether anything held them.
+    async fn take_all(&self, source: &str, takes: Vec<Take>) -> Result<(Stillness, bool), VolumeError> {
         let wanted = takes.iter().map(|take| {
             let Treatment { freeze, hooks, .. } = &take.treatment;
             let at = (*freeze == Freeze::FileSystem).then(|| mounted(&take.origin.device())).flatten();
@@ -332,12 +339,7 @@ impl Shared {
         });
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         let plan = Plan::new(wanted, &kernel).map_err(|why| cannot_open(source, why.to_string()))?;
-        if takes.len() > 1 && plan.is_empty() {
-            tracing::warn!(
-                volumes = takes.len(),
-                "nothing holds this group's writers still: its snapshots are taken one after the other"
-            );
-        }
+        let held = !plan.is_empty();
         let (tools, several) = (self.tools.clone(), takes.clone());
         let body = async move {
             for take in &several {
@@ -353,7 +355,7 @@ impl Shared {
                     frozen_ms = still.frozen.as_millis() as u64,
                     "writers were held still"
                 );
-                return Ok(still);
+                return Ok((still, held));
             }
             Ok((Err(why), _)) => why.to_string(),
             Err(why) => why.to_string(),

@@ -38,6 +38,10 @@ fn in_rounds(group: &VolumeGroup, pools: &[&Pool], volume: &Volume, change: impl
     step("the first backup reads everything");
     let first = keeper.backup(volume);
     assert!(first.tracked().is_everything(), "{}", first.said);
+    if !pools.is_empty() {
+        let (read, size) = (first.count("bytes_read"), volume.size());
+        assert!(read < size * 3 / 4, "only what is mapped is read: {read} of {size}");
+    }
     keeper.restores(first.snapshot(), &keeper.baseline(group, volume).device());
     traces.are_only(1);
 
