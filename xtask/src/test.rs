@@ -109,7 +109,8 @@ fn build_binary() -> Result<PathBuf> {
 /// Runs the tests and returns how many passed.
 fn nextest(arguments: &Arguments, tools: &Tools, binary: &PathBuf) -> Result<usize> {
     let profile = if arguments.long { "long" } else { "default" };
-    let report = workspace::target_dir()?.join("nextest").join(profile).join("junit.xml");
+    // Its store is there wherever cargo builds.
+    let report = workspace::root().join("target/nextest").join(profile).join("junit.xml");
     // A report left by an earlier run must not be counted as this one's.
     let _ = std::fs::remove_file(&report);
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use schema::JobId;
-use schema::facts::{BASELINES_REMOVED, TAKEN_MS};
+use schema::facts::{BASELINES_REMOVED, NOT_HELD, TAKEN_MS};
 use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Leaf, Piece};
 use schema::messages::{BackupJob, Group, JobOutcome, Mapped, SessionEvent};
@@ -273,15 +273,20 @@ async fn the_moment_of_a_group_is_between_its_run_and_the_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_had_to_go_before_the_commit_is_noted() {
-    let world = World::new().await;
-    world.start(settings());
-    let job = world.job(1);
-    world.submit(&job).await;
-    let session = world.asked().await.session;
-    let layout = vec![(BASELINES_REMOVED.to_owned(), "vg/lvkeep-1".to_owned())];
-    world.tell(session, SessionEvent::Opened { reading: reading(1), size: 0, layout }).await;
-    world.unchanged().await;
-    let JobOutcome::Sealed { notes, .. } = world.done(&job).await else { panic!("it was not sealed") };
-    assert!(notes.len() == 1 && notes[0].contains("vg/lvkeep-1"), "{notes:?}");
+async fn what_the_operator_should_know_of_a_snapshot_is_noted() {
+    for (fact, value, said) in [
+        (BASELINES_REMOVED, "vg/lvkeep-1", "vg/lvkeep-1"),
+        (NOT_HELD, "3", "nothing held the writers of the group's 3"),
+    ] {
+        let world = World::new().await;
+        world.start(settings());
+        let job = world.job(1);
+        world.submit(&job).await;
+        let session = world.asked().await.session;
+        let layout = vec![(fact.to_owned(), value.to_owned())];
+        world.tell(session, SessionEvent::Opened { reading: reading(1), size: 0, layout }).await;
+        world.unchanged().await;
+        let JobOutcome::Sealed { notes, .. } = world.done(&job).await else { panic!("it was not sealed") };
+        assert!(notes.len() == 1 && notes[0].contains(said), "{notes:?}");
+    }
 }

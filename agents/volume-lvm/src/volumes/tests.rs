@@ -280,7 +280,8 @@ async fn members_of_a_group_get_room_by_their_own_last_run() {
     let volumes = host.volumes(host.settings());
     let group = group(1, &["vg0/root", "vg0/data"]);
     let of = Opening { group: Some(&group), ..opening("vg0/root", session(1), repository(1), None) };
-    volumes.open(&of).await.unwrap();
+    let read = volumes.open(&of).await.unwrap();
+    assert!(read.info().layout.contains(&("not_held".into(), "2".into())), "nothing holds its writers");
     let size = |of: &str| host.ran("lvcreate").iter().any(|line| line.ends_with(of));
     assert!(size("--size 33554432b vg0/data") && size("--size 109051904b vg0/root"), "{:?}", host.ran("lvc"));
 }
@@ -317,7 +318,8 @@ async fn a_group_is_frozen_once_and_each_member_finds_its_snapshot() {
     let volumes = host.volumes(Settings { usual, ..host.settings() });
     let group = group(1, &["vg0/root", "vg0/data"]);
     let of = |source, n| Opening { group: Some(&group), ..opening(source, session(n), repository(1), None) };
-    volumes.open(&of("vg0/root", 1)).await.unwrap();
+    let read = volumes.open(&of("vg0/root", 1)).await.unwrap();
+    assert!(read.info().layout.iter().all(|(name, _)| name != "not_held"));
     let order: Vec<String> =
         host.ran("").iter().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
     let held: Vec<&str> =
