@@ -166,11 +166,10 @@ async fn restore_all(
 ) -> anyhow::Result<()> {
     let range = args.range.as_deref().map(cat::parse).transpose()?;
     let restorer = make(app, work, identity(app, work)?);
-    let mut all = Vec::new();
-    for first in chosen {
-        let further = args.also.iter().map(|target| Order { target: target.clone(), ..first.clone() });
-        let orders: Vec<Order> = std::iter::once(first.clone()).chain(further).collect();
-        all.extend(orders);
+    let mut all = chosen;
+    // Of one snapshot: a group has no further targets.
+    if let Some(first) = all.first().cloned() {
+        all.extend(args.also.iter().map(|target| Order { target: target.clone(), ..first.clone() }));
     }
     check_apart(&all)?;
     // Before anything is overwritten.
@@ -187,7 +186,7 @@ async fn restore_all(
         if kept.is_some() {
             target = target.with_content();
         }
-        if let Some(donor) = donor.take().filter(|_| !args.also.is_empty()) {
+        if let Some(donor) = &donor {
             target = target.after(donor);
         }
         let done = one(app, &restorer, order, target, kept).await?;
@@ -195,7 +194,9 @@ async fn restore_all(
         if order.options.verify {
             verify::compare(app, work, &order.root, &order.target).await?;
         }
-        donor = Some(path(&order.target)?);
+        if !args.also.is_empty() {
+            donor.get_or_insert(path(&order.target)?);
+        }
     }
     lost.map_or(Ok(()), |lost| Err(lost.into()))
 }

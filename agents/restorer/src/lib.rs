@@ -2,7 +2,7 @@
 //! decompresses every chunk, and writes sparse files or devices.
 //!
 //! It needs the bucket, the index and, for an encrypted repository, an identity. It never writes a byte that was not
-//! verified against its chunk id, never opens a target that is in use or holds something unless that is forced, and
+//! verified against its chunk id, never opens a target that is in use unless that is forced, or that holds something unless that may go, and
 //! never leaves stale data where the snapshot has zeroes. What stands on the target already is left alone. Memory is
 //! bounded by [`Settings::memory`] whatever the volume's size and whatever maps, frames and the index claim.
 

@@ -63,7 +63,7 @@ impl Default for Settings {
 pub struct Progress {
     /// Bytes of the volume.
     pub total: u64,
-    /// Bytes of it that are written, or known to be zero.
+    /// Bytes of it that are written, stand there already, are zero, or are lost.
     pub done: u64,
     /// Bytes fetched from the store.
     pub fetched: u64,
