@@ -27,7 +27,7 @@ impl Watched {
                  calls=$(cat {at}/calls 2>/dev/null; echo '{tool}'\" $1 $2 $3\")\n\
                  echo \"$calls\" >{at}/calls\n\
                  read before with <{at}/strike\n\
-                 if [ \"$(echo \"$calls\" | wc -l)\" = \"$before\" ]; then\n\
+                 if [ \"$(echo \"$calls\" | wc -l)\" = \"$before\" ] && rm {at}/armed 2>/dev/null; then\n\
                      kill -$with $PPID\n\
                      [ $with = KILL ] && exit 1\n\
                  fi\n\
@@ -44,13 +44,21 @@ impl Watched {
         watched
     }
 
-    /// Strikes nobody, and counts from zero on.
-    pub fn never(&self) {
-        self.strike_before(0, "KILL");
+    /// Strikes nobody any more, and counts from zero on. Whether somebody was struck since [`Self::strike_before`]: a tool
+    /// that has begun to strike goes on.
+    pub fn never(&self) -> bool {
+        let has_struck = std::fs::remove_file(self.folder.join("armed")).is_err();
+        self.count_to(0, "KILL");
+        has_struck
     }
 
     /// Sends a signal before the call of this number, the first of all that come being 1.
     pub fn strike_before(&self, number: usize, signal: &str) {
+        self.count_to(number, signal);
+        std::fs::write(self.folder.join("armed"), "").expect("a file");
+    }
+
+    fn count_to(&self, number: usize, signal: &str) {
         let _ = std::fs::remove_file(self.folder.join("calls"));
         std::fs::write(self.folder.join("strike"), format!("{number} {signal}\n")).expect("a file");
     }

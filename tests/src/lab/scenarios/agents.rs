@@ -92,14 +92,15 @@ fn killed(group: &VolumeGroup, pools: &[&Pool], volume: &Volume) {
             (host.reader.has_ended() || backup.has_ended()).then_some(())
         });
         // What is tidied up after the commit may be what it is killed at.
-        let is_struck = host.reader.has_ended() || {
+        if !host.reader.has_ended() {
             eventually("the snapshots are rotated", || {
                 (host.reader.has_ended() || group.kept().len() == 1).then_some(())
             });
-            host.reader.has_ended()
-        };
-        host.tools.never();
+        }
+        // It may be struck after the last that can be seen of its work.
+        let is_struck = host.tools.never();
         if is_struck {
+            eventually("the reader is killed", || host.reader.has_ended().then_some(()));
             killed += 1;
             host.start_again();
         }
