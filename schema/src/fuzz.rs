@@ -93,6 +93,7 @@ fn message(bytes: &[u8]) {
         body::<messages::Wanted>,
         body::<messages::Flush>,
         body::<messages::Cancel>,
+        body::<messages::StopRestore>,
         body::<messages::WhoIsThere>,
         body::<messages::AgentIsThere>,
     ] {

@@ -25,6 +25,7 @@ mod object;
 pub mod pack;
 pub mod root;
 pub mod session;
+pub mod state;
 pub mod stream;
 pub mod wire;
 

@@ -175,7 +175,9 @@ fn inside_volume(offset: u64) -> Result<()> {
 }
 
 mod reading;
+mod restoring;
 pub use reading::*;
+pub use restoring::*;
 
 /// An operator asks for a backup of one volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,6 +196,10 @@ pub struct BackupJob {
     pub allow_changes: bool,
     /// The volumes that this one is frozen with, itself among them.
     pub group: Option<Group>,
+    /// A logical volume is read as the device that it is, and no snapshot of it is taken: whoever wants it sees to it
+    /// that nobody writes there.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub plain: bool,
 }
 payload!(BackupJob, job => {
     at_most("a volume's name", job.volume.len(), VOLUME_NAME_MAX)?;
@@ -227,74 +233,12 @@ impl std::fmt::Display for Group {
     }
 }
 
-/// An operator asks for a restore by the agent of another host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RestoreJob {
-    /// The job.
-    pub job: JobId,
-    /// The snapshot.
-    pub slot: Slot,
-    /// Where to write on the restorer's host: a path.
-    pub target: String,
-    /// Overwrite a file that has content, or a device that is in use.
-    pub force: bool,
-    /// What is done to a logical volume first.
-    pub preparation: Preparation,
-    /// Write all of it, also what stands there already.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub full: bool,
-}
-payload!(RestoreJob, job => job.preparation.check());
-
-/// What is done to a logical volume before a snapshot is restored to it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Preparation {
-    /// It is made; there must be none of its name.
-    pub create: Option<NewVolume>,
-    /// A snapshot of what it holds is taken.
-    pub safety: Option<Safety>,
-    /// What is kept there to track changes is removed.
-    pub drop_baseline: bool,
-}
-
-impl Preparation {
-    /// Whether nothing is asked for.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    fn check(&self) -> Result<()> {
-        match &self.create {
-            Some(NewVolume::Thin { pool }) => at_most("a pool's name", pool.len(), VOLUME_NAME_MAX),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// What a logical volume that is made for a restore is like.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum NewVolume {
-    /// Extents of its own, one after the other.
-    Plain,
-    /// Blocks of a thin pool in its volume group.
-    Thin {
-        /// The pool.
-        pool: String,
-    },
-    /// As the one that was backed up, where that is known and possible.
-    Alike,
-}
-
-/// A snapshot of a target before it is overwritten.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Safety {
-    /// Bytes that it may take where that must be said beforehand. None: what the volume group has, and the target
-    /// needs.
-    pub size: Option<u64>,
-}
-
 fn is_zero(count: &u64) -> bool {
     *count == 0
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// How a job ended. Sent until somebody took it; the bucket says the same for ever.
@@ -347,6 +291,21 @@ pub enum JobOutcome {
         fetched: u64,
         /// What the operator should know of the target.
         notes: Vec<String>,
+        /// Bytes taken from another target of the same snapshot.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        copied: u64,
+        /// Chunks whose best copy was missing or damaged.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        rescued: u64,
+        /// Bytes that cannot be read any more, and are zero on the target: only where that was asked for.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        lost: u64,
+        /// Where they are, in order; the first of them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        holes: Vec<LostRange>,
+        /// What stood on the target before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        undo: Option<Slot>,
     },
     /// It failed.
     Failed {
@@ -389,6 +348,9 @@ pub struct Progress {
     pub done: u64,
     /// Counters so far.
     pub statistics: Statistics,
+    /// What stood on the target of a restore, once that is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<Slot>,
 }
 payload!(Progress);
 
@@ -520,6 +482,14 @@ pub struct Cancel {
     pub session: SessionId,
 }
 payload!(Cancel);
+
+/// Restorer agents, stop this job where you have begun it: nobody wants it any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRestore {
+    /// The job.
+    pub job: JobId,
+}
+payload!(StopRestore);
 
 /// Every agent, say who you are: answers go to the topic `reply`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::messages::JobOutcome;
 use crate::names::Slot;
 use crate::object::{Object, ObjectKind};
 use crate::{ChunkId, JobId, ReadingId, SessionId};
@@ -38,6 +39,9 @@ pub struct Session {
     pub started_ms: u64,
     /// How far it has come.
     pub checkpoint: Option<Checkpoint>,
+    /// How its job ended. A session that says so reads nothing: it stays until its job cannot come again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<JobOutcome>,
 }
 
 impl Object for Session {

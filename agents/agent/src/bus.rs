@@ -202,6 +202,11 @@ impl Topic {
         Self("event.cancel".into())
     }
 
+    /// Jobs that nobody wants any more, to restorers.
+    pub fn stop_restore() -> Self {
+        Self("event.stop-restore".into())
+    }
+
     /// How far a job is.
     pub fn progress(job: JobId) -> Self {
         Self(format!("progress.{job}"))
@@ -303,6 +308,15 @@ impl Ticket {
         }
     }
 
+    /// The effect is durable, and must not come twice: returns when the bus has confirmed that it never delivers the
+    /// message again.
+    pub async fn confirmed(mut self) -> Result<(), BusError> {
+        match self.0.take() {
+            Some(settle) => settle.confirmed().await,
+            None => Ok(()),
+        }
+    }
+
     /// Not now: again after about `delay`.
     pub async fn again(mut self, delay: Duration) -> Result<(), BusError> {
         match self.0.take() {
@@ -338,6 +352,10 @@ impl Drop for Ticket {
 pub trait Settle: fmt::Debug + Send + Sync {
     /// See [`Ticket::done`].
     async fn done(&self) -> Result<(), BusError>;
+    /// See [`Ticket::confirmed`].
+    async fn confirmed(&self) -> Result<(), BusError> {
+        self.done().await
+    }
     /// See [`Ticket::again`].
     async fn again(&self, delay: Duration) -> Result<(), BusError>;
     /// See [`Ticket::extend`].

@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use schema::epoch::{Epoch, Verdict};
-use schema::messages::FailureKind;
+use schema::messages::{FailureKind, JobOutcome};
 use schema::names::{self, Slot};
 use schema::root::Root;
-use schema::session::{Checkpoint, Session};
-use schema::{Object, PackId};
+use schema::session::{Checkpoint, Session, SessionKind};
+use schema::{JobId, Object, PackId, SessionId};
 use tokio::sync::Mutex;
 
 use crate::Failure;
@@ -231,6 +231,51 @@ pub async fn list(repository: &Repository) -> Result<Vec<Session>, Failure> {
     }
     sessions.sort_by_key(|session| session.id);
     Ok(sessions)
+}
+
+/// The sessions of a restore's job whose objects exist, those among them that only say how it ended. What cannot be
+/// read for now is an error: it may be such a one.
+pub async fn of_job(repository: &Repository, job: JobId) -> Result<Vec<Session>, Failure> {
+    let mut found = Vec::new();
+    for listed in repository.store.list(names::SESSIONS).await? {
+        match repository.read::<Session>(&listed.key).await {
+            Ok(session) => found.extend(session.filter(|session| session.job == job)),
+            Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
+            Err(failure) => tracing::warn!(%failure, "a session object cannot be read"),
+        }
+    }
+    Ok(found)
+}
+
+/// Notes that a restore's job is over. Whoever is given the job after that does not do it again.
+pub async fn note_end(
+    repository: &Repository,
+    job: JobId,
+    volume: &str,
+    host: &str,
+    outcome: &JobOutcome,
+) -> Result<SessionId, Failure> {
+    let environment = repository.environment();
+    let session = Session {
+        id: environment.session_id(),
+        kind: SessionKind::Restore,
+        slot: None,
+        job,
+        volume: volume.to_owned(),
+        host: host.to_owned(),
+        started_ms: environment.now_ms(),
+        checkpoint: None,
+        ended: Some(outcome.clone()),
+    };
+    let key = names::session(session.id);
+    let bytes = repository.seal(&key, &session)?;
+    repository.store.put(&key, bytes).await?;
+    Ok(session.id)
+}
+
+/// Removes what [`note_end`] has noted.
+pub async fn forget_end(repository: &Repository, note: SessionId) -> Result<(), Failure> {
+    Ok(repository.store.delete(&names::session(note)).await?)
 }
 
 /// What the latest epoch condemns: its verdict, or before there is one, everything that it proposed. An epoch that is

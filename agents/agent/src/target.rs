@@ -43,6 +43,11 @@ pub trait Targets: fmt::Debug + Send + Sync + 'static {
     /// The place that the target names, with everything checked that can be, and nothing changed. None when it is a
     /// file or an ordinary device, for which the preparation must be empty.
     async fn find(&self, wish: &Wish<'_>) -> Result<Option<Arc<dyn Place>>, Failure>;
+
+    /// The path at which what a restore to `target` writes is read.
+    fn read_at(&self, target: &str) -> Result<PathBuf, Failure> {
+        Ok(target.into())
+    }
 }
 
 /// A place to restore to, in the order in which it is used.
@@ -53,6 +58,11 @@ pub trait Place: fmt::Debug + Send + Sync + 'static {
 
     /// Makes the place, if that was asked for, and returns its device.
     async fn make(&self) -> Result<PathBuf, Failure>;
+
+    /// Fails when another process has its opened device in use, as far as can be told. Changes nothing.
+    async fn check_alone(&self, _device: &File) -> Result<(), Failure> {
+        Ok(())
+    }
 
     /// Takes what is to be taken before the first byte is overwritten. `device` is what [`Place::make`] returned,
     /// opened.

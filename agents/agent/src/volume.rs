@@ -127,6 +127,8 @@ pub struct Opening<'a> {
     pub parent: Option<SessionId>,
     /// The volumes that are read in the state of one moment with it, itself among them.
     pub group: Option<&'a Group>,
+    /// It is read as the file or device that it is, and no snapshot of it is taken.
+    pub plain: bool,
 }
 
 /// Opens sources by name.

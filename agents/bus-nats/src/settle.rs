@@ -36,17 +36,37 @@ pub(crate) struct NatsSettle {
 impl NatsSettle {
     /// Tells the server; false if it no longer knows the stream.
     pub async fn tell(&self, kind: AckKind) -> Result<bool, BusError> {
-        self.nats.need_connection(SETTLE_PATIENCE).await?;
-        let unreachable =
-            |why: String| BusError::Unreachable(format!("settling a message on {}: {why}", self.queue));
-        match self.family.ensure(&self.nats).await {
-            Ok(created) if created == self.created => {}
-            Ok(_) => return Ok(false),
-            Err(Trouble::Away(why) | Trouble::Never(why)) => return Err(unreachable(why)),
-            Err(Trouble::Full | Trouble::Missing) => return Err(unreachable("the queue is gone".into())),
+        if !self.is_known().await? {
+            return Ok(false);
         }
         let sent = self.nats.client.publish(self.reply.clone(), kind.into()).await;
-        sent.map(|()| true).map_err(|why| unreachable(why.to_string()))
+        sent.map(|()| true).map_err(|why| self.unreachable(why))
+    }
+
+    /// Acknowledges, and waits until the server has it. Where the stream is gone, the message never comes again either.
+    async fn confirm(&self) -> Result<(), BusError> {
+        if !self.is_known().await? {
+            return Ok(());
+        }
+        let asked = self.nats.client.request(self.reply.clone(), AckKind::Ack.into());
+        match tokio::time::timeout(SETTLE_PATIENCE, asked).await {
+            Ok(answered) => answered.map(drop).map_err(|why| self.unreachable(why)),
+            Err(_) => Err(self.unreachable("no answer")),
+        }
+    }
+
+    /// Whether the server still knows the stream that the delivery came from.
+    async fn is_known(&self) -> Result<bool, BusError> {
+        self.nats.need_connection(SETTLE_PATIENCE).await?;
+        match self.family.ensure(&self.nats).await {
+            Ok(created) => Ok(created == self.created),
+            Err(Trouble::Away(why) | Trouble::Never(why)) => Err(self.unreachable(why)),
+            Err(Trouble::Full | Trouble::Missing) => Err(self.unreachable("the queue is gone")),
+        }
+    }
+
+    fn unreachable(&self, why: impl std::fmt::Display) -> BusError {
+        BusError::Unreachable(format!("settling a message on {}: {why}", self.queue))
     }
 
     fn lost(&self) -> BusError {
@@ -73,6 +93,10 @@ impl Settle for Handle {
     async fn done(&self) -> Result<(), BusError> {
         // Where the stream is gone, the message never comes again either.
         self.0.tell(AckKind::Ack).await.map(|_| ())
+    }
+
+    async fn confirmed(&self) -> Result<(), BusError> {
+        self.0.confirm().await
     }
 
     async fn again(&self, delay: Duration) -> Result<(), BusError> {

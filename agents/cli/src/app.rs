@@ -94,6 +94,15 @@ impl App {
         }
     }
 
+    /// A line for people that nothing silences: on standard error, or with `--quiet` on standard output.
+    pub fn say_always(&self, line: impl AsRef<str>) {
+        let line = line.as_ref();
+        let _ = match self.quiet && !self.json {
+            true => writeln!(std::io::stdout(), "{line}"),
+            false => writeln!(std::io::stderr(), "{line}"),
+        };
+    }
+
     /// A result on standard output: one JSON value, or text.
     pub fn print<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();

@@ -301,24 +301,17 @@ pub struct RestoreArgs {
     pub target: Option<String>,
     /// Restore only LENGTH bytes from OFFSET on, to where they were; the rest of the target stays as it is, and so does
     /// its size
-    #[arg(long, value_name = "OFFSET+LENGTH", conflicts_with_all = ["create", "verify", "to_host"])]
+    #[arg(long, value_name = "OFFSET+LENGTH", conflicts_with_all = ["create", "verify"])]
     pub range: Option<String>,
-    /// Keep what stands on the target as a snapshot in the repository before anything is overwritten; `undo` puts it
-    /// back
-    #[arg(long, conflicts_with_all = ["create", "to_host"])]
-    pub undo: bool,
-    /// Restore the rest when something cannot be read any more, and list the holes, which read as zero
-    #[arg(long, conflicts_with_all = ["verify", "to_host"])]
-    pub keep_going: bool,
     /// Restore to this target, too; repeat for more. What is read from the repository is read once, and files share it
     /// on disk where the file system can
-    #[arg(long, value_name = "TARGET", conflicts_with_all = ["group", "range", "to_host"])]
+    #[arg(long, value_name = "TARGET", conflicts_with_all = ["group", "range"])]
     pub also: Vec<String>,
     /// How.
     #[command(flatten)]
     pub options: RestoreOptions,
     /// Restore what this file says, many volumes to many hosts; `lvkeep plan` writes one
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["snapshot", "group", "target", "range", "undo", "keep_going", "also", "RestoreOptions"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["snapshot", "group", "target", "range", "also", "RestoreOptions"])]
     pub plan: Option<PathBuf>,
 }
 
@@ -348,6 +341,13 @@ pub struct RestoreOptions {
     /// Write all of the target, and do not look what stands there already
     #[arg(long)]
     pub full: bool,
+    /// Keep what stands on the target as a snapshot in the repository before anything is overwritten; `undo` puts it
+    /// back. With --to-host, a reader agent of that host reads it
+    #[arg(long)]
+    pub undo: bool,
+    /// Restore the rest when something cannot be read any more, and list the holes, which read as zero
+    #[arg(long)]
+    pub keep_going: bool,
     /// Read the target again when it is written, past the page cache, and compare it with the snapshot
     #[arg(long)]
     pub verify: bool,
@@ -364,6 +364,9 @@ pub struct UndoArgs {
     /// Overwrite a target that is in use by now, or whose name may mean another one by now
     #[arg(long)]
     pub force: bool,
+    /// With --nats: the host on which it was kept, whose restorer agent puts it back
+    #[arg(long, value_name = "HOST")]
+    pub to_host: Option<String>,
 }
 
 /// `plan`.

@@ -130,6 +130,7 @@ fn jobs(app: &App, args: &BackupArgs, sources: &[Source]) -> anyhow::Result<Vec<
             tags: tags.clone(),
             allow_changes: args.allow_changes,
             group: group.clone(),
+            plain: false,
         })
     };
     sources.iter().map(job).collect()
@@ -197,22 +198,25 @@ fn conclude(outcomes: Vec<anyhow::Result<()>>) -> anyhow::Result<()> {
 }
 
 /// Hands a job to a conductor and waits for its end.
-pub async fn follow_job(context: &Context, job: &BackupJob, bar: &Bar) -> anyhow::Result<JobOutcome> {
+async fn follow_job(context: &Context, job: &BackupJob, bar: &Bar) -> anyhow::Result<JobOutcome> {
     let about = About { session: None, volume: job.volume.clone() };
-    let mut progress = context.bus.subscribe(&Topic::progress(job.job)).await.map_err(Failure::from)?;
     context.bus.publish(&Queue::jobs(), Message::new(&about, job)).await.map_err(Failure::from)?;
-    let show = async {
-        while let Ok(message) = progress.next().await {
-            if let Ok(progress) = message.read::<Progress>() {
-                bar.set(progress.done, progress.total);
-            }
-        }
-        std::future::pending::<()>().await
-    };
     tokio::select! {
         outcome = outcome_of(context, job.job, &job.volume) => outcome,
-        () = show => unreachable!("progress has no end"),
+        () = hear(context, job.job, |done, total| bar.set(done, total)) => unreachable!("it has no end"),
     }
+}
+
+/// Hears how far a job is: bytes done and all of them. Has no end.
+async fn hear(context: &Context, job: JobId, progress: impl Fn(u64, u64)) {
+    if let Ok(mut heard) = context.bus.subscribe(&Topic::progress(job)).await {
+        while let Ok(message) = heard.next().await {
+            if let Ok(now) = message.read::<Progress>() {
+                progress(now.done, now.total);
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 async fn follow(app: &App, context: &Context, job: &BackupJob, bar: &Bar) -> anyhow::Result<()> {
@@ -236,21 +240,25 @@ async fn follow(app: &App, context: &Context, job: &BackupJob, bar: &Bar) -> any
 }
 
 /// Waits for the end of a job. In one process a stop ends the conductor, which says so; over NATS it only ends waiting.
-pub async fn outcome_of(context: &Context, job: JobId, volume: &str) -> anyhow::Result<JobOutcome> {
+async fn outcome_of(context: &Context, job: JobId, volume: &str) -> anyhow::Result<JobOutcome> {
+    tokio::select! {
+        outcome = end_of(context, job) => outcome,
+        () = stopped_for_a_while(context) => {
+            let why = format!("stopped waiting for job {job} of {volume}; agents go on with it");
+            Err(Failure::new(FailureKind::Revoked, why).into())
+        }
+    }
+}
+
+/// Waits for the end of a job, however long that takes.
+pub async fn end_of(context: &Context, job: JobId) -> anyhow::Result<JobOutcome> {
     let queue = Queue::done(job);
     loop {
         let waited = async {
             let mut done = context.bus.consume(&queue, 1).await?;
             done.next().await
         };
-        let delivery = tokio::select! {
-            delivery = waited => delivery,
-            () = stopped_for_a_while(context) => {
-                let why = format!("stopped waiting for job {job} of {volume}; agents go on with it");
-                return Err(Failure::new(FailureKind::Revoked, why).into());
-            }
-        };
-        match delivery {
+        match waited.await {
             Ok(delivery) => {
                 let done: JobDone = delivery.message.read().map_err(Failure::from)?;
                 // When this is lost, the queue ends by its age.

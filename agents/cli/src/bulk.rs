@@ -1,25 +1,31 @@
 //! `restore --plan`: many volumes, by this process and by the agents of many hosts.
 //!
-//! Of each host only so many volumes are restored at once, the most urgent first. One that fails is said and keeps
-//! nobody else from being restored; the first failure decides the exit code.
+//! Of each host only so many volumes are restored at once, the most urgent first. Those of one snapshot on one host take
+//! from the first of them. One that fails is said and keeps nobody else from being restored; the first failure decides
+//! the exit code.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use agent::Context as AgentContext;
+use agent::Repository;
 use anyhow::Context;
 use futures::future::join_all;
 use restorer::{Differences, Restorer};
+use schema::names::Slot;
 use serde::Serialize;
+use tokio::sync::Notify;
 
 use crate::app::App;
+use crate::args::Role;
 use crate::embedded::{self, Embedded};
 use crate::exit::Differs;
+use crate::fan::{Line, Next};
+use crate::far::{Asked, Far};
 use crate::plan::{Plan, Planned, Surroundings};
 use crate::progress::{Display, Overall};
-use crate::restore::{self, Done};
-use crate::{bus, status, text};
+use crate::restore::{self, Done, Order};
+use crate::{bus, status, text, undo};
 
 /// How a volume of a plan ended, as it is printed.
 #[derive(Debug, Serialize)]
@@ -44,9 +50,15 @@ struct Failed<'a> {
 /// Who restores the volumes of one host.
 enum By<'a> {
     /// This process.
-    Us(Arc<Restorer>),
+    Us(&'a Restorer),
     /// The agents of a host.
-    Agents(&'a str, &'a AgentContext),
+    Agents(Far<'a>),
+}
+
+/// The volumes of one host that wait, and those who wait for them.
+struct Queue {
+    line: Mutex<Line>,
+    ended: Notify,
 }
 
 type Outcome = anyhow::Result<Done>;
@@ -58,11 +70,17 @@ pub async fn run(app: &App, path: &Path) -> anyhow::Result<()> {
     let around = Surroundings { host: &settings.host.value, has_nats: settings.nats.value.is_some() };
     let repository = app.repository().await?;
     let plan = Plan::read(path, &repository, &around).await?;
-    let work = match plan.orders.iter().any(|planned| planned.host().is_none()) {
-        true => Some(Embedded::reading(app).await?),
-        false => None,
+    let ours = || plan.orders.iter().filter(|planned| planned.host().is_none());
+    let keeps = ours().any(|planned| planned.order.options.undo);
+    let mut work = match (ours().next(), keeps) {
+        (None, _) => None,
+        (Some(_), true) => Some(Embedded::writing(app, None).await?),
+        (Some(_), false) => Some(Embedded::reading(app).await?),
     };
-    let outcomes = carry_out(app, &plan, work.as_ref()).await;
+    let outcomes = match &mut work {
+        None => carry_out(app, &plan, &repository, None).await,
+        Some(work) => with_roles(app, &plan, &repository, work, keeps).await,
+    };
     if let Some(work) = work {
         work.finish().await;
     }
@@ -71,37 +89,69 @@ pub async fn run(app: &App, path: &Path) -> anyhow::Result<()> {
     conclude(outcomes)
 }
 
-async fn carry_out(app: &App, plan: &Plan, work: Option<&Embedded>) -> anyhow::Result<Vec<Outcome>> {
-    let mut queues: BTreeMap<Option<&str>, VecDeque<usize>> = BTreeMap::new();
-    for (number, planned) in plan.orders.iter().enumerate() {
-        queues.entry(planned.host()).or_default().push_back(number);
+/// Carries a plan out in this process, too; where something is kept first, as long as all roles work.
+async fn with_roles(
+    app: &App,
+    plan: &Plan,
+    repository: &Repository,
+    work: &mut Embedded,
+    keeps: bool,
+) -> anyhow::Result<Vec<Outcome>> {
+    let mut settings = restore::settings(app, &work.repository);
+    settings.fetches = plan.fetches_at_once.unwrap_or(settings.fetches);
+    // All of its restores share its memory and its requests.
+    let restorer = restore::make_with(work, restore::identity(app, work)?, settings);
+    let failing = async {
+        let error = work.role_failed().await;
+        match app.stop.is_raised() {
+            // Restores end by themselves then, and say how.
+            true => std::future::pending().await,
+            false => error,
+        }
+    };
+    tokio::select! {
+        biased;
+        outcomes = carry_out(app, plan, repository, Some(&restorer)) => outcomes,
+        error = failing, if keeps => Err(error),
     }
-    let far = match queues.keys().any(Option::is_some) {
+}
+
+async fn carry_out(
+    app: &App,
+    plan: &Plan,
+    repository: &Repository,
+    ours: Option<&Restorer>,
+) -> anyhow::Result<Vec<Outcome>> {
+    let mut numbers: BTreeMap<Option<&str>, Vec<(usize, Slot)>> = BTreeMap::new();
+    for (number, planned) in plan.orders.iter().enumerate() {
+        numbers.entry(planned.host()).or_default().push((number, planned.order.root.slot));
+    }
+    let context = match numbers.keys().any(Option::is_some) {
         true => Some(app.context(bus::connect(app, "restore").await?)),
         false => None,
     };
     let display = Display::new(app);
     let overall = Overall::new(&display, plan.orders.iter().map(|planned| planned.order.root.size));
-    let run = Run { app, plan, display: &display, overall: &overall };
-    let queues: Vec<(Option<&str>, Mutex<VecDeque<usize>>)> =
-        queues.into_iter().map(|(host, queue)| (host, Mutex::new(queue))).collect();
-    let ours = work.map(|work| run.restorer(work)).transpose()?;
+    let run = Run { app, plan, repository, display: &display, overall: &overall };
+    let queues: Vec<(Option<&str>, Queue)> = numbers
+        .into_iter()
+        .map(|(host, numbers)| (host, Queue { line: Mutex::new(Line::new(numbers)), ended: Notify::new() }))
+        .collect();
+    let far = |host| context.as_ref().map(|context| Far { app, context, repository, host });
     let mut lanes = Vec::new();
     for (host, queue) in &queues {
-        let waiting = queue.lock().unwrap_or_else(PoisonError::into_inner).len();
-        for _ in 0..plan.at_once(*host).min(waiting) {
-            let by = match (host, &far, &ours) {
-                (Some(host), Some(far), _) => By::Agents(host, far),
-                (None, _, Some(ours)) => By::Us(ours.clone()),
-                _ => unreachable!("who restores was made above"),
+        for _ in 0..plan.at_once(*host).min(queue.line().len()) {
+            let by = match (host.and_then(far), ours) {
+                (Some(far), _) => By::Agents(far),
+                (None, Some(ours)) => By::Us(ours),
+                (None, None) => unreachable!("who restores was made above"),
             };
             lanes.push(run.lane(queue, by));
         }
     }
     let warned = async {
-        if let Some(far) = &far {
-            run.warn_of_absent(far, queues.iter().filter_map(|(host, _)| *host)).await;
-        }
+        let hosts = queues.iter().filter_map(|(host, _)| host.and_then(far));
+        run.warn_of_absent(hosts.collect()).await;
     };
     let (ended, ()) = tokio::join!(join_all(lanes), warned);
     overall.finish();
@@ -110,40 +160,55 @@ async fn carry_out(app: &App, plan: &Plan, work: Option<&Embedded>) -> anyhow::R
     Ok(ended.into_iter().map(|(_, outcome)| outcome).collect())
 }
 
+impl Queue {
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What to restore next, and what it takes from; none when nothing is left.
+    async fn next(&self) -> Option<(usize, Option<usize>)> {
+        loop {
+            let ended = self.ended.notified();
+            let next = self.line().next();
+            match next {
+                Next::Begin { number, donor } => return Some((number, donor)),
+                Next::Wait => ended.await,
+                Next::Nothing => return None,
+            }
+        }
+    }
+}
+
 /// A plan that is carried out.
 #[derive(Clone, Copy)]
 struct Run<'a> {
     app: &'a App,
     plan: &'a Plan,
+    repository: &'a Repository,
     display: &'a Display,
     overall: &'a Overall,
 }
 
 impl Run<'_> {
-    /// The restorer of this process, whose memory and requests all restores share.
-    fn restorer(&self, work: &Embedded) -> anyhow::Result<Arc<Restorer>> {
-        let mut settings = restore::settings(self.app, &work.repository);
-        settings.fetches = self.plan.fetches_at_once.unwrap_or(settings.fetches);
-        Ok(restore::make_with(work, restore::identity(self.app, work)?, settings).into())
-    }
-
     /// Restores one volume after the other.
-    async fn lane(self, queue: &Mutex<VecDeque<usize>>, by: By<'_>) -> Vec<(usize, Outcome)> {
-        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    async fn lane(self, queue: &Queue, by: By<'_>) -> Vec<(usize, Outcome)> {
         let mut ended = Vec::new();
-        while let Some(number) = next() {
+        while let Some((number, donor)) = queue.next().await {
             let Some(planned) = self.plan.orders.get(number) else { break };
+            let donor = donor.and_then(|donor| self.plan.orders.get(donor));
             let outcome = match self.app.stop.is_raised() {
-                false => self.one(number, planned, &by).await,
+                false => self.one(number, planned, donor.map(|donor| donor.order.target.as_str()), &by).await,
                 true => Err(embedded::interrupted().context("it was not begun").into()),
             };
+            queue.line().ended(number, planned.order.root.slot, outcome.is_ok());
+            queue.ended.notify_waiters();
             self.tell(number, planned, &outcome);
             ended.push((number, outcome));
         }
         ended
     }
 
-    async fn one(&self, number: usize, planned: &Planned, by: &By<'_>) -> Outcome {
+    async fn one(&self, number: usize, planned: &Planned, donor: Option<&str>, by: &By<'_>) -> Outcome {
         let order = &planned.order;
         let bar = self.display.bar(&order.root.volume);
         let progress = |done, total| {
@@ -151,23 +216,37 @@ impl Run<'_> {
             self.overall.set(number, done);
         };
         let outcome = match by {
-            By::Us(restorer) => {
-                let restored = restore::by_restorer(self.app, restorer, order, order.to(), progress).await;
-                match restored {
-                    Ok(done) if order.options.verify => {
-                        compare(restorer, planned, |d, t| bar.set(d, t)).await.map(|()| done)
-                    }
-                    restored => restored,
-                }
-            }
-            By::Agents(host, context) => {
-                let restored = restore::by_agent(self.app, context, order, host, progress).await;
+            By::Us(restorer) => self.by_us(restorer, order, donor, progress).await,
+            By::Agents(far) => {
+                let restored = far.restore(order, Asked { donor, put_back: false }, progress).await;
+                let host = far.host;
                 restored
                     .with_context(|| format!("restoring {} to {host}:{}", order.root.volume, order.target))
             }
         };
+        let outcome = match (outcome, by) {
+            (Ok(done), By::Us(restorer)) if order.options.verify => {
+                compare(restorer, planned, |d, t| bar.set(d, t)).await.map(|()| done)
+            }
+            (outcome, _) => outcome,
+        };
         bar.finish();
         outcome
+    }
+
+    async fn by_us(
+        &self,
+        restorer: &Restorer,
+        order: &Order,
+        donor: Option<&str>,
+        progress: impl Fn(u64, u64),
+    ) -> Outcome {
+        let (mut target, kept) = undo::keep(self.app, self.repository, restorer, order, &progress).await?;
+        if let Some(donor) = donor {
+            target = target.after(restore::path(donor)?);
+        }
+        let done = restore::by_restorer(self.app, restorer, order, target, progress).await?;
+        Ok(done.undone_by(kept))
     }
 
     fn tell(&self, number: usize, planned: &Planned, outcome: &Outcome) {
@@ -183,18 +262,26 @@ impl Run<'_> {
         });
     }
 
-    /// Says of which hosts no restorer answers: their volumes wait.
-    async fn warn_of_absent<'b>(&self, far: &AgentContext, hosts: impl Iterator<Item = &'b str>) {
-        let answered = match status::restorers(self.app, &*far.bus).await {
+    /// Says of which hosts no restorer answers, or no reader that has to keep something: their volumes wait.
+    async fn warn_of_absent(&self, hosts: Vec<Far<'_>>) {
+        let Some(first) = hosts.first() else { return };
+        let answered = match status::hosts_of(self.app, &*first.context.bus, Role::Restorer).await {
             Ok(answered) => answered,
             Err(why) => {
                 tracing::debug!(why = text::error(&why), "cannot ask who is there");
                 return;
             }
         };
-        for host in hosts.filter(|host| !answered.contains(*host)) {
-            let warning = format!("no restorer on {host} answers: its volumes wait until one does");
-            self.display.aside(|| self.app.say(warning));
+        for far in hosts {
+            let host = far.host;
+            if !answered.contains(host) {
+                let warning = format!("no restorer on {host} answers: its volumes wait until one does");
+                self.display.aside(|| self.app.say(warning));
+            }
+            let mut orders = self.plan.orders.iter().filter(|planned| planned.host() == Some(host));
+            if orders.any(|planned| planned.order.options.undo) {
+                far.warn_of_no_reader().await;
+            }
         }
     }
 }
@@ -215,8 +302,7 @@ async fn compare(restorer: &Restorer, planned: &Planned, progress: impl Fn(u64, 
 fn print(app: &App, plan: &Plan, outcomes: &[Outcome]) -> anyhow::Result<()> {
     let ended = |(planned, outcome): (&'_ Planned, &'_ Outcome)| {
         let order = &planned.order;
-        let failed = outcome.as_ref().err().map(text::error);
-        (order.root.volume.clone(), planned.to(&app.settings.host.value), failed)
+        (order.root.volume.clone(), planned.to(&app.settings.host.value), why(outcome))
     };
     let rows: Vec<Ended<'_>> = plan
         .orders
@@ -228,7 +314,7 @@ fn print(app: &App, plan: &Plan, outcomes: &[Outcome]) -> anyhow::Result<()> {
         let failed: Vec<_> =
             plan.orders.iter().zip(outcomes).map(ended).filter(|(.., why)| why.is_some()).collect();
         let restored = rows.len() - failed.len();
-        let bytes = plan.orders.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_ok());
+        let bytes = plan.orders.iter().zip(outcomes).filter(|(_, outcome)| why(outcome).is_none());
         let bytes = text::size(bytes.map(|(planned, _)| planned.order.root.size).sum());
         let head = format!("{restored} of {} volumes restored, {bytes}", rows.len());
         if failed.is_empty() {
@@ -242,10 +328,21 @@ fn print(app: &App, plan: &Plan, outcomes: &[Outcome]) -> anyhow::Result<()> {
     })
 }
 
+/// Why a volume is not there as a whole.
+fn why(outcome: &Outcome) -> Option<String> {
+    match outcome {
+        Ok(done) => done.lost().map(|lost| lost.why),
+        Err(why) => Some(text::error(why)),
+    }
+}
+
 /// The first failure decides the exit code.
 fn conclude(outcomes: Vec<Outcome>) -> anyhow::Result<()> {
     let total = outcomes.len();
-    let mut failed = outcomes.into_iter().filter_map(Result::err);
+    let mut failed = outcomes.into_iter().filter_map(|outcome| match outcome {
+        Ok(done) => done.lost().map(anyhow::Error::from),
+        Err(why) => Some(why),
+    });
     let Some(first) = failed.next() else { return Ok(()) };
     let failures = failed.count() + 1;
     Err(first.context(format!("{failures} of {total} restores failed; the first")))
@@ -272,7 +369,11 @@ impl<'a> Ended<'a> {
             why: text::error(why),
         });
         Self {
-            outcome: if failed.is_none() { "restored" } else { "failed" },
+            outcome: match outcome {
+                Ok(done) if done.lost().is_some() => "incomplete",
+                Ok(_) => "restored",
+                Err(_) => "failed",
+            },
             host: planned.host().unwrap_or(here),
             priority: planned.priority,
             done: outcome.as_ref().ok(),

@@ -125,7 +125,7 @@ fn volume(root: &Root, target: &str, options: &RestoreOptions) -> String {
     ];
     lines.extend(options.to_host.iter().map(|host| format!("host = {}", quoted(host))));
     lines.push("priority = 0".to_owned());
-    let RestoreOptions { force, create, like, drop_baseline, full, verify, .. } = *options;
+    let RestoreOptions { force, create, like, drop_baseline, full, verify, undo, keep_going, .. } = *options;
     let flags = [
         ("force", force),
         ("create", create),
@@ -133,6 +133,8 @@ fn volume(root: &Root, target: &str, options: &RestoreOptions) -> String {
         ("drop_baseline", drop_baseline),
         ("full", full),
         ("verify", verify),
+        ("undo", undo),
+        ("keep_going", keep_going),
     ];
     lines.extend(flags.into_iter().filter(|(_, on)| *on).map(|(name, _)| format!("{name} = true")));
     lines.extend(options.thin.iter().map(|pool| format!("thin = {}", quoted(pool))));

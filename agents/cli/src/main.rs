@@ -15,6 +15,8 @@ mod draft;
 mod embedded;
 mod environment;
 mod exit;
+mod fan;
+mod far;
 mod host;
 mod init;
 mod keys;

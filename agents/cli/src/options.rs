@@ -8,7 +8,7 @@ use crate::settings;
 impl RestoreOptions {
     /// Which options do not go together, by name.
     pub fn clashes(&self) -> Vec<String> {
-        let Self { create, like, verify, drop_baseline, .. } = *self;
+        let Self { create, like, verify, drop_baseline, undo, keep_going, .. } = *self;
         let (thin, safety) = (self.thin.is_some(), self.safety_snapshot.is_some());
         let rules = [
             (thin && !create, "thin: only a volume that is made goes into a pool (create)"),
@@ -19,6 +19,8 @@ impl RestoreOptions {
             (thin && like, "thin and like: a volume is made in one of these ways"),
             (create && safety, "create and safety_snapshot: a volume that is made holds nothing to be kept"),
             (create && drop_baseline, "create and drop_baseline: a volume that is made has no baseline"),
+            (create && undo, "create and undo: a volume that is made holds nothing to be kept"),
+            (verify && keep_going, "verify and keep_going: what has holes is not what the snapshot holds"),
             (verify && self.to_host.is_some(), "verify: only what this process restores is read again by it"),
         ];
         rules.into_iter().filter(|(broken, _)| *broken).map(|(_, why)| why.to_owned()).collect()
@@ -60,6 +62,8 @@ mod tests {
                 RestoreOptions { safety_snapshot: Some(String::new()), drop_baseline: true, ..create },
                 &["create and safety_snapshot", "create and drop_baseline"],
             ),
+            (RestoreOptions { undo: true, create: true, ..none.clone() }, &["create and undo"]),
+            (RestoreOptions { verify: true, keep_going: true, ..none.clone() }, &["verify and keep_going"]),
             (RestoreOptions { verify: true, to_host: Some("h".into()), ..none }, &["verify:"]),
         ] {
             let clashes = options.clashes();

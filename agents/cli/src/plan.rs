@@ -59,6 +59,8 @@ struct VolumeFile {
     drop_baseline: bool,
     full: bool,
     verify: bool,
+    undo: bool,
+    keep_going: bool,
 }
 
 /// `true`, or a size.
@@ -114,6 +116,8 @@ impl VolumeFile {
             drop_baseline: self.drop_baseline,
             full: self.full,
             verify: self.verify,
+            undo: self.undo,
+            keep_going: self.keep_going,
             to_host: self.host.clone(),
         }
     }
@@ -243,7 +247,7 @@ async fn planned(
     let root = select::snapshot(repository, &volume.snapshot).await.map_err(wrong)?;
     // What is wrong with it is said already.
     let preparation = options.preparation().unwrap_or_default();
-    let order = Order { root, target: volume.target.clone(), options, preparation };
+    let order = Order { root, target: volume.target.clone(), range: None, options, preparation };
     Ok(Planned { order, priority: volume.priority })
 }
 

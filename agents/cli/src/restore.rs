@@ -1,16 +1,17 @@
 //! `restore`: brings a snapshot back to a file, device or logical volume, by this process or by another host's agent.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent::{Context as AgentContext, Failure, Queue, Repository, Targets, Topic};
+use agent::{Failure, Repository, Targets};
 use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use restorer::{Report, Restorer, Target};
 use schema::keys::Identity;
-use schema::messages::{About, JobOutcome, Message, Preparation, Progress, RestoreJob};
+use schema::messages::Preparation;
 use schema::root::Root;
 use serde::Serialize;
 use volume_lvm::Tools;
@@ -18,9 +19,10 @@ use volume_lvm::target::LvmTargets;
 
 use crate::app::App;
 use crate::args::{Cli, RestoreArgs, RestoreOptions};
-use crate::embedded::Embedded;
+use crate::embedded::{self, Embedded};
+use crate::far::{Asked, Far};
 use crate::progress::Display;
-use crate::{backup, bulk, bus, cat, open, plan, select, text, undo, verify};
+use crate::{bulk, bus, cat, open, plan, select, text, undo, verify};
 
 /// Holes that are printed for people; `--json` has all that were named.
 const SHOWN: usize = 10;
@@ -32,6 +34,8 @@ pub struct Order {
     pub root: Root,
     /// Where to.
     pub target: String,
+    /// Only these bytes of it.
+    pub range: Option<Range<u64>>,
     /// How.
     pub options: RestoreOptions,
     /// What is done to the target first.
@@ -42,7 +46,8 @@ impl Order {
     /// The target as the order says it.
     pub fn to(&self) -> Target {
         let target = Target::new(PathBuf::from(&self.target), self.options.force).full(self.options.full);
-        target.prepared(self.preparation.clone())
+        let target = target.prepared(self.preparation.clone()).only(self.range.clone());
+        target.keep_going(self.options.keep_going)
     }
 }
 
@@ -95,18 +100,23 @@ pub async fn run(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
     }
 }
 
-/// What is restored, each with its own target: one snapshot, or those of a group.
+/// What is restored, each with its own target: one snapshot to one or several, or those of a group.
 async fn chosen(repository: &Repository, args: &RestoreArgs) -> anyhow::Result<Vec<Order>> {
     // Without a plan, both are there.
     let (snapshot, target) =
         (args.snapshot.as_deref().unwrap_or_default(), args.target.as_deref().unwrap_or_default());
     let (options, preparation) = (&args.options, args.options.preparation()?);
+    let range = args.range.as_deref().map(cat::parse).transpose()?;
     let order = |root: Root, target: String| {
-        let (options, preparation) = (options.clone(), preparation.clone());
-        Order { root, target, options, preparation }
+        let (range, options, preparation) = (range.clone(), options.clone(), preparation.clone());
+        Order { root, target, range, options, preparation }
     };
     if !args.group {
-        return Ok(vec![order(select::snapshot(repository, snapshot).await?, target.to_owned())]);
+        let root = select::snapshot(repository, snapshot).await?;
+        let targets = std::iter::once(target).chain(args.also.iter().map(String::as_str));
+        let chosen: Vec<Order> = targets.map(|target| order(root.clone(), target.to_owned())).collect();
+        check_apart(&chosen)?;
+        return Ok(chosen);
     }
     let roots = select::group(repository, snapshot).await?;
     check_whole(&roots, snapshot, options.force)?;
@@ -149,7 +159,7 @@ fn check_apart(orders: &[Order]) -> anyhow::Result<()> {
 async fn here(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
     // Before the index is brought up to date, so that it knows all that these need.
     let chosen = chosen(&app.repository().await?, args).await?;
-    let mut work = match args.undo {
+    let mut work = match args.options.undo {
         true => Embedded::writing(app, None).await?,
         false => Embedded::reading(app).await?,
     };
@@ -161,44 +171,87 @@ async fn here(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
 async fn restore_all(
     app: &App,
     args: &RestoreArgs,
-    chosen: Vec<Order>,
+    all: Vec<Order>,
     work: &mut Embedded,
 ) -> anyhow::Result<()> {
-    let range = args.range.as_deref().map(cat::parse).transpose()?;
     let restorer = make(app, work, identity(app, work)?);
-    let mut all = chosen;
-    // Of one snapshot: a group has no further targets.
-    if let Some(first) = all.first().cloned() {
-        all.extend(args.also.iter().map(|target| Order { target: target.clone(), ..first.clone() }));
-    }
-    check_apart(&all)?;
     // Before anything is overwritten.
-    let mut kept = Vec::new();
-    for order in &all {
-        kept.push(match args.undo {
-            true => undo::keep(app, work, &order.target).await?,
-            false => None,
-        });
-    }
-    let (mut donor, mut lost) = (None, None);
-    for (order, kept) in all.iter().zip(kept) {
-        let mut target = order.to().only(range.clone()).keep_going(args.keep_going);
-        if kept.is_some() {
-            target = target.with_content();
-        }
-        if let Some(donor) = &donor {
-            target = target.after(donor);
+    let repository = work.repository.clone();
+    let targets = tokio::select! {
+        biased;
+        kept = keep_all(app, &all, &repository, &restorer) => kept?,
+        error = work.role_failed() => return Err(error),
+    };
+    let work = &*work;
+    in_turn(app, &all, !args.also.is_empty(), async |number, order: &Order, donor: Option<&str>| {
+        let (mut target, kept) = match targets.get(number) {
+            Some((target, kept)) => (target.clone(), kept.clone()),
+            None => (order.to(), None),
+        };
+        if let Some(donor) = donor {
+            target = target.after(path(donor)?);
         }
         let done = one(app, &restorer, order, target, kept).await?;
-        lost = lost.or(done.lost());
         if order.options.verify {
             verify::compare(app, work, &order.root, &order.target).await?;
         }
-        if !args.also.is_empty() {
-            donor.get_or_insert(path(&order.target)?);
+        Ok(done)
+    })
+    .await
+}
+
+/// The targets of all, and where what stands on each is kept.
+async fn keep_all(
+    app: &App,
+    all: &[Order],
+    repository: &Repository,
+    restorer: &Restorer,
+) -> anyhow::Result<Vec<(Target, Option<String>)>> {
+    let display = Display::new(app);
+    let mut targets = Vec::new();
+    for order in all {
+        let bar = display.bar(&format!("{}{}", undo::NAMES, order.target));
+        let kept = undo::keep(app, repository, restorer, order, |done, total| bar.set(done, total)).await;
+        bar.finish();
+        targets.push(kept?);
+    }
+    Ok(targets)
+}
+
+/// Restores one after the other. Those that share a snapshot take from the first of them that is there. One that fails
+/// is said and keeps no other from being restored; the first failure decides the exit code.
+async fn in_turn(
+    app: &App,
+    all: &[Order],
+    is_shared: bool,
+    mut one: impl AsyncFnMut(usize, &Order, Option<&str>) -> anyhow::Result<Done>,
+) -> anyhow::Result<()> {
+    let (mut donor, mut failed) = (None, Vec::new());
+    for (number, order) in all.iter().enumerate() {
+        let ended = match app.stop.is_raised() && number > 0 {
+            false => one(number, order, donor).await,
+            true => Err(embedded::interrupted().context("it was not begun").into()),
+        };
+        let ended = match ended {
+            Ok(done) => {
+                donor = donor.or(is_shared.then_some(order.target.as_str()));
+                done.lost().map_or(Ok(()), |lost| Err(lost.into()))
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
+            if all.len() > 1 {
+                app.say(format!("lvkeep: {}: {}", order.target, text::error(&error)));
+            }
+            failed.push(error);
         }
     }
-    lost.map_or(Ok(()), |lost| Err(lost.into()))
+    let failures = failed.len();
+    let Some(first) = failed.into_iter().next() else { return Ok(()) };
+    match all.len() {
+        1 => Err(first),
+        total => Err(first.context(format!("{failures} of {total} restores failed; the first"))),
+    }
 }
 
 /// Restores one volume, shows how far it is, and says what was done.
@@ -213,7 +266,7 @@ pub async fn one(
     let bar = display.bar(&order.root.volume);
     let restored = by_restorer(app, restorer, order, target, |done, total| bar.set(done, total)).await;
     bar.finish();
-    let done = Done { undo, ..restored? };
+    let done = restored?.undone_by(undo);
     app.print(&done, || done.text())?;
     Ok(done)
 }
@@ -272,71 +325,35 @@ pub fn settings(app: &App, repository: &Repository) -> restorer::Settings {
 
 async fn by_agents(app: &App, args: &RestoreArgs, host: &str) -> anyhow::Result<()> {
     let repository = app.repository().await?;
+    let all = chosen(&repository, args).await?;
     let context = app.context(bus::connect(app, "restore").await?);
-    for order in chosen(&repository, args).await? {
-        let display = Display::new(app);
-        let bar = display.bar(&order.root.volume);
-        let restored = by_agent(app, &context, &order, host, |done, total| bar.set(done, total)).await;
-        bar.finish();
-        let done = restored?;
-        app.print(&done, || done.text())?;
-    }
-    Ok(())
+    let far = Far { app, context: &context, repository: &repository, host };
+    let restoring =
+        in_turn(app, &all, !args.also.is_empty(), async |_, order: &Order, donor: Option<&str>| {
+            far_one(&far, order, Asked { donor, put_back: false }).await
+        });
+    let warned = async {
+        if args.options.undo {
+            far.warn_of_no_reader().await;
+        }
+    };
+    tokio::join!(restoring, warned).0
 }
 
-/// Restores by the restorer agents of a host.
-pub async fn by_agent(
-    app: &App,
-    context: &AgentContext,
-    order: &Order,
-    host: &str,
-    progress: impl Fn(u64, u64),
-) -> anyhow::Result<Done> {
-    let started = app.environment.elapsed();
-    let Order { root, target, options, preparation } = order;
-    let job = app.environment.job_id();
-    let message = RestoreJob {
-        job,
-        slot: root.slot,
-        target: target.clone(),
-        force: options.force,
-        preparation: preparation.clone(),
-        full: options.full,
-    };
-    let about = About { session: None, volume: root.volume.clone() };
-    let mut heard = context.bus.subscribe(&Topic::progress(job)).await.map_err(Failure::from)?;
-    context
-        .bus
-        .publish(&Queue::restores(host), Message::new(&about, &message))
-        .await
-        .map_err(Failure::from)?;
-    let hear = async {
-        while let Ok(message) = heard.next().await {
-            if let Ok(now) = message.read::<Progress>() {
-                progress(now.done, now.total);
-            }
-        }
-        std::future::pending::<()>().await
-    };
-    let outcome = tokio::select! {
-        outcome = backup::outcome_of(context, job, &root.volume) => outcome?,
-        () = hear => unreachable!("progress has no end"),
-    };
-    let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
-    match outcome {
-        JobOutcome::Restored { written, kept, compared, zeroed, fetched, notes } => {
-            let size = root.size;
-            let report =
-                Report { size, written, kept, compared, zeroed, fetched, notes, ..Report::default() };
-            Ok(Done::new(order, report, seconds))
-        }
-        JobOutcome::Failed { kind, why } => Err(Failure::new(kind, why).into()),
-        JobOutcome::Sealed { .. } => bail!("the answer to a restore was that of a backup"),
-    }
+/// Restores one volume by another host's agents, shows how far it is, and says what was done.
+pub async fn far_one(far: &Far<'_>, order: &Order, asked: Asked<'_>) -> anyhow::Result<Done> {
+    let display = Display::new(far.app);
+    let bar = display.bar(&order.root.volume);
+    let restored = far.restore(order, asked, |done, total| bar.set(done, total)).await;
+    bar.finish();
+    let done = restored?;
+    far.app.print(&done, || done.text())?;
+    Ok(done)
 }
 
 impl Done {
-    fn new(order: &Order, report: Report, seconds: f64) -> Self {
+    /// What a restore did, by what it reports.
+    pub fn new(order: &Order, report: Report, seconds: f64) -> Self {
         Self {
             snapshot: order.root.slot.session.to_string(),
             volume: order.root.volume.clone(),
@@ -355,6 +372,12 @@ impl Done {
             undo: None,
             seconds,
         }
+    }
+
+    /// It can be undone by this.
+    pub fn undone_by(mut self, undo: Option<String>) -> Self {
+        self.undo = undo;
+        self
     }
 
     /// The same for people.
@@ -389,6 +412,9 @@ impl Done {
         for note in &self.notes {
             text.push_str(&format!("\n  {note}"));
         }
+        if let Some(undo) = &self.undo {
+            text.push_str(&format!("\n  what stood there is kept as {undo}"));
+        }
         for hole in self.holes.iter().take(SHOWN) {
             text.push_str(&format!("\n  LOST {}+{}: {}", hole.offset, hole.len, hole.why));
         }
@@ -399,7 +425,7 @@ impl Done {
     }
 
     /// A failure when something could not be read any more.
-    fn lost(&self) -> Option<Failure> {
+    pub fn lost(&self) -> Option<Failure> {
         if self.bytes_lost == 0 {
             return None;
         }

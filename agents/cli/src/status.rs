@@ -112,11 +112,11 @@ async fn agents(app: &App) -> anyhow::Result<Vec<Agent>> {
     called(app, &*bus).await
 }
 
-/// The hosts of which a restorer answers.
-pub async fn restorers(app: &App, bus: &dyn Bus) -> anyhow::Result<BTreeSet<String>> {
+/// The hosts of which an agent of this role answers.
+pub async fn hosts_of(app: &App, bus: &dyn Bus, role: Role) -> anyhow::Result<BTreeSet<String>> {
     let agents = called(app, bus).await?.into_iter();
-    let restorer = |agent: &Agent| agent.roles.iter().any(|role| role == Role::Restorer.name());
-    Ok(agents.filter(restorer).map(|agent| agent.host).collect())
+    let has_role = |agent: &Agent| agent.roles.iter().any(|name| name == role.name());
+    Ok(agents.filter(has_role).map(|agent| agent.host).collect())
 }
 
 async fn called(app: &App, bus: &dyn Bus) -> anyhow::Result<Vec<Agent>> {

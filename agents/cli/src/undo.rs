@@ -3,85 +3,64 @@
 //! It is a snapshot like any other, of a volume that is named after the target: what the repository holds already
 //! takes no room, and it stands for as long as it is wanted, whatever becomes of the restore.
 
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
-
-use agent::Failure;
-use anyhow::{Context, bail};
-use schema::messages::{BackupJob, JobOutcome};
+use agent::{Failure, Repository};
+use anyhow::bail;
+use restorer::{Restorer, Target};
+use schema::names::Slot;
 use schema::root::Root;
 
 use crate::app::App;
 use crate::args::{RestoreOptions, UndoArgs};
 use crate::embedded::Embedded;
-use crate::progress::Display;
+use crate::far::{Asked, Far};
 use crate::restore::Order;
-use crate::{backup, restore, select, text};
+use crate::{bus, restore, select, text};
 
 /// What names of volumes begin with that are kept for an undo; the host and the target follow.
-pub const NAMES: &str = "undo/";
-/// Where logical volumes have names that stay.
-const MAPPER: &str = "/dev/mapper";
+pub const NAMES: &str = restorer::UNDO;
 
-/// Keeps what stands on a target as a snapshot, says so, and returns its id. Nothing is kept where there is no target
-/// yet, or an empty file.
-pub async fn keep(app: &App, work: &mut Embedded, target: &str) -> anyhow::Result<Option<String>> {
-    let source = restore::path(target)?;
-    if is_empty(&source) {
-        return Ok(None);
+/// The target of an order, held, and the id under which what stands there is kept where that is asked for. Nothing is
+/// kept where there is no target yet, or an empty file. Progress is bytes done and all of them.
+pub async fn keep(
+    app: &App,
+    repository: &Repository,
+    restorer: &Restorer,
+    order: &Order,
+    progress: impl Fn(u64, u64),
+) -> anyhow::Result<(Target, Option<String>)> {
+    let target = order.to();
+    if !order.options.undo {
+        return Ok((target, None));
     }
-    // Whoever undoes it may stand in another folder, and links may lead elsewhere by then.
-    let real = match source.starts_with(MAPPER) {
-        true => source,
-        false => source.canonicalize().with_context(|| format!("finding {}", source.display()))?,
-    };
-    let Some(source) = real.to_str().map(str::to_owned) else {
-        bail!(Failure::refused(format!("{target}: --undo needs a target whose name is text")));
-    };
-    let host = app.settings.host.value.clone();
-    let volume = format!("{NAMES}{host}/{}", source.trim_start_matches("/dev/").trim_start_matches('/'));
-    let (job, tags) = (app.environment.job_id(), Vec::new());
-    let job = BackupJob { job, volume, host, source, tags, allow_changes: false, group: None };
-    let context = work.context.clone();
-    let display = Display::new(app);
-    let bar = display.bar(&job.volume);
-    let outcome = tokio::select! {
-        biased;
-        outcome = backup::follow_job(&context, &job, &bar) => outcome,
-        error = work.role_failed() => Err(error),
-    };
-    bar.finish();
-    match outcome.with_context(|| format!("keeping what stands on {target}"))? {
-        JobOutcome::Sealed { slot, .. } => {
-            let id = slot.session.to_string();
-            app.say(format!("what stands on {target} is kept as {id}: `lvkeep undo {id}` puts it back"));
-            name_earlier(app, work, &job.volume, &id).await?;
-            Ok(Some(id))
+    let held = target.clone().with_content();
+    match restorer.keep(&order.root, &held, app.environment.job_id(), progress).await? {
+        None => Ok((target, None)),
+        Some(slot) => {
+            say(app, repository, slot, &order.target, None).await;
+            Ok((held, Some(slot.session.to_string())))
         }
-        JobOutcome::Failed { kind, why } => Err(anyhow::Error::from(Failure::new(kind, why))
-            .context(format!("cannot keep what stands on {target}, which was not changed"))),
-        JobOutcome::Restored { .. } => bail!("the answer to a backup was that of a restore"),
     }
 }
 
-/// When a restore was interrupted and is begun again, what stands there by now is a mixture, and the operator wants what
-/// was kept first.
-async fn name_earlier(app: &App, work: &Embedded, volume: &str, id: &str) -> anyhow::Result<()> {
-    let mut earlier = select::roots(&work.repository, Some(work.repository.key.volume_key(volume))).await?;
-    earlier.retain(|root| root.slot.session.to_string() != id);
-    earlier.sort_by_key(|root| root.time_ms);
-    for root in earlier {
+/// Says where what stands on a target is kept, whatever else is not to be said: nobody could guess it. When a restore was
+/// interrupted and is begun again, what stands there by now is a mixture, and the operator wants what was kept first.
+pub async fn say(app: &App, repository: &Repository, kept: Slot, target: &str, host: Option<&str>) {
+    let (id, to_host) = (kept.session, host.map_or(String::new(), |host| format!(" --to-host {host}")));
+    app.say_always(format!(
+        "what stands on {target} is kept as {id}: `lvkeep undo {id}{to_host}` puts it back"
+    ));
+    let others = match select::roots(repository, Some(kept.volume)).await {
+        Ok(others) => others,
+        Err(why) => {
+            tracing::warn!(%why, "cannot look what was kept earlier");
+            return;
+        }
+    };
+    let mut others: Vec<Root> = others.into_iter().filter(|root| root.slot != kept).collect();
+    others.sort_by_key(|root| root.time_ms);
+    for root in others {
         let (id, time) = (root.slot.session, text::rfc3339(root.time_ms));
         app.say(format!("what stood there at {time} is kept as {id}, too: after a restore that was cut off, it may be what you want back"));
-    }
-    Ok(())
-}
-
-/// Errors are the backup's or the restore's to tell.
-fn is_empty(path: &Path) -> bool {
-    match std::fs::metadata(path) {
-        Ok(found) => found.is_file() && found.len() == 0,
-        Err(why) => why.kind() == std::io::ErrorKind::NotFound,
     }
 }
 
@@ -89,22 +68,26 @@ fn is_empty(path: &Path) -> bool {
 pub async fn run(app: &App, args: &UndoArgs) -> anyhow::Result<()> {
     app.stop_on_signals()?;
     // Before the index is brought up to date, so that it knows all that this needs.
-    let root = select::snapshot(&app.repository().await?, &args.snapshot).await?;
+    let repository = app.repository().await?;
+    let root = select::snapshot(&repository, &args.snapshot).await?;
+    check(&root, args.to_host.as_deref().unwrap_or(&app.settings.host.value))?;
+    let options = RestoreOptions { force: args.force, ..RestoreOptions::default() };
+    let (target, preparation) = (root.source.clone(), options.preparation()?);
+    let order = Order { root, target, range: None, options, preparation };
+    if let Some(host) = &args.to_host {
+        let context = app.context(bus::connect(app, "undo").await?);
+        let far = Far { app, context: &context, repository: &repository, host };
+        return restore::far_one(&far, &order, Asked { put_back: true, ..Asked::default() }).await.map(drop);
+    }
     let work = Embedded::reading(app).await?;
-    let undone = put_back(app, args, root, &work).await;
+    let undone = put_back(app, &order, &work).await;
     work.finish().await;
     undone
 }
 
-async fn put_back(app: &App, args: &UndoArgs, root: Root, work: &Embedded) -> anyhow::Result<()> {
-    check(&root, &app.settings.host.value)?;
-    if !args.force {
-        check_place(&root.source)?;
-    }
+async fn put_back(app: &App, order: &Order, work: &Embedded) -> anyhow::Result<()> {
     let restorer = restore::make(app, work, restore::identity(app, work)?);
-    let options = RestoreOptions { force: args.force, ..RestoreOptions::default() };
-    let order = Order { target: root.source.clone(), preparation: options.preparation()?, options, root };
-    restore::one(app, &restorer, &order, order.to().with_content(), None).await.map(drop)
+    restore::one(app, &restorer, order, order.to().put_back(), None).await.map(drop)
 }
 
 /// Only what was kept for it is put back, and only where it was.
@@ -117,25 +100,9 @@ fn check(root: &Root, host: &str) -> anyhow::Result<()> {
     }
     if root.host != host {
         bail!(Failure::refused(format!(
-            "{id} was kept on host {}, and this is {host}: run this there, or `lvkeep restore {id} TARGET`",
+            "{id} was kept on host {}, and not on {host}: run this there or with --to-host, or `lvkeep restore {id} TARGET`",
             root.host
         )));
     }
     Ok(())
-}
-
-/// The name must still mean what it did.
-fn check_place(source: &str) -> anyhow::Result<()> {
-    let path = Path::new(source);
-    if path.starts_with(MAPPER) {
-        return Ok(());
-    }
-    let elsewhere = path.canonicalize().is_ok_and(|real| real != path);
-    let is_device = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
-    let why = match (elsewhere, is_device) {
-        (true, _) => "it is a link by now, and was none",
-        (false, true) => "a device may have another name by now: look what this one is",
-        (false, false) => return Ok(()),
-    };
-    bail!(Failure::refused(format!("cannot put back what stood on {source}: {why}; force overwrites it")))
 }

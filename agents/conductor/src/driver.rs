@@ -141,6 +141,7 @@ impl Driver {
             host: context.host.to_string(),
             started_ms,
             checkpoint: None,
+            ended: None,
         };
         let structure = Structure::new(context.clone(), index.clone(), &repository.key)?;
         let session = OpenSession::begin(repository.clone(), session).await?;
@@ -315,6 +316,7 @@ impl Driver {
             allow_changes: self.job.allow_changes,
             group: self.job.group.clone(),
             request: self.requests,
+            plain: self.job.plain,
         };
         let queue = Queue::reads(&self.job.host);
         Ok(self.context.bus.publish(&queue, Message::new(&self.about, &message)).await?)

@@ -74,6 +74,7 @@ impl Serving<'_> {
             reading: request.reading,
             parent: request.parent.map(|parent| parent.session),
             group: request.group.as_ref(),
+            plain: request.plain,
         };
         let volume = match shared.readings.open(self.reading, &opening).await {
             Err(busy @ VolumeError::Busy { .. }) => return Ok(Through::Busy(busy.to_string())),

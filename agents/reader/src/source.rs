@@ -14,6 +14,7 @@ use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 use schema::ReadingId;
 use schema::limits::BLOCK;
+use schema::state::FileState;
 
 /// What a source is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,16 +62,9 @@ impl Identity {
     /// The id of a reading of this state; `nonce` is empty where a later process may take it up again.
     pub(crate) fn reading(&self, nonce: &[u8]) -> ReadingId {
         use std::os::unix::ffi::OsStrExt;
+        let Self { file_system, device, inode, size, modified, changed, .. } = *self;
         let path = self.path.as_os_str().as_bytes();
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(b"lvkeep 1 reading").update(&(path.len() as u64).to_le_bytes()).update(path);
-        for number in [self.file_system, self.device, self.inode, self.size] {
-            hasher.update(&number.to_le_bytes());
-        }
-        hasher.update(&self.modified.to_le_bytes()).update(&self.changed.to_le_bytes()).update(nonce);
-        let mut id = [0; 16];
-        id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
-        ReadingId::from_bytes(id)
+        FileState { path, file_system, device, inode, size, modified, changed }.reading(nonce)
     }
 
     /// What differs from an earlier state, in the operator's words; nothing when they are the same.

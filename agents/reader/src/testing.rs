@@ -93,7 +93,16 @@ pub(crate) fn chunk_ids() -> ChunkIds {
 /// Opens a source for some session without a parent.
 pub(crate) fn opening(source: &str, reading: Option<ReadingId>) -> Opening<'_> {
     let session = SessionId::from_parts(1, 1);
-    Opening { source, volume: "h/v", session, repository: REPOSITORY, reading, parent: None, group: None }
+    Opening {
+        source,
+        volume: "h/v",
+        session,
+        repository: REPOSITORY,
+        reading,
+        parent: None,
+        group: None,
+        plain: false,
+    }
 }
 
 /// Bytes that look random, the same for the same seed.

@@ -1,18 +1,20 @@
 //! What a restore holds of its target: nobody else of lvkeep writes there meanwhile.
 //!
-//! A file or device is locked before its first change. Whoever dies lets go of it, and whoever is only slow does not:
-//! an agent that was given the job of a slow one waits. A file that is made or filled for a job carries the job's id in
+//! A file is locked, and a device opened exclusively, before its first change, and also while what it holds is kept for
+//! an undo. Whoever dies lets go of it, and whoever is only slow does not: an agent that was given the job of a slow one
+//! waits. A job's target is held until nobody can be given that job again. A file that is made or filled for a job carries the job's id in
 //! an extended attribute until the job is over, so that the same job may go on with it after its agent died; to
 //! everybody else it is a file that has content. Where a file system has no such attributes, that is all that is lost.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use agent::Failure;
 use rustix::fs::{FlockOperation, XattrFlags, flock, fremovexattr, fsetxattr, getxattr};
 use rustix::io::Errno;
-use schema::JobId;
+use schema::{JobId, ReadingId};
 
 /// The attribute that names the job.
 const MARK: &str = "user.lvkeep.restore";
@@ -29,6 +31,7 @@ pub(crate) struct Claim {
 #[derive(Debug, Default)]
 struct State {
     file: Option<File>,
+    kept: Option<ReadingId>,
     marked: bool,
     busy: bool,
 }
@@ -75,10 +78,38 @@ impl Claim {
         self.job.is_some()
     }
 
-    /// Keeps the lock of a file until [`Self::let_go`], also when the file is closed before.
+    /// Holds an opened target until [`Self::let_go`], also when the file is closed before.
     pub fn keep(&self, file: &File) {
         // Without another handle, the lock ends with the file.
         self.state().file = file.try_clone().ok();
+    }
+
+    /// What is held of the target that `found` describes: opened once more, it would be in the way of itself.
+    pub fn held(&self, found: &Metadata) -> Option<File> {
+        let state = self.state();
+        let file = state.file.as_ref()?;
+        let held = file.metadata().ok()?;
+        let is_device = held.file_type().is_block_device();
+        let same = match is_device && found.file_type().is_block_device() {
+            true => held.rdev() == found.rdev(),
+            false => (held.dev(), held.ino()) == (found.dev(), found.ino()),
+        };
+        same.then(|| file.try_clone().ok()).flatten()
+    }
+
+    /// What a file holds in this state is kept.
+    pub fn kept_as(&self, state: ReadingId) {
+        self.state().kept = Some(state);
+    }
+
+    /// In which state what a file held was kept.
+    pub fn kept(&self) -> Option<ReadingId> {
+        self.state().kept
+    }
+
+    /// Lets go of a volume that is to be removed.
+    pub fn release(&self) {
+        self.state().file = None;
     }
 
     /// Whether this file was begun for the same job.

@@ -9,18 +9,23 @@
 mod claim;
 mod compare;
 mod differences;
+mod keeping;
 mod keys;
 mod pipeline;
 mod plan;
 mod reading;
+mod report;
 mod restorer;
 mod service;
 mod sink;
+mod stopping;
 mod target;
 mod unit;
 
 pub use differences::Differences;
-pub use restorer::{Hole, Progress, Report, Restorer, Settings};
+pub use keeping::UNDO;
+pub use report::{Hole, Progress, Report};
+pub use restorer::{Restorer, Settings};
 pub use service::Serving;
 pub use target::Target;
 

@@ -21,6 +21,8 @@ use crate::unit::{Unit, Work};
 pub(crate) const WINDOW_LEAVES: u64 = 4;
 /// Windows that are resolved at once; as many again wait for their turn.
 const WINDOWS_AHEAD: usize = 2;
+/// Pause before the bus is asked again.
+pub(crate) const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 /// Units in flight at most, however small they are.
 const UNITS_MAX: u64 = 256;
 /// Bytes written after which the target is told to make them durable, beside everything else: so that its device works

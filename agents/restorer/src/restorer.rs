@@ -1,7 +1,7 @@
 //! The restorer: opens the target, protects the snapshot while it is read, and ends both in every outcome.
 
 use std::num::NonZero;
-use std::ops::{AddAssign, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,12 +24,11 @@ use crate::differences::Differences;
 use crate::keys::DataKeys;
 use crate::pipeline;
 use crate::reading::Reading;
+pub(crate) use crate::report::{Hole, Progress, Report};
 use crate::sink::{Memory, Opened, Sink};
 use crate::target::{Circumstances, Target};
 use crate::unit::{Source, Turns, Work};
 
-/// Holes that are told.
-const HOLES_MAX: usize = 1000;
 /// Bytes of one part where a range is handed on in order.
 const PART: u64 = 16 << 20;
 /// Parts that are read at once.
@@ -55,82 +54,6 @@ impl Default for Settings {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, NonZero::get);
         Self { memory: 96 << 20, fetches: 8, threads, protect: true, forbidden: Vec::new() }
-    }
-}
-
-/// How far a restore is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// Bytes of the volume.
-    pub total: u64,
-    /// Bytes of it that are written, stand there already, are zero, or are lost.
-    pub done: u64,
-    /// Bytes fetched from the store.
-    pub fetched: u64,
-}
-
-/// What a restore did. When only verifying, `written` counts what would have been written.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Bytes that were asked for; `written`, `kept`, `copied`, `zeroed` and `lost` add up to it.
-    pub size: u64,
-    /// Bytes written.
-    pub written: u64,
-    /// Bytes left alone, because they stood there already.
-    pub kept: u64,
-    /// Bytes written that were taken from another target of the same restore.
-    pub copied: u64,
-    /// Bytes of the target that were read to see what stands there.
-    pub compared: u64,
-    /// Bytes that read as zero.
-    pub zeroed: u64,
-    /// Bytes that cannot be read any more, and are zero on the target: only where that was asked for.
-    pub lost: u64,
-    /// Where they are, in order; the first thousand.
-    pub holes: Vec<Hole>,
-    /// Bytes of packs fetched, gaps included; maps are not counted.
-    pub fetched: u64,
-    /// Requests that fetched them.
-    pub requests: u64,
-    /// Chunks opened and verified; one that stands at several places near each other counts once.
-    pub chunks: u64,
-    /// Chunks whose best copy was missing or damaged, read from another: the repository needs repair.
-    pub rescued: u64,
-    /// Where a target that is only compared differs.
-    pub differences: Differences,
-    /// What the operator should know of the target.
-    pub notes: Vec<String>,
-}
-
-/// A part of a volume that cannot be read any more.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hole {
-    /// Bytes of the volume.
-    pub range: Range<u64>,
-    /// Names the chunk, and every copy and what is wrong with it.
-    pub why: String,
-}
-
-impl AddAssign for Report {
-    fn add_assign(&mut self, other: Self) {
-        self.size += other.size;
-        self.written += other.written;
-        self.kept += other.kept;
-        self.copied += other.copied;
-        self.compared += other.compared;
-        self.zeroed += other.zeroed;
-        self.lost += other.lost;
-        if !other.holes.is_empty() {
-            self.holes.extend(other.holes);
-            self.holes.sort_by_key(|hole| hole.range.start);
-            self.holes.truncate(HOLES_MAX);
-        }
-        self.fetched += other.fetched;
-        self.requests += other.requests;
-        self.chunks += other.chunks;
-        self.rescued += other.rescued;
-        self.differences += other.differences;
-        self.notes.extend(other.notes);
     }
 }
 
@@ -172,9 +95,9 @@ pub struct Restorer {
     pub(crate) repository: Repository,
     index: IndexClient,
     identity: Option<Arc<Identity>>,
-    settings: Settings,
+    pub(crate) settings: Settings,
     turns: Turns,
-    targets: Option<Arc<dyn Targets>>,
+    pub(crate) targets: Option<Arc<dyn Targets>>,
 }
 
 impl Restorer {
@@ -252,6 +175,10 @@ impl Restorer {
         self.run_as(self.fresh_ids(), root, Purpose::Sample, &|_| {}).await
     }
 
+    pub(crate) fn keys(&self) -> DataKeys {
+        DataKeys::new(self.repository.clone(), self.identity.clone())
+    }
+
     fn fresh_ids(&self) -> Ids {
         Ids { job: self.context.environment.job_id(), session: self.context.environment.session_id() }
     }
@@ -264,7 +191,7 @@ impl Restorer {
         purpose: Purpose,
         progress: &impl Fn(Progress),
     ) -> Result<Report, Failure> {
-        let keys = DataKeys::new(self.repository.clone(), self.identity.clone());
+        let keys = self.keys();
         if !matches!(purpose, Purpose::Compare(_)) {
             keys.check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
         }
@@ -302,6 +229,7 @@ impl Restorer {
             host: self.context.host.to_string(),
             started_ms: self.context.environment.now_ms(),
             checkpoint: None,
+            ended: None,
         };
         OpenSession::begin(self.repository.clone(), session).await.map_err(|e| {
             e.context(format!("cannot protect the snapshot of {} while it is read", root.volume))
@@ -330,8 +258,13 @@ impl Restorer {
         let map = Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root.clone())?);
         let source = Source { map, keys: keys.into(), session };
         let all = 0..root.size;
+        let (mut stop, mut claim) = (self.context.stop.clone(), None);
         let task = match purpose {
-            Purpose::Restore(target) => self.open(job, root, target).await?,
+            Purpose::Restore(target) => {
+                stop = target.stop().cloned().unwrap_or(stop);
+                claim = Some(target.claim().clone());
+                self.open(job, root, target).await?
+            }
             Purpose::Verify => Task::new(Sink::Discard, all),
             Purpose::Sample => {
                 let sample = root.size.min(pipeline::WINDOW_LEAVES * LEAF_SPAN);
@@ -345,17 +278,21 @@ impl Restorer {
         };
         let (place, goes_on) = (task.sink.place(), task.goes_on);
         let work = self.work(source, task);
-        let result = pipeline::run(&work, &self.context.stop, progress).await;
-        let stop = self.context.stop.clone();
+        let result = pipeline::run(&work, &stop, progress).await;
+        let is_to_go_on = self.context.stop.clone();
         let result = blocking(move || {
             let finish = || work.sink.zero_behind(&stop).and_then(|()| work.sink.finish());
             let result = result.and_then(|report| finish().map(|()| report));
-            if result.is_err() && !(goes_on && stop.is_raised()) {
+            if result.is_err() && !(goes_on && is_to_go_on.is_raised()) {
                 work.sink.give_up();
             }
             result
         })
         .await;
+        if let (Some(_), Some(claim), Err(_)) = (&place, claim, &result) {
+            // What was made is removed, and must not be open then.
+            claim.release();
+        }
         let notes = end_place(place.as_deref(), result.is_ok()).await;
         match result {
             Ok(report) => Ok(Report { notes, ..report }),
@@ -471,13 +408,14 @@ impl Restorer {
             // Another restore has it, which ends it.
             Err(failure) if claim.is_busy() => Err(failure),
             Err(failure) => {
+                claim.release();
                 let notes = end_place(Some(&*place), false).await;
                 Err(with_notes(failure, &notes))
             }
         }
     }
 
-    async fn find(
+    pub(crate) async fn find(
         &self,
         job: JobId,
         root: &Root,
@@ -558,7 +496,7 @@ fn with_notes(failure: Failure, notes: &[String]) -> Failure {
     Failure { why: why.collect::<Vec<_>>().join("\n"), ..failure }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     step: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(step).await {

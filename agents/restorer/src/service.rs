@@ -1,9 +1,12 @@
 //! The restorer as an agent: takes the restore jobs of its host, a few at a time, and says how each ended.
 //!
 //! It writes only below the folders, and to the logical volumes, that its own configuration allows; without any it
-//! refuses every job by name. A job may be delivered again: one that ended in this process is only reported again, and
-//! one that another process has begun waits until that one is gone, and goes on with what it left. A job that was
-//! stopped goes back to the queue.
+//! refuses every job by name. A job may be delivered again: one that ended is only reported again, and one that another
+//! process has begun waits until that one is gone, and goes on with what it left. A job that was stopped with its agent
+//! goes back to the queue; one that nobody wants any more ends.
+//!
+//! A job is over when the bucket says so, and nobody is told before: whoever was told may let a guest write to the
+//! target, which no second delivery must overwrite.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -12,23 +15,26 @@ use std::time::Duration;
 
 use agent::bus::Ticket;
 use agent::repository::AtSlot;
-use agent::{BusError, Context, Failure, Handler, Outcome, Queue, Topic, sessions};
+use agent::{BusError, Context, Failure, Handler, Outcome, Queue, Stop, Topic, sessions};
 use async_trait::async_trait;
-use futures::future;
+use futures::future::{self, FutureExt};
 use schema::JobId;
-use schema::messages::{self, About, JobDone, JobOutcome, Message, RestoreJob};
+use schema::messages::{self, About, FailureKind, JobDone, JobOutcome, LostRange, Message, RestoreJob};
+use schema::names::Slot;
 use schema::root::{Root, Statistics};
-use schema::session::SessionKind;
 use tokio::sync::watch;
 
 use crate::claim::Claim;
-use crate::restorer::{Ids, Progress, Purpose, Report, Restorer};
+use crate::pipeline;
+use crate::report::{Hole, Progress, Report};
+use crate::restorer::{Ids, Purpose, Restorer};
+use crate::stopping::Running;
 use crate::target::Target;
 
 /// Bytes of jobs taken from the queue at once; the next job may as well go to another agent.
 const WINDOW: usize = 4 << 10;
-/// Pause before an end that could not be told is told again.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Holes that are told: a message holds them.
+const HOLES_TOLD: usize = 200;
 /// Ended jobs that are remembered.
 const ENDED_MAX: usize = 256;
 
@@ -50,9 +56,15 @@ impl Restorer {
     pub async fn run(self, serving: Serving) -> Result<(), Failure> {
         let context = self.context.clone();
         let (queue, at_once) = (Queue::restores(&serving.host), serving.at_once.max(1));
-        let jobs = Jobs { restorer: Arc::new(self), serving: Arc::new(serving), ended: Arc::default() };
+        let jobs = Jobs {
+            restorer: Arc::new(self),
+            serving: Arc::new(serving),
+            ended: Arc::default(),
+            running: Running::default(),
+        };
         let consumers = (0..at_once).map(|_| agent::consume(&context, &queue, WINDOW, jobs.clone()));
-        future::try_join_all(consumers).await.map(drop)
+        let (served, ()) = tokio::join!(future::try_join_all(consumers), jobs.running.hear(&context));
+        served.map(drop)
     }
 }
 
@@ -64,6 +76,15 @@ struct Jobs {
     restorer: Arc<Restorer>,
     serving: Arc<Serving>,
     ended: Arc<Mutex<VecDeque<Ended>>>,
+    running: Running,
+}
+
+/// How far a job is, and where what stood on its target is kept.
+#[derive(Debug, Clone)]
+struct Now {
+    volume: String,
+    progress: Progress,
+    undo: Option<Slot>,
 }
 
 #[async_trait]
@@ -74,24 +95,31 @@ impl Handler for Jobs {
 
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
         let job: RestoreJob = message.read()?;
-        // Nobody else has the target before it is told how the job ended.
+        // Nobody else has the target before it is told how the job ended, and nobody can be given it again.
         let claim = Claim::of(job.job);
         let ended = match self.ended(job.job) {
             Some(ended) => ended,
-            None => {
-                let (volume, outcome) = self.outcome(&job, &claim, ticket).await?;
-                self.remember((job.job, volume, outcome))
-            }
+            None => match self.noted(job.job).await? {
+                Some(ended) => self.remember(ended),
+                None => {
+                    let (volume, outcome) = self.outcome(&job, &claim, ticket).await?;
+                    let ended = self.remember((job.job, volume, outcome));
+                    self.note(&ended).await;
+                    ended
+                }
+            },
         };
         self.tell(ended).await?;
-        // Before anybody else could be given it again.
-        if let Some(ticket) = ticket.take()
-            && let Err(why) = ticket.done().await
-        {
-            tracing::warn!(job = %job.job, %why, "a restore that ended may come again");
-        }
+        let confirmed = match ticket.take() {
+            Some(ticket) => ticket.confirmed().await,
+            None => Ok(()),
+        };
         claim.let_go();
-        self.end_earlier(job.job).await;
+        match confirmed {
+            Ok(()) => self.end_sessions(job.job).await,
+            // What says that it ended stays for whoever gets it then.
+            Err(why) => tracing::warn!(job = %job.job, %why, "a restore that ended may come again"),
+        }
         Ok(Outcome::Held)
     }
 
@@ -131,7 +159,14 @@ impl Jobs {
     ) -> Result<(String, JobOutcome), Failure> {
         let ids = Ids { job: job.job, session: self.context().environment.session_id() };
         let latest = watch::Sender::new(None);
-        let working = self.work(job, ids, claim, &latest);
+        let stop = Stop::default();
+        let _running = self.running.begin(job.job, stop.clone());
+        let working = self.work(job, ids, claim, &stop, &latest);
+        let stopping = async {
+            self.context().stop.raised().await;
+            stop.raise();
+            future::pending::<()>().await;
+        };
         // Beside the work, which goes on when nobody can be told.
         let beating = async {
             loop {
@@ -143,7 +178,7 @@ impl Jobs {
         tokio::select! {
             biased;
             outcome = working => outcome,
-            () = beating => unreachable!("it has no end"),
+            () = future::join(beating, stopping).map(drop) => unreachable!("it has no end"),
         }
     }
 
@@ -152,27 +187,65 @@ impl Jobs {
         job: &RestoreJob,
         ids: Ids,
         claim: &Claim,
-        latest: &watch::Sender<Option<(String, Progress)>>,
+        stop: &Stop,
+        latest: &watch::Sender<Option<Now>>,
     ) -> Result<(String, JobOutcome), Failure> {
         let root = match self.root(job).await {
             Ok(root) => root,
             Err(failure) => return Ok((String::new(), failed(job, failure))),
         };
         let volume = root.volume.clone();
-        let progress = |now| {
-            latest.send_replace(Some((volume.clone(), now)));
-        };
-        progress(Progress { total: root.size, done: 0, fetched: 0 });
-        let target = Target::new(&job.target, job.force).full(job.full).prepared(job.preparation.clone());
-        let target = target.below(&self.serving.allowed).claimed(claim.clone());
-        match self.restorer.run_as(ids, root, Purpose::Restore(target), &progress).await {
-            Ok(report) => Ok((volume, restored(report))),
-            Err(failure) if self.context().stop.is_raised() => Err(Failure { retry: true, ..failure }),
-            Err(failure) if claim.is_busy() => {
-                tracing::warn!(job = %job.job, %failure, "waiting for another restore");
-                Err(failure)
+        let progress = Progress { total: root.size, done: 0, fetched: 0 };
+        latest.send_replace(Some(Now { volume: volume.clone(), progress, undo: None }));
+        let target = self.target(job, claim.clone(), stop.clone());
+        let (mut undo, mut is_writing) = (None, false);
+        let restoring = async {
+            let now = |undo, total, done, fetched| {
+                let progress = Progress { total, done, fetched };
+                latest.send_replace(Some(Now { volume: volume.clone(), progress, undo }));
+            };
+            let mut target = target;
+            if let Some(id) = job.more.as_ref().and_then(|more| more.undo) {
+                let held = target.clone().with_content();
+                undo = self.restorer.keep(&root, &held, id, |done, total| now(None, total, done, 0)).await?;
+                target = if undo.is_some() { held } else { target };
             }
-            Err(failure) => Ok((volume, failed(job, failure))),
+            is_writing = true;
+            let progress = |p: Progress| now(undo, p.total, p.done, p.fetched);
+            self.restorer.run_as(ids, root.clone(), Purpose::Restore(target), &progress).await
+        };
+        let failure = match restoring.await {
+            Ok(report) => return Ok((volume, restored(report, undo))),
+            Err(failure) => failure,
+        };
+        if self.context().stop.is_raised() {
+            return Err(Failure { retry: true, ..failure });
+        }
+        if claim.is_busy() {
+            tracing::warn!(job = %job.job, %failure, "waiting for another restore");
+            return Err(failure);
+        }
+        let failure = match (stop.is_raised(), is_writing) {
+            (false, _) => failure,
+            (true, is_writing) => unwanted(job, failure, latest.borrow().as_ref().filter(|_| is_writing)),
+        };
+        Ok((volume, failed(job, undoable(job, failure, undo))))
+    }
+
+    fn target(&self, job: &RestoreJob, claim: Claim, stop: Stop) -> Target {
+        let target = Target::new(job.target(), job.force).full(job.full).prepared(job.preparation.clone());
+        let mut target = target.below(&self.serving.allowed).claimed(claim).until(stop);
+        if let Some(more) = &job.more {
+            target = target.only(more.range.map(|(start, end)| start..end)).keep_going(more.keep_going);
+            target = if more.put_back { target.put_back() } else { target };
+        }
+        let Some(donor) = &job.donor else { return target };
+        match self.restorer.donor(&target, donor) {
+            Ok(path) => target.after(path),
+            Err(failure) => {
+                tracing::warn!(job = %job.job, %failure, "everything is fetched");
+                target
+            }
         }
     }
 
@@ -185,13 +258,13 @@ impl Jobs {
     }
 
     /// Keeps the job for this agent and tells how far it is; both may fail without harm.
-    async fn beat(&self, ids: Ids, now: Option<(String, Progress)>, ticket: &Option<Ticket>) {
+    async fn beat(&self, ids: Ids, now: Option<Now>, ticket: &Option<Ticket>) {
         let extended = match ticket {
             Some(ticket) => ticket.extend().await,
             None => Ok(()),
         };
         let told = match now {
-            Some((volume, now)) => self.tell_progress(ids, volume, now).await,
+            Some(now) => self.tell_progress(ids, now).await,
             None => Ok(()),
         };
         if let Err(why) = extended.and(told) {
@@ -199,28 +272,45 @@ impl Jobs {
         }
     }
 
-    async fn tell_progress(&self, ids: Ids, volume: String, now: Progress) -> Result<(), BusError> {
+    async fn tell_progress(&self, ids: Ids, now: Now) -> Result<(), BusError> {
         let Ids { job, session } = ids;
-        let Progress { total, done, .. } = now;
+        let Now { volume, progress: Progress { total, done, .. }, undo } = now;
         let about = About::session(session, volume.clone());
         let statistics = Statistics::default();
-        let payload = messages::Progress { job, session, volume, total, done, statistics };
+        let payload = messages::Progress { job, session, volume, total, done, statistics, undo };
         self.context().bus.broadcast(&Topic::progress(job), Message::new(&about, &payload)).await
     }
 
-    /// Ends the sessions that killed agents left of this job: nobody reads for them any more. One that stays only keeps
-    /// a collection waiting.
-    async fn end_earlier(&self, job: JobId) {
+    /// How the job ended, when it has been done already, or is not wanted any more.
+    async fn noted(&self, job: JobId) -> Result<Option<Ended>, Failure> {
+        let sessions = sessions::of_job(&self.restorer.repository, job).await.map_err(|failure| Failure {
+            retry: true,
+            ..failure.context("cannot ask the store whether a restore has ended already")
+        })?;
+        let ended = sessions.into_iter().find_map(|session| Some((session.volume, session.ended?)));
+        Ok(ended.map(|(volume, outcome)| (job, volume, outcome)))
+    }
+
+    /// Notes how a job ended, for whoever is given it again.
+    async fn note(&self, (job, volume, outcome): &Ended) {
+        let (repository, host) = (&self.restorer.repository, &self.context().host);
+        if let Err(failure) = sessions::note_end(repository, *job, volume, host, outcome).await {
+            tracing::warn!(%job, %failure, "the store does not say that this restore ended: should its agent die now, it may be done again");
+        }
+    }
+
+    /// Ends the sessions of a job that is over: what says so, and those that killed agents left. One that stays only
+    /// keeps a collection waiting.
+    async fn end_sessions(&self, job: JobId) {
         let repository = &self.restorer.repository;
         let ended = async {
-            let sessions = sessions::list(repository).await?;
-            for session in sessions.iter().filter(|one| one.job == job && one.kind == SessionKind::Restore) {
-                sessions::revoke(repository, session).await?;
+            for session in sessions::of_job(repository, job).await? {
+                sessions::revoke(repository, &session).await?;
             }
             Ok::<_, Failure>(())
         };
         if let Err(failure) = ended.await {
-            tracing::debug!(%job, %failure, "cannot look for sessions that earlier attempts left");
+            tracing::debug!(%job, %failure, "cannot look for the sessions of a restore that is over");
         }
     }
 
@@ -233,17 +323,53 @@ impl Jobs {
                 Err(why) if !why.is_transient() || self.context().stop.is_raised() => return Err(why.into()),
                 Err(why) => tracing::warn!(%job, %why, "cannot tell how a restore ended yet"),
             }
-            self.context().environment.sleep(RETRY_PAUSE).await;
+            self.context().environment.sleep(pipeline::RETRY_PAUSE).await;
         }
     }
 }
 
-fn restored(report: Report) -> JobOutcome {
-    let Report { written, kept, compared, zeroed, fetched, notes, .. } = report;
-    JobOutcome::Restored { written, kept, compared, zeroed, fetched, notes }
+fn restored(report: Report, undo: Option<Slot>) -> JobOutcome {
+    let Report { written, kept, compared, zeroed, fetched, notes, copied, rescued, lost, .. } = report;
+    let hole =
+        |Hole { range, why }: Hole| LostRange { offset: range.start, len: range.end - range.start, why };
+    let holes = report.holes.into_iter().take(HOLES_TOLD).map(hole).collect();
+    JobOutcome::Restored {
+        written,
+        kept,
+        compared,
+        zeroed,
+        fetched,
+        notes,
+        copied,
+        rescued,
+        lost,
+        holes,
+        undo,
+    }
+}
+
+/// The failure of a job that was stopped, and how that leaves the target.
+fn unwanted(job: &RestoreJob, failure: Failure, now: Option<&Now>) -> Failure {
+    let (target, why) = (job.target(), failure.why);
+    let why = match now {
+        None => format!("stopped, as asked, before anything of {target} was overwritten ({why})"),
+        Some(Now { progress: Progress { done, total, .. }, .. }) => format!(
+            "stopped, as asked, after {done} of {total} bytes: what was made for it is gone, and of what stood on \
+             {target} before a part is overwritten ({why})"
+        ),
+    };
+    Failure { kind: FailureKind::Revoked, why, ..failure }
+}
+
+/// Says what puts back what stood on the target.
+fn undoable(job: &RestoreJob, failure: Failure, undo: Option<Slot>) -> Failure {
+    let Some(undo) = undo else { return failure };
+    let (target, id, why) = (job.target(), undo.session, failure.why);
+    let why = format!("{why}\nwhat stood on {target} is kept as {id}: `lvkeep undo {id}` puts it back");
+    Failure { why, ..failure }
 }
 
 fn failed(job: &RestoreJob, failure: Failure) -> JobOutcome {
-    tracing::error!(job = %job.job, slot = %job.slot, target = job.target, %failure, "a restore failed");
+    tracing::error!(job = %job.job, slot = %job.slot, target = job.target(), %failure, "a restore failed");
     JobOutcome::Failed { kind: failure.kind, why: failure.why }
 }

@@ -9,9 +9,9 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use agent::{Failure, mounts};
+use agent::{Failure, Stop, mounts};
 use rustix::fs::{
     CWD, FlockOperation, Mode, OFlags, ResolveFlags, SeekFrom, flock, major, minor, openat2, seek,
 };
@@ -20,10 +20,15 @@ use schema::messages::{FailureKind, Preparation};
 use schema::root::Root;
 
 use crate::claim::Claim;
+use crate::keeping;
 use crate::sink::{Before, Opened};
+
+mod allowed;
 
 /// Only root reads a restored disk until somebody decides otherwise.
 const MODE: u32 = 0o600;
+/// Where logical volumes have names that stay.
+const MAPPER: &str = "/dev/mapper";
 
 /// Where to restore to.
 #[derive(Debug, Clone)]
@@ -31,6 +36,7 @@ pub struct Target {
     path: PathBuf,
     force: bool,
     with_content: bool,
+    put_back: bool,
     keep_going: bool,
     donor: Option<PathBuf>,
     full: bool,
@@ -38,6 +44,7 @@ pub struct Target {
     preparation: Preparation,
     allowed: Option<Vec<PathBuf>>,
     claim: Claim,
+    stop: Option<Stop>,
 }
 
 /// What a target is checked against.
@@ -59,6 +66,7 @@ impl Target {
             path: path.into(),
             force,
             with_content: false,
+            put_back: false,
             keep_going: false,
             donor: None,
             full: false,
@@ -66,6 +74,7 @@ impl Target {
             preparation,
             allowed: None,
             claim,
+            stop: None,
         }
     }
 
@@ -73,6 +82,12 @@ impl Target {
     pub fn with_content(mut self) -> Self {
         self.with_content = true;
         self
+    }
+
+    /// It gets back what was kept of it for an undo, and must be what it was then.
+    pub fn put_back(mut self) -> Self {
+        self.put_back = true;
+        self.with_content()
     }
 
     /// Restores the rest when something cannot be read any more; that is zero then, and the report names it.
@@ -121,6 +136,17 @@ impl Target {
         self
     }
 
+    /// Given up when this flag is raised.
+    pub(crate) fn until(mut self, stop: Stop) -> Self {
+        self.stop = Some(stop);
+        self
+    }
+
+    /// What ends it early.
+    pub(crate) fn stop(&self) -> Option<&Stop> {
+        self.stop.as_ref()
+    }
+
     /// What is held of it.
     pub(crate) fn claim(&self) -> &Claim {
         &self.claim
@@ -129,6 +155,11 @@ impl Target {
     /// The path as it was given.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether device-mapper's name for it is used, which stays.
+    pub(crate) fn is_named_by_mapper(&self) -> bool {
+        self.path.starts_with(MAPPER)
     }
 
     /// Whether protection is overridden.
@@ -176,22 +207,6 @@ impl Target {
         &self.preparation
     }
 
-    /// Fails when a place of this name is not allowed.
-    pub(crate) fn check_place(&self, name: &str) -> Result<(), Failure> {
-        let Some(allowed) = &self.allowed else { return Ok(()) };
-        let device = Path::new("/dev").join(name);
-        let fits = |one: &PathBuf| match one.is_absolute() {
-            true => one.starts_with("/dev") && device.starts_with(one),
-            false => one.to_str().is_some_and(|pattern| fits(pattern, name)),
-        };
-        match allowed.iter().any(fits) {
-            true => Ok(()),
-            false => Err(self.refused(format!(
-                "{name} is no logical volume that this agent's configuration allows (as `VG/PATTERN`)"
-            ))),
-        }
-    }
-
     /// Opens the device of a place. One that is larger than the snapshot will be empty behind its end. Blocks.
     pub(crate) fn open_place(&self, device: &Path, at: &Circumstances<'_>) -> Result<Opened, Failure> {
         let path = device.canonicalize().map_err(|why| self.cannot_open(&why))?;
@@ -212,6 +227,35 @@ impl Target {
 
     /// Checks everything, then opens the target and gives it the snapshot's size. Blocks.
     pub(crate) fn open(&self, at: &Circumstances<'_>) -> Result<Opened, Failure> {
+        let path = self.check_path(at)?;
+        let Some(opened) = self.open_there(&path, at)? else {
+            let file = self.open_path(&path, OFlags::CREATE | OFlags::EXCL)?;
+            self.hold_file(&file, &path, Before::Absent)?;
+            let opened = Opened::new(file, path, at.root.volume.clone(), Before::Absent);
+            return self.sized(opened, at.root.size);
+        };
+        let found = opened.file.metadata().map_err(|why| self.cannot_open(&why))?;
+        if self.claim.kept().is_some_and(|kept| keeping::state(&path, &found) != Some(kept)) {
+            return Err(self.refused("it was changed since what it held was kept; nothing was overwritten"));
+        }
+        let is_file = found.is_file();
+        match is_file && (self.range.is_none() || opened.before != Before::Content) {
+            true => self.sized(opened, at.root.size),
+            false => Ok(opened),
+        }
+    }
+
+    /// Checks everything and opens what is there, without changing it; none where there is nothing. Blocks.
+    pub(crate) fn hold(&self, at: &Circumstances<'_>) -> Result<Option<Opened>, Failure> {
+        let path = self.check_path(at)?;
+        match std::fs::symlink_metadata(&path) {
+            Ok(found) if found.is_file() && found.len() == 0 => Ok(None),
+            _ => self.open_there(&path, at),
+        }
+    }
+
+    /// The path without symbolic links, which may be restored to.
+    fn check_path(&self, at: &Circumstances<'_>) -> Result<PathBuf, Failure> {
         self.check_spelling()?;
         if !self.preparation.is_empty() {
             return Err(self.refused(
@@ -221,38 +265,51 @@ impl Target {
         let path = self.resolve()?;
         self.check_allowed(&path)?;
         self.check_forbidden(&path, at.forbidden)?;
-        let volume = at.root.volume.clone();
-        let metadata = match std::fs::symlink_metadata(&path) {
+        Ok(path)
+    }
+
+    fn open_there(&self, path: &Path, at: &Circumstances<'_>) -> Result<Option<Opened>, Failure> {
+        let metadata = match std::fs::symlink_metadata(path) {
             Ok(metadata) => metadata,
-            Err(why) if why.kind() == io::ErrorKind::NotFound => {
-                let file = self.open_path(&path, OFlags::CREATE | OFlags::EXCL)?;
-                self.hold_file(&file, &path, Before::Absent)?;
-                return self.sized(Opened::new(file, path, volume, Before::Absent), at.root.size);
-            }
+            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(why) => return Err(self.cannot_open(&why)),
         };
-        self.check_source(&path, &metadata, at)?;
-        let kind = metadata.file_type();
+        self.check_same(path, &metadata)?;
+        self.check_source(path, &metadata, at)?;
+        let (kind, volume) = (metadata.file_type(), at.root.volume.clone());
         if kind.is_file() {
-            self.check_file(&path, &metadata)?;
-            let file = self.open_path(&path, OFlags::empty())?;
-            let before = self.claim_file(&file, &path)?;
-            let opened = Opened::new(file, path, volume, before);
-            return match (&self.range, before) {
-                (Some(_), Before::Content) => {
-                    self.size_for(&opened.file, at.root)?;
-                    Ok(opened)
-                }
-                _ => self.sized(opened, at.root.size),
+            self.check_file(path, &metadata)?;
+            let file = match self.claim.held(&metadata) {
+                Some(file) => file,
+                None => self.open_path(path, OFlags::empty())?,
             };
+            let before = self.claim_file(&file, path)?;
+            if self.range.is_some() && before == Before::Content {
+                self.size_for(&file, at.root)?;
+            }
+            return Ok(Some(Opened::new(file, path.to_owned(), volume, before)));
         }
         if !kind.is_block_device() {
             return Err(self.refused("it is neither a regular file nor a block device"));
         }
         self.check_unmounted(&metadata)?;
-        let file = self.open_device(&path, &metadata)?;
+        let file = self.open_device(path, &metadata)?;
         self.check_device_size(&file, at.root)?;
-        Ok(Opened::new(file, path, volume, Before::Content))
+        Ok(Some(Opened::new(file, path.to_owned(), volume, Before::Content)))
+    }
+
+    /// Whether what is to be put back would come where it was: a name may mean something else by now.
+    fn check_same(&self, path: &Path, metadata: &Metadata) -> Result<(), Failure> {
+        if !self.put_back || self.force || self.is_named_by_mapper() {
+            return Ok(());
+        }
+        let why = match (path != self.path, metadata.file_type().is_block_device()) {
+            (true, _) => "it is a link by now, and was none",
+            (false, true) => "a device may have another name by now: look what this one is",
+            (false, false) => return Ok(()),
+        };
+        let path = self.path.display();
+        Err(Failure::refused(format!("cannot put back what stood on {path}: {why}; force overwrites it")))
     }
 
     fn refused(&self, why: impl std::fmt::Display) -> Failure {
@@ -264,15 +321,6 @@ impl Target {
             FailureKind::Device,
             format!("cannot open {} to restore to it: {why}", self.path.display()),
         )
-    }
-
-    /// Paths from elsewhere must say plainly where they lead.
-    fn check_spelling(&self) -> Result<(), Failure> {
-        let plain = |component| !matches!(component, Component::ParentDir);
-        match self.allowed.is_none() || (self.path.is_absolute() && self.path.components().all(plain)) {
-            true => Ok(()),
-            false => Err(self.refused("an agent takes absolute paths without `..` only")),
-        }
     }
 
     fn resolve(&self) -> Result<PathBuf, Failure> {
@@ -296,23 +344,6 @@ impl Target {
             return Err(self.refused("there is no such device, and devices are never made"));
         }
         Ok(folder.join(name))
-    }
-
-    fn check_allowed(&self, path: &Path) -> Result<(), Failure> {
-        let Some(allowed) = &self.allowed else { return Ok(()) };
-        let is_device = || std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device());
-        let below = |folder: &PathBuf| {
-            let named_device = folder.starts_with("/dev")
-                && self.path.starts_with(folder)
-                && path.starts_with("/dev")
-                && is_device()
-                && only_root_names(&self.path);
-            named_device || folder.canonicalize().is_ok_and(|folder| path.starts_with(folder))
-        };
-        match allowed.iter().any(below) {
-            true => Ok(()),
-            false => Err(self.refused("it is not below a folder that this agent's configuration allows")),
-        }
     }
 
     fn check_forbidden(&self, path: &Path, forbidden: &[PathBuf]) -> Result<(), Failure> {
@@ -403,8 +434,12 @@ impl Target {
     /// tells other restores from the rest, and keeps them away where the device is in use by force; whoever has the
     /// device exclusively does not need it, and udev may have it for a moment.
     fn open_device(&self, path: &Path, metadata: &Metadata) -> Result<File, Failure> {
+        if let Some(held) = self.claim.held(metadata) {
+            return Ok(held);
+        }
         match open_exactly(path, OFlags::EXCL) {
             Ok(file) => {
+                self.claim.keep(&file);
                 if let Err(why) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
                     tracing::debug!(path = %path.display(), %why, "opened exclusively, without a lock");
                 }
@@ -414,6 +449,7 @@ impl Target {
                 let file = self.open_path(path, OFlags::empty())?;
                 self.claim.lock(&file, path)?;
                 if self.force {
+                    self.claim.keep(&file);
                     tracing::warn!(path = %path.display(), "overwriting a device that is in use, by force");
                     return Ok(file);
                 }
@@ -463,32 +499,6 @@ impl Target {
             }
         }
     }
-}
-
-/// Whether a name fits a pattern in which `*` stands for anything but a slash.
-fn fits(pattern: &str, name: &str) -> bool {
-    let (patterns, names) = (pattern.split('/'), name.split('/'));
-    patterns.clone().count() == names.clone().count()
-        && patterns.zip(names).all(|(pattern, name)| part_fits(pattern, name))
-}
-
-fn part_fits(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((before, after)) => name.strip_prefix(before).is_some_and(|rest| {
-            let mut rests = (0..=rest.len()).filter_map(|at| rest.get(at..));
-            rests.any(|rest| part_fits(after, rest))
-        }),
-    }
-}
-
-/// Whether every folder above `path`, up to `/dev`, is one that only root changes (`/dev/shm` is not).
-fn only_root_names(path: &Path) -> bool {
-    let trusted = |folder: &Path| {
-        let metadata = std::fs::symlink_metadata(folder);
-        metadata.is_ok_and(|m| m.is_dir() && m.uid() == 0 && m.mode() & 0o022 == 0)
-    };
-    path.ancestors().skip(1).take_while(|folder| folder.starts_with("/dev")).all(trusted)
 }
 
 /// Opens a resolved path for writing and follows no symbolic link on the way.

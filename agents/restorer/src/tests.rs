@@ -1,5 +1,6 @@
 //! Restores of small repositories that are built by hand, from memory and from a directory.
 
+mod asked;
 mod comparing;
 mod counting;
 mod damage;

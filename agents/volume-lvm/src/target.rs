@@ -105,6 +105,11 @@ impl Targets for LvmTargets {
             kind: OnceLock::new(),
         })))
     }
+
+    fn read_at(&self, target: &str) -> Result<PathBuf, Failure> {
+        self.path(target)
+            .map_err(|why| Failure::refused(format!("cannot read what stands on {target}: {why}")))
+    }
 }
 
 /// Bytes of a snapshot that are not known to be zero.
@@ -158,13 +163,12 @@ impl Place for LvmPlace {
         Ok(volume.device().into())
     }
 
+    async fn check_alone(&self, device: &File) -> Result<(), Failure> {
+        self.alone(device).await.map(drop)
+    }
+
     async fn ready(&self, device: &File) -> Result<(), Failure> {
-        let volume = self.volume()?;
-        let now = self.found().await?;
-        if now.uuid != volume.uuid {
-            return Err(self.refused("another volume has its name by now"));
-        }
-        self.check_alone(&now, device).await?;
+        let now = self.alone(device).await?;
         for one in &self.plan.drop {
             commands::remove(&self.tools, one).await.map_err(|why| cannot(&self.name, &why))?;
         }
@@ -247,10 +251,15 @@ impl LvmPlace {
         inventory.find(vg, lv).cloned().ok_or_else(|| self.refused("it is gone"))
     }
 
-    /// Opening a device for oneself alone keeps mounts and other devices away, and no process that merely opened it.
-    async fn check_alone(&self, volume: &LogicalVolume, device: &File) -> Result<(), Failure> {
+    /// The volume as it is now, which is still the one that was found. Opening a device for oneself alone keeps mounts
+    /// and other devices away, and no process that merely opened it.
+    async fn alone(&self, device: &File) -> Result<LogicalVolume, Failure> {
+        let volume = self.found().await?;
+        if volume.uuid != self.volume()?.uuid {
+            return Err(self.refused("another volume has its name by now"));
+        }
         for look in 1..=LOOKS {
-            if self.opened(volume).await? <= 1 {
+            if self.opened(&volume).await? <= 1 {
                 break;
             }
             if look == LOOKS && !self.force {
@@ -264,7 +273,7 @@ impl LvmPlace {
         // What was opened is the volume that was checked, and not another that came to its device's name.
         let size = rustix::fs::seek(device, rustix::fs::SeekFrom::End(0)).map_err(io::Error::from);
         match size {
-            Ok(size) if size == volume.size => Ok(()),
+            Ok(size) if size == volume.size => Ok(volume),
             Ok(size) => Err(self.refused(format!("its device has {size} bytes, LVM says {}", volume.size))),
             Err(why) => Err(self.refused(why)),
         }

@@ -147,7 +147,8 @@ impl LvmVolumes {
 #[async_trait]
 impl Volumes for LvmVolumes {
     async fn open(&self, opening: &Opening<'_>) -> Result<Arc<dyn Volume>, VolumeError> {
-        let Some(place) = self.shared.place_of(opening.source) else {
+        let place = self.shared.place_of(opening.source).filter(|_| !opening.plain);
+        let Some(place) = place else {
             return self.shared.inner.open(opening).await;
         };
         if place.or_path && !self.shared.tools.has("lvs") {

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FailureKind, Group, Payload, at_most, inside_volume};
+use super::{FailureKind, Group, Payload, at_most, inside_volume, is_false};
 use crate::limits::{EXTENT_MAX, EXTENT_PIECES_MAX, LEAF_RUNS_MAX, LEAF_SPAN, UNCHANGED_RANGES_MAX};
 use crate::root::Tracking;
 use crate::{ChunkId, FormatError, PackId, ReadingId, RepoId, Result, SessionId};
@@ -33,6 +33,9 @@ pub struct ReadVolume {
     /// Which of the session's requests this is; [`SessionEvent::Read`] says it again. An empty list of leaves asks
     /// only whether the source is still unchanged.
     pub request: u32,
+    /// A logical volume is read as the device that it is, and no snapshot of it is taken.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub plain: bool,
 }
 payload!(ReadVolume, read => read.group.as_ref().map_or(Ok(()), Group::check));
 

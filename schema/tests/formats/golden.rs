@@ -69,6 +69,7 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("config-plain", config().encode(&plain, NONCE).unwrap()),
         ("root-plain", root().seal(&plain, &slot.snapshot(), NONCE).unwrap()),
         ("session-plain", session().seal(&plain, &names::session(session_id()), NONCE).unwrap()),
+        ("session-ended", ended_session().seal(&plain, &names::session(session_id()), NONCE).unwrap()),
         ("forgotten-plain", forgotten().seal(&plain, &slot.forgotten(), NONCE).unwrap()),
         ("epoch-plain", epoch().seal(&plain, &names::epoch(3), NONCE).unwrap()),
         ("verdict-plain", verdict().seal(&plain, &names::verdict(3), NONCE).unwrap()),
@@ -224,6 +225,7 @@ fn objects_open() {
         opens(&format!("epoch{plain}"), writer, &names::epoch(3), &epoch());
         opens(&format!("verdict{plain}"), writer, &names::verdict(3), &verdict());
     }
+    opens("session-ended", &plain_writer(), &names::session(session_id()), &ended_session());
     assert_eq!(root().check(slot).unwrap(), root());
 }
 

@@ -47,10 +47,21 @@ fn jobs() -> Vec<Sample> {
             name: "web".into(),
             members: vec!["vg0/web".into(), "vg0/web-data".into()],
         }),
+        plain: false,
     };
+    let plain = BackupJob { group: None, plain: true, ..backup.clone() };
     let restore = |preparation| {
         let target = "/dev/vg1/back".into();
-        RestoreJob { job: job(), slot: slot(), target, force: true, preparation, full: false }
+        RestoreJob {
+            job: job(),
+            slot: slot(),
+            target,
+            force: true,
+            preparation,
+            full: false,
+            donor: None,
+            more: None,
+        }
     };
     let prepared = Preparation {
         create: Some(NewVolume::Thin { pool: "pool".into() }),
@@ -64,7 +75,33 @@ fn jobs() -> Vec<Sample> {
         zeroed: 2,
         fetched: 3,
         notes: vec!["vg1/back was made".into()],
+        copied: 0,
+        rescued: 0,
+        lost: 0,
+        holes: Vec::new(),
+        undo: None,
     };
+    let lost = JobOutcome::Restored {
+        written: 1,
+        kept: 4,
+        compared: 5,
+        zeroed: 2,
+        fetched: 3,
+        notes: Vec::new(),
+        copied: 6,
+        rescued: 7,
+        lost: 4096,
+        holes: vec![LostRange { offset: 8192, len: 4096, why: "packs/00/0: not found".into() }],
+        undo: Some(slot()),
+    };
+    let asked = RestoreJob { donor: Some("/dev/vg1/first".into()), ..restore(Preparation::default()) };
+    let asked = asked.asking(More {
+        range: Some((4096, 12_288)),
+        keep_going: true,
+        undo: Some(job()),
+        put_back: true,
+        ..More::default()
+    });
     let full = RestoreJob { full: true, ..restore(Preparation::default()) };
     let sealed = |notes, post_failed| JobOutcome::Sealed {
         slot: slot(),
@@ -78,9 +115,15 @@ fn jobs() -> Vec<Sample> {
     };
     let noted = sealed(vec!["something was left out".into()], Some("exit status: 7".into()));
     let (session, volume, statistics) = (session_id(), VOLUME.into(), statistics());
-    let progress = Progress { job: job(), session, volume, total: 10 << 30, done: 1 << 30, statistics };
+    let progress =
+        Progress { job: job(), session, volume, total: 10 << 30, done: 1 << 30, statistics, undo: None };
+    let kept = Progress { undo: Some(slot()), ..progress.clone() };
     vec![
         sample("", backup, b""),
+        sample("-Plain", plain, b""),
+        sample("-More", asked, b""),
+        sample("-Lost", done(lost), b""),
+        sample("-Kept", kept, b""),
         sample("", restore(Preparation::default()), b""),
         sample("-Prepared", restore(prepared), b""),
         sample("-Sealed", done(sealed(Vec::new(), None)), b""),
@@ -105,11 +148,14 @@ fn readings() -> Vec<Sample> {
         force: true,
         allow_changes: false,
         group: None,
+        plain: false,
     };
+    let plain = ReadVolume { plain: true, ..read.clone() };
     let pieces = vec![(5, false), (3, true)];
     let extent = Extent { session: session_id(), reading: reading(), offset: 4096, pieces, force: false };
     vec![
         sample("", read, b""),
+        sample("-Plain", plain, b""),
         sample("", CloseReading { session: session_id(), host: "host-a".into(), committed: true }, b""),
         sample("", extent, b"hello\0\0\0"),
         sample("", AskParentLeaf { session: session_id(), leaf: 7 }, b""),
@@ -195,7 +241,49 @@ fn others() -> Vec<Sample> {
         sample("", Refusal { why: "not my shard".into() }, b""),
         sample("", Flush { session: session_id() }, b""),
         sample("", Cancel { session: session_id() }, b""),
+        sample("", StopRestore { job: job() }, b""),
         sample("", WhoIsThere { reply: "answers.1".into() }, b""),
         sample("", agent, b""),
     ]
+}
+
+/// What a job was before there was more to ask for.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct OldRestoreJob {
+    target: String,
+    force: bool,
+}
+
+impl Payload for OldRestoreJob {
+    const NAME: &'static str = "RestoreJob";
+}
+
+/// An agent that knows less passes over what it does not know. So the target that it sees is none that it restores to.
+#[test]
+fn an_old_agent_is_told_no_target_that_it_would_overwrite() {
+    let plain = RestoreJob {
+        job: job(),
+        slot: slot(),
+        target: "/dev/vg1/back".into(),
+        force: true,
+        preparation: Preparation::default(),
+        full: false,
+        donor: None,
+        more: None,
+    };
+    let seen =
+        |job: &RestoreJob| Message::new(&About::nothing(), job).read::<OldRestoreJob>().unwrap().target;
+    assert_eq!(seen(&plain.clone().asking(More::default())), "/dev/vg1/back");
+    for more in [
+        More { range: Some((0, 4096)), ..More::default() },
+        More { keep_going: true, ..More::default() },
+        More { undo: Some(job()), ..More::default() },
+        More { put_back: true, ..More::default() },
+    ] {
+        let job = plain.clone().asking(more);
+        assert_eq!((seen(&job).as_str(), job.target()), (NEEDS_NEWER_AGENT, "/dev/vg1/back"));
+        let careless = RestoreJob { target: "/dev/vg1/back".into(), ..job };
+        Message::new(&About::nothing(), &careless).read::<RestoreJob>().unwrap_err();
+    }
+    assert!(!NEEDS_NEWER_AGENT.contains('/'));
 }

@@ -9,6 +9,7 @@ use schema::epoch::{Epoch, Verdict};
 use schema::keys::{DataKey, FrameKey, Identity, SealedKey, WriterKey};
 use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Leaf, Node, Piece};
+use schema::messages::{FailureKind, JobOutcome};
 use schema::names::Slot;
 use schema::pack::{PackBuilder, PackHeader};
 use schema::root::{Forgotten, Root, Statistics, Tracking};
@@ -187,7 +188,14 @@ pub fn session() -> Session {
         host: "host-a".to_owned(),
         started_ms: 1_700_000_000_000,
         checkpoint: Some(Checkpoint { reading: reading(), size: 10 << 30, leaves }),
+        ended: None,
     }
+}
+
+/// What says that a restore's job is over.
+pub fn ended_session() -> Session {
+    let failed = JobOutcome::Failed { kind: FailureKind::Revoked, why: "stopped".to_owned() };
+    Session { kind: SessionKind::Restore, slot: None, checkpoint: None, ended: Some(failed), ..session() }
 }
 
 pub fn epoch() -> Epoch {

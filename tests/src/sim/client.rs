@@ -68,6 +68,7 @@ async fn one_job(world: &World, volume: usize, host: usize, allow_changes: bool)
         tags: Vec::new(),
         allow_changes,
         group: None,
+        plain: false,
     };
     let about = About { session: None, volume: request.volume.clone() };
     let bus = world.wires.bus("client");

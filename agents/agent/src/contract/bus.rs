@@ -77,6 +77,7 @@ pub async fn all(fixture: &Fixture) {
     messages_arrive_whole(fixture).await;
     each_goes_to_one(fixture).await;
     dropped_comes_again(fixture).await;
+    confirmed_is_over(fixture).await;
     again_comes_later(fixture).await;
     done_is_final(fixture).await;
     held_tickets_do_not_stop_the_rest(fixture).await;
@@ -151,6 +152,16 @@ pub async fn dropped_comes_again(fixture: &Fixture) {
     let second = fixture.within("the second delivery", deliveries.next()).await.expect("a delivery");
     assert_eq!((second.attempt, &second.message), (2, &first.message));
     second.ticket.done().await.expect("settled");
+}
+
+/// A delivery whose settling is confirmed never comes again.
+pub async fn confirmed_is_over(fixture: &Fixture) {
+    let queue = Queue::reads(&fixture.name("confirmed"));
+    fixture.publish(&queue, labelled("it", "body")).await;
+    let mut deliveries = fixture.consume(&fixture.far, &queue).await;
+    let first = fixture.within("the delivery", deliveries.next()).await.expect("a delivery");
+    fixture.within("confirmed", first.ticket.confirmed()).await.expect("settled");
+    assert!(fixture.never(deliveries.next()).await.is_none(), "it came again");
 }
 
 /// A delivery that is put off comes again, and says so.

@@ -235,6 +235,14 @@ impl Settle for FaultySettle {
         ticket.done().await
     }
 
+    async fn confirmed(&self) -> Result<(), BusError> {
+        let Some(ticket) = self.ticket.lock().await.take() else { return Ok(()) };
+        match self.dice.falls(self.dice.faults.done_lost, &self.dice.done_lost) {
+            true => Err(BusError::Unreachable("no answer to a settled message".into())),
+            false => ticket.confirmed().await,
+        }
+    }
+
     async fn again(&self, delay: Duration) -> Result<(), BusError> {
         match self.ticket.lock().await.take() {
             Some(ticket) => ticket.again(delay).await,

@@ -100,6 +100,7 @@ impl World {
             host: "host".into(),
             started_ms: 0,
             checkpoint: None,
+            ended: None,
         }
     }
 

@@ -78,6 +78,7 @@ impl Driver {
             total: reading.geometry.size(),
             done: reading.coverage.count().covered,
             statistics: self.totals(),
+            undo: None,
         };
         let message = Message::new(&self.about, &progress);
         // Progress that is lost is not missed.

@@ -180,6 +180,7 @@ impl World {
             tags: vec!["daily".into()],
             allow_changes: false,
             group: None,
+            plain: false,
         }
     }
 

@@ -164,6 +164,7 @@ async fn a_session_that_had_committed_is_found_by_whoever_takes_over() {
         host: "conductor".into(),
         started_ms: 0,
         checkpoint: None,
+        ended: None,
     };
     let key = names::session(left.id);
     world.repository.store.put(&key, world.repository.seal(&key, &left).unwrap()).await.unwrap();

@@ -208,6 +208,7 @@ fn request(session: SessionId, source: &str) -> ReadVolume {
         allow_changes: false,
         group: None,
         request: 3,
+        plain: false,
     }
 }
 

@@ -6,6 +6,7 @@ use schema::names::Slot;
 use schema::root::{Statistics, Tracking};
 use schema::{ReadingId, SessionId, VolumeKey};
 
+use super::allowed::only_root_names;
 use super::*;
 
 fn root(size: u64) -> Root {

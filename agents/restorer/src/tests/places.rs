@@ -13,6 +13,8 @@ use schema::messages::{About, FailureKind, JobDone, JobOutcome, Message, Prepara
 use schema::names;
 
 use super::fixture::{CHUNK, Fixture, noise, serving};
+use crate::claim::Claim;
+use crate::restorer::{Ids, Purpose};
 use crate::{Restorer, Target};
 
 const MIB: usize = 1 << 20;
@@ -202,7 +204,16 @@ async fn an_agent_restores_to_places_that_it_allows() {
         let agent = tokio::spawn(async move { restorer.run(serving(folders)).await });
         let job = fixture.context.environment.job_id();
         let (slot, preparation) = (root.slot, Preparation::default());
-        let order = RestoreJob { job, slot, target: "vg/lv".into(), force: false, preparation, full: false };
+        let order = RestoreJob {
+            job,
+            slot,
+            target: "vg/lv".into(),
+            force: false,
+            preparation,
+            full: false,
+            donor: None,
+            more: None,
+        };
         let bus = &fixture.context.bus;
         bus.publish(&Queue::restores("host"), Message::new(&About::nothing(), &order)).await.unwrap();
         let mut deliveries = bus.consume(&Queue::done(job), 1).await.unwrap();
@@ -223,6 +234,25 @@ async fn an_agent_restores_to_places_that_it_allows() {
         agent.abort();
         let _ = agent.await;
     }
+}
+
+/// Until nobody can be given the job again, which would overwrite what was written since.
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_held_until_its_job_is_over() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    let volume = Volume::of(&fixture, MIB);
+    let environment = &fixture.context.environment;
+    let ids = Ids { job: environment.job_id(), session: environment.session_id() };
+    let claim = Claim::of(ids.job);
+    let target = Target::new("vg/lv", false).claimed(claim.clone());
+    let restorer = volume.restorer(&fixture);
+    restorer.run_as(ids, root, Purpose::Restore(target), &|_| ()).await.unwrap();
+    let device = File::open(&volume.device).unwrap();
+    let failure = Claim::default().lock(&device, &volume.device).unwrap_err();
+    assert!(failure.why.contains("another restore"), "{failure}");
+    claim.let_go();
+    Claim::default().lock(&device, &volume.device).unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -128,6 +128,7 @@ impl Shared {
             reading: None,
             parent: None,
             group: None,
+            plain: true,
         };
         let device = self.inner.open(&inner).await?;
         if device.info().size != origin.size {

@@ -39,6 +39,17 @@ async fn what_is_no_logical_volume_runs_no_tool() {
 }
 
 #[tokio::test]
+async fn a_volume_that_is_held_is_read_as_the_device_that_it_is() {
+    let host = Host::new(&[linear("vg0", "web")]);
+    let volumes = host.volumes(host.settings());
+    let plain = Opening { plain: true, ..opening("vg0/web", session(1), repository(1), None) };
+    volumes.open(&plain).await.unwrap();
+    volumes.close(session(1), true).await;
+    assert_eq!(host.inner.opened.lock().unwrap().len(), 1);
+    assert_eq!(host.ran(""), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_run_takes_a_snapshot_and_keeps_it_for_the_next() {
     let host = Host::new(&[linear("vg0", "web")]);
     let (volumes, r) = (host.volumes(host.settings()), repository(1));

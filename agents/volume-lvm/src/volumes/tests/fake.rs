@@ -169,7 +169,7 @@ pub(super) fn opening<'a>(
     repository: RepoId,
     parent: Option<SessionId>,
 ) -> Opening<'a> {
-    Opening { source, volume: source, session, repository, reading: None, parent, group: None }
+    Opening { source, volume: source, session, repository, reading: None, parent, group: None, plain: false }
 }
 
 /// Devices that read as zero, all of 1 GiB.

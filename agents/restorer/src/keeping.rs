@@ -1,0 +1,251 @@
+//! Keeps what stands on a target as a snapshot, before the first byte of it is overwritten; `undo` puts it back.
+//!
+//! It is a backup like any other, by whoever conducts and reads for this host, of a volume that is named after the
+//! target. Meanwhile the target is held: a device is open for this restore alone, and what a file was when it was kept
+//! is what it must be when it is overwritten, or nothing is.
+
+use std::fs::{File, Metadata};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use agent::repository::AtSlot;
+use agent::{Failure, Queue, Stop, Topic};
+use schema::limits::VOLUME_NAME_MAX;
+use schema::messages::{self, About, BackupJob, FailureKind, JobDone, JobOutcome, Message};
+use schema::names::Slot;
+use schema::root::Root;
+use schema::state::FileState;
+use schema::{JobId, ReadingId};
+
+use crate::pipeline;
+use crate::restorer::{Restorer, blocking};
+use crate::sink::Before;
+use crate::target::{Circumstances, Target};
+
+/// What names of volumes begin with that are kept for an undo; the host and the target follow.
+pub const UNDO: &str = "undo/";
+
+/// A target that is held.
+struct Held {
+    file: File,
+    path: PathBuf,
+    /// Its name for the reader, which stays whatever folder or link leads there.
+    source: String,
+}
+
+impl Restorer {
+    /// Checks a target as a restore does, and keeps what it holds by a backup of the id `undo`. Says where that is, once
+    /// it is committed; none where there is nothing to be kept. `target` and its clones hold it from then on.
+    ///
+    /// The same id again finds what was kept first. What stands there by then is kept as well when it may be something
+    /// else: what an attempt that died had overwritten, or what somebody has written since.
+    /// Progress is bytes done and all of them.
+    pub async fn keep(
+        &self,
+        root: &Root,
+        target: &Target,
+        undo: JobId,
+        progress: impl Fn(u64, u64),
+    ) -> Result<Option<Slot>, Failure> {
+        // What would be refused only afterwards.
+        self.keys().check().map_err(|why| why.context(format!("cannot restore {}", root.volume)))?;
+        let Some(held) = self.hold(root, target, undo).await? else { return Ok(None) };
+        let name = target.path().display();
+        let kept = self.kept(&held, target.stop(), undo, progress).await;
+        let (first, now) = kept.map_err(|failure| {
+            failure.context(format!("cannot keep what stands on {name}, which was not changed"))
+        })?;
+        if let Some(state) = held.state()? {
+            if state != now.reading {
+                return Err(Failure::refused(format!(
+                    "{name} was changed just after it was kept as {}; nothing was overwritten: see who writes there, and \
+                     start again",
+                    now.slot.session
+                )));
+            }
+            target.claim().kept_as(state);
+        }
+        Ok(Some(first))
+    }
+
+    async fn hold(&self, root: &Root, target: &Target, undo: JobId) -> Result<Option<Held>, Failure> {
+        if target.preparation().create.is_some() {
+            return Err(Failure::refused(format!(
+                "{} is to be made: it holds nothing to be kept",
+                target.path().display()
+            )));
+        }
+        let place = self.find(undo, root, target.part(root)?, target).await?;
+        let device = match &place {
+            Some(place) => Some(place.make().await?),
+            None => None,
+        };
+        let (host, forbidden) = (self.context.host.clone(), self.settings.forbidden.clone());
+        let (to, of) = (target.clone(), root.clone());
+        let opened = blocking(move || {
+            let circumstances = Circumstances { root: &of, host: &host, forbidden: &forbidden };
+            match device {
+                Some(device) => to.open_place(&device, &circumstances).map(Some),
+                None => to.hold(&circumstances),
+            }
+        })
+        .await?;
+        let Some(opened) = opened.filter(|opened| opened.before == Before::Content) else { return Ok(None) };
+        let source = match &place {
+            Some(place) => {
+                place.check_alone(&opened.file).await?;
+                self.read_at(target)?
+            }
+            None if target.is_named_by_mapper() => target.path().to_owned(),
+            None => opened.path.clone(),
+        };
+        let Some(source) = source.to_str().map(str::to_owned) else {
+            let name = target.path().display();
+            return Err(Failure::refused(format!("{name}: an undo needs a target whose name is text")));
+        };
+        Ok(Some(Held { file: opened.file, path: opened.path, source }))
+    }
+
+    /// The path at which what is written to a target is read.
+    pub(crate) fn read_at(&self, target: &Target) -> Result<PathBuf, Failure> {
+        match (&self.targets, target.path().to_str()) {
+            (Some(targets), Some(name)) => targets.read_at(name),
+            _ => Ok(target.path().to_owned()),
+        }
+    }
+
+    /// The path of a target that the same snapshot was restored to, which an agent may read.
+    pub(crate) fn donor(&self, target: &Target, name: &str) -> Result<PathBuf, Failure> {
+        let path = self.read_at(&Target::new(name, false))?;
+        target.check_donor(name, &path).map(|()| path)
+    }
+
+    /// Where what stood there first is kept, and the snapshot of what stands there now.
+    async fn kept(
+        &self,
+        held: &Held,
+        stop: Option<&Stop>,
+        undo: JobId,
+        progress: impl Fn(u64, u64),
+    ) -> Result<(Slot, Root), Failure> {
+        let host = self.context.host.to_string();
+        let name = held.source.trim_start_matches("/dev/").trim_start_matches('/');
+        let volume = format!("{UNDO}{host}/{name}");
+        if volume.len() > VOLUME_NAME_MAX {
+            return Err(Failure::refused(format!("its name is too long for the volume {volume}")));
+        }
+        let earlier = self.earlier(&volume, undo).await?;
+        if let Some(earlier) = &earlier
+            && held.state()? == Some(earlier.reading)
+        {
+            return Ok((earlier.slot, earlier.clone()));
+        }
+        let job = match &earlier {
+            Some(_) => self.context.environment.job_id(),
+            None => undo,
+        };
+        let source = held.source.clone();
+        let (tags, allow_changes, group, plain) = (Vec::new(), false, None, true);
+        let job = BackupJob { job, volume, host, source, tags, allow_changes, group, plain };
+        let now = self.backed_up(&job, stop.unwrap_or(&self.context.stop), progress).await?;
+        if let Some(earlier) = &earlier {
+            let (first, now) = (earlier.slot.session, now.slot.session);
+            tracing::warn!(%first, %now, source = held.source, "kept again, as an attempt that died left it");
+        }
+        Ok((earlier.map_or(now.slot, |earlier| earlier.slot), now))
+    }
+
+    /// What a backup of this id has kept already.
+    async fn earlier(&self, volume: &str, job: JobId) -> Result<Option<Root>, Failure> {
+        let key = self.repository.key.volume_key(volume);
+        for slot in self.repository.visible_slots(Some(key)).await? {
+            if let AtSlot::Snapshot(root) = self.repository.at_slot(slot).await?
+                && root.job == job
+            {
+                return Ok(Some(*root));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Has a backup made, and waits for its end.
+    async fn backed_up(
+        &self,
+        job: &BackupJob,
+        stop: &Stop,
+        progress: impl Fn(u64, u64),
+    ) -> Result<Root, Failure> {
+        let (bus, done) = (&self.context.bus, Queue::done(job.job));
+        let mut told = bus.subscribe(&Topic::progress(job.job)).await?;
+        let about = About { session: None, volume: job.volume.clone() };
+        bus.publish(&Queue::jobs(), Message::new(&about, job)).await?;
+        let heard = async {
+            loop {
+                let delivery = async { bus.consume(&done, 1).await?.next().await };
+                match delivery.await {
+                    Ok(delivery) => return delivery,
+                    Err(why) => {
+                        tracing::warn!(%why, volume = job.volume, "still waiting for what stands there to be kept");
+                        self.context.environment.sleep(pipeline::RETRY_PAUSE).await;
+                    }
+                }
+            }
+        };
+        let hearing = async {
+            while let Ok(message) = told.next().await {
+                if let Ok(now) = message.read::<messages::Progress>() {
+                    progress(now.done, now.total);
+                }
+            }
+            std::future::pending::<()>().await
+        };
+        let delivery = tokio::select! {
+            biased;
+            delivery = heard => delivery,
+            () = hearing => unreachable!("progress has no end"),
+            () = stop.raised() => return Err(pipeline::stopped(&job.volume)),
+        };
+        let told: JobDone = delivery.message.read()?;
+        // When this is lost, the queue ends by its age.
+        let _ = delivery.ticket.done().await;
+        let _ = bus.retire(&done).await;
+        match told.outcome {
+            JobOutcome::Sealed { slot, .. } => match self.repository.at_slot(slot).await? {
+                AtSlot::Snapshot(root) => Ok(*root),
+                AtSlot::Tombstone | AtSlot::Nothing => {
+                    Err(Failure::new(FailureKind::Revoked, format!("what was kept as {slot} is gone")))
+                }
+            },
+            JobOutcome::Failed { kind, why } => Err(Failure::new(kind, why)),
+            JobOutcome::Restored { .. } => {
+                Err(Failure::new(FailureKind::Other, "the answer to a backup was that of a restore"))
+            }
+        }
+    }
+}
+
+impl Held {
+    /// The reading of a file as it is now; none of a device, which nobody else may open to write.
+    fn state(&self) -> Result<Option<ReadingId>, Failure> {
+        let found = self.file.metadata().map_err(|why| {
+            Failure::new(FailureKind::Device, format!("cannot look at {}: {why}", self.path.display()))
+        })?;
+        Ok(state(&self.path, &found))
+    }
+}
+
+/// The reading of a file in this state, as its reader tells it.
+pub(crate) fn state(path: &Path, found: &Metadata) -> Option<ReadingId> {
+    let time = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+    let state = FileState {
+        path: path.as_os_str().as_bytes(),
+        file_system: found.dev(),
+        device: found.rdev(),
+        inode: found.ino(),
+        size: found.len(),
+        modified: time(found.mtime(), found.mtime_nsec()),
+        changed: time(found.ctime(), found.ctime_nsec()),
+    };
+    found.is_file().then(|| state.reading(&[]))
+}
