@@ -307,6 +307,10 @@ pub struct RestoreArgs {
     /// back
     #[arg(long, conflicts_with_all = ["create", "to_host"])]
     pub undo: bool,
+    /// Keep what is overwritten in this new local file; `apply FILE TARGET` puts it back, with --unfinished when the
+    /// restore was killed
+    #[arg(long, value_name = "FILE")]
+    pub snapback: Option<PathBuf>,
     /// Restore the rest when something cannot be read any more, and list the holes, which read as zero
     #[arg(long, conflicts_with_all = ["verify", "to_host"])]
     pub keep_going: bool,

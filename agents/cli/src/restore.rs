@@ -20,7 +20,7 @@ use crate::app::App;
 use crate::args::{Cli, RestoreArgs, RestoreOptions};
 use crate::embedded::Embedded;
 use crate::progress::Display;
-use crate::{backup, bulk, bus, cat, open, plan, select, text, undo, verify};
+use crate::{backup, bulk, bus, cat, open, plan, select, snapback, text, undo, verify};
 
 /// Holes that are printed for people; `--json` has all that were named.
 const SHOWN: usize = 10;
@@ -81,12 +81,12 @@ struct Hole {
 
 /// `lvkeep restore`.
 pub async fn run(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
-    if let Some(plan) = &args.plan {
-        return bulk::run(app, plan).await;
-    }
-    let clashes = args.options.clashes();
+    let clashes = [args.options.clashes(), snapback::clashes(args)].concat();
     if !clashes.is_empty() {
         Cli::command().error(ErrorKind::ArgumentConflict, clashes.join("\n")).exit();
+    }
+    if let Some(plan) = &args.plan {
+        return bulk::run(app, plan).await;
     }
     app.stop_on_signals()?;
     match &args.options.to_host {
@@ -185,6 +185,9 @@ async fn restore_all(
         let mut target = order.to().only(range.clone()).keep_going(args.keep_going);
         if kept.is_some() {
             target = target.with_content();
+        }
+        if let Some(file) = &args.snapback {
+            target = target.snapback(file);
         }
         if let Some(donor) = &donor {
             target = target.after(donor);

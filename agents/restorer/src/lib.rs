@@ -16,7 +16,9 @@ mod reading;
 mod restorer;
 mod service;
 mod sink;
+mod snapback;
 mod target;
+mod task;
 mod unit;
 
 pub use differences::Differences;

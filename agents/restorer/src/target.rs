@@ -33,6 +33,7 @@ pub struct Target {
     with_content: bool,
     keep_going: bool,
     donor: Option<PathBuf>,
+    kept_in: Option<PathBuf>,
     full: bool,
     range: Option<Range<u64>>,
     preparation: Preparation,
@@ -61,6 +62,7 @@ impl Target {
             with_content: false,
             keep_going: false,
             donor: None,
+            kept_in: None,
             full: false,
             range: None,
             preparation,
@@ -85,6 +87,14 @@ impl Target {
     /// taken is verified like what is fetched. A file that is made shares it on disk where the file system can do that.
     pub fn after(mut self, donor: impl Into<PathBuf>) -> Self {
         self.donor = Some(donor.into());
+        self
+    }
+
+    /// Keeps what is overwritten in a local file, which must not exist: a stream that puts it back. The target must exist,
+    /// may hold something, may be the snapshot's own source, and keeps its size.
+    pub fn snapback(mut self, file: impl Into<PathBuf>) -> Self {
+        self.kept_in = Some(file.into());
+        self.with_content = true;
         self
     }
 
@@ -143,6 +153,11 @@ impl Target {
 
     /// The bytes of the volume that are restored.
     pub(crate) fn part(&self, root: &Root) -> Result<Range<u64>, Failure> {
+        if self.kept_in.is_some() && self.preparation.create.is_some() {
+            return Err(
+                self.refused("a volume that is made holds nothing to be kept: leave the snapback out")
+            );
+        }
         let Some(range) = &self.range else { return Ok(0..root.size) };
         if range.is_empty() || range.end > root.size {
             return Err(self.refused(format!(
@@ -164,6 +179,11 @@ impl Target {
     /// Where the same snapshot stands already.
     pub(crate) fn donor(&self) -> Option<&Path> {
         self.donor.as_deref()
+    }
+
+    /// Where what is overwritten is kept.
+    pub(crate) fn kept_in(&self) -> Option<&Path> {
+        self.kept_in.as_deref()
     }
 
     /// Whether what is damaged is left out.
@@ -225,6 +245,11 @@ impl Target {
         let metadata = match std::fs::symlink_metadata(&path) {
             Ok(metadata) => metadata,
             Err(why) if why.kind() == io::ErrorKind::NotFound => {
+                if self.kept_in.is_some() {
+                    return Err(
+                        self.refused("there is no such file, and nothing to keep: leave the snapback out")
+                    );
+                }
                 let file = self.open_path(&path, OFlags::CREATE | OFlags::EXCL)?;
                 self.hold_file(&file, &path, Before::Absent)?;
                 return self.sized(Opened::new(file, path, volume, Before::Absent), at.root.size);
@@ -237,6 +262,7 @@ impl Target {
             self.check_file(&path, &metadata)?;
             let file = self.open_path(&path, OFlags::empty())?;
             let before = self.claim_file(&file, &path)?;
+            self.check_keeps_size(&file, at.root)?;
             let opened = Opened::new(file, path, volume, before);
             return match (&self.range, before) {
                 (Some(_), Before::Content) => {
@@ -436,6 +462,18 @@ impl Target {
                 root.volume, root.size
             ))),
             (true, Some(range)) => Err(self.refused(format!("it has {size} bytes, and ends before {}", range.end))),
+        }
+    }
+
+    /// What a snapback puts back is bytes, and no length.
+    fn check_keeps_size(&self, file: &File, root: &Root) -> Result<(), Failure> {
+        let size = file.metadata().map_err(|why| self.cannot_open(&why))?.len();
+        match self.kept_in.is_none() || size == root.size || (self.range.is_some() && size > 0) {
+            true => Ok(()),
+            false => Err(self.refused(format!(
+                "the file has {size} bytes and would get {}, which a snapback does not put back; an undo does",
+                root.size
+            ))),
         }
     }
 
