@@ -483,6 +483,8 @@ impl Restorer {
             job,
             preparation: target.preparation(),
             force: target.is_forced(),
+            // One that is written as a whole shares nothing.
+            donor: target.donor().filter(|_| !target.is_full()),
         };
         let Some(place) = targets.find(&wish).await? else { return Ok(None) };
         target.check_place(place.name())?;

@@ -146,9 +146,9 @@ impl Target {
         self.force
     }
 
-    /// Whether nothing that stands there is looked at. A volume that is only made has nothing to be kept.
+    /// Whether nothing that stands there is looked at.
     pub(crate) fn is_full(&self) -> bool {
-        self.full || self.preparation.create.is_some()
+        self.full
     }
 
     /// The bytes of the volume that are restored.

@@ -85,7 +85,10 @@ impl Order {
     }
 
     fn compare(&self, opened: &Opened, may_stay: bool) -> Result<Compare, Failure> {
-        match !self.target.is_full() && !opened.is_zero() && may_stay {
+        // A volume that is only made holds nothing, unless it was made with what another one holds.
+        let is_copy = opened.place.as_ref().is_some_and(|place| place.is_copy());
+        let is_new = self.target.preparation().create.is_some() && !is_copy;
+        match !self.target.is_full() && !is_new && !opened.is_zero() && may_stay {
             true => Reading::of(opened).map(Compare::ToSkip),
             false => Ok(Compare::Nothing),
         }
