@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -35,6 +35,8 @@ pub struct Wish<'a> {
     pub preparation: &'a Preparation,
     /// Overwrites what is in use, and what others lose by it.
     pub force: bool,
+    /// The device or file to which the same snapshot was just restored.
+    pub donor: Option<&'a Path>,
 }
 
 /// Finds targets by name.
@@ -70,6 +72,11 @@ pub trait Place: fmt::Debug + Send + Sync + 'static {
 
     /// Whether what stands there already may be left alone: not where a neighbour that is written may change it.
     fn keeps_equal(&self) -> bool;
+
+    /// Whether it was made with what the wish's donor holds, and shares it: then there is something to compare.
+    fn is_copy(&self) -> bool {
+        false
+    }
 
     /// Whether what reads as zero already is rather left alone: not where zeroing gives room back.
     fn compares_zeroes(&self) -> bool;

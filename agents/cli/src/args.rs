@@ -303,6 +303,10 @@ pub struct RestoreArgs {
     /// its size
     #[arg(long, value_name = "OFFSET+LENGTH", conflicts_with_all = ["create", "verify"])]
     pub range: Option<String>,
+    /// Keep what is overwritten in this new local file; `apply FILE TARGET` puts it back, with --unfinished when the
+    /// restore was killed
+    #[arg(long, value_name = "FILE")]
+    pub snapback: Option<PathBuf>,
     /// Restore to this target, too; repeat for more. What is read from the repository is read once, and files share it
     /// on disk where the file system can
     #[arg(long, value_name = "TARGET", conflicts_with_all = ["group", "range"])]

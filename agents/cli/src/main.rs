@@ -34,6 +34,7 @@ mod send;
 mod sessions;
 mod settings;
 mod show;
+mod snapback;
 mod snapshots;
 mod sources;
 mod status;

@@ -14,8 +14,8 @@ use toml::Spanned;
 
 use crate::args::RestoreOptions;
 use crate::restore::Order;
-use crate::select;
 use crate::settings::AT_ONCE_MAX;
+use crate::{select, snapback};
 
 /// Volumes of one host at once, unless the plan says otherwise.
 pub const AT_ONCE: usize = 2;
@@ -61,6 +61,8 @@ struct VolumeFile {
     verify: bool,
     undo: bool,
     keep_going: bool,
+    /// Refused, and known so that it is said why.
+    snapback: Option<toml::Value>,
 }
 
 /// `true`, or a size.
@@ -130,6 +132,7 @@ impl VolumeFile {
             (self.snapshot.is_empty(), "snapshot is missing"),
             (self.target.is_empty(), "target is missing"),
             (self.host.as_deref() == Some(""), "host has no name"),
+            (self.snapback.is_some(), snapback::IN_PLANS),
             (
                 self.host.is_some() && !around.has_nats,
                 "host: another host's agents are reached by a NATS server only (--nats)",
@@ -319,6 +322,7 @@ verify = true
 [[volume]]
 target = "vg1/c"
 safety_snapshot = "many"
+snapback = "/srv/kept"
 "#;
         let mut wrong = wrong(text);
         wrong.sort();
@@ -330,6 +334,7 @@ safety_snapshot = "many"
             (8, "/dev/vg1/a on here is the target of the volume in line 4"),
             (8, "verify:"),
             (13, "safety_snapshot:"),
+            (13, "snapback:"),
             (13, "snapshot is missing"),
         ];
         assert_eq!(wrong.len(), expected.len(), "{wrong:?}");

@@ -22,7 +22,7 @@ use crate::args::{Cli, RestoreArgs, RestoreOptions};
 use crate::embedded::{self, Embedded};
 use crate::far::{Asked, Far};
 use crate::progress::Display;
-use crate::{bulk, bus, cat, open, plan, select, text, undo, verify};
+use crate::{bulk, bus, cat, open, plan, select, snapback, text, undo, verify};
 
 /// Holes that are printed for people; `--json` has all that were named.
 const SHOWN: usize = 10;
@@ -86,12 +86,12 @@ struct Hole {
 
 /// `lvkeep restore`.
 pub async fn run(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
-    if let Some(plan) = &args.plan {
-        return bulk::run(app, plan).await;
-    }
-    let clashes = args.options.clashes();
+    let clashes = [args.options.clashes(), snapback::clashes(args)].concat();
     if !clashes.is_empty() {
         Cli::command().error(ErrorKind::ArgumentConflict, clashes.join("\n")).exit();
+    }
+    if let Some(plan) = &args.plan {
+        return bulk::run(app, plan).await;
     }
     app.stop_on_signals()?;
     match &args.options.to_host {
@@ -188,6 +188,9 @@ async fn restore_all(
             Some((target, kept)) => (target.clone(), kept.clone()),
             None => (order.to(), None),
         };
+        if let Some(file) = &args.snapback {
+            target = target.snapback(file);
+        }
         if let Some(donor) = donor {
             target = target.after(path(donor)?);
         }

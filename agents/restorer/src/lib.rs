@@ -18,8 +18,10 @@ mod report;
 mod restorer;
 mod service;
 mod sink;
+mod snapback;
 mod stopping;
 mod target;
+mod task;
 mod unit;
 
 pub use differences::Differences;

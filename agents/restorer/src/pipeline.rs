@@ -15,6 +15,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::compare::{copy_equal, leave_equal};
 use crate::plan::{FETCH_MAX, Window};
 use crate::restorer::{Progress, Report};
+use crate::snapback::{keep_whole, keep_window, keep_zeroed};
 use crate::unit::{Unit, Work};
 
 /// Leaves of 64 MiB that are planned together: 256 MiB of the volume, some ten thousand ids.
@@ -170,8 +171,10 @@ async fn resolve(
     fetch_limit: u64,
     sender: mpsc::Sender<Vec<Unit>>,
 ) -> Result<Report, Failure> {
+    keep_whole(&work).await?;
     if work.source.map.root().top.is_none() {
         if !work.part.is_empty() {
+            keep_zeroed(&work, work.part.clone()).await?;
             // Nobody listening any more means that the restore has failed elsewhere.
             let _ = sender.send(vec![Unit::Zero(work.part.clone())]).await;
         }
@@ -220,6 +223,7 @@ async fn resolve_window(work: &Arc<Work>, first: u64, fetch_limit: u64) -> Resul
     let map = |e: Failure| e.context(format!("cannot read the map of {}", work.volume));
     let (mut window, lost) = work.unless_halted(read_window(work, first)).await?.map_err(map)?;
     let mut found = leave_equal(work, &mut window).await?;
+    keep_window(work, &window, &lost).await?;
     found += copy_equal(work, &mut window).await?;
     work.unless_halted(locate(work, &mut window)).await?.map_err(map)?;
     let window = Arc::new(window);

@@ -16,7 +16,7 @@ use schema::limits::LEAF_SPAN;
 use schema::messages::FailureKind;
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
-use schema::{JobId, SessionId};
+use schema::{JobId, SessionId, StreamId};
 use tokio::sync::mpsc;
 
 use crate::compare::Compare;
@@ -26,7 +26,9 @@ use crate::pipeline;
 use crate::reading::Reading;
 pub(crate) use crate::report::{Hole, Progress, Report};
 use crate::sink::{Memory, Opened, Sink};
+use crate::snapback::Snapback;
 use crate::target::{Circumstances, Target};
+use crate::task::{Order, Task};
 use crate::unit::{Source, Turns, Work};
 
 /// Bytes of one part where a range is handed on in order.
@@ -76,17 +78,6 @@ pub(crate) enum Purpose {
     Compare(PathBuf),
     /// To hand on a range of the volume, in order.
     Read(Range<u64>, mpsc::Sender<Vec<u8>>),
-}
-
-/// What is to be done with a snapshot.
-struct Task {
-    sink: Sink,
-    part: Range<u64>,
-    compare: Compare,
-    donor: Option<Reading>,
-    keep_going: bool,
-    /// A restore that is stopped leaves what it has, for its job to go on with.
-    goes_on: bool,
 }
 
 /// Restores snapshots of one repository.
@@ -280,20 +271,21 @@ impl Restorer {
         let work = self.work(source, task);
         let result = pipeline::run(&work, &stop, progress).await;
         let is_to_go_on = self.context.stop.clone();
-        let result = blocking(move || {
-            let finish = || work.sink.zero_behind(&stop).and_then(|()| work.sink.finish());
+        let ended = blocking(move || {
+            let finish = || work.zero_behind(&stop).and_then(|()| work.sink.finish());
             let result = result.and_then(|report| finish().map(|()| report));
             if result.is_err() && !(goes_on && is_to_go_on.is_raised()) {
                 work.sink.give_up();
             }
-            result
-        })
-        .await;
+            Ok((result, work.snapback.as_ref().map(Snapback::end)))
+        });
+        let (result, kept) = ended.await.unwrap_or_else(|failure| (Err(failure), None));
         if let (Some(_), Some(claim), Err(_)) = (&place, claim, &result) {
             // What was made is removed, and must not be open then.
             claim.release();
         }
-        let notes = end_place(place.as_deref(), result.is_ok()).await;
+        let mut notes = end_place(place.as_deref(), result.is_ok()).await;
+        notes.extend(kept);
         match result {
             Ok(report) => Ok(Report { notes, ..report }),
             Err(failure) => Err(with_notes(failure, &notes)),
@@ -365,6 +357,7 @@ impl Restorer {
             sink: task.sink,
             compare: task.compare,
             donor: task.donor,
+            snapback: task.snapback,
             keep_going: task.keep_going,
             turns: self.turns.clone(),
             halt: Stop::default(),
@@ -376,34 +369,31 @@ impl Restorer {
     async fn open(&self, job: JobId, root: Root, target: Target) -> Result<Task, Failure> {
         let part = target.part(&root)?;
         let place = self.find(job, &root, part.clone(), &target).await?;
-        let (host, forbidden) = (self.context.host.clone(), self.settings.forbidden.clone());
+        let (stream, forbidden) =
+            (StreamId::from_bytes(self.context.environment.random()), self.settings.forbidden.clone());
+        let order = Arc::new(Order { root, part, target, stream, forbidden });
+        let host = self.context.host.clone();
         let Some(place) = place else {
             return blocking(move || {
-                let circumstances = Circumstances { root: &root, host: &host, forbidden: &forbidden };
-                begun(target.open(&circumstances)?, part, &target, &root)
+                let Order { root, target, forbidden, .. } = &*order;
+                order.begun(target.open(&Circumstances { root, host: &host, forbidden })?)
             })
             .await;
         };
-        let claim = target.claim().clone();
+        let claim = order.target.claim().clone();
         let opening = async {
             let device = place.make().await?;
-            let (target, root) = (target.clone(), root.clone());
+            let ordered = order.clone();
             let opened = blocking(move || {
-                let circumstances = Circumstances { root: &root, host: &host, forbidden: &forbidden };
-                target.open_place(&device, &circumstances)
+                let Order { root, target, forbidden, .. } = &*ordered;
+                target.open_place(&device, &Circumstances { root, host: &host, forbidden })
             })
             .await?;
             place.ready(&opened.file).await?;
-            Ok(opened)
+            let opened = Opened { place: Some(place.clone()), ..opened };
+            blocking(move || order.begun(opened)).await
         };
-        let opened = match opening.await {
-            Ok(opened) => {
-                let opened = Opened { place: Some(place.clone()), ..opened };
-                blocking(move || begun(opened, part, &target, &root)).await
-            }
-            Err(failure) => Err(failure),
-        };
-        match opened {
+        match opening.await {
             Ok(opened) => Ok(opened),
             // Another restore has it, which ends it.
             Err(failure) if claim.is_busy() => Err(failure),
@@ -431,55 +421,12 @@ impl Restorer {
             job,
             preparation: target.preparation(),
             force: target.is_forced(),
+            // One that is written as a whole shares nothing.
+            donor: target.donor().filter(|_| !target.is_full()),
         };
         let Some(place) = targets.find(&wish).await? else { return Ok(None) };
         target.check_place(place.name())?;
         Ok(Some(place))
-    }
-}
-
-impl Task {
-    /// A part of a volume, all of which is to be written.
-    fn new(sink: Sink, part: Range<u64>) -> Self {
-        Self { sink, part, compare: Compare::Nothing, donor: None, keep_going: false, goes_on: false }
-    }
-}
-
-/// What is to be done to an opened target. It is compared unless it holds nothing, or nothing of it may stay. Blocks.
-fn begun(mut opened: Opened, part: Range<u64>, target: &Target, root: &Root) -> Result<Task, Failure> {
-    let donor = match target.donor() {
-        Some(path) => {
-            // The donor may be gone by now, and it is only a shorter way.
-            let donor = Reading::open(path, root.volume.clone(), root.size);
-            donor.inspect_err(|why| tracing::warn!(%why, "everything is fetched")).ok()
-        }
-        None => None,
-    };
-    if let Some(donor) = &donor {
-        opened.share(donor, &part, root.size);
-    }
-    let may_stay = opened.place.as_ref().is_none_or(|place| place.keeps_equal());
-    if part != (0..root.size) && !may_stay {
-        return Err(Failure::refused(format!(
-            "cannot restore only a range to {}: its thin pool does not zero new blocks, so that somebody else's data \
-             may come up beside the range; restore all of it",
-            target.path().display()
-        )));
-    }
-    let compare = match !target.is_full() && !opened.is_zero() && may_stay {
-        true => Reading::of(&opened).map(Compare::ToSkip),
-        false => Ok(Compare::Nothing),
-    };
-    let sink = Sink::Target(opened);
-    match compare {
-        Ok(compare) => {
-            let (keep_going, goes_on) = (target.keeps_going(), target.claim().is_of_job());
-            Ok(Task { sink, part, compare, donor, keep_going, goes_on })
-        }
-        Err(failure) => {
-            sink.give_up();
-            Err(failure)
-        }
     }
 }
 

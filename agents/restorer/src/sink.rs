@@ -160,6 +160,14 @@ impl Sink {
         }
     }
 
+    /// What lies behind the snapshot's end and is emptied with the rest.
+    pub fn behind(&self) -> Range<u64> {
+        match self {
+            Self::Target(opened) => opened.behind.clone(),
+            Self::Discard | Self::Memory(_) => 0..0,
+        }
+    }
+
     /// Makes what lies behind the snapshot's end read as zero. Blocks.
     pub fn zero_behind(&self, halt: &Stop) -> Result<(), Failure> {
         let Self::Target(opened) = self else { return Ok(()) };

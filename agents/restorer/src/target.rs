@@ -39,6 +39,7 @@ pub struct Target {
     put_back: bool,
     keep_going: bool,
     donor: Option<PathBuf>,
+    kept_in: Option<PathBuf>,
     full: bool,
     range: Option<Range<u64>>,
     preparation: Preparation,
@@ -69,6 +70,7 @@ impl Target {
             put_back: false,
             keep_going: false,
             donor: None,
+            kept_in: None,
             full: false,
             range: None,
             preparation,
@@ -100,6 +102,14 @@ impl Target {
     /// taken is verified like what is fetched. A file that is made shares it on disk where the file system can do that.
     pub fn after(mut self, donor: impl Into<PathBuf>) -> Self {
         self.donor = Some(donor.into());
+        self
+    }
+
+    /// Keeps what is overwritten in a local file, which must not exist: a stream that puts it back. The target must exist,
+    /// may hold something, may be the snapshot's own source, and keeps its size.
+    pub fn snapback(mut self, file: impl Into<PathBuf>) -> Self {
+        self.kept_in = Some(file.into());
+        self.with_content = true;
         self
     }
 
@@ -167,13 +177,18 @@ impl Target {
         self.force
     }
 
-    /// Whether nothing that stands there is looked at. A volume that is only made has nothing to be kept.
+    /// Whether nothing that stands there is looked at.
     pub(crate) fn is_full(&self) -> bool {
-        self.full || self.preparation.create.is_some()
+        self.full
     }
 
     /// The bytes of the volume that are restored.
     pub(crate) fn part(&self, root: &Root) -> Result<Range<u64>, Failure> {
+        if self.kept_in.is_some() && self.preparation.create.is_some() {
+            return Err(
+                self.refused("a volume that is made holds nothing to be kept: leave the snapback out")
+            );
+        }
         let Some(range) = &self.range else { return Ok(0..root.size) };
         if range.is_empty() || range.end > root.size {
             return Err(self.refused(format!(
@@ -195,6 +210,11 @@ impl Target {
     /// Where the same snapshot stands already.
     pub(crate) fn donor(&self) -> Option<&Path> {
         self.donor.as_deref()
+    }
+
+    /// Where what is overwritten is kept.
+    pub(crate) fn kept_in(&self) -> Option<&Path> {
+        self.kept_in.as_deref()
     }
 
     /// Whether what is damaged is left out.
@@ -269,11 +289,18 @@ impl Target {
     }
 
     fn open_there(&self, path: &Path, at: &Circumstances<'_>) -> Result<Option<Opened>, Failure> {
-        let metadata = match std::fs::symlink_metadata(path) {
-            Ok(metadata) => metadata,
-            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(why) => return Err(self.cannot_open(&why)),
-        };
+        let metadata =
+            match std::fs::symlink_metadata(path) {
+                Ok(metadata) => metadata,
+                Err(why) if why.kind() == io::ErrorKind::NotFound => {
+                    return match self.kept_in {
+                        Some(_) => Err(self
+                            .refused("there is no such file, and nothing to keep: leave the snapback out")),
+                        None => Ok(None),
+                    };
+                }
+                Err(why) => return Err(self.cannot_open(&why)),
+            };
         self.check_same(path, &metadata)?;
         self.check_source(path, &metadata, at)?;
         let (kind, volume) = (metadata.file_type(), at.root.volume.clone());
@@ -284,6 +311,7 @@ impl Target {
                 None => self.open_path(path, OFlags::empty())?,
             };
             let before = self.claim_file(&file, path)?;
+            self.check_keeps_size(&file, at.root)?;
             if self.range.is_some() && before == Before::Content {
                 self.size_for(&file, at.root)?;
             }
@@ -472,6 +500,18 @@ impl Target {
                 root.volume, root.size
             ))),
             (true, Some(range)) => Err(self.refused(format!("it has {size} bytes, and ends before {}", range.end))),
+        }
+    }
+
+    /// What a snapback puts back is bytes, and no length.
+    fn check_keeps_size(&self, file: &File, root: &Root) -> Result<(), Failure> {
+        let size = file.metadata().map_err(|why| self.cannot_open(&why))?.len();
+        match self.kept_in.is_none() || size == root.size || (self.range.is_some() && size > 0) {
+            true => Ok(()),
+            false => Err(self.refused(format!(
+                "the file has {size} bytes and would get {}, which a snapback does not put back; an undo does",
+                root.size
+            ))),
         }
     }
 

@@ -8,4 +8,5 @@ mod fixture;
 mod jobs;
 mod places;
 mod restoring;
+mod snapback;
 mod targets;

@@ -26,6 +26,7 @@ use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
 use crate::reading::Reading;
 use crate::restorer::{Hole, Report, Settings};
 use crate::sink::Sink;
+use crate::snapback::Snapback;
 
 /// What all tasks of one restore share.
 pub(crate) struct Work {
@@ -43,6 +44,8 @@ pub(crate) struct Work {
     pub compare: Compare,
     /// Another target of the same snapshot, from which chunks are taken rather than fetched.
     pub donor: Option<Reading>,
+    /// Where what is overwritten is kept.
+    pub snapback: Option<Snapback>,
     /// What is damaged is left out.
     pub keep_going: bool,
     /// What is shared with other restores.
@@ -158,6 +161,16 @@ impl Work {
     pub fn wanted(&self, range: &Range<u64>) -> Range<u64> {
         let start = range.start.clamp(self.part.start, self.part.end);
         start..range.end.clamp(start, self.part.end)
+    }
+
+    /// Makes what lies behind the snapshot's end read as zero. Blocks.
+    pub fn zero_behind(&self, stop: &Stop) -> Result<(), Failure> {
+        let behind = self.sink.behind();
+        if let Some(snapback) = self.snapback.as_ref().filter(|one| !one.is_whole() && !behind.is_empty()) {
+            snapback.keep(behind, true, stop)?;
+            snapback.sync()?;
+        }
+        self.sink.zero_behind(stop)
     }
 
     /// Waits for `future`, but not when the restore has failed elsewhere.

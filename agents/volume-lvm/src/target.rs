@@ -8,6 +8,8 @@
 pub(crate) mod device;
 mod layout;
 mod plan;
+mod room;
+mod sharing;
 pub(crate) mod spelling;
 pub(crate) mod tables;
 pub mod zeroing;
@@ -15,7 +17,7 @@ pub mod zeroing;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +28,7 @@ use schema::root::Root;
 
 use self::device::Device;
 use self::plan::{Plan, Request, SafetySnapshot, Volume};
+use self::room::{Ledger, Promise};
 use self::spelling::{Meaning, Places};
 use self::zeroing::Kind;
 use crate::dm::{DmName, ThinTable};
@@ -48,19 +51,28 @@ pub struct LvmTargets {
     tools: Tools,
     places: Places,
     between_looks: Duration,
+    ledger: Arc<Ledger>,
 }
 
 impl LvmTargets {
     /// Those that these tools know.
     pub fn new(tools: Tools) -> Self {
         let places = Places { dev: "/dev".into(), sys: "/sys".into() };
-        Self { tools, places, between_looks: BETWEEN_LOOKS }
+        Self { tools, places, between_looks: BETWEEN_LOOKS, ledger: Arc::default() }
     }
 
     /// The path at which what a restore would write to is read: a volume's device, or the path that `target` is. An
     /// error says why that cannot be told.
     pub fn path(&self, target: &str) -> Result<PathBuf, String> {
         self.places.path(target)
+    }
+
+    /// The logical volume whose device this is.
+    fn volume_at(&self, device: &Path) -> Option<(String, String)> {
+        match self.places.meaning(device.to_str()?, false) {
+            Ok(Meaning::Volume { vg, lv, .. }) => Some((vg, lv)),
+            Ok(Meaning::Path) | Err(_) => None,
+        }
     }
 }
 
@@ -74,10 +86,12 @@ impl Targets for LvmTargets {
         if or_path && !has_tools {
             return Ok(None);
         }
+        let turn = self.ledger.turn().await;
         let inventory = Inventory::load(&self.tools).await.map_err(|why| cannot(wish.target, &why))?;
         if or_path && wish.preparation.create.is_none() && inventory.find(&vg, &lv).is_none() {
             return Ok(None);
         }
+        let donor = wish.donor.and_then(|donor| self.volume_at(donor));
         let request = Request {
             vg: &vg,
             lv: &lv,
@@ -89,20 +103,17 @@ impl Targets for LvmTargets {
             job: wish.job,
             preparation: wish.preparation,
             force: wish.force,
+            donor: donor.as_ref().map(|(vg, lv)| (vg.as_str(), lv.as_str())),
+            promised: &turn.promised,
         };
         let plan = plan::plan(&inventory, &request, Owner::is_alive).map_err(refused)?;
-        let notes = Mutex::new(plan.notes.clone());
-        let (tools, force) = (self.tools.clone(), wish.force);
+        let promises = turn.promise(&plan.promises);
+        let place = LvmPlace::new(format!("{vg}/{lv}"), self.tools.clone(), plan);
         Ok(Some(Arc::new(LvmPlace {
-            name: format!("{vg}/{lv}"),
-            tools,
-            plan,
-            force,
+            force: wish.force,
             between_looks: self.between_looks,
-            notes,
-            made: OnceLock::new(),
-            safety: OnceLock::new(),
-            kind: OnceLock::new(),
+            promises: Mutex::new(Some(promises)),
+            ..place
         })))
     }
 
@@ -139,6 +150,10 @@ struct LvmPlace {
     made: OnceLock<LogicalVolume>,
     safety: OnceLock<SafetySnapshot>,
     kind: OnceLock<Kind>,
+    /// Room that is kept free for it.
+    promises: Mutex<Option<Arc<[Promise]>>>,
+    /// Bytes of the pool that were in use before it was made in it, to share them.
+    in_use: OnceLock<u64>,
 }
 
 #[async_trait]
@@ -155,6 +170,11 @@ impl Place for LvmPlace {
             Volume::There(volume) => (**volume).clone(),
             Volume::Begun(volume) => self.made.get_or_init(|| (**volume).clone()).clone(),
             Volume::New(arguments) => {
+                if let Some(shared) = &self.plan.shares
+                    && let Some(in_use) = shared.in_use(&self.tools).await
+                {
+                    let _ = self.in_use.set(in_use);
+                }
                 self.change("lvcreate", arguments).await?;
                 let made = self.found().await?;
                 self.made.get_or_init(|| made).clone()
@@ -194,6 +214,10 @@ impl Place for LvmPlace {
         self.kind.get().is_some_and(Kind::keeps_equal)
     }
 
+    fn is_copy(&self) -> bool {
+        self.plan.shares.is_some()
+    }
+
     fn compares_zeroes(&self) -> bool {
         matches!(self.kind.get(), Some(Kind::Thick { .. }))
     }
@@ -202,7 +226,11 @@ impl Place for LvmPlace {
         // Zeroes that are written hold for every kind of volume.
         let kind = self.kind.get().copied().unwrap_or(Kind::Thick { watched: false });
         let size = self.volume().map_or(range.end, |volume| volume.size);
-        zeroing::run(&Device(device), &kind.steps(range, size), halt)
+        let steps = match self.plan.shares.is_some() && kind.keeps_equal() {
+            true => sharing::sparing(kind.steps(range, size)),
+            false => kind.steps(range, size),
+        };
+        zeroing::run(&Device(device), &steps, halt)
     }
 
     async fn end(&self, restored: bool) -> Vec<String> {
@@ -214,6 +242,10 @@ impl Place for LvmPlace {
         if let Err(failure) = ended {
             self.note(failure.why);
         }
+        if restored {
+            self.tell_shared().await;
+        }
+        self.promises.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(safety) = self.safety.get().filter(|safety| !safety.holds_all) {
             self.look_after(safety).await;
         }
@@ -222,6 +254,23 @@ impl Place for LvmPlace {
 }
 
 impl LvmPlace {
+    fn new(name: String, tools: Tools, plan: Plan) -> Self {
+        let notes = Mutex::new(plan.notes.clone());
+        Self {
+            name,
+            tools,
+            plan,
+            force: false,
+            between_looks: Duration::ZERO,
+            notes,
+            made: OnceLock::new(),
+            safety: OnceLock::new(),
+            kind: OnceLock::new(),
+            promises: Mutex::default(),
+            in_use: OnceLock::new(),
+        }
+    }
+
     fn refused(&self, why: impl std::fmt::Display) -> Failure {
         Failure::refused(format!("cannot restore to {}: {why}", self.name))
     }
@@ -327,6 +376,17 @@ impl LvmPlace {
         notes.clear();
         notes.push(format!("{} was made for this restore, and is removed again", self.name));
         Ok(())
+    }
+
+    /// Says what it shares with the volume that it began as.
+    async fn tell_shared(&self) {
+        let (Some(shared), Some(before)) = (&self.plan.shares, self.in_use.get()) else { return };
+        let (Some(now), Ok(volume)) = (shared.in_use(&self.tools).await, self.found().await) else { return };
+        let (mapped, grown) = (volume.used().unwrap_or(0), now.saturating_sub(*before));
+        let (donor, mapped, grown) = (&shared.donor, plan::size(mapped), plan::size(grown));
+        self.note(format!(
+            "it has {mapped} of its pool, and the pool grew by {grown} meanwhile: the rest is shared with {donor}"
+        ));
     }
 
     /// Says so when a safety snapshot has overflowed.

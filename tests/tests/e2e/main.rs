@@ -18,5 +18,6 @@ mod memory;
 mod object_store;
 mod rescue;
 mod restorer;
+mod snapbacks;
 mod streams;
 mod undo;

@@ -9,10 +9,13 @@ use std::{fs, io};
 
 use agent::{Failure, Place, Queue, Stop, Targets, Wish};
 use async_trait::async_trait;
-use schema::messages::{About, FailureKind, JobDone, JobOutcome, Message, Preparation, RestoreJob, Safety};
+use schema::messages::{
+    About, FailureKind, JobDone, JobOutcome, Message, NewVolume, Preparation, RestoreJob, Safety,
+};
 use schema::names;
 
 use super::fixture::{CHUNK, Fixture, noise, serving};
+use super::snapback::put_back;
 use crate::claim::Claim;
 use crate::restorer::{Ids, Purpose};
 use crate::{Restorer, Target};
@@ -127,6 +130,34 @@ async fn all_is_written_where_what_is_equal_does_not_stay() {
         let report = volume.restorer(&fixture).restore(root.clone(), target, |_| ()).await.unwrap();
         assert_eq!(report.written, if keeps_equal { 0 } else { MIB as u64 });
     }
+}
+
+/// Also what lies behind the snapshot's end; and all of it where writing changes what stands beside.
+#[tokio::test(start_paused = true)]
+async fn what_a_place_held_is_kept() {
+    let fixture = Fixture::plain().await;
+    let mut content = noise(1, 3 * MIB + 777);
+    content[MIB..2 * MIB].fill(0);
+    let root = fixture.volume(&content).await;
+    for keeps_equal in [true, false] {
+        let volume = Volume { keeps_equal, ..Volume::of(&fixture, 5 * MIB) };
+        let mut stale = vec![0; 5 * MIB];
+        stale[MIB + 5..4 * MIB].fill(0xee);
+        fs::write(&volume.device, &stale).unwrap();
+        let kept = fixture.path("kept");
+        let target = Target::new("vg/lv", false).snapback(&kept);
+        let report = volume.restorer(&fixture).restore(root.clone(), target, |_| ()).await.unwrap();
+        assert!(report.notes[1].contains(&format!("{} vg/lv`", kept.display())), "{:?}", report.notes);
+        assert!(put_back(&fs::read(&volume.device).unwrap(), &kept) == (stale.clone(), true));
+        let all = put_back(&vec![7; 5 * MIB], &kept).0 == stale;
+        assert_eq!(all, !keeps_equal, "all of it is in the file, or what was overwritten");
+        fs::remove_file(&kept).unwrap();
+    }
+    let new = Preparation { create: Some(NewVolume::Plain), ..Preparation::default() };
+    let volume = Volume::of(&fixture, 5 * MIB);
+    let target = Target::new("vg/lv", false).prepared(new).snapback(fixture.path("kept"));
+    let failure = volume.restorer(&fixture).restore(root, target, |_| ()).await.unwrap_err();
+    assert!(failure.why.contains("nothing to be kept") && volume.steps().is_empty(), "{failure}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,6 +10,8 @@ use schema::messages::{NewVolume, Preparation, Safety};
 use schema::{JobId, RepoId};
 
 use super::layout::Shape;
+use super::room::{Promise, Promised};
+use super::sharing::{self, Shared};
 use crate::marks;
 use crate::owner::Owner;
 use crate::report::{Inventory, LogicalVolume, VolumeGroup};
@@ -19,7 +21,7 @@ use crate::snapshots;
 mod tests;
 
 /// The tag of a volume that was made for a restore that has not ended, with the job behind it.
-const UNFINISHED: &str = "lvkeep-unfinished=";
+pub(super) const UNFINISHED: &str = "lvkeep-unfinished=";
 /// The tag of a snapshot of what a restore overwrote. It is the operator's: nothing of lvkeep's ever removes it.
 pub(super) const SAFETY: &str = "lvkeep-safety";
 
@@ -39,6 +41,10 @@ pub(super) struct Request<'a> {
     pub job: JobId,
     pub preparation: &'a Preparation,
     pub force: bool,
+    /// The volume to which the same snapshot was just restored.
+    pub donor: Option<(&'a str, &'a str)>,
+    /// Room that other restores take.
+    pub promised: &'a Promised,
 }
 
 /// What is done, in this order.
@@ -48,6 +54,10 @@ pub(super) struct Plan {
     /// Snapshots of lvkeep's that go before anything is written.
     pub drop: Vec<LogicalVolume>,
     pub safety: Option<SafetySnapshot>,
+    /// What a new volume begins as.
+    pub shares: Option<Shared>,
+    /// Room that this restore takes.
+    pub promises: Vec<Promise>,
     /// For the operator.
     pub notes: Vec<String>,
 }
@@ -73,6 +83,14 @@ pub(super) struct SafetySnapshot {
     pub size: Option<u64>,
     /// It cannot overflow.
     pub holds_all: bool,
+}
+
+impl Plan {
+    /// One that takes no more than the volume.
+    pub fn new(volume: Volume, notes: Vec<String>) -> Self {
+        let (drop, promises) = (Vec::new(), Vec::new());
+        Self { volume, drop, safety: None, shares: None, promises, notes }
+    }
 }
 
 impl SafetySnapshot {
@@ -147,12 +165,7 @@ fn existing(
     is_alive: impl Fn(&Owner) -> bool,
 ) -> Result<Plan, String> {
     usable(volume, request)?;
-    let mut plan = Plan {
-        volume: Volume::There(Box::new(volume.clone())),
-        drop: Vec::new(),
-        safety: None,
-        notes: Vec::new(),
-    };
+    let mut plan = Plan::new(Volume::There(Box::new(volume.clone())), Vec::new());
     if volume.size > request.size && request.only.is_none() {
         let behind = size(volume.size - request.size);
         plan.notes.push(format!(
@@ -169,7 +182,8 @@ fn existing(
     let shares = plan.safety.is_some() || inventory.volumes.iter().any(|one| is_thin_snapshot(one, volume));
     if let Some(pool) = inventory.pool_of(volume) {
         let mapped = if shares { 0 } else { volume.used().unwrap_or(0) };
-        fits_pool(pool, request.data.saturating_sub(mapped), request.force)?;
+        let needed = request.data.saturating_sub(mapped);
+        plan.promises.push(fits_pool(inventory, pool, needed, request)?);
     }
     Ok(plan)
 }
@@ -328,7 +342,7 @@ fn safety_snapshot(
     }
     // What is dropped first gives its extents back.
     let dropped: u64 = plan.drop.iter().filter(|one| one.is_thick_snapshot()).map(|one| one.size).sum();
-    let free = (group.free + dropped) / group.extent_size.max(1) * group.extent_size;
+    let free = (free(inventory, group, request) + dropped) / group.extent_size.max(1) * group.extent_size;
     let whole = extents(store_of(volume.size), group);
     let fits = |bytes: u64| bytes <= free && bytes > 0;
     let bytes = match safety.size.map(|bytes| extents(bytes, group)) {
@@ -341,6 +355,7 @@ fn safety_snapshot(
             return Err(format!("{why}; --safety-snapshot=SIZE takes a smaller one"));
         }
     };
+    plan.promises.push(Promise::of_group(group, &name, bytes));
     let holds_all = bytes >= whole;
     if !holds_all {
         let (room, most) = (size(bytes), size(volume.size));
@@ -365,6 +380,7 @@ fn made(
     notes.extend(left_out);
     let bytes = extents(request.size.max(1), group);
     let tag = unfinished(request.job);
+    let mut promises = Vec::new();
     let mut arguments: Vec<String> =
         ["--yes", "--quiet", "--name", request.lv, "--addtag", &tag].map(str::to_owned).into();
     match &shape {
@@ -373,40 +389,67 @@ fn made(
                 |one: &&LogicalVolume| one.vg == request.vg && one.name == *name && one.is_thin_pool();
             let pool = inventory.volumes.iter().find(is_it);
             let pool = pool.ok_or_else(|| format!("{} has no thin pool {name}", request.vg))?;
-            fits_pool(pool, request.data, request.force)?;
+            let donor = sharing::donor(inventory, request, pool, bytes);
+            if let Some(shared) = donor.map(|donor| Shared::with(donor, pool)) {
+                return Ok(shared.plan(request.lv, &tag, notes));
+            }
+            promises.push(fits_pool(inventory, pool, request.data, request)?);
             arguments.extend(["--virtualsize".to_owned(), format!("{bytes}b")]);
             arguments.extend(["--thinpool".to_owned(), pool.full_name()]);
         }
         other => {
             let needed = bytes.saturating_mul(other.copies());
-            if needed > group.free {
-                return Err(no_room(group, group.free, needed, "the volume"));
+            let free = free(inventory, group, request);
+            if needed > free {
+                return Err(no_room(group, free, needed, "the volume"));
             }
+            promises.push(Promise::of_group(group, request.lv, needed));
             arguments.extend(other.arguments());
             // Whatever the extents held before must not be taken for a file system, or part of an array, meanwhile.
             arguments.extend(["--wipesignatures", "y", "--zero", "y"].map(str::to_owned));
             arguments.extend(["--size".to_owned(), format!("{bytes}b"), request.vg.to_owned()]);
         }
     }
-    Ok(Plan { volume: Volume::New(arguments), drop: Vec::new(), safety: None, notes })
+    Ok(Plan { promises, ..Plan::new(Volume::New(arguments), notes) })
 }
 
-fn fits_pool(pool: &LogicalVolume, needed: u64, force: bool) -> Result<(), String> {
+fn fits_pool(
+    inventory: &Inventory,
+    pool: &LogicalVolume,
+    needed: u64,
+    request: &Request<'_>,
+) -> Result<Promise, String> {
     let free = pool.size.saturating_sub(pool.used().unwrap_or(0));
-    match needed > free && !force {
-        false => Ok(()),
-        true => Err(format!(
-            "its pool {} has {} left and up to {} are needed: when a pool is full, all of its volumes fail; extend it \
-             (force restores all the same)",
-            pool.full_name(),
-            size(free),
-            size(needed)
-        )),
+    let promised = request.promised.of(&pool.uuid, inventory);
+    if needed <= free.saturating_sub(promised) || request.force {
+        return Ok(Promise::of_pool(pool, inventory, request.lv, needed));
     }
+    let others = match promised {
+        0 => String::new(),
+        bytes => format!(", of which other restores take up to {},", size(bytes)),
+    };
+    Err(format!(
+        "its pool {} has {} left{others} and up to {} are needed: when a pool is full, all of its volumes fail; extend \
+         it (force restores all the same)",
+        pool.full_name(),
+        size(free),
+        size(needed)
+    ))
+}
+
+/// Bytes of a group that neither a volume has nor another restore takes.
+fn free(inventory: &Inventory, group: &VolumeGroup, request: &Request<'_>) -> u64 {
+    group.free.saturating_sub(request.promised.of(&group.uuid, inventory))
 }
 
 fn no_room(group: &VolumeGroup, free: u64, needed: u64, what: &str) -> String {
-    format!("{what} needs {}, and the volume group {} has {} left", size(needed), group.name, size(free))
+    let others = if free < group.free { " besides what other restores take" } else { "" };
+    format!(
+        "{what} needs {}, and the volume group {} has {} left{others}",
+        size(needed),
+        group.name,
+        size(free)
+    )
 }
 
 fn extents(bytes: u64, group: &VolumeGroup) -> u64 {

@@ -27,6 +27,7 @@ echo "$p $*" >> "$d/log"
 case "$p $1 $2" in
 "dmsetup info"*) cat "$d/opened" ;;
 "dmsetup table"*) cat "$d/table-$2" ;;
+"dmsetup status"*) cat "$d/status" ;;
 lvcreate*) [ -e "$d/made.json" ] && mv "$d/made.json" "$d/lvs.json" ;;
 esac
 exit 0
@@ -47,7 +48,10 @@ impl Host {
         }
         let places = Places { dev: folder.path().join("dev"), sys: folder.path().join("sys") };
         let tools = Tools::at(folder.path());
-        let host = Self { targets: LvmTargets { tools, places, between_looks: Duration::ZERO }, folder };
+        let host = Self {
+            targets: LvmTargets { places, between_looks: Duration::ZERO, ..LvmTargets::new(tools) },
+            folder,
+        };
         host.write("lvs.json", &report(volumes));
         let group = &inventory([]).groups[0];
         host.write(
@@ -79,10 +83,21 @@ impl Host {
         preparation: &Preparation,
         force: bool,
     ) -> Result<Option<Arc<dyn Place>>, Failure> {
+        self.find_after(target, preparation, force, None).await
+    }
+
+    async fn find_after(
+        &self,
+        target: &str,
+        preparation: &Preparation,
+        force: bool,
+        donor: Option<&Path>,
+    ) -> Result<Option<Arc<dyn Place>>, Failure> {
         let root = root();
         let job = JobId::from_parts(1_700_000_000_000, 7);
         let (root, part) = (&root, 0..root.size);
-        let wish = Wish { target, root, part, repository: repository(1), job, preparation, force };
+        let repository = repository(1);
+        let wish = Wish { target, root, part, repository, job, preparation, force, donor };
         self.targets.find(&wish).await
     }
 
@@ -205,6 +220,71 @@ async fn what_was_made_for_a_restore_that_failed_goes_again() {
 }
 
 #[tokio::test]
+async fn a_copy_begins_as_a_snapshot_and_says_what_it_shares() {
+    let first = LogicalVolume { size: SIZE, ..thin("vg0", "a", "pool", 1) };
+    let of = |name: &str| LogicalVolume {
+        uuid: crate::testing::uuid("vg0", name),
+        name: name.into(),
+        ..first.clone()
+    };
+    let host = Host::with(&[pool("vg0", "pool"), of("a")]);
+    host.write("made.json", &report(&[pool("vg0", "pool"), of("a"), of("web")]));
+    host.write("table-vg0-web", "0 16384 thin 253:3 2\n");
+    host.write("table-vg0-pool-tpool", "0 2048 thin-pool 253:1 253:2 128 0 0\n");
+    host.write("status", "0 2048 thin-pool 1 9/1024 48/160 - rw discard_passdown queue_if_no_space - 1024\n");
+    let create =
+        Preparation { create: Some(NewVolume::Thin { pool: "pool".into() }), ..Preparation::default() };
+    let donor = host.folder.path().join("dev/mapper/vg0-a");
+    let alone = host.find("vg0/web", &create, false).await.unwrap().unwrap();
+    assert!(!alone.is_copy());
+    let place = host.find_after("vg0/web", &create, false, Some(&donor)).await.unwrap().unwrap();
+    assert!(place.is_copy());
+    place.make().await.unwrap();
+    let made = host.changes();
+    assert!(
+        made[0].starts_with("lvcreate") && made[0].contains("--snapshot") && made[0].ends_with("vg0/a"),
+        "{made:?}"
+    );
+    let device = host.device();
+    place.ready(&device).await.unwrap();
+    assert!(place.keeps_equal() && !place.compares_zeroes());
+    place.zero(&device, 5000..6000, &Stop::default()).unwrap();
+    let notes = place.end(true).await.join("\n");
+    assert!(notes.contains("snapshot of vg0/a") && notes.contains("grew by 0 bytes"), "{notes}");
+}
+
+#[tokio::test]
+async fn restores_into_one_pool_or_group_fit_together_or_are_refused() {
+    let small = LogicalVolume { size: 3 * SIZE / 2, data_percent: Some(0.0), ..pool("vg0", "pool") };
+    let host = Host::with(&[small]);
+    let create =
+        Preparation { create: Some(NewVolume::Thin { pool: "pool".into() }), ..Preparation::default() };
+    let first = host.find("vg0/a", &create, false).await.unwrap().unwrap();
+    let failure = host.find("vg0/b", &create, false).await.unwrap_err();
+    for words in
+        ["vg0/pool has 12.0 MiB left", "other restores take up to 8.0 MiB", "up to 8.0 MiB are needed"]
+    {
+        assert!(failure.why.contains(words), "{failure}");
+    }
+    host.find("vg0/b", &create, true).await.unwrap();
+    first.end(true).await;
+    let second = host.find("vg0/b", &create, false).await.unwrap().unwrap();
+    assert!(host.find("vg0/c", &create, false).await.is_err());
+    drop(second);
+    host.find("vg0/c", &create, false).await.unwrap();
+
+    let group = fs::read_to_string(host.folder.path().join("vgs.json")).unwrap();
+    let free = inventory([]).groups[0].free;
+    host.write("vgs.json", &group.replace(&free.to_string(), &(3 * SIZE / 2).to_string()));
+    let create = Preparation { create: Some(NewVolume::Plain), ..Preparation::default() };
+    let first = host.find("vg0/a", &create, false).await.unwrap().unwrap();
+    let failure = host.find("vg0/b", &create, false).await.unwrap_err();
+    assert!(failure.why.contains("has 4.0 MiB left besides what other restores take"), "{failure}");
+    drop(first);
+    host.find("vg0/b", &create, false).await.unwrap();
+}
+
+#[tokio::test]
 async fn nothing_is_changed_while_somebody_else_has_the_volume_open() {
     let web = web();
     let baseline = ours(&web, &marks(&web, repository(1), 3));
@@ -270,17 +350,8 @@ async fn the_kernels_tables_say_how_a_thin_volume_is_emptied() {
             host.write("table-vg0-web-real", &format!("0 16384 {real}\n"));
         }
         host.write("table-vg0-my--pool-tpool", &pool_of(features));
-        let place = LvmPlace {
-            name: "vg0/web".into(),
-            tools: host.targets.tools.clone(),
-            plan: Plan { volume: Volume::New(vec![]), drop: vec![], safety: None, notes: vec![] },
-            force: false,
-            between_looks: Duration::ZERO,
-            notes: Mutex::default(),
-            made: OnceLock::new(),
-            safety: OnceLock::new(),
-            kind: OnceLock::new(),
-        };
+        let plan = Plan::new(Volume::New(vec![]), vec![]);
+        let place = LvmPlace::new("vg0/web".into(), host.targets.tools.clone(), plan);
         let volume = place.found().await.unwrap();
         let (zeroes, discards, external_origin) = expected;
         let kind = place.kind_of(&volume).await.unwrap();

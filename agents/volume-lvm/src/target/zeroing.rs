@@ -21,7 +21,7 @@ const LOOK: usize = 256 << 10;
 /// Bytes in one discard at most, or one block: what is between two looks at the stop flag.
 const STRIDE: u64 = 1 << 30;
 /// What volumes without pool blocks are compared by.
-const UNIT: u64 = 64 << 10;
+pub(super) const UNIT: u64 = 64 << 10;
 
 /// What matters about a logical volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,105 @@
+//! What is to be done with a snapshot, and what with a target that was opened for it.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use agent::Failure;
+use schema::StreamId;
+use schema::root::Root;
+
+use crate::compare::Compare;
+use crate::reading::Reading;
+use crate::sink::{Opened, Sink};
+use crate::snapback::{Purpose, Snapback};
+use crate::target::Target;
+
+/// What is to be done with a snapshot.
+pub(crate) struct Task {
+    pub sink: Sink,
+    pub part: Range<u64>,
+    pub compare: Compare,
+    pub donor: Option<Reading>,
+    pub snapback: Option<Snapback>,
+    pub keep_going: bool,
+    /// A restore that is stopped leaves what it has, for its job to go on with.
+    pub goes_on: bool,
+}
+
+impl Task {
+    /// A part of a volume, all of which is to be written.
+    pub fn new(sink: Sink, part: Range<u64>) -> Self {
+        let (compare, keep_going, goes_on) = (Compare::Nothing, false, false);
+        Self { sink, part, compare, donor: None, snapback: None, keep_going, goes_on }
+    }
+}
+
+/// An order to restore.
+pub(crate) struct Order {
+    pub root: Root,
+    pub part: Range<u64>,
+    pub target: Target,
+    /// For a snapback, if one is made.
+    pub stream: StreamId,
+    /// Folders that are never written to.
+    pub forbidden: Vec<PathBuf>,
+}
+
+impl Order {
+    /// What is to be done to the opened target. It is compared unless it holds nothing, or nothing of it may stay. Blocks.
+    pub fn begun(&self, mut opened: Opened) -> Result<Task, Failure> {
+        let Self { root, part, target, .. } = self;
+        let donor = match target.donor() {
+            Some(path) => {
+                // The donor may be gone by now, and it is only a shorter way.
+                let donor = Reading::open(path, root.volume.clone(), root.size);
+                donor.inspect_err(|why| tracing::warn!(%why, "everything is fetched")).ok()
+            }
+            None => None,
+        };
+        if let Some(donor) = &donor {
+            opened.share(donor, part, root.size);
+        }
+        let may_stay = opened.place.as_ref().is_none_or(|place| place.keeps_equal());
+        if *part != (0..root.size) && !may_stay {
+            return Err(Failure::refused(format!(
+                "cannot restore only a range to {}: its thin pool does not zero new blocks, so that somebody else's \
+                 data may come up beside the range; restore all of it",
+                target.path().display()
+            )));
+        }
+        let begun = self.compare(&opened, may_stay).and_then(|compare| {
+            let snapback = self.snapback(&opened, may_stay)?;
+            Ok((compare, snapback))
+        });
+        let sink = Sink::Target(opened);
+        match begun {
+            Ok((compare, snapback)) => {
+                let (keep_going, goes_on) = (target.keeps_going(), target.claim().is_of_job());
+                Ok(Task { sink, part: part.clone(), compare, donor, snapback, keep_going, goes_on })
+            }
+            Err(failure) => {
+                sink.give_up();
+                Err(failure)
+            }
+        }
+    }
+
+    fn compare(&self, opened: &Opened, may_stay: bool) -> Result<Compare, Failure> {
+        // A volume that is only made holds nothing, unless it was made with what another one holds.
+        let is_copy = opened.place.as_ref().is_some_and(|place| place.is_copy());
+        let is_new = self.target.preparation().create.is_some() && !is_copy;
+        match !self.target.is_full() && !is_new && !opened.is_zero() && may_stay {
+            true => Reading::of(opened).map(Compare::ToSkip),
+            false => Ok(Compare::Nothing),
+        }
+    }
+
+    /// The last step before anything is written.
+    fn snapback(&self, opened: &Opened, may_stay: bool) -> Result<Option<Snapback>, Failure> {
+        let Some(path) = self.target.kept_in() else { return Ok(None) };
+        let target = self.target.path().to_string_lossy();
+        let purpose =
+            Purpose { path, target: &target, id: self.stream, forbidden: &self.forbidden, whole: !may_stay };
+        Snapback::begin(&purpose, opened).map(Some)
+    }
+}
