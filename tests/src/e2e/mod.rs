@@ -8,6 +8,7 @@
 mod archive;
 mod clock;
 mod image;
+mod loops;
 mod machine;
 mod nats;
 mod process;
@@ -19,6 +20,7 @@ mod wait;
 pub use archive::{Archive, Copies};
 pub use clock::RealTime;
 pub use image::*;
+pub use loops::{LoopDevice, Mounted};
 pub use machine::Machine;
 pub use nats::NatsServer;
 pub use process::{Process, Ran};

@@ -12,6 +12,7 @@ mod commands;
 mod damage;
 mod distributed;
 mod embedded;
+mod fan_out;
 mod kills;
 mod memory;
 mod object_store;
