@@ -7,6 +7,7 @@
 
 mod archive;
 mod clock;
+mod guests;
 mod image;
 mod loops;
 mod machine;
@@ -19,6 +20,7 @@ mod wait;
 
 pub use archive::{Archive, Copies};
 pub use clock::RealTime;
+pub use guests::{Guest, Guests};
 pub use image::*;
 pub use loops::{LoopDevice, Mounted};
 pub use machine::Machine;

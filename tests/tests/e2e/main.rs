@@ -8,6 +8,7 @@ mod bad_sources;
 mod bad_stores;
 mod bad_targets;
 mod bulk;
+mod bulk_guests;
 mod commands;
 mod damage;
 mod distributed;
