@@ -8,6 +8,7 @@ use std::process::Command;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
+use super::loops::Mounted;
 use super::tools::program;
 
 /// Writes `bytes` random bytes, the same ones for the same seed.
@@ -81,28 +82,14 @@ pub fn fsck(image: impl AsRef<Path>) {
 /// The files in an image must be those of a tree: through a mount where this machine can mount, else through debugfs.
 pub fn holds_tree(image: impl AsRef<Path>, tree: impl AsRef<Path>) {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut mount = Command::new(program("mount"));
-    mount.args(["-o", "loop,ro"]).arg(image.as_ref()).arg(folder.path());
-    let mounted = mount.output().expect("mount runs");
-    if mounted.status.success() {
-        let _mounted = Mounted(folder.path());
-        return same_trees(tree.as_ref(), folder.path());
+    if let Some(mounted) = Mounted::new(&image, "ext4", "loop,ro", folder.path()) {
+        return same_trees(tree.as_ref(), mounted.folder());
     }
-    let why = String::from_utf8_lossy(&mounted.stderr);
-    println!("THIS MACHINE CANNOT MOUNT ({}): the files are read with debugfs instead", why.trim());
+    println!("the files are read with debugfs instead");
     let mut dump = Command::new(program("debugfs"));
     dump.arg("-R").arg(format!("rdump / {}", folder.path().display())).arg(image.as_ref());
     succeeds(dump);
     same_trees(tree.as_ref(), folder.path());
-}
-
-struct Mounted<'a>(&'a Path);
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        let done = Command::new(program("umount")).arg(self.0).status();
-        assert!(done.is_ok_and(|status| status.success()), "{} stays mounted", self.0.display());
-    }
 }
 
 fn same_trees(expected: &Path, found: &Path) {
@@ -118,7 +105,8 @@ fn same_trees(expected: &Path, found: &Path) {
     assert!(files > 0, "{} is empty", expected.display());
 }
 
-fn succeeds(mut command: Command) {
+/// Runs a program that must succeed.
+pub(super) fn succeeds(mut command: Command) {
     let done = command.output().unwrap_or_else(|why| panic!("cannot start {command:?}: {why}"));
     let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(done.status.success(), "{command:?} ended with {}\n{out}\n{err}", done.status);

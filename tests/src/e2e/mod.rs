@@ -7,7 +7,9 @@
 
 mod archive;
 mod clock;
+mod guests;
 mod image;
+mod loops;
 mod machine;
 mod nats;
 mod process;
@@ -18,7 +20,9 @@ mod wait;
 
 pub use archive::{Archive, Copies};
 pub use clock::RealTime;
+pub use guests::{Guest, Guests};
 pub use image::*;
+pub use loops::{LoopDevice, Mounted};
 pub use machine::Machine;
 pub use nats::NatsServer;
 pub use process::{Process, Ran};

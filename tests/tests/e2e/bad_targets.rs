@@ -3,37 +3,15 @@
 use std::path::Path;
 use std::process::Command;
 
-use tests::e2e::{Machine, ext4, holds_tree, make_tree, program, random_file, same_bytes};
+use tests::e2e::{LoopDevice, Machine, ext4, holds_tree, make_tree, program, random_file, same_bytes};
 
 const SIZE: u64 = 12 << 20;
 
-/// A loop device over a file; detached with this value.
-struct Loop(String);
-
-impl Loop {
-    /// Attaches; none where this machine has no loop devices for us, which is said.
-    fn over(file: &str) -> Option<Self> {
-        let done =
-            Command::new(program("losetup")).args(["-f", "--show", file]).output().expect("losetup runs");
-        if done.status.success() {
-            return Some(Self(String::from_utf8_lossy(&done.stdout).trim().to_owned()));
-        }
-        println!("THIS MACHINE HAS NO LOOP DEVICES FOR US: {}", String::from_utf8_lossy(&done.stderr).trim());
-        None
-    }
-
-    fn of_size(machine: &Machine, name: &str, size: u64) -> Option<Self> {
-        let file = machine.place(name);
-        random_file(&file, size, 99);
-        Self::over(&file)
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let done = Command::new(program("losetup")).args(["-d", &self.0]).status();
-        assert!(done.is_ok_and(|status| status.success()), "{} stays attached", self.0);
-    }
+/// A device full of stale bytes.
+fn device(machine: &Machine, name: &str, size: u64) -> Option<LoopDevice> {
+    let file = machine.place(name);
+    random_file(&file, size, 99);
+    LoopDevice::over(file)
 }
 
 #[test]
@@ -79,9 +57,9 @@ fn devices_that_do_not_fit_or_are_in_use_are_refused() {
     let machine = Machine::with_disk(SIZE);
     let image = machine.place("disk.img");
     let (Some(small), Some(exact), Some(large)) = (
-        Loop::of_size(&machine, "small", SIZE - 4096),
-        Loop::of_size(&machine, "exact", SIZE),
-        Loop::of_size(&machine, "large", SIZE + 4096),
+        device(&machine, "small", SIZE - 4096),
+        device(&machine, "exact", SIZE),
+        device(&machine, "large", SIZE + 4096),
     ) else {
         println!("without devices, files stand for them");
         return machine.restores("vm/disk@latest", &image);
@@ -92,17 +70,17 @@ fn devices_that_do_not_fit_or_are_in_use_are_refused() {
         machine.run(&arguments)
     };
     for more in [&[][..], &["--force"]] {
-        restore(&small.0, more).fails(3, &[&small.0, "has 12578816 bytes"]);
+        restore(small.path(), more).fails(3, &[small.path(), "has 12578816 bytes"]);
     }
-    restore(&large.0, &[]).fails(3, &[&large.0, "force"]);
+    restore(large.path(), &[]).fails(3, &[large.path(), "force"]);
     restore(&machine.place("exact"), &[]).fails(3, &["exact", "has content"]);
-    restore(&exact.0, &[]).ok();
-    same_bytes(&image, &exact.0);
-    restore(&large.0, &["--force"]).ok();
+    restore(exact.path(), &[]).ok();
+    same_bytes(&image, exact.path());
+    restore(large.path(), &["--force"]).ok();
 
     // A device is a source, too; and it is not restored to itself unasked.
-    machine.run(&["backup", "--name", "vm/device", &exact.0]).ok();
-    machine.run(&["restore", "vm/device@latest", &exact.0]).fails(3, &[&exact.0, "source"]);
+    machine.run(&["backup", "--name", "vm/device", exact.path()]).ok();
+    machine.run(&["restore", "vm/device@latest", exact.path()]).fails(3, &[exact.path(), "source"]);
     machine.restores("vm/device@latest", &image);
 }
 
@@ -113,17 +91,17 @@ fn a_mounted_target_is_refused() {
     make_tree(&tree, 5);
     ext4(&file, 32, &tree);
     std::fs::create_dir(&folder).expect("a folder to mount on");
-    let Some(device) = Loop::over(&file) else {
+    let Some(device) = LoopDevice::over(&file) else {
         println!("without devices, a file with content stands for one that is mounted");
         machine.run(&["restore", "vm/disk@latest", &file]).fails(3, &[&file]);
         return;
     };
-    let mounted = Command::new(program("mount")).args(["-o", "ro", &device.0, &folder]).status();
-    assert!(mounted.is_ok_and(|status| status.success()), "{} is mounted", device.0);
-    let refused = machine.run(&["restore", "vm/disk@latest", &device.0]);
+    let mounted = Command::new(program("mount")).args(["-o", "ro", device.path(), &folder]).status();
+    assert!(mounted.is_ok_and(|status| status.success()), "{} is mounted", device.path());
+    let refused = machine.run(&["restore", "vm/disk@latest", device.path()]);
     let unmounted = Command::new(program("umount")).arg(&folder).status();
     assert!(unmounted.is_ok_and(|status| status.success()), "{folder} stays mounted");
-    refused.fails(3, &[&device.0, "mounted on", &folder]);
+    refused.fails(3, &[device.path(), "mounted on", &folder]);
     drop(device);
     holds_tree(&file, &tree);
 }
