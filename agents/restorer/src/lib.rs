@@ -12,6 +12,7 @@ mod differences;
 mod keys;
 mod pipeline;
 mod plan;
+mod pool;
 mod reading;
 mod restorer;
 mod service;
@@ -20,7 +21,7 @@ mod target;
 mod unit;
 
 pub use differences::Differences;
-pub use restorer::{Hole, Progress, Report, Restorer, Settings};
+pub use restorer::{Hole, Progress, Report, Restorer, SAMPLE, Settings};
 pub use service::Serving;
 pub use target::Target;
 
