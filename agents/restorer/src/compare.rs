@@ -62,7 +62,8 @@ pub(crate) async fn leave_equal(work: &Arc<Work>, window: &mut Window) -> Result
     }
     let steps = steps(window, &work.part);
     let compared = steps.iter().flatten().map(|place| u64::from(place.len)).sum();
-    let running = steps.into_iter().map(|places| work.blocking(move |work| same(work, &places)));
+    let running =
+        steps.into_iter().map(|places| work.reading(move |work, buffer| same(work, &places, buffer)));
     let same = all_of(running).await?.into_iter().collect();
     let mut report = Report { compared, kept: without(window, &same), ..Report::default() };
     if matches!(work.compare, Compare::ToTell(_)) {
@@ -83,7 +84,7 @@ pub(crate) async fn copy_equal(work: &Arc<Work>, window: &mut Window) -> Result<
         return Ok(Report::default());
     }
     let steps = steps(window, &work.part).into_iter();
-    let running = steps.map(|places| work.blocking(move |work| copied(work, &places)));
+    let running = steps.map(|places| work.reading(move |work, buffer| copied(work, &places, buffer)));
     let copied = all_of(running).await?.into_iter().collect();
     Ok(Report { copied: without(window, &copied), ..Report::default() })
 }
@@ -133,11 +134,10 @@ fn steps(window: &Window, part: &Range<u64>) -> Vec<Vec<Place>> {
 }
 
 /// The offsets of those of the places where the target holds the chunk. Blocks.
-fn same(work: &Work, places: &[Place]) -> Result<Vec<u64>, Failure> {
+fn same(work: &Work, places: &[Place], buffer: &mut Aligned) -> Result<Vec<u64>, Failure> {
     let Some(reading) = work.compare.reading() else { return Ok(Vec::new()) };
-    let mut buffer = Aligned::new();
     let mut offsets = |run: &[Place]| -> Result<Vec<u64>, Failure> {
-        let found = same_of_run(work, reading, run, &mut buffer)?;
+        let found = same_of_run(work, reading, run, buffer)?;
         Ok(found.map(|(place, _)| place.offset).collect())
     };
     let mut same = Vec::new();
@@ -163,15 +163,14 @@ fn same(work: &Work, places: &[Place]) -> Result<Vec<u64>, Failure> {
 }
 
 /// Writes those of the chunks that the donor holds, and returns their offsets. Blocks.
-fn copied(work: &Work, places: &[Place]) -> Result<Vec<u64>, Failure> {
+fn copied(work: &Work, places: &[Place], buffer: &mut Aligned) -> Result<Vec<u64>, Failure> {
     let Some(donor) = &work.donor else { return Ok(Vec::new()) };
-    let mut buffer = Aligned::new();
     let mut copied = Vec::new();
     for run in runs(places) {
         if work.halt.is_raised() {
             break;
         }
-        match same_of_run(work, donor, run, &mut buffer) {
+        match same_of_run(work, donor, run, buffer) {
             Ok(found) => {
                 for (place, bytes) in found {
                     work.sink.write(place.offset, bytes)?;
@@ -231,14 +230,17 @@ fn unread(work: &Work, offset: u64, why: Failure) -> Result<(), Failure> {
 }
 
 /// The parts of a range that do not read as zero. Blocks.
-pub(crate) fn not_zero(work: &Work, range: &Range<u64>) -> Result<Vec<Range<u64>>, Failure> {
+pub(crate) fn not_zero(
+    work: &Work,
+    range: &Range<u64>,
+    buffer: &mut Aligned,
+) -> Result<Vec<Range<u64>>, Failure> {
     let Some(reading) = work.compare.reading() else { return Ok(vec![range.clone()]) };
-    let mut buffer = Aligned::new();
     let mut found: Vec<Range<u64>> = Vec::new();
     let mut at = range.start;
     while at < range.end && !work.halt.is_raised() {
         let end = range.end.min(at + READ_MAX);
-        let read = reading.read(&(at..end), &mut buffer);
+        let read = reading.read(&(at..end), buffer);
         for from in (at..end).step_by(CHUNK_MAX) {
             let part = from..end.min(from + CHUNK_MAX as u64);
             let is_zero = match &read {

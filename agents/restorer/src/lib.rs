@@ -13,6 +13,7 @@ mod keeping;
 mod keys;
 mod pipeline;
 mod plan;
+mod pool;
 mod reading;
 mod report;
 mod restorer;
@@ -27,7 +28,7 @@ mod unit;
 pub use differences::Differences;
 pub use keeping::UNDO;
 pub use report::{Hole, Progress, Report};
-pub use restorer::{Restorer, Settings};
+pub use restorer::{Restorer, SAMPLE, Settings};
 pub use service::Serving;
 pub use target::Target;
 

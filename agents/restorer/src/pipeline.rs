@@ -4,9 +4,11 @@
 //! task gives up, and the call returns only when none of them touches the target any more.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use agent::{Failure, Stop};
+use schema::limits::LEAF_SPAN;
 use schema::map::Piece;
 use schema::messages::FailureKind;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -20,7 +22,7 @@ use crate::unit::{Unit, Work};
 
 /// Leaves of 64 MiB that are planned together: 256 MiB of the volume, some ten thousand ids.
 pub(crate) const WINDOW_LEAVES: u64 = 4;
-/// Windows that are resolved at once; as many again wait for their turn.
+/// Windows of one restore that are resolved at once; as many again wait for their turn.
 const WINDOWS_AHEAD: usize = 2;
 /// Pause before the bus is asked again.
 pub(crate) const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
@@ -35,10 +37,15 @@ fn fetch_limit(memory: u64) -> u64 {
     (memory / 4).min(FETCH_MAX)
 }
 
+/// The units of a window, and its turn.
+type Resolved = (Vec<Unit>, Option<OwnedSemaphorePermit>);
+
 /// Units of the windows that are resolved, in order, each with its share of the memory.
 struct Feed {
-    windows: mpsc::Receiver<Vec<Unit>>,
+    windows: mpsc::Receiver<Resolved>,
     waiting: VecDeque<Unit>,
+    /// Of the window whose units wait.
+    turn: Option<OwnedSemaphorePermit>,
     memory: u64,
 }
 
@@ -46,7 +53,9 @@ impl Feed {
     /// The next unit, when there is memory for it; none at the end. Dropping the future loses nothing.
     async fn next(&mut self, work: &Work) -> Option<(Unit, Option<OwnedSemaphorePermit>)> {
         while self.waiting.is_empty() {
-            self.waiting = self.windows.recv().await?.into();
+            self.turn = None;
+            let (units, turn) = self.windows.recv().await?;
+            (self.waiting, self.turn) = (units.into(), turn);
         }
         let bytes = self.waiting.front().map_or(0, Unit::bytes);
         let share = bytes.max(self.memory / UNITS_MAX).min(self.memory) as u32;
@@ -79,7 +88,7 @@ pub(crate) async fn run(
     let (sender, windows) = mpsc::channel(1);
     tasks.spawn(resolve(work.clone(), fetch_limit(memory), sender));
     let mut unsynced = 0;
-    let mut feed = Some(Feed { windows, waiting: VecDeque::new(), memory });
+    let mut feed = Some(Feed { windows, waiting: VecDeque::new(), turn: None, memory });
     progress(Progress { total, done: 0, fetched: 0 });
     while feed.is_some() || !tasks.is_empty() {
         let failed = tokio::select! {
@@ -169,28 +178,39 @@ pub(crate) fn stopped(volume: &str) -> Failure {
 async fn resolve(
     work: Arc<Work>,
     fetch_limit: u64,
-    sender: mpsc::Sender<Vec<Unit>>,
+    sender: mpsc::Sender<Resolved>,
 ) -> Result<Report, Failure> {
     keep_whole(&work).await?;
     if work.source.map.root().top.is_none() {
-        if !work.part.is_empty() {
-            keep_zeroed(&work, work.part.clone()).await?;
+        for range in zeroes(&work) {
+            keep_zeroed(&work, range.clone()).await?;
             // Nobody listening any more means that the restore has failed elsewhere.
-            let _ = sender.send(vec![Unit::Zero(work.part.clone())]).await;
+            if sender.send((vec![Unit::Zero(range)], None)).await.is_err() {
+                break;
+            }
         }
         return Ok(Report::default());
     }
-    let mut starts = work.leaves().step_by(WINDOW_LEAVES as usize);
+    let mut starts = work.leaves().step_by(WINDOW_LEAVES as usize).peekable();
     // Tasks of their own: they wait for turns that units wait for, too, and must go on with them when nobody takes
     // windows.
     let mut begun = VecDeque::new();
     let mut result = Ok(Report::default());
     loop {
-        let missing = WINDOWS_AHEAD - begun.len();
-        begun.extend(starts.by_ref().take(missing).map(|first| {
+        while begun.len() < WINDOWS_AHEAD && starts.peek().is_some() {
+            let turns = work.turns.windows.clone();
+            // Who has a window waits for no other: whoever has the turns might do the same.
+            let turn = match begun.is_empty() {
+                true => work.unless_halted(turns.acquire_owned()).await.ok().and_then(Result::ok),
+                false => turns.try_acquire_owned().ok(),
+            };
+            let Some(turn) = turn else { break };
+            let Some(first) = starts.next() else { break };
             let work = work.clone();
-            tokio::spawn(async move { resolve_window(&work, first, fetch_limit).await })
-        }));
+            begun.push_back(tokio::spawn(async move {
+                Ok((resolve_window(&work, first, fetch_limit).await?, Some(turn)))
+            }));
+        }
         let Some(next) = begun.pop_front() else { break };
         match resolved(&work, next).await {
             Ok(units) => {
@@ -214,7 +234,20 @@ async fn resolve(
     result
 }
 
-async fn resolved(work: &Work, window: JoinHandle<Result<Vec<Unit>, Failure>>) -> Result<Vec<Unit>, Failure> {
+/// The parts of a volume that reads as zero throughout: all of it where nothing is to be done, and elsewhere no more
+/// than a step should take.
+fn zeroes(work: &Work) -> impl Iterator<Item = Range<u64>> + use<> {
+    let Range { start, end } = work.part;
+    let step = match work.compare.reading().is_none() && work.sink.is_zero_already() {
+        true => u64::MAX,
+        false => WINDOW_LEAVES * LEAF_SPAN,
+    };
+    let next = move |at: &u64| Some(at.saturating_add(step)).filter(|next| *next < end);
+    let starts = std::iter::successors(Some(start).filter(|start| *start < end), next);
+    starts.map(move |at| at..at.saturating_add(step).min(end))
+}
+
+async fn resolved(work: &Work, window: JoinHandle<Result<Resolved, Failure>>) -> Result<Resolved, Failure> {
     let ended = |why| Failure::new(FailureKind::Other, format!("restoring {}: {why}", work.volume));
     window.await.unwrap_or_else(|why| Err(ended(why)))
 }

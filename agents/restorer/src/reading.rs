@@ -30,6 +30,7 @@ pub(crate) struct Reading {
 }
 
 /// Room for [`READ_MAX`] bytes off any border, as direct I/O wants it.
+#[derive(Debug)]
 pub(crate) struct Aligned {
     bytes: Vec<u8>,
     skip: usize,

@@ -31,6 +31,8 @@ use crate::target::{Circumstances, Target};
 use crate::task::{Order, Task};
 use crate::unit::{Source, Turns, Work};
 
+/// Bytes of a volume that are read as a sample at most.
+pub const SAMPLE: u64 = pipeline::WINDOW_LEAVES * LEAF_SPAN;
 /// Bytes of one part where a range is handed on in order.
 const PART: u64 = 16 << 20;
 /// Parts that are read at once.
@@ -40,7 +42,7 @@ const PARTS_AT_ONCE: usize = 3;
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Bytes of fetched frames in flight, 2 MiB to 1 GiB, of all restores at once. Plaintext adds half a MiB per thread,
-    /// comparing a target one MiB per thread.
+    /// comparing a target two MiB per thread.
     pub memory: u64,
     /// Concurrent range requests to the store.
     pub fetches: usize,
@@ -160,7 +162,7 @@ impl Restorer {
         Ok(self.run_as(self.fresh_ids(), root, purpose, &progress).await?.differences)
     }
 
-    /// Reads and verifies the beginning of a snapshot, at most 256 MiB of the volume: proof that the keys at hand open
+    /// Reads and verifies the beginning of a snapshot, at most [`SAMPLE`] bytes of the volume: proof that the keys at hand open
     /// it. Writes nothing.
     pub async fn verify_sample(&self, root: Root) -> Result<Report, Failure> {
         self.run_as(self.fresh_ids(), root, Purpose::Sample, &|_| {}).await
@@ -257,10 +259,7 @@ impl Restorer {
                 self.open(job, root, target).await?
             }
             Purpose::Verify => Task::new(Sink::Discard, all),
-            Purpose::Sample => {
-                let sample = root.size.min(pipeline::WINDOW_LEAVES * LEAF_SPAN);
-                Task::new(Sink::Discard, 0..sample)
-            }
+            Purpose::Sample => Task::new(Sink::Discard, 0..root.size.min(SAMPLE)),
             Purpose::Read(range, out) => return self.to_channel(source, range, out, progress).await,
             Purpose::Compare(path) => {
                 let reading = blocking(move || Reading::open(&path, root.volume, root.size)).await?;

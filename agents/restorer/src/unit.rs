@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use agent::counters::Counters;
 use agent::maps::MapReader;
@@ -23,10 +23,14 @@ use tokio::sync::Semaphore;
 use crate::compare::{Compare, not_zero};
 use crate::keys::DataKeys;
 use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
-use crate::reading::Reading;
+use crate::pool::Pool;
+use crate::reading::{Aligned, Reading};
 use crate::restorer::{Hole, Report, Settings};
 use crate::sink::Sink;
 use crate::snapback::Snapback;
+
+/// Windows of all restores that are resolved, or wait for their turn: some MiB each at most.
+const WINDOWS_MAX: usize = 8;
 
 /// What all tasks of one restore share.
 pub(crate) struct Work {
@@ -74,17 +78,19 @@ pub(crate) struct Turns {
     pub fetching: Arc<Semaphore>,
     /// To decode and write.
     pub decoding: Arc<Semaphore>,
+    /// To read a target, which mostly waits for its device.
+    pub comparing: Arc<Semaphore>,
+    /// To look at another window.
+    pub windows: Arc<Semaphore>,
     /// One opener per thread that decodes.
-    pub openers: Arc<Openers>,
+    pub openers: Arc<Pool<Opener>>,
+    /// One buffer per thread that reads a target.
+    pub buffers: Arc<Pool<Aligned>>,
     /// Bytes in flight.
     pub memory: Arc<Semaphore>,
     /// How many they are in all.
     pub bytes: u64,
 }
-
-/// Openers that wait for a thread.
-#[derive(Default)]
-pub(crate) struct Openers(Mutex<Vec<Opener>>);
 
 /// One step of a restore.
 pub(crate) enum Unit {
@@ -187,6 +193,24 @@ impl Work {
         step: impl FnOnce(&Self) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let _turn = self.turns.decoding.acquire().await;
+        self.on_a_thread(step).await
+    }
+
+    /// Does a step that reads a target into a buffer.
+    pub(crate) async fn reading<T: Send + 'static>(
+        self: &Arc<Self>,
+        step: impl FnOnce(&Self, &mut Aligned) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let _turn = self.turns.comparing.acquire().await;
+        let step =
+            |work: &Self| work.turns.buffers.lend(|| Ok(Aligned::new()), |buffer| step(work, buffer))?;
+        self.on_a_thread(step).await
+    }
+
+    async fn on_a_thread<T: Send + 'static>(
+        self: &Arc<Self>,
+        step: impl FnOnce(&Self) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
         let work = self.clone();
         match tokio::task::spawn_blocking(move || step(&work)).await {
             Ok(result) => result,
@@ -202,24 +226,13 @@ impl Turns {
         Self {
             fetching: Arc::new(Semaphore::new(settings.fetches.max(1))),
             decoding: Arc::new(Semaphore::new(settings.threads.max(1))),
+            comparing: Arc::new(Semaphore::new(2 * settings.threads.max(1))),
+            windows: Arc::new(Semaphore::new(WINDOWS_MAX)),
             openers: Arc::default(),
+            buffers: Arc::default(),
             memory: Arc::new(Semaphore::new(bytes as usize)),
             bytes,
         }
-    }
-}
-
-impl Openers {
-    fn with<T>(&self, work: &Work, step: impl FnOnce(&mut Opener) -> T) -> Result<T, Failure> {
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = lock().pop();
-        let mut opener = match waiting {
-            Some(opener) => opener,
-            None => Opener::new(work.repository.key.chunk_ids())?,
-        };
-        let out = step(&mut opener);
-        lock().push(opener);
-        Ok(out)
     }
 }
 
@@ -229,16 +242,16 @@ async fn run_zero(work: &Arc<Work>, range: Range<u64>) -> Result<Report, Failure
     match &work.compare {
         Compare::ToTell(_) => {
             report.compared = bytes;
-            let parts = work.blocking(move |work| not_zero(work, &range)).await?;
+            let parts = work.reading(move |work, buffer| not_zero(work, &range, buffer)).await?;
             parts.into_iter().for_each(|part| report.differences.add(part));
         }
         Compare::ToSkip(_) if work.sink.compares_zeroes() => {
             report.compared = bytes;
-            let zero = move |work: &Work| {
-                let parts = not_zero(work, &range)?;
+            let zero = move |work: &Work, buffer: &mut Aligned| {
+                let parts = not_zero(work, &range, buffer)?;
                 parts.into_iter().try_for_each(|part| work.sink.zero(part, &work.halt))
             };
-            work.blocking(zero).await?;
+            work.reading(zero).await?;
         }
         _ if work.sink.is_zero_already() => {}
         _ => work.blocking(move |work| work.sink.zero(range, &work.halt)).await?,
@@ -313,7 +326,8 @@ async fn decode(
         }
         Ok(decoded)
     };
-    work.blocking(move |work| work.turns.openers.with(work, |opener| step(opener, work))?).await
+    let make = |work: &Work| Ok(Opener::new(work.repository.key.chunk_ids())?);
+    work.blocking(move |work| work.turns.openers.lend(|| make(work), |opener| step(opener, work))?).await
 }
 
 /// The bytes of a frame inside a fetched range; what the range lacks is found out by the frame's own checks.

@@ -8,7 +8,7 @@ use schema::messages::FailureKind;
 use schema::root::Root;
 
 use super::fixture::{CHUNK, Fixture, noise};
-use crate::{Differences, Report, Target};
+use crate::{Differences, Progress, Report, Target};
 
 const MIB: usize = 1 << 20;
 
@@ -300,4 +300,22 @@ async fn further_targets_take_from_the_first_what_it_holds() {
     let path = fixture.path("after-nothing");
     assert_eq!(after(&path, &first).await.written, data);
     assert!(fs::read(&path).unwrap() == content);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_reads_as_zero_is_compared_step_by_step() {
+    let fixture = Fixture::plain().await;
+    let len = 520 * MIB;
+    let root = fixture.volume(&vec![0; len]).await;
+    let path = fixture.path("target");
+    let file = File::create(&path).unwrap();
+    file.set_len(len as u64).unwrap();
+    file.write_all_at(&[1], (len - 1) as u64).unwrap();
+    let told = std::sync::Mutex::new(Vec::new());
+    let progress = |now: Progress| told.lock().unwrap().push(now.done);
+    let found = fixture.restorer().compare(root, &path, progress).await.unwrap();
+    assert_eq!(found.first.last().unwrap().end, len as u64, "{found:?}");
+    let mut told = told.into_inner().unwrap();
+    told.dedup();
+    assert_eq!(told.len(), 4, "at the beginning and after each step: {told:?}");
 }

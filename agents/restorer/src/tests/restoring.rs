@@ -189,3 +189,15 @@ async fn a_collected_snapshot_is_refused_before_anything_is_written() {
     assert!(!path.exists());
     assert_eq!(fixture.sessions().await, Vec::<String>::new());
 }
+
+#[tokio::test(start_paused = true)]
+async fn more_restores_than_windows_all_come_to_an_end() {
+    let fixture = Fixture::plain().await;
+    let (first, last) = ((0, MIB), (519 * MIB, MIB));
+    let root = fixture.volume(&volume(520 * MIB, &[first, last])).await;
+    let restorer = fixture.restorer();
+    let restores = (0..20).map(|_| restorer.verify_readable(root.clone(), |_| ()));
+    for ended in futures::future::join_all(restores).await {
+        assert_eq!(ended.unwrap().written, (2 * MIB) as u64);
+    }
+}
