@@ -9,6 +9,7 @@
 //! Faults, limits and retries are decorators on a seam ([`faults`]). Each seam has a contract suite ([`contract`])
 //! that every implementation passes. No role knows NATS, a wall clock, or another role.
 
+pub mod audit;
 pub mod buffer;
 pub mod bus;
 pub mod contract;
@@ -29,6 +30,7 @@ pub mod store;
 pub mod target;
 pub mod volume;
 
+pub use audit::Audit;
 pub use bus::{Bus, BusError, Delivery, Queue, Service, Topic};
 pub use environment::Environment;
 pub use failure::Failure;

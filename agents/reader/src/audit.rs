@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use agent::buffer::Pool;
 use agent::rate::RateLimit;
-use agent::{Context, Volume, VolumeError};
+use agent::{Audit, Context, Volume, VolumeError};
 use schema::keys::ChunkIds;
-use schema::limits::{BLOCK, CHUNK_AVERAGE, LEAF_SPAN};
+use schema::limits::BLOCK;
 use schema::map::Geometry;
 use schema::{ChunkId, Domain};
 
@@ -21,75 +21,6 @@ use crate::tracked::{Changed, ParentLeaf};
 
 #[cfg(test)]
 mod tests;
-
-const MILLION: u128 = 1_000_000;
-/// Windows that are drawn at least, where there is anything to draw from.
-const WINDOWS_MIN: u64 = 16;
-/// Bytes of a window: one chunk or so at least, and no more than is worth a question for a leaf of the map.
-const WINDOW_MIN: u64 = CHUNK_AVERAGE as u64;
-const WINDOW_MAX: u64 = 1 << 20;
-
-/// How much is read again of what is said to be unchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Audit {
-    /// Millionths of the unchanged bytes; 0 switches the audit off. Some chunks are drawn however little it is.
-    pub share: u32,
-    /// Bytes that are read again at most.
-    pub bytes_max: u64,
-}
-
-impl Default for Audit {
-    /// A thousandth, and no more than 1 GiB.
-    fn default() -> Self {
-        Self { share: 1000, bytes_max: 1 << 30 }
-    }
-}
-
-impl Audit {
-    /// No audit: the list of changes is believed.
-    pub const OFF: Self = Self { share: 0, bytes_max: 0 };
-    /// Everything that is said to be unchanged is read.
-    pub const ALL: Self = Self { share: 1_000_000, bytes_max: u64::MAX };
-
-    /// The windows to look at, in order and within leaves. `draw` gives random numbers.
-    pub(crate) fn windows(&self, changed: &Changed<'_>, mut draw: impl FnMut() -> u64) -> Vec<Range<u64>> {
-        let unchanged: u64 = changed.gaps().map(|gap| gap.end - gap.start).sum();
-        if self.share == 0 || unchanged == 0 {
-            return Vec::new();
-        }
-        let share = u128::from(unchanged) * u128::from(self.share) / MILLION;
-        let share = u64::try_from(share).unwrap_or(u64::MAX).min(self.bytes_max);
-        let wanted = share.max(WINDOWS_MIN * WINDOW_MIN);
-        if wanted >= unchanged {
-            return changed.gaps().flat_map(by_leaf).collect();
-        }
-        let window = (wanted / WINDOWS_MIN).clamp(WINDOW_MIN, WINDOW_MAX) / BLOCK * BLOCK;
-        let mut drawn: Vec<u64> = (0..wanted.div_ceil(window)).map(|_| draw() % unchanged).collect();
-        drawn.sort_unstable();
-        let mut windows: Vec<Range<u64>> = Vec::with_capacity(drawn.len());
-        // Unchanged bytes before the gap that is looked at.
-        let mut before = 0;
-        let mut drawn = drawn.into_iter().peekable();
-        for gap in changed.gaps() {
-            let len = gap.end - gap.start;
-            while let Some(at) = drawn.next_if(|at| *at < before + len) {
-                let at = (gap.start + at - before) / BLOCK * BLOCK;
-                let start = windows.last().map_or(at, |last| at.max(last.end));
-                let end = (at + window).min(gap.end).min((at / LEAF_SPAN + 1) * LEAF_SPAN);
-                if start < end {
-                    windows.push(start..end);
-                }
-            }
-            before += len;
-        }
-        windows
-    }
-}
-
-fn by_leaf(gap: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-    let leaves = gap.start / LEAF_SPAN..gap.end.div_ceil(LEAF_SPAN);
-    leaves.map(move |leaf| gap.start.max(leaf * LEAF_SPAN)..gap.end.min((leaf + 1) * LEAF_SPAN))
-}
 
 /// What of a window can be compared: the parent's chunks of which nothing has changed, whole, and its zeroes.
 fn comparable(
@@ -141,7 +72,7 @@ impl Auditor<'_> {
     /// Looks at what `audit` draws.
     pub(crate) async fn look(&self, audit: Audit, changed: &Changed<'_>) -> Result<Found, VolumeError> {
         let environment = &self.context.environment;
-        let windows = audit.windows(changed, || u64::from_le_bytes(environment.random()));
+        let windows = audit.windows(changed.gaps(), || u64::from_le_bytes(environment.random()));
         let (mut read, mut done, mut kept): (u64, u64, Option<(u64, Arc<ParentLeaf>)>) = (0, 0, None);
         for window in windows {
             let number = Geometry::leaf_of(window.start);

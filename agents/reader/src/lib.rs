@@ -25,6 +25,6 @@ mod source;
 mod testing;
 mod tracked;
 
-pub use audit::Audit;
+pub use agent::Audit;
 pub use file::Files;
 pub use reading::{Reader, Settings};

@@ -17,7 +17,7 @@ use std::time::Duration;
 use agent::buffer::Pool;
 use agent::bus::{Broadcasts, Ticket};
 use agent::rate::RateLimit;
-use agent::{Context, Failure, Handler, Outcome, Queue, Topic, Volumes};
+use agent::{Audit, Context, Failure, Handler, Outcome, Queue, Topic, Volumes};
 use async_trait::async_trait;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
@@ -29,7 +29,6 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use crate::audit::Audit;
 use crate::emit::HEADROOM;
 use crate::places::{Place, Places};
 use crate::readings::{Entered, Reading, Readings, Waiting};

@@ -60,7 +60,7 @@ impl<'a> Changed<'a> {
     }
 
     /// The ranges between them, in whole blocks.
-    pub(crate) fn gaps(&self) -> impl Iterator<Item = Range<u64>> + use<'a> {
+    pub(crate) fn gaps(&self) -> impl Iterator<Item = Range<u64>> + Clone + use<'a> {
         let this = *self;
         let end = std::iter::once(this.size..this.size);
         let mut at = 0;

@@ -17,11 +17,13 @@ use crate::delta::{Delta, DeltaParser, XmlError};
 use crate::dm::{DmName, NotThat, SnapshotStatus, SnapshotTable, ThinTable};
 use crate::exceptions::{self, ExceptionsError};
 use crate::ranges::Ranges;
+use crate::report::LogicalVolume;
 use crate::tools::{ToolError, Tools};
 
 use direct::Direct;
 use reservation::Reservation;
 
+mod baselines;
 mod direct;
 pub mod reservation;
 #[cfg(test)]
@@ -182,6 +184,11 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// That of a thin volume.
+    pub fn of(volume: &LogicalVolume) -> Option<Self> {
+        Some(Self { group: volume.vg.clone(), name: volume.pool.clone()? })
+    }
+
     /// The device that takes messages.
     pub fn device(&self) -> DmName {
         DmName::of(&self.group, &self.name).layer("tpool")

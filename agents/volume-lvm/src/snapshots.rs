@@ -6,7 +6,7 @@
 
 pub mod commands;
 
-use schema::{JobId, RepoId, SessionId};
+use schema::{JobId, ReadingId, RepoId, SessionId};
 
 use crate::governor::NoRoom;
 use crate::marks::Marks;
@@ -138,8 +138,17 @@ pub fn giving_way<'o, 'a>(waiting: &'o [Ours<'a>], refused: &NoRoom) -> Option<V
     (there >= *needed).then_some(way)
 }
 
+/// The id of a reading of a snapshot: of LVM's identity of it.
+pub(crate) fn reading_of(snapshot: &Uuid) -> ReadingId {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"lvkeep 1 lvm reading").update(snapshot.as_str().as_bytes());
+    let mut id = [0; 16];
+    id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    ReadingId::from_bytes(id)
+}
+
 /// Why a snapshot says nothing about what changed.
-fn unfit(ours: &Ours<'_>) -> Option<&'static str> {
+pub(crate) fn unfit(ours: &Ours<'_>) -> Option<&'static str> {
     let attributes = &ours.volume.attributes;
     let overflowed =
         ours.volume.is_thick_snapshot() && ours.volume.data_percent.is_some_and(|full| full >= 100.0);

@@ -3,6 +3,7 @@
 use agent::Changes;
 use proptest::prelude::*;
 use schema::SessionId;
+use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Leaf, Piece};
 
 use super::*;
@@ -21,7 +22,7 @@ fn windows(audit: Audit, changes: &Changes, size: u64) -> Vec<Range<u64>> {
         n += 1;
         n.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     };
-    audit.windows(&Changed::new(changes, size).unwrap(), draw)
+    audit.windows(Changed::new(changes, size).unwrap().gaps(), draw)
 }
 
 fn total(windows: &[Range<u64>]) -> u64 {
@@ -79,7 +80,7 @@ proptest! {
             n = n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             n >> 7
         };
-        let windows = Audit { share, bytes_max: 1 << 30 }.windows(&changed, draw);
+        let windows = Audit { share, bytes_max: 1 << 30 }.windows(changed.gaps(), draw);
         prop_assert!(windows.windows(2).all(|pair| pair[0].end <= pair[1].start));
         for window in &windows {
             prop_assert!(window.start < window.end && window.end <= 200 * M);

@@ -16,7 +16,8 @@ use crate::dm::DmName;
 use crate::freeze::{self, Freeze, Plan, Stillness, mounted};
 use crate::governor::NoRoom;
 use crate::marks::Marks;
-use crate::report::{Inventory, Kind, LogicalVolume, Uuid};
+use crate::ranges::Ranges;
+use crate::report::{Inventory, Kind, LogicalVolume};
 use crate::settings::Treatment;
 use crate::snapshots::{self, Ours, commands};
 use crate::tools::{ToolError, Tools};
@@ -71,15 +72,6 @@ struct Found {
     lost: Option<String>,
 }
 
-/// The id of a reading: of the snapshot, by LVM's identity of it.
-fn reading_of(snapshot: &Uuid) -> ReadingId {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(b"lvkeep 1 lvm reading").update(snapshot.as_str().as_bytes());
-    let mut id = [0; 16];
-    id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
-    ReadingId::from_bytes(id)
-}
-
 impl Taken {
     fn facts(&self) -> Vec<(String, String)> {
         let Stillness { frozen, failed } = &self.stillness;
@@ -108,7 +100,7 @@ impl Shared {
         if !snapshot.attributes.is_active() {
             commands::activate(&self.tools, &snapshot).await.map_err(failed)?;
         }
-        let reading = reading_of(&snapshot.uuid);
+        let reading = snapshots::reading_of(&snapshot.uuid);
         if wish.reading.is_some_and(|wanted| wanted != reading) {
             let why = format!("{} is not the snapshot that it began with", snapshot.full_name());
             return Err(VolumeError::ReadingLost { source_name: source, why });
@@ -426,21 +418,8 @@ impl Shared {
             }
             return Ok(ranges.into_vec());
         }
-        if baseline.size != snapshot.size {
-            return Err(format!(
-                "the volume had {} bytes when {} was taken, and has {}",
-                baseline.size,
-                baseline.full_name(),
-                snapshot.size
-            ));
-        }
-        let pool = pool_of(snapshot).filter(|_| baseline.pool_uuid == snapshot.pool_uuid);
-        let (Some(pool), Some(older)) = (pool, baseline.thin_id) else {
-            return Err(format!("{} is in another pool", baseline.full_name()));
-        };
         let newer = DmName::of(&snapshot.vg, &snapshot.name);
-        let delta = self.tracker.changed_ranges_thin(&pool, older, &newer, snapshot.size).await;
-        delta.map(|delta| delta.changed.into_vec()).map_err(|why| why.to_string())
+        self.tracker.thin_since(baseline, snapshot, &newer).await.map(Ranges::into_vec)
     }
 
     /// What a thin snapshot maps, when the rest of it reads as zero.
@@ -449,11 +428,11 @@ impl Shared {
         inventory: &Inventory,
         origin: &LogicalVolume,
         snapshot: &LogicalVolume,
-    ) -> Option<crate::ranges::Ranges> {
+    ) -> Option<Ranges> {
         if !origin.is_thin() {
             return None;
         }
-        let pool = pool_of(snapshot)?;
+        let pool = Pool::of(snapshot)?;
         tracing::debug!(
             pool = inventory.pool_of(origin).map(LogicalVolume::full_name),
             "asking what is mapped"
@@ -473,10 +452,6 @@ impl Shared {
 /// Whether a snapshot was taken for this very session, and thus after the parent's, which the session knew before.
 fn is_of(snapshot: &LogicalVolume, session: SessionId) -> bool {
     Marks::of(snapshot).is_some_and(|marks| marks.id == session)
-}
-
-fn pool_of(volume: &LogicalVolume) -> Option<Pool> {
-    Some(Pool { group: volume.vg.clone(), name: volume.pool.clone()? })
 }
 
 /// Removes what was taken of a group before one of it could not be.
