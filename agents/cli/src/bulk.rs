@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use agent::Context as AgentContext;
 use anyhow::Context;
 use futures::future::join_all;
+use indexer::Wish;
 use restorer::{Differences, Restorer};
 use serde::Serialize;
 
@@ -58,9 +59,11 @@ pub async fn run(app: &App, path: &Path) -> anyhow::Result<()> {
     let around = Surroundings { host: &settings.host.value, has_nats: settings.nats.value.is_some() };
     let repository = app.repository().await?;
     let plan = Plan::read(path, &repository, &around).await?;
-    let work = match plan.orders.iter().any(|planned| planned.host().is_none()) {
-        true => Some(Embedded::reading(app).await?),
-        false => None,
+    let ours = plan.orders.iter().filter(|planned| planned.host().is_none());
+    let wishes: Vec<Wish> = ours.map(|planned| Wish::all(planned.order.root.clone())).collect();
+    let work = match wishes.is_empty() {
+        true => None,
+        false => Some(Embedded::reading(app, repository, &wishes).await?),
     };
     let outcomes = carry_out(app, &plan, work.as_ref()).await;
     if let Some(work) = work {

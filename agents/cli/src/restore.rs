@@ -1,6 +1,7 @@
 //! `restore`: brings a snapshot back to a file, device or logical volume, by this process or by another host's agent.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use agent::{Context as AgentContext, Failure, Queue, Repository, Targets, Topic}
 use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
+use indexer::Wish;
 use restorer::{Report, Restorer, Target};
 use schema::keys::Identity;
 use schema::messages::{About, JobOutcome, Message, Preparation, Progress, RestoreJob};
@@ -147,13 +149,20 @@ fn check_apart(orders: &[Order]) -> anyhow::Result<()> {
 }
 
 async fn here(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
+    let repository = app.repository().await?;
     // Before the index is brought up to date, so that it knows all that these need.
-    let chosen = chosen(&app.repository().await?, args).await?;
+    let chosen = chosen(&repository, args).await?;
+    let range = args.range.as_deref().map(cat::parse).transpose()?;
+    let wish = |order: &Order| {
+        let all = Wish::all(order.root.clone());
+        Wish { part: range.clone().unwrap_or(all.part), ..all }
+    };
+    let wishes: Vec<Wish> = chosen.iter().map(wish).collect();
     let mut work = match args.undo {
         true => Embedded::writing(app, None).await?,
-        false => Embedded::reading(app).await?,
+        false => Embedded::reading(app, repository, &wishes).await?,
     };
-    let restored = restore_all(app, args, chosen, &mut work).await;
+    let restored = restore_all(app, args, chosen, range, &mut work).await;
     work.finish().await;
     restored
 }
@@ -162,9 +171,9 @@ async fn restore_all(
     app: &App,
     args: &RestoreArgs,
     chosen: Vec<Order>,
+    range: Option<Range<u64>>,
     work: &mut Embedded,
 ) -> anyhow::Result<()> {
-    let range = args.range.as_deref().map(cat::parse).transpose()?;
     let restorer = make(app, work, identity(app, work)?);
     let mut all = chosen;
     // Of one snapshot: a group has no further targets.

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use agent::Failure;
 use anyhow::{Context, bail};
+use indexer::Wish;
 use schema::messages::{BackupJob, JobOutcome};
 use schema::root::Root;
 
@@ -88,9 +89,10 @@ fn is_empty(path: &Path) -> bool {
 /// `lvkeep undo`.
 pub async fn run(app: &App, args: &UndoArgs) -> anyhow::Result<()> {
     app.stop_on_signals()?;
+    let repository = app.repository().await?;
     // Before the index is brought up to date, so that it knows all that this needs.
-    let root = select::snapshot(&app.repository().await?, &args.snapshot).await?;
-    let work = Embedded::reading(app).await?;
+    let root = select::snapshot(&repository, &args.snapshot).await?;
+    let work = Embedded::reading(app, repository, &[Wish::all(root.clone())]).await?;
     let undone = put_back(app, args, root, &work).await;
     work.finish().await;
     undone
