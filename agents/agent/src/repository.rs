@@ -9,9 +9,9 @@ use schema::messages::{Copy, FailureKind};
 use schema::names::{self, Slot};
 use schema::pack::{self, PackFooter, PackHeader, TRAILER_LEN};
 use schema::root::Root;
-use schema::{Object, PackId, RepoId};
+use schema::{Domain, Object, PackId, RepoId};
 
-use crate::store::{Created, Store};
+use crate::store::{Created, Listed, Store, StoreError};
 use crate::{Environment, Failure};
 
 /// Bytes read from a pack's end in the hope that its footer is inside.
@@ -173,8 +173,43 @@ impl Repository {
 
     /// The ids of all packs that a listing shows, with their sizes.
     pub async fn list_packs(&self) -> Result<Vec<(PackId, u64)>, Failure> {
-        let listed = self.store.list(names::PACKS).await?;
-        Ok(listed.iter().filter_map(|l| Some((names::parse_pack(&l.key).ok()?, l.size))).collect())
+        let pack = |listed: Listed| Some((names::parse_pack(&listed.key).ok()?, listed.size));
+        Ok(self.store.list_as(names::PACKS, pack).await?)
+    }
+
+    /// What a pack holds, as its header says.
+    pub async fn read_header(&self, id: PackId) -> Result<PackHeader, Failure> {
+        let key = names::pack(id);
+        let bytes = self.store.get_range(&key, 0..pack::PACK_HEADER_LEN as u64).await?;
+        PackHeader::parse(&bytes).map_err(|e| Failure::from(e).context(&key))
+    }
+
+    /// The footer of a pack that holds chunks of this kind, by one request where it is whole.
+    pub async fn read_footer_of(&self, id: PackId, kind: Domain) -> Result<PackFooter, Failure> {
+        let key = names::pack(id);
+        let (end, size) = self.store.get_suffix(&key, FOOTER_GUESS).await?;
+        let header = PackHeader { repo: self.key.repo(), pack: id, kind, class: 0 }.encode();
+        if let Ok(trailer) = pack::Trailer::parse(&end, size) {
+            let suffix = self.suffix(&key, &trailer, end, size).await?;
+            if let Ok((_, footer)) = trailer.footer(&header, &suffix, size) {
+                return Ok(footer);
+            }
+        }
+        self.read_footer(id).await.map(|(_, footer)| footer)
+    }
+
+    /// Footer and trailer of a pack, of which `end` is the end.
+    async fn suffix(
+        &self,
+        key: &str,
+        trailer: &pack::Trailer,
+        end: Bytes,
+        size: u64,
+    ) -> Result<Bytes, StoreError> {
+        match trailer.suffix_len() <= end.len() as u64 {
+            true => Ok(end.slice(end.len() - trailer.suffix_len() as usize..)),
+            false => self.store.get_range(key, size - trailer.suffix_len()..size).await,
+        }
     }
 
     /// A pack's footer, from its end. A torn one is rebuilt from the frames.
@@ -184,10 +219,7 @@ impl Repository {
         let (end, size) = self.store.get_suffix(&key, FOOTER_GUESS).await?;
         let parsed = match pack::Trailer::parse(&end, size) {
             Ok(trailer) => {
-                let suffix = match trailer.suffix_len() <= end.len() as u64 {
-                    true => end.slice(end.len() - trailer.suffix_len() as usize..),
-                    false => self.store.get_range(&key, size - trailer.suffix_len()..size).await?,
-                };
+                let suffix = self.suffix(&key, &trailer, end, size).await?;
                 let header = self.store.get_range(&key, 0..pack::PACK_HEADER_LEN as u64).await?;
                 trailer.footer(&header, &suffix, size)
             }

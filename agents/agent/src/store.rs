@@ -12,7 +12,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+};
 
 use schema::config::StorePromise;
 
@@ -232,19 +234,27 @@ impl Store {
 
     /// All objects below a folder, in no order.
     pub async fn list(&self, folder: &str) -> Result<Vec<Listed>, StoreError> {
+        self.list_as(folder, Some).await
+    }
+
+    /// What becomes of all objects below a folder, in no order: of many, only that is kept.
+    pub async fn list_as<T: Send>(
+        &self,
+        folder: &str,
+        become_of: impl Fn(Listed) -> Option<T> + Send + Sync,
+    ) -> Result<Vec<T>, StoreError> {
         let path = self.path(folder);
         let skip = match self.prefix.as_ref().len() {
             0 => 0,
             len => len + 1,
         };
+        let listed = |meta: ObjectMeta| Listed {
+            key: meta.location.as_ref().get(skip..).unwrap_or("").to_owned(),
+            size: meta.size,
+        };
         self.repeat("listing", folder, || {
-            self.inner
-                .list(Some(&path))
-                .map_ok(|meta| Listed {
-                    key: meta.location.as_ref().get(skip..).unwrap_or("").to_owned(),
-                    size: meta.size,
-                })
-                .try_collect()
+            let found = self.inner.list(Some(&path)).map_ok(|meta| become_of(listed(meta)));
+            found.try_filter_map(|kept| std::future::ready(Ok(kept))).try_collect()
         })
         .await
     }

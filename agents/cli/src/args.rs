@@ -51,9 +51,14 @@ pub struct Global {
     /// Memory that the process may use for data in flight and caches, e.g. 256MiB
     #[arg(long, global = true, env = "LVKEEP_MEMORY", value_name = "SIZE")]
     pub memory: Option<String>,
-    /// Where the index's cache is
+    /// Where the index's cache is, which backups and `index rebuild` make: 64 MiB, and 62 bytes for each chunk in the
+    /// repository
     #[arg(long, global = true, env = "LVKEEP_CACHE", value_name = "DIR")]
     pub cache: Option<PathBuf>,
+    /// Where commands that read snapshots put what they need to know of them and have no memory for, where no cache of
+    /// an index is: 64 MiB, and 62 bytes for each of their chunks, deleted in the end [default: in the cache's folder]
+    #[arg(long, global = true, env = "LVKEEP_WORK_DIR", value_name = "DIR")]
+    pub work_dir: Option<PathBuf>,
     /// Results on standard output as JSON, for machines
     #[arg(long, global = true)]
     pub json: bool,

@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use agent::Repository;
 use anyhow::Context;
 use futures::future::join_all;
+use indexer::Wish;
 use restorer::{Differences, Restorer};
 use schema::names::Slot;
 use serde::Serialize;
@@ -72,10 +73,11 @@ pub async fn run(app: &App, path: &Path) -> anyhow::Result<()> {
     let plan = Plan::read(path, &repository, &around).await?;
     let ours = || plan.orders.iter().filter(|planned| planned.host().is_none());
     let keeps = ours().any(|planned| planned.order.options.undo);
-    let mut work = match (ours().next(), keeps) {
-        (None, _) => None,
-        (Some(_), true) => Some(Embedded::writing(app, None).await?),
-        (Some(_), false) => Some(Embedded::reading(app).await?),
+    let wishes: Vec<Wish> = ours().map(|planned| planned.order.wish()).collect();
+    let mut work = match (wishes.is_empty(), keeps) {
+        (true, _) => None,
+        (false, true) => Some(Embedded::writing(app, None).await?),
+        (false, false) => Some(Embedded::reading(app, repository.clone(), &wishes).await?),
     };
     let outcomes = match &mut work {
         None => carry_out(app, &plan, &repository, None).await,

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use agent::{Failure, Stop};
 use anyhow::Context;
+use indexer::Wish;
 use schema::messages::FailureKind;
+use schema::root::Root;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::app::App;
@@ -17,18 +19,20 @@ use crate::{open, restore, select, settings};
 /// `lvkeep cat`.
 pub async fn run(app: &App, args: &CatArgs) -> anyhow::Result<()> {
     app.stop_on_signals()?;
-    let work = Embedded::reading(app).await?;
-    let written = cat(app, args, &work).await;
+    let repository = app.repository().await?;
+    let root = select::snapshot(&repository, &args.snapshot).await?;
+    let part = match &args.range {
+        Some(range) => parse(range)?,
+        None => 0..root.size,
+    };
+    let wish = Wish { root, part, content: true };
+    let work = Embedded::reading(app, repository, std::slice::from_ref(&wish)).await?;
+    let written = cat(app, wish.root, wish.part, &work).await;
     work.finish().await;
     written
 }
 
-async fn cat(app: &App, args: &CatArgs, work: &Embedded) -> anyhow::Result<()> {
-    let root = select::snapshot(&work.repository, &args.snapshot).await?;
-    let range = match &args.range {
-        Some(range) => parse(range)?,
-        None => 0..root.size,
-    };
+async fn cat(app: &App, root: Root, range: Range<u64>, work: &Embedded) -> anyhow::Result<()> {
     let identity = open::identity(&app.settings, work.repository.key.repo())?.map(Arc::new);
     let restorer = restore::make(app, work, identity);
     let volume = root.volume.clone();

@@ -30,7 +30,7 @@ struct Found {
 /// `lvkeep check`.
 pub async fn run(app: &App, args: &CheckArgs) -> anyhow::Result<()> {
     app.stop_on_signals()?;
-    let work = Embedded::reading(app).await?;
+    let work = Embedded::reading_all(app).await?;
     let slots = work.repository.visible_slots(None).await?;
     let identity = open::identity(&app.settings, work.repository.key.repo())?.map(Arc::new);
     let display = Display::new(app);

@@ -9,7 +9,7 @@ use agent::rate::RateLimit;
 use agent::{Context, Failure, Repository, Stop, Volumes};
 use anyhow::{Context as _, bail};
 use hasher::{ContentKey, Hasher};
-use indexer::{Indexer, OpenError};
+use indexer::{Indexer, Locator, LocatorSettings, OpenError, Wish};
 use reader::{Files, Reader};
 use storer::Storer;
 use tokio::task::JoinSet;
@@ -83,12 +83,16 @@ pub fn index_settings(
 }
 
 impl Embedded {
-    /// Starts an index, for commands that read.
-    pub async fn reading(app: &App) -> anyhow::Result<Self> {
+    /// Starts what knows where the chunks of some snapshots are, for commands that read them: the index, where this host
+    /// has a cache of it, and otherwise what is found of these snapshots alone.
+    pub async fn reading(app: &App, repository: Repository, wishes: &[Wish]) -> anyhow::Result<Self> {
+        Self::start(app, repository, reading_bus(app), Some(wishes)).await
+    }
+
+    /// Starts an index, for commands that read everything.
+    pub async fn reading_all(app: &App) -> anyhow::Result<Self> {
         let repository = app.repository().await?;
-        // Reading needs no room for packs.
-        let bus = LocalBus::new(app.environment.clone(), 8 << 20);
-        Self::start(app, repository, bus).await
+        Self::start(app, repository, reading_bus(app), None).await
     }
 
     /// Starts every role that a backup needs. Without `hold`, logical volumes are read as the devices that they are, and
@@ -102,7 +106,7 @@ impl Embedded {
         let settings = &app.settings;
         let queue = chunk_queue(settings, repository.config.pack_size)?;
         let bus = LocalBus::new(app.environment.clone(), queue);
-        let mut work = Self::start(app, repository, bus).await?;
+        let mut work = Self::start(app, repository, bus, None).await?;
         let (context, repository, index) =
             (work.context.clone(), work.repository.clone(), work.index.clone());
 
@@ -158,19 +162,33 @@ impl Embedded {
         Ok(work)
     }
 
-    async fn start(app: &App, repository: Repository, bus: LocalBus) -> anyhow::Result<Self> {
+    async fn start(
+        app: &App,
+        repository: Repository,
+        bus: LocalBus,
+        wishes: Option<&[Wish]>,
+    ) -> anyhow::Result<Self> {
         let context = app.context(Arc::new(bus));
         // Whoever asks the index must get its answers until the end.
         let stop_index = Stop::default();
         let indexing = Context { stop: stop_index.clone(), ..context.clone() };
-        let (indexer, private) = tokio::select! {
+        let opening = async {
+            match wishes {
+                Some(wishes) => open_for(app, &indexing, &repository, wishes).await,
+                None => open_index(app, &indexing, &repository).await,
+            }
+        };
+        let (answering, private) = tokio::select! {
             biased;
-            opened = open_index(app, &indexing, &repository) => opened?,
+            opened = opening => opened?,
             () = context.stop.raised() => return Err(interrupted().into()),
         };
         let index = IndexClient::new(context.bus.clone(), app.environment.clone(), SHARDS);
         let mut indexers = JoinSet::new();
-        indexers.spawn(indexer.run());
+        match answering {
+            Answering::Index(indexer) => indexers.spawn(indexer.run()),
+            Answering::Wishes(locator) => indexers.spawn(locator.run()),
+        };
         Ok(Self {
             context,
             repository,
@@ -234,31 +252,67 @@ pub fn interrupted() -> Failure {
     Failure::new(schema::messages::FailureKind::Revoked, "interrupted")
 }
 
+/// Who answers where chunks are.
+enum Answering {
+    Index(Indexer),
+    Wishes(Box<Locator>),
+}
+
+type Opened = (Answering, Option<tempfile::TempDir>);
+
+/// Reading needs no room for packs.
+fn reading_bus(app: &App) -> LocalBus {
+    LocalBus::new(app.environment.clone(), 8 << 20)
+}
+
 /// Opens the index's cache; when another process has it, a private temporary one.
-async fn open_index(
-    app: &App,
-    context: &Context,
-    repository: &Repository,
-) -> anyhow::Result<(Indexer, Option<tempfile::TempDir>)> {
+async fn open_index(app: &App, context: &Context, repository: &Repository) -> anyhow::Result<Opened> {
     let owned: Vec<u16> = (0..SHARDS).collect();
     let settings = index_settings(&app.settings, repository, SHARDS, owned);
     if let Some(folder) = settings.path.parent() {
         open::private_directory(folder)?;
     }
     match Indexer::open(context.clone(), repository.clone(), settings.clone()).await {
-        Ok(indexer) => Ok((indexer, None)),
+        Ok(indexer) => Ok((Answering::Index(indexer), None)),
         Err(OpenError::Locked { path }) => {
             tracing::info!(path = %path.display(), "another process has the index's cache; taking a private one");
             let folder = path.parent().context("the cache is below a folder")?;
             let private = tempfile::Builder::new().prefix("private-").tempdir_in(folder)?;
             let settings = indexer::Settings { path: private.path().join("index"), ..settings };
-            Ok((
-                Indexer::open(context.clone(), repository.clone(), settings).await.map_err(Failure::from)?,
-                Some(private),
-            ))
+            let indexer = Indexer::open(context.clone(), repository.clone(), settings).await;
+            Ok((Answering::Index(indexer.map_err(Failure::from)?), Some(private)))
         }
         Err(error) => Err(Failure::from(error).into()),
     }
+}
+
+/// Opens the index's cache where there is one that nobody else has, or finds the chunks of what is wished for.
+async fn open_for(
+    app: &App,
+    context: &Context,
+    repository: &Repository,
+    wishes: &[Wish],
+) -> anyhow::Result<Opened> {
+    let settings = index_settings(&app.settings, repository, SHARDS, (0..SHARDS).collect());
+    if Indexer::has_cache(&settings) {
+        match Indexer::open(context.clone(), repository.clone(), settings).await {
+            Ok(indexer) => return Ok((Answering::Index(indexer), None)),
+            Err(OpenError::Locked { path }) => {
+                tracing::info!(path = %path.display(), "another process has the index's cache");
+            }
+            Err(error) => return Err(Failure::from(error).into()),
+        }
+    }
+    let below = || app.settings.cache.value.join(repository.key.repo().to_string());
+    let folder = app.settings.work_dir.value.clone().unwrap_or_else(below);
+    // What fits the memory needs none.
+    if let Err(why) = open::private_directory(&folder) {
+        tracing::debug!(folder = %folder.display(), %why, "there is nothing but the memory");
+    }
+    let scratch = folder.join(format!("lookup-{}", app.environment.job_id()));
+    let settings = LocatorSettings { memory: app.settings.memory.value / 4, scratch };
+    let locator = Locator::find(context.clone(), repository.clone(), &settings, wishes).await?;
+    Ok((Answering::Wishes(locator.into()), None))
 }
 
 /// `index rebuild`.

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use agent::{Failure, Repository};
 use anyhow::Context;
+use indexer::Wish;
 use schema::keys::{DataKey, Identity, SealedKey};
 use schema::names;
+use schema::root::Root;
 use serde::Serialize;
 
 use crate::app::App;
@@ -112,11 +114,14 @@ pub async fn check(app: &App, path: &Path) -> anyhow::Result<()> {
         return Err(Failure::refused("this repository is not encrypted: no identity is needed").into());
     }
     let keys = repository.open_keys(&identity).await?.len();
-    let work = Embedded::reading(app).await?;
+    let repository = app.repository().await?;
     let mut newest = std::collections::BTreeMap::new();
-    for root in select::roots(&work.repository, None).await? {
+    for root in select::roots(&repository, None).await? {
         newest.insert(root.volume.clone(), root);
     }
+    let sample = |root: &Root| Wish { part: 0..restorer::SAMPLE, ..Wish::all(root.clone()) };
+    let samples: Vec<Wish> = newest.values().map(sample).collect();
+    let work = Embedded::reading(app, repository, &samples).await?;
     let restorer = restore::make(app, &work, Some(identity));
     let mut chunks = 0;
     for root in newest.values() {

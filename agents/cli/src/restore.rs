@@ -9,6 +9,7 @@ use agent::{Failure, Repository, Targets};
 use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
+use indexer::Wish;
 use restorer::{Report, Restorer, Target};
 use schema::keys::Identity;
 use schema::messages::Preparation;
@@ -48,6 +49,12 @@ impl Order {
         let target = Target::new(PathBuf::from(&self.target), self.options.force).full(self.options.full);
         let target = target.prepared(self.preparation.clone()).only(self.range.clone());
         target.keep_going(self.options.keep_going)
+    }
+
+    /// What of the repository it needs.
+    pub fn wish(&self) -> Wish {
+        let all = Wish::all(self.root.clone());
+        Wish { part: self.range.clone().unwrap_or(all.part), ..all }
     }
 }
 
@@ -157,11 +164,13 @@ fn check_apart(orders: &[Order]) -> anyhow::Result<()> {
 }
 
 async fn here(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
+    let repository = app.repository().await?;
     // Before the index is brought up to date, so that it knows all that these need.
-    let chosen = chosen(&app.repository().await?, args).await?;
+    let chosen = chosen(&repository, args).await?;
+    let wishes: Vec<Wish> = chosen.iter().map(Order::wish).collect();
     let mut work = match args.options.undo {
         true => Embedded::writing(app, None).await?,
-        false => Embedded::reading(app).await?,
+        false => Embedded::reading(app, repository, &wishes).await?,
     };
     let restored = restore_all(app, args, chosen, &mut work).await;
     work.finish().await;

@@ -29,6 +29,7 @@ pub struct File {
     host: Option<String>,
     memory: Option<String>,
     cache: Option<PathBuf>,
+    work_dir: Option<PathBuf>,
     level: Option<i32>,
     limit_read: Option<String>,
     limit_upload: Option<String>,
@@ -103,6 +104,8 @@ pub struct Settings {
     pub memory: Setting<u64>,
     /// Where caches are.
     pub cache: Setting<PathBuf>,
+    /// Where commands that read put what has no room in memory; none: in the cache's folder.
+    pub work_dir: Setting<Option<PathBuf>>,
     /// zstd level.
     pub level: Setting<i32>,
     /// Bytes per second.
@@ -253,6 +256,7 @@ pub fn resolve(global: &Global, extra: Extra, matches: &ArgMatches) -> anyhow::R
         host: r.pick("host", global.host.clone(), file.host, hostname()),
         memory: Setting { value: memory.value.unwrap_or(256 << 20), origin: memory.origin },
         cache: r.pick("cache", global.cache.clone(), file.cache, dirs.cache_dir().to_owned()),
+        work_dir: r.optional("work_dir", global.work_dir.clone(), file.work_dir),
         level: r.pick("level", extra.level, file.level, 3),
         limit_read: r.size("limit_read", extra.limit_read.as_deref(), file.limit_read.as_deref())?,
         limit_upload: r.size("limit_upload", extra.limit_upload.as_deref(), file.limit_upload.as_deref())?,

@@ -4,6 +4,7 @@ use std::ops;
 
 use agent::Failure;
 use agent::maps::MapReader;
+use indexer::Wish;
 use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Geometry, Leaf};
 use schema::root::Root;
@@ -119,9 +120,10 @@ pub struct Range {
 
 /// `lvkeep diff`.
 pub async fn diff(app: &App, args: &DiffArgs) -> anyhow::Result<()> {
-    let work = Embedded::reading(app).await?;
-    let a = select::snapshot(&work.repository, &args.a).await?;
-    let b = select::snapshot(&work.repository, &args.b).await?;
+    let repository = app.repository().await?;
+    let a = select::snapshot(&repository, &args.a).await?;
+    let b = select::snapshot(&repository, &args.b).await?;
+    let work = Embedded::reading(app, repository, &[Wish::map(a.clone()), Wish::map(b.clone())]).await?;
     let map = |root| MapReader::new(work.repository.clone(), work.index.clone(), root);
     let (a, b) = (map(a)?, map(b)?);
     let ranges = changed(&a, &b, 0..u64::MAX).await?;
@@ -213,8 +215,19 @@ struct Changed {
 
 /// `lvkeep find-change`.
 pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()> {
-    let work = Embedded::reading(app).await?;
-    let found = changes(&work, args).await;
+    let repository = app.repository().await?;
+    let offset = settings::parse_size("OFFSET", &args.offset)?;
+    let length = settings::parse_size("--length", &args.length)?;
+    let within = offset..offset.saturating_add(length.max(1));
+    let roots = select::roots(&repository, Some(repository.key.volume_key(&args.volume))).await?;
+    if roots.is_empty() {
+        let why = format!("volume {:?} has no snapshot (`lvkeep snapshots` lists volumes)", args.volume);
+        return Err(Failure::refused(why).into());
+    }
+    let map = |root: &Root| Wish { part: within.clone(), ..Wish::map(root.clone()) };
+    let maps: Vec<Wish> = roots.iter().map(map).collect();
+    let work = Embedded::reading(app, repository, &maps).await?;
+    let found = changes(&work, roots, within).await;
     work.finish().await;
     let found = found?;
     app.print(&found, || {
@@ -234,16 +247,11 @@ pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()>
     })
 }
 
-async fn changes(work: &Embedded, args: &FindChangeArgs) -> anyhow::Result<Vec<Changed>> {
-    let offset = settings::parse_size("OFFSET", &args.offset)?;
-    let length = settings::parse_size("--length", &args.length)?;
-    let within = offset..offset.saturating_add(length.max(1));
-    let key = work.repository.key.volume_key(&args.volume);
-    let roots = select::roots(&work.repository, Some(key)).await?;
-    if roots.is_empty() {
-        let why = format!("volume {:?} has no snapshot (`lvkeep snapshots` lists volumes)", args.volume);
-        return Err(Failure::refused(why).into());
-    }
+async fn changes(
+    work: &Embedded,
+    roots: Vec<Root>,
+    within: ops::Range<u64>,
+) -> Result<Vec<Changed>, Failure> {
     let mut found = Vec::new();
     let mut before: Option<MapReader> = None;
     for root in roots {

@@ -67,8 +67,8 @@ pub async fn say(app: &App, repository: &Repository, kept: Slot, target: &str, h
 /// `lvkeep undo`.
 pub async fn run(app: &App, args: &UndoArgs) -> anyhow::Result<()> {
     app.stop_on_signals()?;
-    // Before the index is brought up to date, so that it knows all that this needs.
     let repository = app.repository().await?;
+    // Before the index is brought up to date, so that it knows all that this needs.
     let root = select::snapshot(&repository, &args.snapshot).await?;
     check(&root, args.to_host.as_deref().unwrap_or(&app.settings.host.value))?;
     let options = RestoreOptions { force: args.force, ..RestoreOptions::default() };
@@ -79,7 +79,7 @@ pub async fn run(app: &App, args: &UndoArgs) -> anyhow::Result<()> {
         let far = Far { app, context: &context, repository: &repository, host };
         return restore::far_one(&far, &order, Asked { put_back: true, ..Asked::default() }).await.map(drop);
     }
-    let work = Embedded::reading(app).await?;
+    let work = Embedded::reading(app, repository.clone(), &[order.wish()]).await?;
     let undone = put_back(app, &order, &work).await;
     work.finish().await;
     undone

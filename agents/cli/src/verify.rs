@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use indexer::Wish;
 use restorer::Differences;
 use schema::root::Root;
 use serde::Serialize;
@@ -41,24 +42,23 @@ struct Readable {
 /// `lvkeep verify`.
 pub async fn run(app: &App, args: &VerifyArgs) -> anyhow::Result<()> {
     app.stop_on_signals()?;
-    let work = Embedded::reading(app).await?;
-    let verified = verify(app, args, &work).await;
+    let repository = app.repository().await?;
+    let root = select::snapshot(&repository, &args.snapshot).await?;
+    // Comparing needs no content of the repository's, and thus no identity.
+    let content = args.target.is_none();
+    let wish = Wish { content, ..Wish::all(root.clone()) };
+    let work = Embedded::reading(app, repository, &[wish]).await?;
+    let verified = match &args.target {
+        Some(target) => compare(app, &work, &root, target).await,
+        None => read(app, &work, &root).await,
+    };
     work.finish().await;
     verified
-}
-
-async fn verify(app: &App, args: &VerifyArgs, work: &Embedded) -> anyhow::Result<()> {
-    let root = select::snapshot(&work.repository, &args.snapshot).await?;
-    match &args.target {
-        Some(target) => compare(app, work, &root, target).await,
-        None => read(app, work, &root).await,
-    }
 }
 
 /// Compares a target with a snapshot, prints what was found, and fails when something differs.
 pub async fn compare(app: &App, work: &Embedded, root: &Root, target: &str) -> anyhow::Result<()> {
     let path = restore::path(target)?;
-    // Comparing needs no content of the repository's, and thus no identity.
     let restorer = restore::make(app, work, None);
     let display = Display::new(app);
     let bar = display.bar(&root.volume);

@@ -37,6 +37,11 @@ impl Directory {
         }
     }
 
+    /// Whether rows are in the directory at a path.
+    pub(crate) fn has_rows(path: &Path) -> bool {
+        path.join("rows").is_dir()
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -71,6 +76,28 @@ impl Directory {
         absent(fs::remove_dir_all(self.rows()))
             .and_then(|()| absent(fs::remove_file(self.mark())))
             .map_err(|error| failed(&self.path, "deleting what is in it", &error))
+    }
+}
+
+/// A directory that is deleted when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// It need not be there yet.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                tracing::warn!(path = %self.0.display(), %error, "this is not needed any more: delete it");
+            }
+            _ => {}
+        }
     }
 }
 

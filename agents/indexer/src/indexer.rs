@@ -110,6 +110,11 @@ impl Indexer {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// Whether there is a cache to be opened.
+    pub fn has_cache(settings: &Settings) -> bool {
+        Directory::has_rows(&settings.path)
+    }
+
     /// What bringing the cache up to date took when it was opened.
     pub fn first_sync(&self) -> SyncReport {
         self.inner.first
@@ -142,16 +147,11 @@ impl Indexer {
     pub fn locate(&self, locate: &Locate) -> Result<Located, Failure> {
         let cache = &self.inner.cache;
         cache.shards().check(locate.shards, &locate.ids)?;
-        let found = locate.ids.iter().map(|id| {
+        located(locate.ids.iter().map(|id| {
             let mut copies = cache.copies(id)?;
             copies.reverse();
             Ok(copies)
-        });
-        let mut copies = found.collect::<Result<Vec<Vec<Copy>>, Failure>>()?;
-        if copies.iter().map(Vec::len).sum::<usize>() > LOCATED_MAX {
-            copies.iter_mut().for_each(|copies| copies.truncate(LOCATED_FEW));
-        }
-        Ok(Located { copies })
+        }))
     }
 
     /// A pack is durable: its chunks are known from now on, and nobody's claim any more. An announcement of a pack
@@ -180,6 +180,15 @@ impl Indexer {
     pub async fn sweep(&self) -> Result<(), Failure> {
         self.inner.sync.sweep(&self.inner.cache, &self.inner.context.stop).await
     }
+}
+
+/// An answer that fits a message, of the copies of each chunk, newest first.
+pub(crate) fn located(found: impl Iterator<Item = Result<Vec<Copy>, Failure>>) -> Result<Located, Failure> {
+    let mut copies = found.collect::<Result<Vec<Vec<Copy>>, Failure>>()?;
+    if copies.iter().map(Vec::len).sum::<usize>() > LOCATED_MAX {
+        copies.iter_mut().for_each(|copies| copies.truncate(LOCATED_FEW));
+    }
+    Ok(Located { copies })
 }
 
 /// Whether a message certainly names every chunk of its pack. A sender may tell each shard only what concerns it, and

@@ -10,10 +10,14 @@ mod claims;
 mod copies;
 mod directory;
 mod indexer;
+mod locator;
 mod serve;
 mod shards;
 mod sync;
+mod table;
+mod wanted;
 
 pub use claims::{Claims, Owner};
 pub use indexer::{Indexer, OpenError, Settings, rebuild};
+pub use locator::{Locator, LocatorReport, LocatorSettings, Wish};
 pub use sync::SyncReport;

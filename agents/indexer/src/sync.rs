@@ -10,7 +10,7 @@ use agent::{Failure, Repository, Stop};
 use futures::StreamExt;
 use schema::messages::FailureKind;
 use schema::pack::PackFooter;
-use schema::{PackId, names};
+use schema::{Domain, PackId, names};
 use tokio::sync::Mutex;
 
 use crate::cache::{Cache, PackState};
@@ -66,7 +66,7 @@ impl Sync {
             |pack: &PackId| !unreadable.contains(pack) && cache.state(pack) != Some(PackState::Whole);
         let unread: Vec<PackId> = listed.into_iter().filter(unread).collect();
         let mut footers = futures::stream::iter(unread)
-            .map(|pack| async move { (pack, self.footer(pack).await) })
+            .map(|pack| async move { (pack, footer(&self.repository, pack).await) })
             .buffer_unordered(FOOTERS);
         while let Some((pack, footer)) = footers.next().await {
             if stop.is_raised() {
@@ -85,24 +85,6 @@ impl Sync {
         }
         report.packs_unreadable = unreadable.len() as u64;
         Ok(report)
-    }
-
-    /// A pack's footer. One damaged pack must not stop the index: what it held is stored again when it is met.
-    async fn footer(&self, pack: PackId) -> Result<Footer, Failure> {
-        let failure = match self.repository.read_footer(pack).await {
-            Ok((_, footer)) => return Ok(Footer::Read(footer)),
-            Err(failure) => failure,
-        };
-        let exists = self.repository.store.head(&names::pack(pack)).await?.is_some();
-        match (exists, failure.kind) {
-            // Collected since the listing.
-            (false, _) => Ok(Footer::Vanished),
-            (true, FailureKind::Damaged | FailureKind::Refused) => {
-                tracing::warn!(%pack, %failure, "a pack cannot be read; its chunks count as unknown");
-                Ok(Footer::Unreadable)
-            }
-            (true, _) => Err(failure),
-        }
     }
 
     /// Removes what packs that are gone have left in the cache; stops early when `stop` is raised, and is done again
@@ -127,8 +109,44 @@ impl Sync {
 }
 
 /// What became of reading a footer.
-enum Footer {
+pub(crate) enum Footer {
     Read(PackFooter),
     Vanished,
     Unreadable,
+}
+
+/// A pack's footer.
+async fn footer(repository: &Repository, pack: PackId) -> Result<Footer, Failure> {
+    judged(repository, pack, repository.read_footer(pack).await.map(|(_, footer)| footer)).await
+}
+
+/// The footer of a pack of which the kind is known.
+pub(crate) async fn footer_of(
+    repository: &Repository,
+    pack: PackId,
+    kind: Domain,
+) -> Result<Footer, Failure> {
+    judged(repository, pack, repository.read_footer_of(pack, kind).await).await
+}
+
+/// One damaged pack must not stop the index: what it held is stored again when it is met.
+async fn judged(
+    repository: &Repository,
+    pack: PackId,
+    read: Result<PackFooter, Failure>,
+) -> Result<Footer, Failure> {
+    let failure = match read {
+        Ok(footer) => return Ok(Footer::Read(footer)),
+        Err(failure) => failure,
+    };
+    let exists = repository.store.head(&names::pack(pack)).await?.is_some();
+    match (exists, failure.kind) {
+        // Collected since the listing.
+        (false, _) => Ok(Footer::Vanished),
+        (true, FailureKind::Damaged | FailureKind::Refused) => {
+            tracing::warn!(%pack, %failure, "a pack cannot be read; its chunks count as unknown");
+            Ok(Footer::Unreadable)
+        }
+        (true, _) => Err(failure),
+    }
 }

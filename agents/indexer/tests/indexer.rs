@@ -1,6 +1,7 @@
 //! The indexer over a repository in memory: what it answers, what it makes of a bucket, and what a damaged or lost
 //! cache changes about that: nothing.
 
+mod locator;
 mod support;
 
 use std::time::Duration;

@@ -85,6 +85,15 @@ impl Rescue {
         self.folder.path().join("work").join(name)
     }
 
+    /// What is in the caches of repositories.
+    fn kept(&self) -> Vec<PathBuf> {
+        let below = |folder: PathBuf| {
+            let entries = std::fs::read_dir(folder).expect("a folder");
+            entries.map(|entry| entry.expect("an entry").path())
+        };
+        below(self.folder.path().join("home/.cache/lvkeep")).flat_map(below).collect()
+    }
+
     /// Runs a line in a shell; nothing of the test's environment gets through.
     fn shell(&self, line: &str) -> Ran {
         let mut command = Command::new(program("sh"));
@@ -199,6 +208,7 @@ fn the_runbook_works_with_nothing_but_the_bucket_and_the_identity() {
         rescue.follow(&step);
         lost.check_restored(&step, &rescue);
     }
+    assert_eq!(rescue.kept(), Vec::<PathBuf>::new(), "nobody made an index of the archive");
     let restores = steps().iter().filter(|step| step.command.contains("lvkeep restore ")).count();
     assert!(restores > 0 && lost.compared.get() == restores, "every restore of the runbook is compared");
     let mut part = vec![0; 1 << 20];
