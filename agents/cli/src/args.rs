@@ -348,6 +348,9 @@ pub struct RestoreOptions {
     /// Write all of the target, and do not look what stands there already
     #[arg(long)]
     pub full: bool,
+    /// Compare all of the target, also where its baseline says that nothing has changed
+    #[arg(long)]
+    pub no_tracking: bool,
     /// Read the target again when it is written, past the page cache, and compare it with the snapshot
     #[arg(long)]
     pub verify: bool,

@@ -58,6 +58,7 @@ struct VolumeFile {
     safety_snapshot: Option<SafetyFile>,
     drop_baseline: bool,
     full: bool,
+    no_tracking: bool,
     verify: bool,
 }
 
@@ -113,6 +114,7 @@ impl VolumeFile {
             safety_snapshot,
             drop_baseline: self.drop_baseline,
             full: self.full,
+            no_tracking: self.no_tracking,
             verify: self.verify,
             to_host: self.host.clone(),
         }

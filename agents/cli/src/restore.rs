@@ -41,7 +41,8 @@ pub struct Order {
 impl Order {
     /// The target as the order says it.
     pub fn to(&self) -> Target {
-        let target = Target::new(PathBuf::from(&self.target), self.options.force).full(self.options.full);
+        let RestoreOptions { force, full, no_tracking, .. } = self.options;
+        let target = Target::new(PathBuf::from(&self.target), force).full(full).untracked(no_tracking);
         target.prepared(self.preparation.clone())
     }
 }
@@ -57,6 +58,8 @@ pub struct Done {
     bytes_kept: u64,
     bytes_copied: u64,
     bytes_compared: u64,
+    bytes_tracked: u64,
+    bytes_audited: u64,
     bytes_zeroed: u64,
     bytes_fetched: u64,
     chunks_rescued: u64,
@@ -266,6 +269,8 @@ pub fn settings(app: &App, repository: &Repository) -> restorer::Settings {
         memory: (app.settings.memory.value / 4).clamp(16 << 20, 1 << 30),
         threads: app.settings.workers.value.max(1),
         forbidden,
+        // It was checked with the rest of the configuration.
+        audit: app.settings.lvm.value.audit().unwrap_or_default(),
         ..restorer::Settings::default()
     }
 }
@@ -302,6 +307,7 @@ pub async fn by_agent(
         force: options.force,
         preparation: preparation.clone(),
         full: options.full,
+        untracked: options.no_tracking,
     };
     let about = About { session: None, volume: root.volume.clone() };
     let mut heard = context.bus.subscribe(&Topic::progress(job)).await.map_err(Failure::from)?;
@@ -324,10 +330,10 @@ pub async fn by_agent(
     };
     let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
     match outcome {
-        JobOutcome::Restored { written, kept, compared, zeroed, fetched, notes } => {
-            let size = root.size;
+        JobOutcome::Restored { written, kept, compared, tracked, audited, zeroed, fetched, notes } => {
             let report =
-                Report { size, written, kept, compared, zeroed, fetched, notes, ..Report::default() };
+                Report { size: root.size, written, kept, compared, zeroed, fetched, ..Report::default() };
+            let report = Report { tracked, audited, notes, ..report };
             Ok(Done::new(order, report, seconds))
         }
         JobOutcome::Failed { kind, why } => Err(Failure::new(kind, why).into()),
@@ -346,6 +352,8 @@ impl Done {
             bytes_kept: report.kept,
             bytes_copied: report.copied,
             bytes_compared: report.compared,
+            bytes_tracked: report.tracked,
+            bytes_audited: report.audited,
             bytes_zeroed: report.zeroed,
             bytes_fetched: report.fetched,
             chunks_rescued: report.rescued,
@@ -370,6 +378,13 @@ impl Done {
             text::size(self.bytes_fetched),
             self.seconds,
         );
+        if self.bytes_tracked > 0 {
+            text.push_str(&format!(
+                "\n  {} not read: known not to have changed (audited: {})",
+                text::size(self.bytes_tracked),
+                text::size(self.bytes_audited)
+            ));
+        }
         if self.bytes_compared > 0 {
             text.push_str(&format!(
                 "\n  {} compared, {} stood there already",

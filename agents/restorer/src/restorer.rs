@@ -3,14 +3,13 @@
 use std::num::NonZero;
 use std::ops::{AddAssign, Range};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use agent::index::IndexClient;
 use agent::maps::MapReader;
 use agent::repository::AtSlot;
 use agent::sessions::OpenSession;
-use agent::{Context, Failure, Place, Repository, Stop, Targets, Wish};
-use futures::stream::StreamExt;
+use agent::{Audit, Context, Failure, Place, Repository, Stop, Targets, Wish};
 use schema::keys::Identity;
 use schema::limits::LEAF_SPAN;
 use schema::messages::FailureKind;
@@ -24,16 +23,13 @@ use crate::differences::Differences;
 use crate::keys::DataKeys;
 use crate::pipeline;
 use crate::reading::Reading;
-use crate::sink::{Memory, Opened, Sink};
+use crate::sink::{Opened, Sink};
 use crate::target::{Circumstances, Target};
+use crate::tracked::Found;
 use crate::unit::{Source, Turns, Work};
 
 /// Holes that are told.
 const HOLES_MAX: usize = 1000;
-/// Bytes of one part where a range is handed on in order.
-const PART: u64 = 16 << 20;
-/// Parts that are read at once.
-const PARTS_AT_ONCE: usize = 3;
 
 /// How restores are done.
 #[derive(Debug, Clone)]
@@ -49,12 +45,15 @@ pub struct Settings {
     pub protect: bool,
     /// Folders that are never written to, by force neither: those of the repository itself.
     pub forbidden: Vec<PathBuf>,
+    /// How much is read all the same of what targets say has not changed.
+    pub audit: Audit,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, NonZero::get);
-        Self { memory: 96 << 20, fetches: 8, threads, protect: true, forbidden: Vec::new() }
+        let (forbidden, audit) = (Vec::new(), Audit::default());
+        Self { memory: 96 << 20, fetches: 8, threads, protect: true, forbidden, audit }
     }
 }
 
@@ -82,6 +81,10 @@ pub struct Report {
     pub copied: u64,
     /// Bytes of the target that were read to see what stands there.
     pub compared: u64,
+    /// Bytes of those left alone that were not compared, because they are known not to have changed; zeroes, too.
+    pub tracked: u64,
+    /// Bytes of those compared that were read to see whether that is so.
+    pub audited: u64,
     /// Bytes that read as zero.
     pub zeroed: u64,
     /// Bytes that cannot be read any more, and are zero on the target: only where that was asked for.
@@ -118,6 +121,8 @@ impl AddAssign for Report {
         self.kept += other.kept;
         self.copied += other.copied;
         self.compared += other.compared;
+        self.tracked += other.tracked;
+        self.audited += other.audited;
         self.zeroed += other.zeroed;
         self.lost += other.lost;
         if !other.holes.is_empty() {
@@ -156,10 +161,12 @@ pub(crate) enum Purpose {
 }
 
 /// What is to be done with a snapshot.
-struct Task {
+pub(crate) struct Task {
     sink: Sink,
     part: Range<u64>,
     compare: Compare,
+    /// What need not be compared, and why more has to be than could be expected.
+    tracked: Found,
     donor: Option<Reading>,
     keep_going: bool,
     /// A restore that is stopped leaves what it has, for its job to go on with.
@@ -170,9 +177,9 @@ struct Task {
 pub struct Restorer {
     pub(crate) context: Context,
     pub(crate) repository: Repository,
-    index: IndexClient,
+    pub(crate) index: IndexClient,
     identity: Option<Arc<Identity>>,
-    settings: Settings,
+    pub(crate) settings: Settings,
     turns: Turns,
     targets: Option<Arc<dyn Targets>>,
 }
@@ -343,8 +350,9 @@ impl Restorer {
                 Task { compare: Compare::ToTell(reading), ..Task::new(Sink::Discard, all) }
             }
         };
-        let (place, goes_on) = (task.sink.place(), task.goes_on);
+        let (place, goes_on, tracked) = (task.sink.place(), task.goes_on, task.tracked.clone());
         let work = self.work(source, task);
+        let audited = self.audit(&work, tracked).await;
         let result = pipeline::run(&work, &self.context.stop, progress).await;
         let stop = self.context.stop.clone();
         let result = blocking(move || {
@@ -358,68 +366,16 @@ impl Restorer {
         .await;
         let notes = end_place(place.as_deref(), result.is_ok()).await;
         match result {
-            Ok(report) => Ok(Report { notes, ..report }),
+            Ok(mut report) => {
+                report += audited;
+                report.notes.extend(notes);
+                Ok(report)
+            }
             Err(failure) => Err(with_notes(failure, &notes)),
         }
     }
 
-    /// Hands on a range of the volume, part by part; while one is handed on, the next are read.
-    async fn to_channel(
-        &self,
-        source: Source,
-        range: Range<u64>,
-        out: mpsc::Sender<Vec<u8>>,
-        progress: &impl Fn(Progress),
-    ) -> Result<Report, Failure> {
-        let read = |start: u64| {
-            let part = start..range.end.min(start + PART);
-            let sink = Sink::Memory(Memory::new(part.clone()));
-            let work = self.work(source.clone(), Task::new(sink, part));
-            async move {
-                let report = pipeline::run(&work, &self.context.stop, &|_| {}).await?;
-                Ok::<_, Failure>((report, work.sink.taken()))
-            }
-        };
-        let enough = Stop::default();
-        let starts = range.clone().step_by(PART as usize).take_while(|_| !enough.is_raised());
-        let mut parts = futures::stream::iter(starts).map(read).buffered(PARTS_AT_ONCE);
-        let (total, mut done) = (range.end - range.start, 0);
-        let mut sum = Report { size: total, ..Report::default() };
-        let mut failed = None;
-        // What was begun is waited for in every outcome, so that nobody reads the snapshot when this is over.
-        while let Some(read) = parts.next().await {
-            if enough.is_raised() {
-                continue;
-            }
-            let sent = match read {
-                Ok((report, bytes)) => {
-                    done += bytes.len() as u64;
-                    sum += Report { size: 0, ..report };
-                    tokio::select! {
-                        biased;
-                        sent = out.send(bytes) => Ok(sent.is_ok()),
-                        () = self.context.stop.raised() => Err(pipeline::stopped(&source.map.root().volume)),
-                    }
-                }
-                Err(failure) => Err(failure),
-            };
-            match sent {
-                Ok(true) => progress(Progress { total, done, fetched: sum.fetched }),
-                // Whoever reads has seen enough.
-                Ok(false) => enough.raise(),
-                Err(failure) => {
-                    enough.raise();
-                    failed = Some(failure);
-                }
-            }
-        }
-        match failed {
-            Some(failure) => Err(failure),
-            None => Ok(sum),
-        }
-    }
-
-    fn work(&self, source: Source, task: Task) -> Arc<Work> {
+    pub(crate) fn work(&self, source: Source, task: Task) -> Arc<Work> {
         Arc::new(Work {
             volume: source.map.root().volume.clone(),
             repository: self.repository.clone(),
@@ -427,6 +383,7 @@ impl Restorer {
             part: task.part,
             sink: task.sink,
             compare: task.compare,
+            tracked: OnceLock::new(),
             donor: task.donor,
             keep_going: task.keep_going,
             turns: self.turns.clone(),
@@ -450,19 +407,25 @@ impl Restorer {
         let claim = target.claim().clone();
         let opening = async {
             let device = place.make().await?;
-            let (target, root) = (target.clone(), root.clone());
+            let (to, of) = (target.clone(), root.clone());
             let opened = blocking(move || {
-                let circumstances = Circumstances { root: &root, host: &host, forbidden: &forbidden };
-                target.open_place(&device, &circumstances)
+                let circumstances = Circumstances { root: &of, host: &host, forbidden: &forbidden };
+                to.open_place(&device, &circumstances)
             })
             .await?;
+            // Before what knows it may be removed.
+            let tracked = match target.is_tracked() {
+                true => self.find_changes(&root, &*place, &opened.file).await,
+                false => Found::default(),
+            };
             place.ready(&opened.file).await?;
-            Ok(opened)
+            Ok((opened, tracked))
         };
         let opened = match opening.await {
-            Ok(opened) => {
+            Ok((opened, tracked)) => {
                 let opened = Opened { place: Some(place.clone()), ..opened };
-                blocking(move || begun(opened, part, &target, &root)).await
+                let begun = blocking(move || begun(opened, part, &target, &root)).await;
+                begun.map(|task| Task { tracked, ..task })
             }
             Err(failure) => Err(failure),
         };
@@ -502,8 +465,9 @@ impl Restorer {
 
 impl Task {
     /// A part of a volume, all of which is to be written.
-    fn new(sink: Sink, part: Range<u64>) -> Self {
-        Self { sink, part, compare: Compare::Nothing, donor: None, keep_going: false, goes_on: false }
+    pub fn new(sink: Sink, part: Range<u64>) -> Self {
+        let (compare, tracked) = (Compare::Nothing, Found::default());
+        Self { sink, part, compare, tracked, donor: None, keep_going: false, goes_on: false }
     }
 }
 
@@ -536,7 +500,7 @@ fn begun(mut opened: Opened, part: Range<u64>, target: &Target, root: &Root) -> 
     match compare {
         Ok(compare) => {
             let (keep_going, goes_on) = (target.keeps_going(), target.claim().is_of_job());
-            Ok(Task { sink, part, compare, donor, keep_going, goes_on })
+            Ok(Task { compare, donor, keep_going, goes_on, ..Task::new(sink, part) })
         }
         Err(failure) => {
             sink.give_up();

@@ -163,8 +163,9 @@ impl Jobs {
             latest.send_replace(Some((volume.clone(), now)));
         };
         progress(Progress { total: root.size, done: 0, fetched: 0 });
-        let target = Target::new(&job.target, job.force).full(job.full).prepared(job.preparation.clone());
-        let target = target.below(&self.serving.allowed).claimed(claim.clone());
+        let target = Target::new(&job.target, job.force).full(job.full).untracked(job.untracked);
+        let target =
+            target.prepared(job.preparation.clone()).below(&self.serving.allowed).claimed(claim.clone());
         match self.restorer.run_as(ids, root, Purpose::Restore(target), &progress).await {
             Ok(report) => Ok((volume, restored(report))),
             Err(failure) if self.context().stop.is_raised() => Err(Failure { retry: true, ..failure }),
@@ -239,8 +240,8 @@ impl Jobs {
 }
 
 fn restored(report: Report) -> JobOutcome {
-    let Report { written, kept, compared, zeroed, fetched, notes, .. } = report;
-    JobOutcome::Restored { written, kept, compared, zeroed, fetched, notes }
+    let Report { written, kept, compared, tracked, audited, zeroed, fetched, notes, .. } = report;
+    JobOutcome::Restored { written, kept, compared, tracked, audited, zeroed, fetched, notes }
 }
 
 fn failed(job: &RestoreJob, failure: Failure) -> JobOutcome {

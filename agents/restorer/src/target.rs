@@ -34,6 +34,7 @@ pub struct Target {
     keep_going: bool,
     donor: Option<PathBuf>,
     full: bool,
+    untracked: bool,
     range: Option<Range<u64>>,
     preparation: Preparation,
     allowed: Option<Vec<PathBuf>>,
@@ -62,6 +63,7 @@ impl Target {
             keep_going: false,
             donor: None,
             full: false,
+            untracked: false,
             range: None,
             preparation,
             allowed: None,
@@ -91,6 +93,12 @@ impl Target {
     /// Writes all of it, also what stands there already: for a target of which it is known that nothing is the same.
     pub fn full(mut self, full: bool) -> Self {
         self.full = full;
+        self
+    }
+
+    /// Reads what stands there also where the target knows that it has not changed since a snapshot.
+    pub fn untracked(mut self, untracked: bool) -> Self {
+        self.untracked = untracked;
         self
     }
 
@@ -139,6 +147,11 @@ impl Target {
     /// Whether nothing that stands there is looked at. A volume that is only made has nothing to be kept.
     pub(crate) fn is_full(&self) -> bool {
         self.full || self.preparation.create.is_some()
+    }
+
+    /// Whether what the target knows of its changes is used.
+    pub(crate) fn is_tracked(&self) -> bool {
+        !self.untracked && !self.is_full()
     }
 
     /// The bytes of the volume that are restored.

@@ -8,3 +8,4 @@ mod jobs;
 mod places;
 mod restoring;
 mod targets;
+mod tracking;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use agent::counters::Counters;
 use agent::maps::MapReader;
@@ -26,6 +26,7 @@ use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
 use crate::reading::Reading;
 use crate::restorer::{Hole, Report, Settings};
 use crate::sink::Sink;
+use crate::tracked::Tracked;
 
 /// What all tasks of one restore share.
 pub(crate) struct Work {
@@ -41,6 +42,8 @@ pub(crate) struct Work {
     pub sink: Sink,
     /// What the target's content is compared for.
     pub compare: Compare,
+    /// What of it need not be compared.
+    pub tracked: OnceLock<Arc<Tracked>>,
     /// Another target of the same snapshot, from which chunks are taken rather than fetched.
     pub donor: Option<Reading>,
     /// What is damaged is left out.

@@ -10,6 +10,7 @@ mod layout;
 mod plan;
 pub(crate) mod spelling;
 pub(crate) mod tables;
+mod tracking;
 pub mod zeroing;
 
 use std::fs::File;
@@ -19,8 +20,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use agent::{Failure, Place, Stop, Targets, Wish};
+use agent::{Base, Changes, Failure, Place, Stop, Targets, Wish};
 use async_trait::async_trait;
+use schema::RepoId;
 use schema::messages::FailureKind;
 use schema::root::Root;
 
@@ -28,9 +30,11 @@ use self::device::Device;
 use self::plan::{Plan, Request, SafetySnapshot, Volume};
 use self::spelling::{Meaning, Places};
 use self::zeroing::Kind;
+use crate::changes::Tracker;
 use crate::dm::{DmName, ThinTable};
 use crate::owner::Owner;
 use crate::report::{Inventory, LogicalVolume};
+use crate::settings::Settings;
 use crate::snapshots::commands;
 use crate::tools::{ToolError, Tools};
 
@@ -46,6 +50,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub struct LvmTargets {
     tools: Tools,
+    tracker: Tracker,
     places: Places,
     between_looks: Duration,
 }
@@ -54,7 +59,8 @@ impl LvmTargets {
     /// Those that these tools know.
     pub fn new(tools: Tools) -> Self {
         let places = Places { dev: "/dev".into(), sys: "/sys".into() };
-        Self { tools, places, between_looks: BETWEEN_LOOKS }
+        let tracker = Tracker::new(tools.clone(), Settings::default().state);
+        Self { tools, tracker, places, between_looks: BETWEEN_LOOKS }
     }
 
     /// The path at which what a restore would write to is read: a volume's device, or the path that `target` is. An
@@ -92,10 +98,14 @@ impl Targets for LvmTargets {
         };
         let plan = plan::plan(&inventory, &request, Owner::is_alive).map_err(refused)?;
         let notes = Mutex::new(plan.notes.clone());
-        let (tools, force) = (self.tools.clone(), wish.force);
+        let bases = tracking::bases(&inventory, &plan.volume, wish.repository);
+        let (tools, tracker, force) = (self.tools.clone(), self.tracker.clone(), wish.force);
         Ok(Some(Arc::new(LvmPlace {
             name: format!("{vg}/{lv}"),
             tools,
+            tracker,
+            repository: wish.repository,
+            bases,
             plan,
             force,
             between_looks: self.between_looks,
@@ -126,6 +136,10 @@ fn cannot(target: &str, why: &ToolError) -> Failure {
 struct LvmPlace {
     name: String,
     tools: Tools,
+    tracker: Tracker,
+    repository: RepoId,
+    /// What its baselines are of.
+    bases: Vec<Base>,
     plan: Plan,
     force: bool,
     between_looks: Duration,
@@ -156,6 +170,17 @@ impl Place for LvmPlace {
             }
         };
         Ok(volume.device().into())
+    }
+
+    fn bases(&self) -> Vec<Base> {
+        self.bases.clone()
+    }
+
+    async fn changes(&self, device: &File, since: &Base) -> Changes {
+        match self.changed_since(device, since).await {
+            Ok(changed) => Changes::Since { parent: since.session, ranges: changed.into_vec() },
+            Err(why) => Changes::unknown(why),
+        }
     }
 
     async fn ready(&self, device: &File) -> Result<(), Failure> {
@@ -249,17 +274,11 @@ impl LvmPlace {
 
     /// Opening a device for oneself alone keeps mounts and other devices away, and no process that merely opened it.
     async fn check_alone(&self, volume: &LogicalVolume, device: &File) -> Result<(), Failure> {
-        for look in 1..=LOOKS {
-            if self.opened(volume).await? <= 1 {
-                break;
-            }
-            if look == LOOKS && !self.force {
+        if !self.is_alone(volume).await? {
+            if !self.force {
                 return Err(self.refused("another process has it open (does a guest run from it?)"));
             }
-            if look == LOOKS {
-                self.note("it was overwritten although another process has it open, by force".to_owned());
-            }
-            tokio::time::sleep(self.between_looks).await;
+            self.note("it was overwritten although another process has it open, by force".to_owned());
         }
         // What was opened is the volume that was checked, and not another that came to its device's name.
         let size = rustix::fs::seek(device, rustix::fs::SeekFrom::End(0)).map_err(io::Error::from);
@@ -268,6 +287,19 @@ impl LvmPlace {
             Ok(size) => Err(self.refused(format!("its device has {size} bytes, LVM says {}", volume.size))),
             Err(why) => Err(self.refused(why)),
         }
+    }
+
+    /// Whether nobody but this process has its device open.
+    async fn is_alone(&self, volume: &LogicalVolume) -> Result<bool, Failure> {
+        for look in 1..=LOOKS {
+            if self.opened(volume).await? <= 1 {
+                return Ok(true);
+            }
+            if look < LOOKS {
+                tokio::time::sleep(self.between_looks).await;
+            }
+        }
+        Ok(false)
     }
 
     /// How often its device is open, by this process too.

@@ -50,22 +50,33 @@ fn jobs() -> Vec<Sample> {
     };
     let restore = |preparation| {
         let target = "/dev/vg1/back".into();
-        RestoreJob { job: job(), slot: slot(), target, force: true, preparation, full: false }
+        RestoreJob {
+            job: job(),
+            slot: slot(),
+            target,
+            force: true,
+            preparation,
+            full: false,
+            untracked: false,
+        }
     };
     let prepared = Preparation {
         create: Some(NewVolume::Thin { pool: "pool".into() }),
         safety: Some(Safety { size: Some(1 << 30) }),
         drop_baseline: true,
     };
-    let restored = |kept, compared| JobOutcome::Restored {
+    let restored = |kept, compared, tracked, audited| JobOutcome::Restored {
         written: 1,
         kept,
         compared,
+        tracked,
+        audited,
         zeroed: 2,
         fetched: 3,
         notes: vec!["vg1/back was made".into()],
     };
     let full = RestoreJob { full: true, ..restore(Preparation::default()) };
+    let untracked = RestoreJob { untracked: true, ..restore(Preparation::default()) };
     let sealed = |notes, post_failed| JobOutcome::Sealed {
         slot: slot(),
         generation: 2,
@@ -85,9 +96,11 @@ fn jobs() -> Vec<Sample> {
         sample("-Prepared", restore(prepared), b""),
         sample("-Sealed", done(sealed(Vec::new(), None)), b""),
         sample("-Noted", done(noted), b""),
-        sample("-Restored", done(restored(0, 0)), b""),
-        sample("-Compared", done(restored(4, 5)), b""),
+        sample("-Restored", done(restored(0, 0, 0, 0)), b""),
+        sample("-Compared", done(restored(4, 5, 0, 0)), b""),
+        sample("-Tracked", done(restored(9, 5, 8, 2)), b""),
         sample("-Full", full, b""),
+        sample("-Untracked", untracked, b""),
         sample("-Failed", done(JobOutcome::Failed { kind: FailureKind::Damaged, why: "lost".into() }), b""),
         sample("", progress, b""),
     ]

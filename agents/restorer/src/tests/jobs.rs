@@ -24,7 +24,8 @@ async fn send(fixture: &Fixture, root: &Root, target: &Path, force: bool) -> Job
 async fn send_as(job: JobId, fixture: &Fixture, root: &Root, target: &Path, force: bool) -> JobId {
     let target = target.to_str().unwrap().to_owned();
     let preparation = Preparation::default();
-    let payload = RestoreJob { job, slot: root.slot, target, force, preparation, full: false };
+    let payload =
+        RestoreJob { job, slot: root.slot, target, force, preparation, full: false, untracked: false };
     let message = Message::new(&About::nothing(), &payload);
     fixture.context.bus.publish(&Queue::restores("host"), message).await.unwrap();
     job
@@ -61,6 +62,7 @@ async fn a_job_is_done_and_told() {
         force: false,
         preparation: Preparation::default(),
         full: false,
+        untracked: false,
     };
     let message = Message::new(&About::nothing(), &payload);
     fixture.context.bus.publish(&Queue::restores("host"), message).await.unwrap();

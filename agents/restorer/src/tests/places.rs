@@ -202,7 +202,15 @@ async fn an_agent_restores_to_places_that_it_allows() {
         let agent = tokio::spawn(async move { restorer.run(serving(folders)).await });
         let job = fixture.context.environment.job_id();
         let (slot, preparation) = (root.slot, Preparation::default());
-        let order = RestoreJob { job, slot, target: "vg/lv".into(), force: false, preparation, full: false };
+        let order = RestoreJob {
+            job,
+            slot,
+            target: "vg/lv".into(),
+            force: false,
+            preparation,
+            full: false,
+            untracked: false,
+        };
         let bus = &fixture.context.bus;
         bus.publish(&Queue::restores("host"), Message::new(&About::nothing(), &order)).await.unwrap();
         let mut deliveries = bus.consume(&Queue::done(job), 1).await.unwrap();
