@@ -285,6 +285,12 @@ pub enum JobOutcome {
         /// Bytes of the target that were read to see what stands there.
         #[serde(default, skip_serializing_if = "is_zero")]
         compared: u64,
+        /// Bytes of those left alone that were not read, because they are known not to have changed.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        tracked: u64,
+        /// Bytes that were read to see whether that is so.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        audited: u64,
         /// Bytes made to read as zero.
         zeroed: u64,
         /// Bytes fetched from the store.

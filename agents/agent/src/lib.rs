@@ -36,5 +36,5 @@ pub use environment::Environment;
 pub use failure::Failure;
 pub use repository::Repository;
 pub use runner::{Answerer, Context, Handler, Outcome, Stop, consume, serve};
-pub use target::{Place, Targets, Wish};
+pub use target::{Base, Place, Targets, Wish};
 pub use volume::{Changes, Opening, Volume, VolumeError, VolumeInfo, Volumes};

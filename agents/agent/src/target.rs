@@ -13,10 +13,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use schema::messages::Preparation;
 use schema::root::Root;
-use schema::{JobId, RepoId};
+use schema::{JobId, ReadingId, RepoId, SessionId};
 
 use crate::failure::Failure;
 use crate::runner::Stop;
+use crate::volume::Changes;
 
 /// What a restore wants of a target.
 #[derive(Debug, Clone)]
@@ -37,6 +38,15 @@ pub struct Wish<'a> {
     pub force: bool,
     /// The device or file to which the same snapshot was just restored.
     pub donor: Option<&'a Path>,
+}
+
+/// A state of a place that a snapshot of the repository was made of, and that is kept to know what has changed since.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// The snapshot, if it was committed, by its session.
+    pub session: SessionId,
+    /// The reading that the state is: the snapshot was made of it only if it says the same.
+    pub reading: ReadingId,
 }
 
 /// Finds targets by name.
@@ -64,6 +74,17 @@ pub trait Place: fmt::Debug + Send + Sync + 'static {
     /// Fails when another process has its opened device in use, as far as can be told. Changes nothing.
     async fn check_alone(&self, _device: &File) -> Result<(), Failure> {
         Ok(())
+    }
+
+    /// The states since which it may be known what has changed.
+    fn bases(&self) -> Vec<Base> {
+        Vec::new()
+    }
+
+    /// What may differ from one of these states, on the opened device, as long as nobody else has that. Changes nothing;
+    /// asked before [`Place::ready`], which may remove what it is known by.
+    async fn changes(&self, _device: &File, _since: &Base) -> Changes {
+        Changes::UNTRACKED
     }
 
     /// Takes what is to be taken before the first byte is overwritten. `device` is what [`Place::make`] returned,

@@ -350,6 +350,9 @@ pub struct RestoreOptions {
     /// Write all of the target, and do not look what stands there already
     #[arg(long)]
     pub full: bool,
+    /// Compare all of the target, also where its baseline says that nothing has changed
+    #[arg(long)]
+    pub no_tracking: bool,
     /// Keep what stands on the target as a snapshot in the repository before anything is overwritten; `undo` puts it
     /// back. With --to-host, a reader agent of that host reads it
     #[arg(long)]

@@ -125,13 +125,25 @@ fn volume(root: &Root, target: &str, options: &RestoreOptions) -> String {
     ];
     lines.extend(options.to_host.iter().map(|host| format!("host = {}", quoted(host))));
     lines.push("priority = 0".to_owned());
-    let RestoreOptions { force, create, like, drop_baseline, full, verify, undo, keep_going, .. } = *options;
+    let RestoreOptions {
+        force,
+        create,
+        like,
+        drop_baseline,
+        full,
+        no_tracking,
+        verify,
+        undo,
+        keep_going,
+        ..
+    } = *options;
     let flags = [
         ("force", force),
         ("create", create),
         ("like", like),
         ("drop_baseline", drop_baseline),
         ("full", full),
+        ("no_tracking", no_tracking),
         ("verify", verify),
         ("undo", undo),
         ("keep_going", keep_going),

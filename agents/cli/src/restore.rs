@@ -46,9 +46,9 @@ pub struct Order {
 impl Order {
     /// The target as the order says it.
     pub fn to(&self) -> Target {
-        let target = Target::new(PathBuf::from(&self.target), self.options.force).full(self.options.full);
-        let target = target.prepared(self.preparation.clone()).only(self.range.clone());
-        target.keep_going(self.options.keep_going)
+        let RestoreOptions { force, full, no_tracking, keep_going, .. } = self.options;
+        let target = Target::new(PathBuf::from(&self.target), force).full(full).untracked(no_tracking);
+        target.prepared(self.preparation.clone()).only(self.range.clone()).keep_going(keep_going)
     }
 
     /// What of the repository it needs.
@@ -69,6 +69,8 @@ pub struct Done {
     bytes_kept: u64,
     bytes_copied: u64,
     bytes_compared: u64,
+    bytes_tracked: u64,
+    bytes_audited: u64,
     bytes_zeroed: u64,
     bytes_fetched: u64,
     chunks_rescued: u64,
@@ -331,6 +333,8 @@ pub fn settings(app: &App, repository: &Repository) -> restorer::Settings {
         memory: (app.settings.memory.value / 4).clamp(16 << 20, 1 << 30),
         threads: app.settings.workers.value.max(1),
         forbidden,
+        // It was checked with the rest of the configuration.
+        audit: app.settings.lvm.value.audit().unwrap_or_default(),
         ..restorer::Settings::default()
     }
 }
@@ -375,6 +379,8 @@ impl Done {
             bytes_kept: report.kept,
             bytes_copied: report.copied,
             bytes_compared: report.compared,
+            bytes_tracked: report.tracked,
+            bytes_audited: report.audited,
             bytes_zeroed: report.zeroed,
             bytes_fetched: report.fetched,
             chunks_rescued: report.rescued,
@@ -405,6 +411,13 @@ impl Done {
             text::size(self.bytes_fetched),
             self.seconds,
         );
+        if self.bytes_tracked > 0 {
+            text.push_str(&format!(
+                "\n  {} not read: known not to have changed (audited: {})",
+                text::size(self.bytes_tracked),
+                text::size(self.bytes_audited)
+            ));
+        }
         if self.bytes_compared > 0 {
             text.push_str(&format!(
                 "\n  {} compared, {} stood there already",

@@ -18,6 +18,7 @@ use crate::compare::{copy_equal, leave_equal};
 use crate::plan::{FETCH_MAX, Window};
 use crate::restorer::{Progress, Report};
 use crate::snapback::{keep_whole, keep_window, keep_zeroed};
+use crate::tracked;
 use crate::unit::{Unit, Work};
 
 /// Leaves of 64 MiB that are planned together: 256 MiB of the volume, some ten thousand ids.
@@ -254,8 +255,8 @@ async fn resolved(work: &Work, window: JoinHandle<Result<Resolved, Failure>>) ->
 
 async fn resolve_window(work: &Arc<Work>, first: u64, fetch_limit: u64) -> Result<Vec<Unit>, Failure> {
     let map = |e: Failure| e.context(format!("cannot read the map of {}", work.volume));
-    let (mut window, lost) = work.unless_halted(read_window(work, first)).await?.map_err(map)?;
-    let mut found = leave_equal(work, &mut window).await?;
+    let (mut window, lost, mut found) = work.unless_halted(read_window(work, first)).await?.map_err(map)?;
+    found += leave_equal(work, &mut window).await?;
     keep_window(work, &window, &lost).await?;
     found += copy_equal(work, &mut window).await?;
     work.unless_halted(locate(work, &mut window)).await?.map_err(map)?;
@@ -266,13 +267,14 @@ async fn resolve_window(work: &Arc<Work>, first: u64, fetch_limit: u64) -> Resul
     Ok(std::iter::once(Unit::Found(found)).chain(lost).chain(zeroes).chain(sought).chain(fetches).collect())
 }
 
-/// What is wanted of a run of the map, and what of it is lost with a part of the map.
-async fn read_window(work: &Work, first: u64) -> Result<(Window, Vec<Unit>), Failure> {
+/// What is wanted of a run of the map, what of it is lost with a part of the map, and what is known to stand there.
+async fn read_window(work: &Work, first: u64) -> Result<(Window, Vec<Unit>, Report), Failure> {
     let map = &work.source.map;
     let numbers = first..first.saturating_add(WINDOW_LEAVES).min(work.leaves().end);
-    let read = futures::future::join_all(numbers.clone().map(|leaf| map.leaf(leaf))).await;
+    let (numbers, mut found) = tracked::differing(work, numbers).await;
+    let read = futures::future::join_all(numbers.iter().map(|leaf| map.leaf(*leaf))).await;
     let (mut leaves, mut lost) = (Vec::new(), Vec::new());
-    for (number, leaf) in numbers.zip(read) {
+    for (&number, leaf) in numbers.iter().zip(read) {
         let range = map.geometry().leaf_range(number);
         match leaf {
             Ok(leaf) => leaves.push((range.start, leaf)),
@@ -286,7 +288,8 @@ async fn read_window(work: &Work, first: u64) -> Result<(Window, Vec<Unit>), Fai
     let wanted = |offset: u64, piece: &Piece| work.wanted(&(offset..offset + u64::from(piece.len)));
     let mut window = Window::new(located.filter(|(offset, piece)| !wanted(*offset, piece).is_empty()));
     window.zeroes.iter_mut().for_each(|range| *range = work.wanted(range));
-    Ok((window, lost))
+    found += tracked::leave_unchanged(work, &mut window, &numbers).await;
+    Ok((window, lost, found))
 }
 
 /// Finds copies of what is wanted, the best first.

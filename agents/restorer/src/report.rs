@@ -31,6 +31,10 @@ pub struct Report {
     pub copied: u64,
     /// Bytes of the target that were read to see what stands there.
     pub compared: u64,
+    /// Bytes of those left alone that were not compared, because they are known not to have changed; zeroes, too.
+    pub tracked: u64,
+    /// Bytes of those compared that were read to see whether that is so.
+    pub audited: u64,
     /// Bytes that read as zero.
     pub zeroed: u64,
     /// Bytes that cannot be read any more, and are zero on the target: only where that was asked for.
@@ -67,6 +71,8 @@ impl AddAssign for Report {
         self.kept += other.kept;
         self.copied += other.copied;
         self.compared += other.compared;
+        self.tracked += other.tracked;
+        self.audited += other.audited;
         self.zeroed += other.zeroed;
         self.lost += other.lost;
         if !other.holes.is_empty() {

@@ -3,14 +3,13 @@
 use std::num::NonZero;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use agent::index::IndexClient;
 use agent::maps::MapReader;
 use agent::repository::AtSlot;
 use agent::sessions::OpenSession;
-use agent::{Context, Failure, Place, Repository, Stop, Targets, Wish};
-use futures::stream::StreamExt;
+use agent::{Audit, Context, Failure, Place, Repository, Stop, Targets, Wish};
 use schema::keys::Identity;
 use schema::limits::LEAF_SPAN;
 use schema::messages::FailureKind;
@@ -24,19 +23,16 @@ use crate::differences::Differences;
 use crate::keys::DataKeys;
 use crate::pipeline;
 use crate::reading::Reading;
-pub(crate) use crate::report::{Hole, Progress, Report};
-use crate::sink::{Memory, Opened, Sink};
+pub(crate) use crate::report::{Progress, Report};
+use crate::sink::{Opened, Sink};
 use crate::snapback::Snapback;
 use crate::target::{Circumstances, Target};
 use crate::task::{Order, Task};
+use crate::tracked::Found;
 use crate::unit::{Source, Turns, Work};
 
 /// Bytes of a volume that are read as a sample at most.
 pub const SAMPLE: u64 = pipeline::WINDOW_LEAVES * LEAF_SPAN;
-/// Bytes of one part where a range is handed on in order.
-const PART: u64 = 16 << 20;
-/// Parts that are read at once.
-const PARTS_AT_ONCE: usize = 3;
 
 /// How restores are done.
 #[derive(Debug, Clone)]
@@ -52,12 +48,15 @@ pub struct Settings {
     pub protect: bool,
     /// Folders that are never written to, by force neither: those of the repository itself.
     pub forbidden: Vec<PathBuf>,
+    /// How much is read all the same of what targets say has not changed.
+    pub audit: Audit,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, NonZero::get);
-        Self { memory: 96 << 20, fetches: 8, threads, protect: true, forbidden: Vec::new() }
+        let (forbidden, audit) = (Vec::new(), Audit::default());
+        Self { memory: 96 << 20, fetches: 8, threads, protect: true, forbidden, audit }
     }
 }
 
@@ -86,7 +85,7 @@ pub(crate) enum Purpose {
 pub struct Restorer {
     pub(crate) context: Context,
     pub(crate) repository: Repository,
-    index: IndexClient,
+    pub(crate) index: IndexClient,
     identity: Option<Arc<Identity>>,
     pub(crate) settings: Settings,
     turns: Turns,
@@ -266,8 +265,9 @@ impl Restorer {
                 Task { compare: Compare::ToTell(reading), ..Task::new(Sink::Discard, all) }
             }
         };
-        let (place, goes_on) = (task.sink.place(), task.goes_on);
+        let (place, goes_on, tracked) = (task.sink.place(), task.goes_on, task.tracked.clone());
         let work = self.work(source, task);
+        let audited = self.audit(&work, tracked).await;
         let result = pipeline::run(&work, &stop, progress).await;
         let is_to_go_on = self.context.stop.clone();
         let ended = blocking(move || {
@@ -286,68 +286,16 @@ impl Restorer {
         let mut notes = end_place(place.as_deref(), result.is_ok()).await;
         notes.extend(kept);
         match result {
-            Ok(report) => Ok(Report { notes, ..report }),
+            Ok(mut report) => {
+                report += audited;
+                report.notes.extend(notes);
+                Ok(report)
+            }
             Err(failure) => Err(with_notes(failure, &notes)),
         }
     }
 
-    /// Hands on a range of the volume, part by part; while one is handed on, the next are read.
-    async fn to_channel(
-        &self,
-        source: Source,
-        range: Range<u64>,
-        out: mpsc::Sender<Vec<u8>>,
-        progress: &impl Fn(Progress),
-    ) -> Result<Report, Failure> {
-        let read = |start: u64| {
-            let part = start..range.end.min(start + PART);
-            let sink = Sink::Memory(Memory::new(part.clone()));
-            let work = self.work(source.clone(), Task::new(sink, part));
-            async move {
-                let report = pipeline::run(&work, &self.context.stop, &|_| {}).await?;
-                Ok::<_, Failure>((report, work.sink.taken()))
-            }
-        };
-        let enough = Stop::default();
-        let starts = range.clone().step_by(PART as usize).take_while(|_| !enough.is_raised());
-        let mut parts = futures::stream::iter(starts).map(read).buffered(PARTS_AT_ONCE);
-        let (total, mut done) = (range.end - range.start, 0);
-        let mut sum = Report { size: total, ..Report::default() };
-        let mut failed = None;
-        // What was begun is waited for in every outcome, so that nobody reads the snapshot when this is over.
-        while let Some(read) = parts.next().await {
-            if enough.is_raised() {
-                continue;
-            }
-            let sent = match read {
-                Ok((report, bytes)) => {
-                    done += bytes.len() as u64;
-                    sum += Report { size: 0, ..report };
-                    tokio::select! {
-                        biased;
-                        sent = out.send(bytes) => Ok(sent.is_ok()),
-                        () = self.context.stop.raised() => Err(pipeline::stopped(&source.map.root().volume)),
-                    }
-                }
-                Err(failure) => Err(failure),
-            };
-            match sent {
-                Ok(true) => progress(Progress { total, done, fetched: sum.fetched }),
-                // Whoever reads has seen enough.
-                Ok(false) => enough.raise(),
-                Err(failure) => {
-                    enough.raise();
-                    failed = Some(failure);
-                }
-            }
-        }
-        match failed {
-            Some(failure) => Err(failure),
-            None => Ok(sum),
-        }
-    }
-
-    fn work(&self, source: Source, task: Task) -> Arc<Work> {
+    pub(crate) fn work(&self, source: Source, task: Task) -> Arc<Work> {
         Arc::new(Work {
             volume: source.map.root().volume.clone(),
             repository: self.repository.clone(),
@@ -355,6 +303,7 @@ impl Restorer {
             part: task.part,
             sink: task.sink,
             compare: task.compare,
+            tracked: OnceLock::new(),
             donor: task.donor,
             snapback: task.snapback,
             keep_going: task.keep_going,
@@ -388,9 +337,15 @@ impl Restorer {
                 target.open_place(&device, &Circumstances { root, host: &host, forbidden })
             })
             .await?;
+            // Before what knows it may be removed.
+            let tracked = match order.target.is_tracked() {
+                true => self.find_changes(&order.root, &*place, &opened.file).await,
+                false => Found::default(),
+            };
             place.ready(&opened.file).await?;
             let opened = Opened { place: Some(place.clone()), ..opened };
-            blocking(move || order.begun(opened)).await
+            let task = blocking(move || order.begun(opened)).await?;
+            Ok(Task { tracked, ..task })
         };
         match opening.await {
             Ok(opened) => Ok(opened),

@@ -233,7 +233,8 @@ impl Jobs {
     }
 
     fn target(&self, job: &RestoreJob, claim: Claim, stop: Stop) -> Target {
-        let target = Target::new(job.target(), job.force).full(job.full).prepared(job.preparation.clone());
+        let target = Target::new(job.target(), job.force).full(job.full).untracked(job.untracked);
+        let target = target.prepared(job.preparation.clone());
         let mut target = target.below(&self.serving.allowed).claimed(claim).until(stop);
         if let Some(more) = &job.more {
             target = target.only(more.range.map(|(start, end)| start..end)).keep_going(more.keep_going);
@@ -329,7 +330,8 @@ impl Jobs {
 }
 
 fn restored(report: Report, undo: Option<Slot>) -> JobOutcome {
-    let Report { written, kept, compared, zeroed, fetched, notes, copied, rescued, lost, .. } = report;
+    let Report { written, kept, compared, tracked, audited, zeroed, fetched, notes, .. } = report;
+    let (copied, rescued, lost) = (report.copied, report.rescued, report.lost);
     let hole =
         |Hole { range, why }: Hole| LostRange { offset: range.start, len: range.end - range.start, why };
     let holes = report.holes.into_iter().take(HOLES_TOLD).map(hole).collect();
@@ -337,6 +339,8 @@ fn restored(report: Report, undo: Option<Slot>) -> JobOutcome {
         written,
         kept,
         compared,
+        tracked,
+        audited,
         zeroed,
         fetched,
         notes,

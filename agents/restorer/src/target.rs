@@ -41,6 +41,7 @@ pub struct Target {
     donor: Option<PathBuf>,
     kept_in: Option<PathBuf>,
     full: bool,
+    untracked: bool,
     range: Option<Range<u64>>,
     preparation: Preparation,
     allowed: Option<Vec<PathBuf>>,
@@ -72,6 +73,7 @@ impl Target {
             donor: None,
             kept_in: None,
             full: false,
+            untracked: false,
             range: None,
             preparation,
             allowed: None,
@@ -116,6 +118,12 @@ impl Target {
     /// Writes all of it, also what stands there already: for a target of which it is known that nothing is the same.
     pub fn full(mut self, full: bool) -> Self {
         self.full = full;
+        self
+    }
+
+    /// Reads what stands there also where the target knows that it has not changed since a snapshot.
+    pub fn untracked(mut self, untracked: bool) -> Self {
+        self.untracked = untracked;
         self
     }
 
@@ -180,6 +188,11 @@ impl Target {
     /// Whether nothing that stands there is looked at.
     pub(crate) fn is_full(&self) -> bool {
         self.full
+    }
+
+    /// Whether what the target knows of its changes is used.
+    pub(crate) fn is_tracked(&self) -> bool {
+        !self.untracked && !self.is_full()
     }
 
     /// The bytes of the volume that are restored.

@@ -12,12 +12,15 @@ use crate::reading::Reading;
 use crate::sink::{Opened, Sink};
 use crate::snapback::{Purpose, Snapback};
 use crate::target::Target;
+use crate::tracked::Found;
 
 /// What is to be done with a snapshot.
 pub(crate) struct Task {
     pub sink: Sink,
     pub part: Range<u64>,
     pub compare: Compare,
+    /// What need not be compared, and why more has to be than could be expected.
+    pub tracked: Found,
     pub donor: Option<Reading>,
     pub snapback: Option<Snapback>,
     pub keep_going: bool,
@@ -28,8 +31,8 @@ pub(crate) struct Task {
 impl Task {
     /// A part of a volume, all of which is to be written.
     pub fn new(sink: Sink, part: Range<u64>) -> Self {
-        let (compare, keep_going, goes_on) = (Compare::Nothing, false, false);
-        Self { sink, part, compare, donor: None, snapback: None, keep_going, goes_on }
+        let (compare, tracked) = (Compare::Nothing, Found::default());
+        Self { sink, part, compare, tracked, donor: None, snapback: None, keep_going: false, goes_on: false }
     }
 }
 
@@ -75,7 +78,8 @@ impl Order {
         match begun {
             Ok((compare, snapback)) => {
                 let (keep_going, goes_on) = (target.keeps_going(), target.claim().is_of_job());
-                Ok(Task { sink, part: part.clone(), compare, donor, snapback, keep_going, goes_on })
+                let task = Task::new(sink, part.clone());
+                Ok(Task { compare, donor, snapback, keep_going, goes_on, ..task })
             }
             Err(failure) => {
                 sink.give_up();

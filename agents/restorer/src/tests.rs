@@ -10,3 +10,4 @@ mod places;
 mod restoring;
 mod snapback;
 mod targets;
+mod tracking;

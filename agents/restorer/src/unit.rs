@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use agent::counters::Counters;
 use agent::maps::MapReader;
@@ -25,9 +25,11 @@ use crate::keys::DataKeys;
 use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
 use crate::pool::Pool;
 use crate::reading::{Aligned, Reading};
-use crate::restorer::{Hole, Report, Settings};
+use crate::report::{Hole, Report};
+use crate::restorer::Settings;
 use crate::sink::Sink;
 use crate::snapback::Snapback;
+use crate::tracked::Tracked;
 
 /// Windows of all restores that are resolved, or wait for their turn: some MiB each at most.
 const WINDOWS_MAX: usize = 8;
@@ -46,6 +48,8 @@ pub(crate) struct Work {
     pub sink: Sink,
     /// What the target's content is compared for.
     pub compare: Compare,
+    /// What of it need not be compared.
+    pub tracked: OnceLock<Arc<Tracked>>,
     /// Another target of the same snapshot, from which chunks are taken rather than fetched.
     pub donor: Option<Reading>,
     /// Where what is overwritten is kept.

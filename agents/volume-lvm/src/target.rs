@@ -12,6 +12,7 @@ mod room;
 mod sharing;
 pub(crate) mod spelling;
 pub(crate) mod tables;
+mod tracking;
 pub mod zeroing;
 
 use std::fs::File;
@@ -21,8 +22,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use agent::{Failure, Place, Stop, Targets, Wish};
+use agent::{Base, Changes, Failure, Place, Stop, Targets, Wish};
 use async_trait::async_trait;
+use schema::RepoId;
 use schema::messages::FailureKind;
 use schema::root::Root;
 
@@ -31,9 +33,11 @@ use self::plan::{Plan, Request, SafetySnapshot, Volume};
 use self::room::{Ledger, Promise};
 use self::spelling::{Meaning, Places};
 use self::zeroing::Kind;
+use crate::changes::Tracker;
 use crate::dm::{DmName, ThinTable};
 use crate::owner::Owner;
 use crate::report::{Inventory, LogicalVolume};
+use crate::settings::Settings;
 use crate::snapshots::commands;
 use crate::tools::{ToolError, Tools};
 
@@ -49,6 +53,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub struct LvmTargets {
     tools: Tools,
+    tracker: Tracker,
     places: Places,
     between_looks: Duration,
     ledger: Arc<Ledger>,
@@ -58,7 +63,8 @@ impl LvmTargets {
     /// Those that these tools know.
     pub fn new(tools: Tools) -> Self {
         let places = Places { dev: "/dev".into(), sys: "/sys".into() };
-        Self { tools, places, between_looks: BETWEEN_LOOKS, ledger: Arc::default() }
+        let tracker = Tracker::new(tools.clone(), Settings::default().state);
+        Self { tools, tracker, places, between_looks: BETWEEN_LOOKS, ledger: Arc::default() }
     }
 
     /// The path at which what a restore would write to is read: a volume's device, or the path that `target` is. An
@@ -108,9 +114,11 @@ impl Targets for LvmTargets {
         };
         let plan = plan::plan(&inventory, &request, Owner::is_alive).map_err(refused)?;
         let promises = turn.promise(&plan.promises);
-        let place = LvmPlace::new(format!("{vg}/{lv}"), self.tools.clone(), plan);
+        let bases = tracking::bases(&inventory, &plan.volume, wish.repository);
+        let place = LvmPlace::new(format!("{vg}/{lv}"), self, wish.repository, plan);
         Ok(Some(Arc::new(LvmPlace {
             force: wish.force,
+            bases,
             between_looks: self.between_looks,
             promises: Mutex::new(Some(promises)),
             ..place
@@ -142,6 +150,10 @@ fn cannot(target: &str, why: &ToolError) -> Failure {
 struct LvmPlace {
     name: String,
     tools: Tools,
+    tracker: Tracker,
+    repository: RepoId,
+    /// What its baselines are of.
+    bases: Vec<Base>,
     plan: Plan,
     force: bool,
     between_looks: Duration,
@@ -185,6 +197,17 @@ impl Place for LvmPlace {
 
     async fn check_alone(&self, device: &File) -> Result<(), Failure> {
         self.alone(device).await.map(drop)
+    }
+
+    fn bases(&self) -> Vec<Base> {
+        self.bases.clone()
+    }
+
+    async fn changes(&self, device: &File, since: &Base) -> Changes {
+        match self.changed_since(device, since).await {
+            Ok(changed) => Changes::Since { parent: since.session, ranges: changed.into_vec() },
+            Err(why) => Changes::unknown(why),
+        }
     }
 
     async fn ready(&self, device: &File) -> Result<(), Failure> {
@@ -254,11 +277,14 @@ impl Place for LvmPlace {
 }
 
 impl LvmPlace {
-    fn new(name: String, tools: Tools, plan: Plan) -> Self {
+    fn new(name: String, targets: &LvmTargets, repository: RepoId, plan: Plan) -> Self {
         let notes = Mutex::new(plan.notes.clone());
         Self {
             name,
-            tools,
+            tools: targets.tools.clone(),
+            tracker: targets.tracker.clone(),
+            repository,
+            bases: Vec::new(),
             plan,
             force: false,
             between_looks: Duration::ZERO,
@@ -307,17 +333,11 @@ impl LvmPlace {
         if volume.uuid != self.volume()?.uuid {
             return Err(self.refused("another volume has its name by now"));
         }
-        for look in 1..=LOOKS {
-            if self.opened(&volume).await? <= 1 {
-                break;
-            }
-            if look == LOOKS && !self.force {
+        if !self.is_alone(&volume).await? {
+            if !self.force {
                 return Err(self.refused("another process has it open (does a guest run from it?)"));
             }
-            if look == LOOKS {
-                self.note("it was overwritten although another process has it open, by force".to_owned());
-            }
-            tokio::time::sleep(self.between_looks).await;
+            self.note("it was overwritten although another process has it open, by force".to_owned());
         }
         // What was opened is the volume that was checked, and not another that came to its device's name.
         let size = rustix::fs::seek(device, rustix::fs::SeekFrom::End(0)).map_err(io::Error::from);
@@ -326,6 +346,19 @@ impl LvmPlace {
             Ok(size) => Err(self.refused(format!("its device has {size} bytes, LVM says {}", volume.size))),
             Err(why) => Err(self.refused(why)),
         }
+    }
+
+    /// Whether nobody but this process has its device open.
+    async fn is_alone(&self, volume: &LogicalVolume) -> Result<bool, Failure> {
+        for look in 1..=LOOKS {
+            if self.opened(volume).await? <= 1 {
+                return Ok(true);
+            }
+            if look < LOOKS {
+                tokio::time::sleep(self.between_looks).await;
+            }
+        }
+        Ok(false)
     }
 
     /// How often its device is open, by this process too.

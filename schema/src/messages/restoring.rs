@@ -27,6 +27,9 @@ pub struct RestoreJob {
     /// Write all of it, also what stands there already.
     #[serde(default, skip_serializing_if = "is_false")]
     pub full: bool,
+    /// Read what stands there, also where it is known not to have changed.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub untracked: bool,
     /// A target on the same host to which the same snapshot was restored just now: what can be taken from there is not
     /// fetched.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -59,6 +59,7 @@ fn jobs() -> Vec<Sample> {
             force: true,
             preparation,
             full: false,
+            untracked: false,
             donor: None,
             more: None,
         }
@@ -68,10 +69,12 @@ fn jobs() -> Vec<Sample> {
         safety: Some(Safety { size: Some(1 << 30) }),
         drop_baseline: true,
     };
-    let restored = |kept, compared| JobOutcome::Restored {
+    let restored = |kept, compared, tracked, audited| JobOutcome::Restored {
         written: 1,
         kept,
         compared,
+        tracked,
+        audited,
         zeroed: 2,
         fetched: 3,
         notes: vec!["vg1/back was made".into()],
@@ -85,6 +88,8 @@ fn jobs() -> Vec<Sample> {
         written: 1,
         kept: 4,
         compared: 5,
+        tracked: 0,
+        audited: 0,
         zeroed: 2,
         fetched: 3,
         notes: Vec::new(),
@@ -103,6 +108,7 @@ fn jobs() -> Vec<Sample> {
         ..More::default()
     });
     let full = RestoreJob { full: true, ..restore(Preparation::default()) };
+    let untracked = RestoreJob { untracked: true, ..restore(Preparation::default()) };
     let sealed = |notes, post_failed| JobOutcome::Sealed {
         slot: slot(),
         generation: 2,
@@ -128,9 +134,11 @@ fn jobs() -> Vec<Sample> {
         sample("-Prepared", restore(prepared), b""),
         sample("-Sealed", done(sealed(Vec::new(), None)), b""),
         sample("-Noted", done(noted), b""),
-        sample("-Restored", done(restored(0, 0)), b""),
-        sample("-Compared", done(restored(4, 5)), b""),
+        sample("-Restored", done(restored(0, 0, 0, 0)), b""),
+        sample("-Compared", done(restored(4, 5, 0, 0)), b""),
+        sample("-Tracked", done(restored(9, 5, 8, 2)), b""),
         sample("-Full", full, b""),
+        sample("-Untracked", untracked, b""),
         sample("-Failed", done(JobOutcome::Failed { kind: FailureKind::Damaged, why: "lost".into() }), b""),
         sample("", progress, b""),
     ]
@@ -268,6 +276,7 @@ fn an_old_agent_is_told_no_target_that_it_would_overwrite() {
         force: true,
         preparation: Preparation::default(),
         full: false,
+        untracked: false,
         donor: None,
         more: None,
     };

@@ -27,6 +27,7 @@ fn job(fixture: &Fixture, root: &Root, target: &Path) -> RestoreJob {
         force: false,
         preparation: Preparation::default(),
         full: false,
+        untracked: false,
         donor: None,
         more: None,
     }

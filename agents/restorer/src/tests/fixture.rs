@@ -238,7 +238,7 @@ impl Fixture {
 
     /// Two threads and little memory, so that limits are met.
     pub fn settings(&self) -> Settings {
-        Settings { memory: 2 << 20, fetches: 3, threads: 2, protect: true, forbidden: Vec::new() }
+        Settings { memory: 2 << 20, fetches: 3, threads: 2, ..Settings::default() }
     }
 
     pub fn restorer(&self) -> Restorer {

@@ -24,8 +24,17 @@ async fn send(fixture: &Fixture, root: &Root, target: &Path, force: bool) -> Job
 async fn send_as(job: JobId, fixture: &Fixture, root: &Root, target: &Path, force: bool) -> JobId {
     let target = target.to_str().unwrap().to_owned();
     let preparation = Preparation::default();
-    let payload =
-        RestoreJob { job, slot: root.slot, target, force, preparation, full: false, donor: None, more: None };
+    let payload = RestoreJob {
+        job,
+        slot: root.slot,
+        target,
+        force,
+        preparation,
+        full: false,
+        untracked: false,
+        donor: None,
+        more: None,
+    };
     let message = Message::new(&About::nothing(), &payload);
     fixture.context.bus.publish(&Queue::restores("host"), message).await.unwrap();
     job
@@ -62,6 +71,7 @@ async fn a_job_is_done_and_told() {
         force: false,
         preparation: Preparation::default(),
         full: false,
+        untracked: false,
         donor: None,
         more: None,
     };

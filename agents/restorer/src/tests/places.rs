@@ -242,6 +242,7 @@ async fn an_agent_restores_to_places_that_it_allows() {
             force: false,
             preparation,
             full: false,
+            untracked: false,
             donor: None,
             more: None,
         };

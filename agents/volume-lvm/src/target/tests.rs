@@ -11,6 +11,9 @@ use schema::root::{Root, Statistics, Tracking};
 use schema::{JobId, ReadingId, VolumeKey};
 
 use super::*;
+use crate::exceptions::tests::store;
+use crate::report::Attributes;
+use crate::snapshots;
 use crate::testing::{inventory, linear, marks, ours, pool, repository, session, thin};
 
 const SIZE: u64 = 8 << 20;
@@ -27,7 +30,7 @@ echo "$p $*" >> "$d/log"
 case "$p $1 $2" in
 "dmsetup info"*) cat "$d/opened" ;;
 "dmsetup table"*) cat "$d/table-$2" ;;
-"dmsetup status"*) cat "$d/status" ;;
+"dmsetup status"*) cat "$d/status-$2" ;;
 lvcreate*) [ -e "$d/made.json" ] && mv "$d/made.json" "$d/lvs.json" ;;
 esac
 exit 0
@@ -48,10 +51,10 @@ impl Host {
         }
         let places = Places { dev: folder.path().join("dev"), sys: folder.path().join("sys") };
         let tools = Tools::at(folder.path());
-        let host = Self {
-            targets: LvmTargets { places, between_looks: Duration::ZERO, ..LvmTargets::new(tools) },
-            folder,
-        };
+        let tracker = Tracker::new(tools.clone(), folder.path().join("state"));
+        let tracker = tracker.at(folder.path(), Duration::ZERO);
+        let targets = LvmTargets { tracker, places, between_looks: Duration::ZERO, ..LvmTargets::new(tools) };
+        let host = Self { targets, folder };
         host.write("lvs.json", &report(volumes));
         let group = &inventory([]).groups[0];
         host.write(
@@ -231,7 +234,10 @@ async fn a_copy_begins_as_a_snapshot_and_says_what_it_shares() {
     host.write("made.json", &report(&[pool("vg0", "pool"), of("a"), of("web")]));
     host.write("table-vg0-web", "0 16384 thin 253:3 2\n");
     host.write("table-vg0-pool-tpool", "0 2048 thin-pool 253:1 253:2 128 0 0\n");
-    host.write("status", "0 2048 thin-pool 1 9/1024 48/160 - rw discard_passdown queue_if_no_space - 1024\n");
+    host.write(
+        "status-vg0-pool-tpool",
+        "0 2048 thin-pool 1 9/1024 48/160 - rw discard_passdown queue_if_no_space - 1024\n",
+    );
     let create =
         Preparation { create: Some(NewVolume::Thin { pool: "pool".into() }), ..Preparation::default() };
     let donor = host.folder.path().join("dev/mapper/vg0-a");
@@ -320,6 +326,76 @@ async fn the_baseline_goes_and_the_safety_snapshot_comes_before_the_first_byte()
     assert_eq!(host.changes().len(), 2, "it stays when the restore failed");
 }
 
+/// The host of a volume with this snapshot, whose exceptions are the chunks 7, 8 and 100 of 4 KiB.
+fn tracking(baseline: &LogicalVolume) -> Host {
+    let host = Host::with(&[web(), baseline.clone()]);
+    let name = DmName::of(&baseline.vg, &baseline.name);
+    host.write(&format!("table-{name}"), "0 16384 snapshot 253:1 253:2 P 8");
+    host.write(&format!("status-{name}"), "0 16384 snapshot 40/262144 16");
+    fs::write(host.folder.path().join(name.layer("cow").as_str()), store(4096, &[7, 100, 8], 3)).unwrap();
+    host
+}
+
+#[tokio::test]
+async fn what_changed_is_known_by_a_baseline_before_it_goes() {
+    let baseline = ours(&web(), &marks(&web(), repository(1), 3));
+    let host = tracking(&baseline);
+    let dropping = Preparation { drop_baseline: true, ..Preparation::default() };
+    let place = host.find("vg0/web", &dropping, false).await.unwrap().unwrap();
+    place.make().await.unwrap();
+    let bases = place.bases();
+    let [base] = bases.as_slice() else { panic!("{bases:?}") };
+    assert_eq!((base.session, base.reading), (session(3), snapshots::reading_of(&baseline.uuid)));
+    let device = host.device();
+    let changes = place.changes(&device, base).await;
+    let ranges = vec![7 * 4096..9 * 4096, 100 * 4096..101 * 4096];
+    assert_eq!(changes, Changes::Since { parent: session(3), ranges });
+    assert_eq!(host.changes(), [""; 0], "nothing was changed");
+    place.ready(&device).await.unwrap();
+    assert!(host.changes()[0].starts_with("lvremove"));
+    let gone = report(&[web()]);
+    host.write("lvs.json", &gone);
+    let Changes::Unknown { why: Some(why) } = place.changes(&device, base).await else {
+        panic!("it is gone")
+    };
+    assert!(why.contains("is gone"), "{why}");
+}
+
+#[tokio::test]
+async fn a_baseline_that_is_not_fit_says_nothing() {
+    let ours = |repository| ours(&web(), &marks(&web(), repository, 3));
+    let full = LogicalVolume { data_percent: Some(100.0), ..ours(repository(1)) };
+    let written = LogicalVolume { attributes: Attributes::new("swi-a-s---"), ..ours(repository(1)) };
+    for (baseline, opened, expected) in [
+        (full, "1", "has overflowed"),
+        (written, "1", "made writable"),
+        (ours(repository(1)), "2", "another process"),
+        (ours(repository(2)), "1", ""),
+    ] {
+        let host = tracking(&baseline);
+        host.write("opened", opened);
+        let place = host.find("vg0/web", &Preparation::default(), true).await.unwrap().unwrap();
+        let Some(base) = place.bases().pop() else {
+            assert_eq!(expected, "", "the other repository's is none");
+            continue;
+        };
+        let changes = place.changes(&host.device(), &base).await;
+        let Changes::Unknown { why: Some(why) } = changes else { panic!("{expected}: {changes:?}") };
+        assert!(why.contains(expected) && !expected.is_empty(), "{why}");
+    }
+    // It was smaller then.
+    let baseline = ours(repository(1));
+    let host = tracking(&baseline);
+    let name = DmName::of(&baseline.vg, &baseline.name);
+    host.write(&format!("table-{name}"), "0 8192 snapshot 253:1 253:2 P 8");
+    let place = host.find("vg0/web", &Preparation::default(), false).await.unwrap().unwrap();
+    let changes = place.changes(&host.device(), &place.bases()[0]).await;
+    assert!(
+        matches!(&changes, Changes::Unknown { why: Some(why) } if why.contains("resized")),
+        "{changes:?}"
+    );
+}
+
 #[tokio::test]
 async fn another_volume_under_the_same_name_is_not_overwritten() {
     let host = Host::with(&[web()]);
@@ -351,7 +427,7 @@ async fn the_kernels_tables_say_how_a_thin_volume_is_emptied() {
         }
         host.write("table-vg0-my--pool-tpool", &pool_of(features));
         let plan = Plan::new(Volume::New(vec![]), vec![]);
-        let place = LvmPlace::new("vg0/web".into(), host.targets.tools.clone(), plan);
+        let place = LvmPlace::new("vg0/web".into(), &host.targets, repository(1), plan);
         let volume = place.found().await.unwrap();
         let (zeroes, discards, external_origin) = expected;
         let kind = place.kind_of(&volume).await.unwrap();
