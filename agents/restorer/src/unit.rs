@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 
 use crate::compare::{Compare, not_zero};
 use crate::keys::DataKeys;
+use crate::pipeline::stopped;
 use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
 use crate::pool::Pool;
 use crate::reading::{Aligned, Reading};
@@ -177,7 +178,8 @@ impl Work {
     pub fn zero_behind(&self, stop: &Stop) -> Result<(), Failure> {
         let behind = self.sink.behind();
         if let Some(snapback) = self.snapback.as_ref().filter(|one| !one.is_whole() && !behind.is_empty()) {
-            snapback.keep(behind, true, stop)?;
+            let kept = snapback.keep(behind, true, stop);
+            kept.map_err(|why| if stop.is_raised() { stopped(&self.volume) } else { why })?;
             snapback.sync()?;
         }
         self.sink.zero_behind(stop)
