@@ -289,15 +289,24 @@ impl Restorer {
             result
         })
         .await;
-        if let (Some(_), Some(claim), Err(_)) = (&place, claim, &result) {
-            // What was made is removed, and must not be open then.
-            claim.release();
+        let report = match result {
+            Ok(report) => report,
+            Err(failure) => {
+                // What was made is removed, and must not be open then.
+                if let (Some(_), Some(claim)) = (&place, &claim) {
+                    claim.release();
+                }
+                let notes = end_place(place.as_deref(), false).await;
+                return Err(with_notes(failure, &notes));
+            }
+        };
+        let mut notes = end_place(place.as_deref(), true).await;
+        match (place, claim) {
+            (Some(place), Some(claim)) if claim.is_of_job() => claim.end_later(place),
+            (Some(place), _) => notes.extend(place.over().await),
+            (None, _) => {}
         }
-        let notes = end_place(place.as_deref(), result.is_ok()).await;
-        match result {
-            Ok(report) => Ok(Report { notes, ..report }),
-            Err(failure) => Err(with_notes(failure, &notes)),
-        }
+        Ok(Report { notes, ..report })
     }
 
     /// Hands on a range of the volume, part by part; while one is handed on, the next are read.
