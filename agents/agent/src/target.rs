@@ -108,4 +108,10 @@ pub trait Place: fmt::Debug + Send + Sync + 'static {
     /// The restore is over, and the device is closed. A place that was made for one that failed is removed. Returns
     /// what the operator should know.
     async fn end(&self, restored: bool) -> Vec<String>;
+
+    /// It was restored, and its job is over: what says on the place itself that it is unfinished goes. Until then the
+    /// same job finds what it has made. Returns what the operator should know.
+    async fn over(&self) -> Option<String> {
+        None
+    }
 }

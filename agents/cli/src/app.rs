@@ -94,6 +94,11 @@ impl App {
         }
     }
 
+    /// One failure of several, on standard error whatever else is not to be said: the command's own end names the first.
+    pub fn complain(&self, line: impl AsRef<str>) {
+        let _ = writeln!(std::io::stderr(), "{}", line.as_ref());
+    }
+
     /// A line for people that nothing silences: on standard error, or with `--quiet` on standard output.
     pub fn say_always(&self, line: impl AsRef<str>) {
         let line = line.as_ref();

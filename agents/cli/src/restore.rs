@@ -255,7 +255,7 @@ async fn in_turn(
         };
         if let Err(error) = ended {
             if all.len() > 1 {
-                app.say(format!("lvkeep: {}: {}", order.target, text::error(&error)));
+                app.complain(format!("lvkeep: {}: {}", order.target, text::error(&error)));
             }
             failed.push(error);
         }

@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use agent::Failure;
+use agent::{Failure, Place};
 use rustix::fs::{FlockOperation, XattrFlags, flock, fremovexattr, fsetxattr, getxattr};
 use rustix::io::Errno;
 use schema::{JobId, ReadingId};
@@ -32,6 +32,7 @@ pub(crate) struct Claim {
 struct State {
     file: Option<File>,
     kept: Option<ReadingId>,
+    place: Option<Arc<dyn Place>>,
     marked: bool,
     busy: bool,
 }
@@ -133,7 +134,23 @@ impl Claim {
         }
     }
 
-    /// The job is over.
+    /// The volume that it is has all of its content, and is ended with the job.
+    pub fn end_later(&self, place: Arc<dyn Place>) {
+        self.state().place = Some(place);
+    }
+
+    /// The job is over, and nobody can be given it again.
+    pub async fn end(&self) {
+        let place = self.state().place.take();
+        self.let_go();
+        if let Some(place) = place
+            && let Some(note) = place.over().await
+        {
+            tracing::warn!(target = place.name(), note);
+        }
+    }
+
+    /// Lets go of the target.
     pub fn let_go(&self) {
         let State { file, marked, .. } = std::mem::take(&mut *self.state());
         let Some(file) = file.filter(|_| marked) else { return };

@@ -279,20 +279,27 @@ impl Restorer {
             Ok((result, work.snapback.as_ref().map(Snapback::end)))
         });
         let (result, kept) = ended.await.unwrap_or_else(|failure| (Err(failure), None));
-        if let (Some(_), Some(claim), Err(_)) = (&place, claim, &result) {
-            // What was made is removed, and must not be open then.
-            claim.release();
-        }
-        let mut notes = end_place(place.as_deref(), result.is_ok()).await;
-        notes.extend(kept);
-        match result {
-            Ok(mut report) => {
-                report += audited;
-                report.notes.extend(notes);
-                Ok(report)
+        let mut report = match result {
+            Ok(report) => report,
+            Err(failure) => {
+                // What was made is removed, and must not be open then.
+                if let (Some(_), Some(claim)) = (&place, &claim) {
+                    claim.release();
+                }
+                let mut notes = end_place(place.as_deref(), false).await;
+                notes.extend(kept);
+                return Err(with_notes(failure, &notes));
             }
-            Err(failure) => Err(with_notes(failure, &notes)),
+        };
+        report += audited;
+        report.notes.extend(end_place(place.as_deref(), true).await);
+        report.notes.extend(kept);
+        match (place, claim) {
+            (Some(place), Some(claim)) if claim.is_of_job() => claim.end_later(place),
+            (Some(place), _) => report.notes.extend(place.over().await),
+            (None, _) => {}
         }
+        Ok(report)
     }
 
     pub(crate) fn work(&self, source: Source, task: Task) -> Arc<Work> {

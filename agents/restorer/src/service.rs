@@ -97,24 +97,17 @@ impl Handler for Jobs {
         let job: RestoreJob = message.read()?;
         // Nobody else has the target before it is told how the job ended, and nobody can be given it again.
         let claim = Claim::of(job.job);
-        let ended = match self.ended(job.job) {
-            Some(ended) => ended,
-            None => match self.noted(job.job).await? {
-                Some(ended) => self.remember(ended),
-                None => {
-                    let (volume, outcome) = self.outcome(&job, &claim, ticket).await?;
-                    let ended = self.remember((job.job, volume, outcome));
-                    self.note(&ended).await;
-                    ended
-                }
-            },
-        };
+        let (ended, was_noted) = self.ending(&job, &claim, ticket).await?;
+        let made = was_noted && job.preparation.create.is_some() && is_restored(&ended.2);
         self.tell(ended).await?;
         let confirmed = match ticket.take() {
             Some(ticket) => ticket.confirmed().await,
             None => Ok(()),
         };
-        claim.let_go();
+        claim.end().await;
+        if made {
+            self.end_made(&job).await;
+        }
         match confirmed {
             Ok(()) => self.end_sessions(job.job).await,
             // What says that it ended stays for whoever gets it then.
@@ -134,6 +127,25 @@ impl Handler for Jobs {
 impl Jobs {
     fn context(&self) -> &Context {
         &self.restorer.context
+    }
+
+    /// How the job ended, by whoever it was done, and whether the bucket said so already.
+    async fn ending(
+        &self,
+        job: &RestoreJob,
+        claim: &Claim,
+        ticket: &Option<Ticket>,
+    ) -> Result<(Ended, bool), Failure> {
+        if let Some(ended) = self.ended(job.job) {
+            return Ok((ended, false));
+        }
+        if let Some(ended) = self.noted(job.job).await? {
+            return Ok((self.remember(ended), true));
+        }
+        let (volume, outcome) = self.outcome(job, claim, ticket).await?;
+        let ended = self.remember((job.job, volume, outcome));
+        self.note(&ended).await;
+        Ok((ended, false))
     }
 
     fn ended(&self, job: JobId) -> Option<Ended> {
@@ -300,6 +312,26 @@ impl Jobs {
         }
     }
 
+    /// Ends the volume that an agent, which died since, had made for a job that is over.
+    async fn end_made(&self, job: &RestoreJob) {
+        let ending = async {
+            let root = self.root(job).await?;
+            let target = self.target(job, Claim::of(job.job), Stop::default());
+            let part = target.part(&root)?;
+            match self.restorer.find(job.job, &root, part, &target).await? {
+                Some(place) => Ok(place.over().await),
+                None => Ok::<_, Failure>(None),
+            }
+        };
+        match ending.await {
+            Ok(None) => {}
+            Ok(Some(note)) => tracing::warn!(target = job.target(), note),
+            Err(failure) => {
+                tracing::warn!(target = job.target(), %failure, "cannot look at a volume that was made")
+            }
+        }
+    }
+
     /// Ends the sessions of a job that is over: what says so, and those that killed agents left. One that stays only
     /// keeps a collection waiting.
     async fn end_sessions(&self, job: JobId) {
@@ -327,6 +359,10 @@ impl Jobs {
             self.context().environment.sleep(pipeline::RETRY_PAUSE).await;
         }
     }
+}
+
+fn is_restored(outcome: &JobOutcome) -> bool {
+    matches!(outcome, JobOutcome::Restored { .. })
 }
 
 fn restored(report: Report, undo: Option<Slot>) -> JobOutcome {

@@ -258,9 +258,8 @@ impl Place for LvmPlace {
 
     async fn end(&self, restored: bool) -> Vec<String> {
         let ended = match (restored, self.made.get()) {
-            (true, _) => self.finish().await,
             (false, Some(made)) => self.unmake(made).await,
-            (false, None) => Ok(()),
+            _ => Ok(()),
         };
         if let Err(failure) = ended {
             self.note(failure.why);
@@ -273,6 +272,10 @@ impl Place for LvmPlace {
             self.look_after(safety).await;
         }
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn over(&self) -> Option<String> {
+        self.finish().await.err().map(|failure| failure.why)
     }
 }
 

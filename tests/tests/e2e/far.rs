@@ -41,6 +41,9 @@ fn agents_keep_what_they_overwrite_and_put_it_back() {
     site.operator.run(&["undo", &id, "--nats", &nats, "--to-host", "h"]).ok();
     same_bytes(&old, &target);
 
+    // An id that was not kept there, and one that is none.
+    site.operator.run(&["undo", "vm/disk@latest", "--nats", &nats, "--to-host", "h"]).fails(3, &["--undo"]);
+
     // Two that hold something, and one that is made; what is fetched is fetched once.
     let (second, third) = (to("second"), to("third"));
     std::fs::copy(&old, &second).expect("a copy");

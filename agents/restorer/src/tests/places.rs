@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::{fs, io};
 
-use agent::{Failure, Place, Queue, Stop, Targets, Wish};
+use agent::{Failure, Place, Queue, Stop, Targets, Wish, sessions};
 use async_trait::async_trait;
 use schema::messages::{
     About, FailureKind, JobDone, JobOutcome, Message, NewVolume, Preparation, RestoreJob, Safety,
@@ -99,6 +99,11 @@ impl Place for Volume {
         self.say(format!("end {restored}"));
         vec!["a note".to_owned()]
     }
+
+    async fn over(&self) -> Option<String> {
+        self.say("over");
+        None
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -111,7 +116,7 @@ async fn a_place_is_made_readied_filled_and_ended() {
     let target = Target::new("vg/lv", false);
     let report = volume.restorer(&fixture).restore(root, target, |_| ()).await.unwrap();
     assert_eq!(report.notes, ["a note"]);
-    assert_eq!(volume.steps(), ["make", "ready ee", "end true"]);
+    assert_eq!(volume.steps(), ["make", "ready ee", "end true", "over"]);
     content.resize(5 * MIB, 0);
     assert!(fs::read(&volume.device).unwrap() == content, "empty behind the snapshot's end, too");
 }
@@ -283,8 +288,51 @@ async fn a_volume_is_held_until_its_job_is_over() {
     let device = File::open(&volume.device).unwrap();
     let failure = Claim::default().lock(&device, &volume.device).unwrap_err();
     assert!(failure.why.contains("another restore"), "{failure}");
-    claim.let_go();
+    // Should the agent die here, its successor finds what was made for this job.
+    assert_eq!(volume.steps(), ["make", "ready ee", "end true"]);
+    claim.end().await;
+    assert_eq!(volume.steps().last().unwrap(), "over");
     Claim::default().lock(&device, &volume.device).unwrap();
+}
+
+/// An agent dies after it noted that its job is over: the volume that it made is there, and that is no failure.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_was_made_is_not_made_again() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    let volume = Volume::of(&fixture, MIB);
+    let job = fixture.context.environment.job_id();
+    let outcome = JobOutcome::Restored {
+        written: 1,
+        kept: 0,
+        compared: 0,
+        zeroed: 0,
+        fetched: 0,
+        notes: Vec::new(),
+        copied: 0,
+        rescued: 0,
+        lost: 0,
+        holes: Vec::new(),
+        undo: None,
+    };
+    sessions::note_end(&fixture.repository, job, "v", "host", &outcome).await.unwrap();
+    let restorer = volume.restorer(&fixture);
+    let agent = tokio::spawn(async move { restorer.run(serving(vec!["vg/*".into()])).await });
+    let preparation = Preparation { create: Some(NewVolume::Plain), ..Preparation::default() };
+    let (slot, target) = (root.slot, "vg/lv".to_owned());
+    let order =
+        RestoreJob { job, slot, target, force: false, preparation, full: false, donor: None, more: None };
+    let bus = &fixture.context.bus;
+    bus.publish(&Queue::restores("host"), Message::new(&About::nothing(), &order)).await.unwrap();
+    let mut deliveries = bus.consume(&Queue::done(job), 1).await.unwrap();
+    let delivery = deliveries.next().await.unwrap();
+    assert_eq!(delivery.message.read::<JobDone>().unwrap().outcome, outcome);
+    while !fixture.sessions().await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(volume.steps(), ["over"]);
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]

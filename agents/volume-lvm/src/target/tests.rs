@@ -210,6 +210,10 @@ async fn what_was_made_for_a_restore_that_failed_goes_again() {
         place.make().await.unwrap();
         place.ready(&host.device()).await.unwrap();
         let notes = place.end(restored).await.join("\n");
+        if restored {
+            assert_eq!(host.changes().len(), 1, "its job still finds it as its own");
+            assert_eq!(place.over().await, None);
+        }
         let (last, said) = match restored {
             true => (format!("lvchange --quiet --deltag {tag} vg0/web"), "was made (linear)"),
             false => {
