@@ -1,5 +1,6 @@
 //! Baselines that cannot be used: everything is read, the reason is said, and what is restored is right.
 
+use crate::e2e::same_bytes;
 use crate::lab::{Backup, Content, Keeper, Traces, Tracked, Volume, VolumeGroup};
 use crate::lab::{differing, run, seed, step, total};
 
@@ -55,6 +56,15 @@ pub fn overflowed_baseline() {
     content.overwrite_at(0..16 << 20);
     let state = baseline.field("lv_attr");
     assert_eq!(state.chars().nth(4), Some('I'), "the kernel gave it up: {state}");
+    step("a restore says so, and reads");
+    let copy = keeper.machine.place("copy");
+    run("cp", &[&volume.device(), &copy]);
+    let newest = keeper.latest(&volume);
+    let done = keeper.run(&["--json", "restore", &newest, &volume.path(), "--force", "--undo"]).ok().json();
+    assert_eq!(done["bytes_tracked"], 0, "{done}");
+    assert!(done["notes"].to_string().contains("has overflowed"), "{done}");
+    keeper.run(&["undo", done["undo"].as_str().expect("an id")]).ok();
+    same_bytes(volume.device(), &copy);
     let why = starts_over(&keeper, &group, &volume);
     assert!(why.contains("overflow"), "{why}");
     assert!(!baseline.exists(), "what cannot be used is removed");

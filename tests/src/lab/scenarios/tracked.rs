@@ -1,7 +1,8 @@
 //! Tracked backups over many rounds: what is restored is what the LVM snapshot held, and no more is read than changed.
 
+use crate::e2e::same_bytes;
 use crate::lab::{Content, FileSystem, Keeper, Mounted, Pool, Traces, Tracked, Volume, VolumeGroup};
-use crate::lab::{differing, rounds, seed, step, total};
+use crate::lab::{differing, rounds, run, seed, step, total};
 
 /// The pool's block, and the chunk of an exception store unless it is set.
 const BLOCK: u64 = 64 << 10;
@@ -156,7 +157,17 @@ pub fn lying_baseline() {
     let mut content = Content::new(&volume.device(), seed());
     content.fill(80);
     keeper.backup(&volume);
-    step("bytes change below the device mapper, where no snapshot sees it");
+    step("bytes change below the device mapper, where no snapshot sees it: a restore finds it out");
+    let copy = keeper.machine.place("copy");
+    run("cp", &["--sparse=always", &volume.device(), &copy]);
+    write_beneath(&volume, 30 << 20);
+    let snapshot = keeper.latest(&volume);
+    let said = keeper.run(&["restore", &snapshot, &volume.path(), "--force"]).ok().out;
+    println!("    {said}");
+    assert!(said.contains("AUDIT"), "{said}");
+    std::fs::write("/proc/sys/vm/drop_caches", "3").expect("caches are dropped");
+    same_bytes(volume.device(), &copy);
+    step("and so does a backup");
     write_beneath(&volume, 40 << 20);
     let backup = keeper.backup(&volume);
     match backup.tracked() {
@@ -171,7 +182,7 @@ pub fn lying_baseline() {
 fn write_beneath(volume: &Volume, offset: u64) {
     use std::os::unix::fs::FileExt;
     // An origin with snapshots lies on a hidden device: `0 LENGTH linear MAJOR:MINOR START`.
-    let table = crate::lab::run("dmsetup", &["table", &volume.mapped_name("-real")]);
+    let table = run("dmsetup", &["table", &volume.mapped_name("-real")]);
     let fields: Vec<&str> = table.split_whitespace().collect();
     let [_, _, "linear", disk, start] = fields.as_slice() else { panic!("{table}") };
     let start: u64 = start.parse().expect("a sector");
