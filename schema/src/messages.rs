@@ -175,7 +175,9 @@ fn inside_volume(offset: u64) -> Result<()> {
 }
 
 mod reading;
+mod sharing;
 pub use reading::*;
+pub use sharing::*;
 
 /// An operator asks for a backup of one volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
