@@ -7,11 +7,11 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use schema::messages::Preparation;
+use schema::messages::{Preparation, SharedPlace};
 use schema::root::Root;
 use schema::{JobId, RepoId};
 
@@ -43,6 +43,10 @@ pub trait Targets: fmt::Debug + Send + Sync + 'static {
     /// The place that the target names, with everything checked that can be, and nothing changed. None when it is a
     /// file or an ordinary device, for which the preparation must be empty.
     async fn find(&self, wish: &Wish<'_>) -> Result<Option<Arc<dyn Place>>, Failure>;
+
+    /// A place that another agent of this host has made and readied, to write to it as well; none when `path` is not
+    /// its device. Such a place is not made, readied or ended here.
+    fn shared(&self, place: &SharedPlace, path: &Path) -> Option<Arc<dyn Place>>;
 }
 
 /// A place to restore to, in the order in which it is used.
@@ -63,6 +67,9 @@ pub trait Place: fmt::Debug + Send + Sync + 'static {
 
     /// Whether what reads as zero already is rather left alone: not where zeroing gives room back.
     fn compares_zeroes(&self) -> bool;
+
+    /// What other agents of this host must know to write to it as well, once it is readied; none when they may not.
+    fn shared(&self) -> Option<SharedPlace>;
 
     /// Makes a range of the opened device read as zero. Blocks; gives up when `halt` is raised.
     fn zero(&self, device: &File, range: Range<u64>, halt: &Stop) -> io::Result<()>;

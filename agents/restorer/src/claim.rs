@@ -14,6 +14,8 @@ use rustix::fs::{FlockOperation, XattrFlags, flock, fremovexattr, fsetxattr, get
 use rustix::io::Errno;
 use schema::JobId;
 
+use crate::hold;
+
 /// The attribute that names the job.
 const MARK: &str = "user.lvkeep.restore";
 /// Bytes of an id as text, and more than a mark may have.
@@ -46,7 +48,10 @@ impl Claim {
     /// Locks an opened target for as long as it is open; fails when another restore has it.
     pub fn lock(&self, file: &File, path: &Path) -> Result<(), Failure> {
         match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                hold::unmark(file);
+                Ok(())
+            }
             Err(Errno::WOULDBLOCK) => Err(self.busy(path)),
             Err(why) => {
                 tracing::warn!(path = %path.display(), %why, "this file system has no locks: nobody else may restore to it now");

@@ -9,18 +9,24 @@
 mod claim;
 mod compare;
 mod differences;
+mod helping;
+mod hold;
 mod keys;
 mod pipeline;
 mod plan;
 mod reading;
+mod report;
 mod restorer;
 mod service;
+mod sharing;
 mod sink;
+mod spans;
 mod target;
 mod unit;
 
 pub use differences::Differences;
-pub use restorer::{Hole, Progress, Report, Restorer, Settings};
+pub use report::{Hole, Progress, Report};
+pub use restorer::{Restorer, Settings};
 pub use service::Serving;
 pub use target::Target;
 

@@ -4,6 +4,7 @@
 //! task gives up, and the call returns only when none of them touches the target any more.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use agent::{Failure, Stop};
@@ -17,8 +18,6 @@ use crate::plan::{FETCH_MAX, Window};
 use crate::restorer::{Progress, Report};
 use crate::unit::{Unit, Work};
 
-/// Leaves of 64 MiB that are planned together: 256 MiB of the volume, some ten thousand ids.
-pub(crate) const WINDOW_LEAVES: u64 = 4;
 /// Windows that are resolved at once; as many again wait for their turn.
 const WINDOWS_AHEAD: usize = 2;
 /// Units in flight at most, however small they are.
@@ -90,7 +89,8 @@ pub(crate) async fn run(
                         unsynced = 0;
                         tasks.spawn(synced(work.clone()));
                     }
-                    progress(Progress { total, done: accounted(&report), fetched: report.fetched });
+                    let done = accounted(&report) + work.spans.helped_bytes();
+                    progress(Progress { total, done, fetched: report.fetched });
                     None
                 }
                 Ok(Err(failure)) => Some(failure),
@@ -113,6 +113,7 @@ pub(crate) async fn run(
             work.halt.raise();
         }
     }
+    report += work.spans.helped();
     match failure {
         Some(failure) => Err(failure),
         None if accounted(&report) != total => {
@@ -175,18 +176,24 @@ async fn resolve(
         }
         return Ok(Report::default());
     }
-    let mut starts = work.leaves().step_by(WINDOW_LEAVES as usize);
     // Tasks of their own: they wait for turns that units wait for, too, and must go on with them when nobody takes
     // windows.
     let mut begun = VecDeque::new();
     let mut result = Ok(Report::default());
     loop {
-        let missing = WINDOWS_AHEAD - begun.len();
-        begun.extend(starts.by_ref().take(missing).map(|first| {
+        while begun.len() < WINDOWS_AHEAD
+            && let Some(leaves) = work.spans.next()
+        {
             let work = work.clone();
-            tokio::spawn(async move { resolve_window(&work, first, fetch_limit).await })
-        }));
-        let Some(next) = begun.pop_front() else { break };
+            begun.push_back(tokio::spawn(async move { resolve_window(&work, leaves, fetch_limit).await }));
+        }
+        let Some(next) = begun.pop_front() else {
+            match work.unless_halted(work.spans.more()).await {
+                Ok(true) => continue,
+                Ok(false) => break,
+                Err(halted) => return Err(halted),
+            }
+        };
         match resolved(&work, next).await {
             Ok(units) => {
                 if sender.send(units).await.is_err() {
@@ -214,9 +221,13 @@ async fn resolved(work: &Work, window: JoinHandle<Result<Vec<Unit>, Failure>>) -
     window.await.unwrap_or_else(|why| Err(ended(why)))
 }
 
-async fn resolve_window(work: &Arc<Work>, first: u64, fetch_limit: u64) -> Result<Vec<Unit>, Failure> {
+async fn resolve_window(
+    work: &Arc<Work>,
+    leaves: Range<u64>,
+    fetch_limit: u64,
+) -> Result<Vec<Unit>, Failure> {
     let map = |e: Failure| e.context(format!("cannot read the map of {}", work.volume));
-    let (mut window, lost) = work.unless_halted(read_window(work, first)).await?.map_err(map)?;
+    let (mut window, lost) = work.unless_halted(read_window(work, leaves)).await?.map_err(map)?;
     let mut found = leave_equal(work, &mut window).await?;
     found += copy_equal(work, &mut window).await?;
     work.unless_halted(locate(work, &mut window)).await?.map_err(map)?;
@@ -228,9 +239,8 @@ async fn resolve_window(work: &Arc<Work>, first: u64, fetch_limit: u64) -> Resul
 }
 
 /// What is wanted of a run of the map, and what of it is lost with a part of the map.
-async fn read_window(work: &Work, first: u64) -> Result<(Window, Vec<Unit>), Failure> {
+async fn read_window(work: &Work, numbers: Range<u64>) -> Result<(Window, Vec<Unit>), Failure> {
     let map = &work.source.map;
-    let numbers = first..first.saturating_add(WINDOW_LEAVES).min(work.leaves().end);
     let read = futures::future::join_all(numbers.clone().map(|leaf| map.leaf(leaf))).await;
     let (mut leaves, mut lost) = (Vec::new(), Vec::new());
     for (number, leaf) in numbers.zip(read) {

@@ -1,7 +1,7 @@
 //! The restorer: opens the target, protects the snapshot while it is read, and ends both in every outcome.
 
 use std::num::NonZero;
-use std::ops::{AddAssign, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,12 +24,13 @@ use crate::differences::Differences;
 use crate::keys::DataKeys;
 use crate::pipeline;
 use crate::reading::Reading;
+pub(crate) use crate::report::{Hole, Progress, Report};
+use crate::sharing::Sharing;
 use crate::sink::{Memory, Opened, Sink};
+use crate::spans::{Spans, WINDOW_LEAVES};
 use crate::target::{Circumstances, Target};
 use crate::unit::{Source, Turns, Work};
 
-/// Holes that are told.
-const HOLES_MAX: usize = 1000;
 /// Bytes of one part where a range is handed on in order.
 const PART: u64 = 16 << 20;
 /// Parts that are read at once.
@@ -58,82 +59,6 @@ impl Default for Settings {
     }
 }
 
-/// How far a restore is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// Bytes of the volume.
-    pub total: u64,
-    /// Bytes of it that are written, stand there already, are zero, or are lost.
-    pub done: u64,
-    /// Bytes fetched from the store.
-    pub fetched: u64,
-}
-
-/// What a restore did. When only verifying, `written` counts what would have been written.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Bytes that were asked for; `written`, `kept`, `copied`, `zeroed` and `lost` add up to it.
-    pub size: u64,
-    /// Bytes written.
-    pub written: u64,
-    /// Bytes left alone, because they stood there already.
-    pub kept: u64,
-    /// Bytes written that were taken from another target of the same restore.
-    pub copied: u64,
-    /// Bytes of the target that were read to see what stands there.
-    pub compared: u64,
-    /// Bytes that read as zero.
-    pub zeroed: u64,
-    /// Bytes that cannot be read any more, and are zero on the target: only where that was asked for.
-    pub lost: u64,
-    /// Where they are, in order; the first thousand.
-    pub holes: Vec<Hole>,
-    /// Bytes of packs fetched, gaps included; maps are not counted.
-    pub fetched: u64,
-    /// Requests that fetched them.
-    pub requests: u64,
-    /// Chunks opened and verified; one that stands at several places near each other counts once.
-    pub chunks: u64,
-    /// Chunks whose best copy was missing or damaged, read from another: the repository needs repair.
-    pub rescued: u64,
-    /// Where a target that is only compared differs.
-    pub differences: Differences,
-    /// What the operator should know of the target.
-    pub notes: Vec<String>,
-}
-
-/// A part of a volume that cannot be read any more.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hole {
-    /// Bytes of the volume.
-    pub range: Range<u64>,
-    /// Names the chunk, and every copy and what is wrong with it.
-    pub why: String,
-}
-
-impl AddAssign for Report {
-    fn add_assign(&mut self, other: Self) {
-        self.size += other.size;
-        self.written += other.written;
-        self.kept += other.kept;
-        self.copied += other.copied;
-        self.compared += other.compared;
-        self.zeroed += other.zeroed;
-        self.lost += other.lost;
-        if !other.holes.is_empty() {
-            self.holes.extend(other.holes);
-            self.holes.sort_by_key(|hole| hole.range.start);
-            self.holes.truncate(HOLES_MAX);
-        }
-        self.fetched += other.fetched;
-        self.requests += other.requests;
-        self.chunks += other.chunks;
-        self.rescued += other.rescued;
-        self.differences += other.differences;
-        self.notes.extend(other.notes);
-    }
-}
-
 /// Under which ids a restore runs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ids {
@@ -156,14 +81,16 @@ pub(crate) enum Purpose {
 }
 
 /// What is to be done with a snapshot.
-struct Task {
-    sink: Sink,
-    part: Range<u64>,
-    compare: Compare,
-    donor: Option<Reading>,
-    keep_going: bool,
+pub(crate) struct Task {
+    pub sink: Sink,
+    pub part: Range<u64>,
+    pub compare: Compare,
+    pub donor: Option<Reading>,
+    pub keep_going: bool,
     /// A restore that is stopped leaves what it has, for its job to go on with.
-    goes_on: bool,
+    pub goes_on: bool,
+    /// Which spans of it are whose.
+    pub spans: Arc<Spans>,
 }
 
 /// Restores snapshots of one repository.
@@ -171,10 +98,11 @@ pub struct Restorer {
     pub(crate) context: Context,
     pub(crate) repository: Repository,
     index: IndexClient,
-    identity: Option<Arc<Identity>>,
-    settings: Settings,
+    pub(crate) identity: Option<Arc<Identity>>,
+    pub(crate) settings: Settings,
     turns: Turns,
-    targets: Option<Arc<dyn Targets>>,
+    pub(crate) targets: Option<Arc<dyn Targets>>,
+    pub(crate) sharing: Option<Sharing>,
 }
 
 impl Restorer {
@@ -187,7 +115,7 @@ impl Restorer {
         settings: Settings,
     ) -> Self {
         let turns = Turns::new(&settings);
-        Self { context, repository, index, identity, settings, turns, targets: None }
+        Self { context, repository, index, identity, settings, turns, targets: None, sharing: None }
     }
 
     /// Also restores to places that `targets` finds: logical volumes. Everything else is a path.
@@ -327,14 +255,19 @@ impl Restorer {
         purpose: Purpose,
         progress: &impl Fn(Progress),
     ) -> Result<Report, Failure> {
-        let map = Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root.clone())?);
-        let source = Source { map, keys: keys.into(), session };
+        let source = Source { map: self.map(root.clone())?, keys: keys.into(), session };
         let all = 0..root.size;
+        let mut shared = None;
         let task = match purpose {
-            Purpose::Restore(target) => self.open(job, root, target).await?,
+            Purpose::Restore(target) => {
+                let claim = target.claim().clone();
+                let mut task = self.open(job, root, target).await?;
+                shared = self.share(source.map.root(), &claim, &mut task).await?;
+                task
+            }
             Purpose::Verify => Task::new(Sink::Discard, all),
             Purpose::Sample => {
-                let sample = root.size.min(pipeline::WINDOW_LEAVES * LEAF_SPAN);
+                let sample = root.size.min(WINDOW_LEAVES * LEAF_SPAN);
                 Task::new(Sink::Discard, 0..sample)
             }
             Purpose::Read(range, out) => return self.to_channel(source, range, out, progress).await,
@@ -345,12 +278,17 @@ impl Restorer {
         };
         let (place, goes_on) = (task.sink.place(), task.goes_on);
         let work = self.work(source, task);
-        let result = pipeline::run(&work, &self.context.stop, progress).await;
+        let running = pipeline::run(&work, &self.context.stop, progress);
+        let (result, is_ours) = match &shared {
+            Some(shared) => shared.beside(running).await,
+            None => (running.await, true),
+        };
+        drop(shared);
         let stop = self.context.stop.clone();
         let result = blocking(move || {
             let finish = || work.sink.zero_behind(&stop).and_then(|()| work.sink.finish());
             let result = result.and_then(|report| finish().map(|()| report));
-            if result.is_err() && !(goes_on && stop.is_raised()) {
+            if result.is_err() && is_ours && !(goes_on && stop.is_raised()) {
                 work.sink.give_up();
             }
             result
@@ -419,12 +357,18 @@ impl Restorer {
         }
     }
 
-    fn work(&self, source: Source, task: Task) -> Arc<Work> {
+    /// Reads the map of a snapshot.
+    pub(crate) fn map(&self, root: Root) -> Result<Arc<MapReader>, Failure> {
+        Ok(Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root)?))
+    }
+
+    pub(crate) fn work(&self, source: Source, task: Task) -> Arc<Work> {
         Arc::new(Work {
             volume: source.map.root().volume.clone(),
             repository: self.repository.clone(),
             source,
             part: task.part,
+            spans: task.spans,
             sink: task.sink,
             compare: task.compare,
             donor: task.donor,
@@ -502,8 +446,9 @@ impl Restorer {
 
 impl Task {
     /// A part of a volume, all of which is to be written.
-    fn new(sink: Sink, part: Range<u64>) -> Self {
-        Self { sink, part, compare: Compare::Nothing, donor: None, keep_going: false, goes_on: false }
+    pub fn new(sink: Sink, part: Range<u64>) -> Self {
+        let spans = Spans::whole(&part).into();
+        Self { sink, part, compare: Compare::Nothing, donor: None, keep_going: false, goes_on: false, spans }
     }
 }
 
@@ -536,7 +481,7 @@ fn begun(mut opened: Opened, part: Range<u64>, target: &Target, root: &Root) -> 
     match compare {
         Ok(compare) => {
             let (keep_going, goes_on) = (target.keeps_going(), target.claim().is_of_job());
-            Ok(Task { sink, part, compare, donor, keep_going, goes_on })
+            Ok(Task { compare, donor, keep_going, goes_on, ..Task::new(sink, part) })
         }
         Err(failure) => {
             sink.give_up();
@@ -558,7 +503,7 @@ fn with_notes(failure: Failure, notes: &[String]) -> Failure {
     Failure { why: why.collect::<Vec<_>>().join("\n"), ..failure }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     step: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(step).await {

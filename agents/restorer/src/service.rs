@@ -17,12 +17,15 @@ use async_trait::async_trait;
 use futures::future;
 use schema::JobId;
 use schema::messages::{self, About, JobDone, JobOutcome, Message, RestoreJob};
+use schema::names::Slot;
 use schema::root::{Root, Statistics};
 use schema::session::SessionKind;
 use tokio::sync::watch;
 
 use crate::claim::Claim;
+use crate::helping::{Helping, Own};
 use crate::restorer::{Ids, Progress, Purpose, Report, Restorer};
+use crate::sharing::Sharing;
 use crate::target::Target;
 
 /// Bytes of jobs taken from the queue at once; the next job may as well go to another agent.
@@ -43,16 +46,30 @@ pub struct Serving {
     pub at_once: usize,
     /// How often progress is told, and a job's delivery extended: less than the time after which it comes again.
     pub beat: Duration,
+    /// Bytes of a volume that another agent of the host restores at once, in steps of 64 MiB.
+    pub span: u64,
 }
 
 impl Restorer {
     /// Serves the restore jobs of a host until the context's stop flag is raised.
-    pub async fn run(self, serving: Serving) -> Result<(), Failure> {
+    pub async fn run(mut self, serving: Serving) -> Result<(), Failure> {
         let context = self.context.clone();
         let (queue, at_once) = (Queue::restores(&serving.host), serving.at_once.max(1));
-        let jobs = Jobs { restorer: Arc::new(self), serving: Arc::new(serving), ended: Arc::default() };
+        self.sharing = Some(Sharing::of(&serving));
+        let (restorer, serving, own) = (Arc::new(self), Arc::new(serving), Own::default());
+        let helping = Helping { restorer: restorer.clone(), serving: serving.clone(), own: own.clone() };
+        let jobs = Jobs { restorer, serving, ended: Arc::default(), own };
         let consumers = (0..at_once).map(|_| agent::consume(&context, &queue, WINDOW, jobs.clone()));
-        future::try_join_all(consumers).await.map(drop)
+        future::try_join(future::try_join_all(consumers), helping.run()).await.map(drop)
+    }
+
+    /// The snapshot at a slot.
+    pub(crate) async fn root_at(&self, slot: Slot) -> Result<Root, Failure> {
+        match self.repository.at_slot(slot).await? {
+            AtSlot::Snapshot(root) => Ok(*root),
+            AtSlot::Tombstone => Err(Failure::refused(format!("the snapshot {slot} was collected"))),
+            AtSlot::Nothing => Err(Failure::refused(format!("there is no snapshot {slot}"))),
+        }
     }
 }
 
@@ -64,6 +81,7 @@ struct Jobs {
     restorer: Arc<Restorer>,
     serving: Arc<Serving>,
     ended: Arc<Mutex<VecDeque<Ended>>>,
+    own: Own,
 }
 
 #[async_trait]
@@ -74,6 +92,7 @@ impl Handler for Jobs {
 
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
         let job: RestoreJob = message.read()?;
+        let _own = self.own.one();
         // Nobody else has the target before it is told how the job ended.
         let claim = Claim::of(job.job);
         let ended = match self.ended(job.job) {
@@ -154,7 +173,7 @@ impl Jobs {
         claim: &Claim,
         latest: &watch::Sender<Option<(String, Progress)>>,
     ) -> Result<(String, JobOutcome), Failure> {
-        let root = match self.root(job).await {
+        let root = match self.restorer.root_at(job.slot).await {
             Ok(root) => root,
             Err(failure) => return Ok((String::new(), failed(job, failure))),
         };
@@ -173,14 +192,6 @@ impl Jobs {
                 Err(failure)
             }
             Err(failure) => Ok((volume, failed(job, failure))),
-        }
-    }
-
-    async fn root(&self, job: &RestoreJob) -> Result<Root, Failure> {
-        match self.restorer.repository.at_slot(job.slot).await? {
-            AtSlot::Snapshot(root) => Ok(*root),
-            AtSlot::Tombstone => Err(Failure::refused(format!("the snapshot {} was collected", job.slot))),
-            AtSlot::Nothing => Err(Failure::refused(format!("there is no snapshot {}", job.slot))),
         }
     }
 

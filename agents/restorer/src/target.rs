@@ -201,9 +201,10 @@ impl Target {
             self.check_source(&path, &metadata, at)?;
         }
         self.check_unmounted(&metadata)?;
-        let file = self.open_device(&path, &metadata)?;
+        let (file, is_alone) = self.open_device(&path, &metadata)?;
         let size = self.size_for(&file, at.root)?;
         let mut opened = Opened::new(file, path, at.root.volume.clone(), Before::Content);
+        opened.is_alone = is_alone;
         if self.range.is_none() {
             opened.behind = at.root.size..size;
         }
@@ -250,9 +251,19 @@ impl Target {
             return Err(self.refused("it is neither a regular file nor a block device"));
         }
         self.check_unmounted(&metadata)?;
-        let file = self.open_device(&path, &metadata)?;
+        let (file, is_alone) = self.open_device(&path, &metadata)?;
         self.check_device_size(&file, at.root)?;
-        Ok(Opened::new(file, path, volume, Before::Content))
+        Ok(Opened { is_alone, ..Opened::new(file, path, volume, Before::Content) })
+    }
+
+    /// Opens a target that another restore has checked and holds, to write to it beside that one. Blocks.
+    pub(crate) fn open_beside(&self, is_place: bool, forbidden: &[PathBuf]) -> Result<File, Failure> {
+        self.check_spelling()?;
+        if !is_place {
+            self.check_allowed(&self.path)?;
+        }
+        self.check_forbidden(&self.path, forbidden)?;
+        self.open_path(&self.path, OFlags::empty())
     }
 
     fn refused(&self, why: impl std::fmt::Display) -> Failure {
@@ -399,23 +410,21 @@ impl Target {
         open_exactly(path, flags).map_err(|why| self.cannot_open(&why.into()))
     }
 
-    /// Exclusive opening fails while the device is mounted or held by device mapper, md or another restore. The lock
-    /// tells other restores from the rest, and keeps them away where the device is in use by force; whoever has the
-    /// device exclusively does not need it, and udev may have it for a moment.
-    fn open_device(&self, path: &Path, metadata: &Metadata) -> Result<File, Failure> {
+    /// Exclusive opening fails while the device is mounted or held by device mapper, md or another restore; the second
+    /// value says that it did not. The lock tells other restores from the rest, keeps them away where the device is in
+    /// use by force, and is held by whoever helped a restore that died. Udev may have it for a moment.
+    fn open_device(&self, path: &Path, metadata: &Metadata) -> Result<(File, bool), Failure> {
         match open_exactly(path, OFlags::EXCL) {
             Ok(file) => {
-                if let Err(why) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                    tracing::debug!(path = %path.display(), %why, "opened exclusively, without a lock");
-                }
-                Ok(file)
+                self.lock_alone(&file, path)?;
+                Ok((file, true))
             }
             Err(Errno::BUSY) => {
                 let file = self.open_path(path, OFlags::empty())?;
                 self.claim.lock(&file, path)?;
                 if self.force {
                     tracing::warn!(path = %path.display(), "overwriting a device that is in use, by force");
-                    return Ok(file);
+                    return Ok((file, false));
                 }
                 let user = mounts::holder(metadata.rdev());
                 let user = user.unwrap_or_else(|| "mounted, or held by another device".to_owned());
@@ -423,6 +432,22 @@ impl Target {
             }
             Err(why) => Err(self.cannot_open(&why.into())),
         }
+    }
+
+    /// Locks a device that is open exclusively. A job that finds it locked comes again; others wait here.
+    fn lock_alone(&self, file: &File, path: &Path) -> Result<(), Failure> {
+        let locked = match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if self.claim.is_of_job() => return Err(self.claim.busy(path)),
+            Err(Errno::WOULDBLOCK) => {
+                tracing::warn!(path = %path.display(), "waiting for whoever has it locked");
+                flock(file, FlockOperation::LockExclusive)
+            }
+            locked => locked,
+        };
+        if let Err(why) = locked {
+            tracing::debug!(path = %path.display(), %why, "opened exclusively, without a lock");
+        }
+        Ok(())
     }
 
     /// The size of a target, which must hold what is restored.

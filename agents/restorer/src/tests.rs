@@ -7,4 +7,5 @@ mod fixture;
 mod jobs;
 mod places;
 mod restoring;
+mod sharing;
 mod targets;

@@ -15,7 +15,6 @@ use agent::{Failure, Repository, Stop};
 use bytes::Bytes;
 use schema::chunk::{FrameHeader, Opener};
 use schema::keys::FrameKey;
-use schema::limits::LEAF_SPAN;
 use schema::messages::{Copy, FailureKind};
 use schema::names;
 use tokio::sync::Semaphore;
@@ -26,6 +25,7 @@ use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
 use crate::reading::Reading;
 use crate::restorer::{Hole, Report, Settings};
 use crate::sink::Sink;
+use crate::spans::Spans;
 
 /// What all tasks of one restore share.
 pub(crate) struct Work {
@@ -37,6 +37,8 @@ pub(crate) struct Work {
     pub source: Source,
     /// The bytes of the volume that are wanted.
     pub part: Range<u64>,
+    /// Which spans of it are whose.
+    pub spans: Arc<Spans>,
     /// Where bytes go.
     pub sink: Sink,
     /// What the target's content is compared for.
@@ -144,11 +146,6 @@ impl Unit {
 }
 
 impl Work {
-    /// The leaves that the wanted bytes lie in.
-    pub fn leaves(&self) -> Range<u64> {
-        self.part.start / LEAF_SPAN..self.part.end.div_ceil(LEAF_SPAN)
-    }
-
     /// Whether the rest is restored although this cannot be read.
     pub fn goes_on_after(&self, failure: &Failure) -> bool {
         self.keep_going && failure.kind == FailureKind::Damaged && !failure.retry

@@ -8,6 +8,7 @@
 pub(crate) mod device;
 mod layout;
 mod plan;
+mod shared;
 pub(crate) mod spelling;
 pub(crate) mod tables;
 pub mod zeroing;
@@ -15,17 +16,18 @@ pub mod zeroing;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use agent::{Failure, Place, Stop, Targets, Wish};
 use async_trait::async_trait;
-use schema::messages::FailureKind;
+use schema::messages::{FailureKind, SharedPlace};
 use schema::root::Root;
 
 use self::device::Device;
 use self::plan::{Plan, Request, SafetySnapshot, Volume};
+use self::shared::SharedVolume;
 use self::spelling::{Meaning, Places};
 use self::zeroing::Kind;
 use crate::dm::{DmName, ThinTable};
@@ -104,6 +106,10 @@ impl Targets for LvmTargets {
             safety: OnceLock::new(),
             kind: OnceLock::new(),
         })))
+    }
+
+    fn shared(&self, place: &SharedPlace, path: &Path) -> Option<Arc<dyn Place>> {
+        Some(Arc::new(SharedVolume::find(place, path)?))
     }
 }
 
@@ -188,6 +194,11 @@ impl Place for LvmPlace {
 
     fn keeps_equal(&self) -> bool {
         self.kind.get().is_some_and(Kind::keeps_equal)
+    }
+
+    fn shared(&self) -> Option<SharedPlace> {
+        let (kind, volume) = (self.kind.get()?, self.volume().ok()?);
+        Some(SharedPlace { name: self.name.clone(), size: volume.size, zeroing: (*kind).into() })
     }
 
     fn compares_zeroes(&self) -> bool {

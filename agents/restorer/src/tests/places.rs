@@ -3,13 +3,15 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::{fs, io};
 
 use agent::{Failure, Place, Queue, Stop, Targets, Wish};
 use async_trait::async_trait;
-use schema::messages::{About, FailureKind, JobDone, JobOutcome, Message, Preparation, RestoreJob, Safety};
+use schema::messages::{
+    About, FailureKind, JobDone, JobOutcome, Message, Preparation, RestoreJob, Safety, SharedPlace, Zeroing,
+};
 use schema::names;
 
 use super::fixture::{CHUNK, Fixture, noise, serving};
@@ -19,8 +21,8 @@ const MIB: usize = 1 << 20;
 
 /// A file that stands for the volume `vg/lv`, and what was done to it.
 #[derive(Debug, Clone)]
-struct Volume {
-    device: PathBuf,
+pub struct Volume {
+    pub device: PathBuf,
     is_busy: bool,
     keeps_equal: bool,
     log: Arc<Mutex<Vec<String>>>,
@@ -28,7 +30,7 @@ struct Volume {
 
 impl Volume {
     /// A volume full of stale bytes.
-    fn of(fixture: &Fixture, size: usize) -> Self {
+    pub fn of(fixture: &Fixture, size: usize) -> Self {
         let device = fixture.path("device");
         fs::write(&device, vec![0xee; size]).unwrap();
         Self { device, is_busy: false, keeps_equal: true, log: Arc::default() }
@@ -39,12 +41,12 @@ impl Volume {
     }
 
     /// What happened, without the zeroing.
-    fn steps(&self) -> Vec<String> {
+    pub fn steps(&self) -> Vec<String> {
         let log = self.log.lock().unwrap();
         log.iter().filter(|line| !line.starts_with("zero")).cloned().collect()
     }
 
-    fn restorer(&self, fixture: &Fixture) -> Restorer {
+    pub fn restorer(&self, fixture: &Fixture) -> Restorer {
         fixture.restorer().with_targets(Arc::new(self.clone()))
     }
 }
@@ -53,6 +55,11 @@ impl Volume {
 impl Targets for Volume {
     async fn find(&self, wish: &Wish<'_>) -> Result<Option<Arc<dyn Place>>, Failure> {
         Ok((wish.target == "vg/lv").then(|| Arc::new(self.clone()) as Arc<dyn Place>))
+    }
+
+    fn shared(&self, place: &SharedPlace, path: &Path) -> Option<Arc<dyn Place>> {
+        let known = place.name == "vg/lv" && path == self.device;
+        known.then(|| Arc::new(self.clone()) as Arc<dyn Place>)
     }
 }
 
@@ -83,6 +90,11 @@ impl Place for Volume {
 
     fn keeps_equal(&self) -> bool {
         self.keeps_equal
+    }
+
+    fn shared(&self) -> Option<SharedPlace> {
+        let zeroing = Zeroing::Thick { watched: false };
+        Some(SharedPlace { name: "vg/lv".into(), size: 0, zeroing })
     }
 
     fn zero(&self, device: &File, range: Range<u64>, _: &Stop) -> io::Result<()> {

@@ -1,0 +1,84 @@
+//! How far a restore is, and what it did.
+
+use std::ops::{AddAssign, Range};
+
+use crate::differences::Differences;
+
+/// Holes that are told.
+const HOLES_MAX: usize = 1000;
+
+/// How far a restore is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the volume.
+    pub total: u64,
+    /// Bytes of it that are written, stand there already, are zero, or are lost.
+    pub done: u64,
+    /// Bytes fetched from the store.
+    pub fetched: u64,
+}
+
+/// What a restore did. When only verifying, `written` counts what would have been written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Bytes that were asked for; `written`, `kept`, `copied`, `zeroed` and `lost` add up to it.
+    pub size: u64,
+    /// Bytes written.
+    pub written: u64,
+    /// Bytes left alone, because they stood there already.
+    pub kept: u64,
+    /// Bytes written that were taken from another target of the same restore.
+    pub copied: u64,
+    /// Bytes of the target that were read to see what stands there.
+    pub compared: u64,
+    /// Bytes that read as zero.
+    pub zeroed: u64,
+    /// Bytes that cannot be read any more, and are zero on the target: only where that was asked for.
+    pub lost: u64,
+    /// Where they are, in order; the first thousand.
+    pub holes: Vec<Hole>,
+    /// Bytes of packs fetched, gaps included; maps are not counted.
+    pub fetched: u64,
+    /// Requests that fetched them.
+    pub requests: u64,
+    /// Chunks opened and verified; one that stands at several places near each other counts once.
+    pub chunks: u64,
+    /// Chunks whose best copy was missing or damaged, read from another: the repository needs repair.
+    pub rescued: u64,
+    /// Where a target that is only compared differs.
+    pub differences: Differences,
+    /// What the operator should know of the target.
+    pub notes: Vec<String>,
+}
+
+/// A part of a volume that cannot be read any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hole {
+    /// Bytes of the volume.
+    pub range: Range<u64>,
+    /// Names the chunk, and every copy and what is wrong with it.
+    pub why: String,
+}
+
+impl AddAssign for Report {
+    fn add_assign(&mut self, other: Self) {
+        self.size += other.size;
+        self.written += other.written;
+        self.kept += other.kept;
+        self.copied += other.copied;
+        self.compared += other.compared;
+        self.zeroed += other.zeroed;
+        self.lost += other.lost;
+        if !other.holes.is_empty() {
+            self.holes.extend(other.holes);
+            self.holes.sort_by_key(|hole| hole.range.start);
+            self.holes.truncate(HOLES_MAX);
+        }
+        self.fetched += other.fetched;
+        self.requests += other.requests;
+        self.chunks += other.chunks;
+        self.rescued += other.rescued;
+        self.differences += other.differences;
+        self.notes.extend(other.notes);
+    }
+}
