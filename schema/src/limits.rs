@@ -52,6 +52,8 @@ pub const PACK_FOOTER_MAX: usize = 96 << 20;
 pub const GROUP_MEMBERS_MAX: usize = 256;
 /// Bytes of a volume's name.
 pub const VOLUME_NAME_MAX: usize = 1024;
+/// Bytes of a path in a message.
+pub const PATH_MAX: usize = 4096;
 /// Bytes of a fact of a volume that is kept as it is; a longer one is folded.
 pub const FACT_PLAIN_MAX: usize = 4 << 10;
 /// Bytes of a folded fact: a message has room for little more.

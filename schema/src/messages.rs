@@ -176,8 +176,10 @@ fn inside_volume(offset: u64) -> Result<()> {
 
 mod reading;
 mod restoring;
+mod sharing;
 pub use reading::*;
 pub use restoring::*;
+pub use sharing::*;
 
 /// An operator asks for a backup of one volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

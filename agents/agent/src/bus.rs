@@ -171,6 +171,11 @@ impl Service {
         Self(format!("conductor.{session}"))
     }
 
+    /// What only the owner of a restore knows: its target, and which spans of it are still to be written.
+    pub fn restore(session: SessionId) -> Self {
+        Self(format!("restore.{session}"))
+    }
+
     /// Its subject without any prefix.
     pub fn name(&self) -> &str {
         &self.0
@@ -210,6 +215,11 @@ impl Topic {
     /// How far a job is.
     pub fn progress(job: JobId) -> Self {
         Self(format!("progress.{job}"))
+    }
+
+    /// Targets that can do with help, to the restorers of their host.
+    pub fn shared(host: &str) -> Self {
+        Self(format!("event.shared.{}", token(host)))
     }
 
     /// Roll calls.

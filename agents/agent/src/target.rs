@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use schema::messages::Preparation;
+use schema::messages::{Preparation, SharedPlace};
 use schema::root::Root;
 use schema::{JobId, ReadingId, RepoId, SessionId};
 
@@ -60,6 +60,12 @@ pub trait Targets: fmt::Debug + Send + Sync + 'static {
     fn read_at(&self, target: &str) -> Result<PathBuf, Failure> {
         Ok(target.into())
     }
+
+    /// A place that another agent of this host has made and readied, to write to it as well; none when `path` is not
+    /// its device. Such a place is not made, readied or ended here.
+    fn shared(&self, _place: &SharedPlace, _path: &Path) -> Option<Arc<dyn Place>> {
+        None
+    }
 }
 
 /// A place to restore to, in the order in which it is used.
@@ -101,6 +107,11 @@ pub trait Place: fmt::Debug + Send + Sync + 'static {
 
     /// Whether what reads as zero already is rather left alone: not where zeroing gives room back.
     fn compares_zeroes(&self) -> bool;
+
+    /// What other agents of this host must know to write to it as well, once it is readied; none when they may not.
+    fn shared(&self) -> Option<SharedPlace> {
+        None
+    }
 
     /// Makes a range of the opened device read as zero. Blocks; gives up when `halt` is raised.
     fn zero(&self, device: &File, range: Range<u64>, halt: &Stop) -> io::Result<()>;

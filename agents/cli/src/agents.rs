@@ -226,6 +226,7 @@ impl Starting<'_> {
             allowed: settings.targets.value.clone(),
             at_once: settings.restores.value,
             beat: BEAT.min(Duration::from_secs_f64(settings.redeliver.value / 3.0)),
+            span: settings.span.value,
         };
         if serving.allowed.is_empty() {
             tracing::warn!(

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use directories::ProjectDirs;
+use schema::limits::LEAF_SPAN;
 use serde::{Deserialize, Serialize};
 
 use crate::args::{Global, IoPriority, Role};
@@ -54,6 +55,7 @@ struct AgentFile {
     #[serde(default)]
     targets: Vec<PathBuf>,
     restores: Option<usize>,
+    span: Option<String>,
     #[serde(default)]
     shards: Vec<u16>,
 }
@@ -137,6 +139,8 @@ pub struct Settings {
     pub targets: Setting<Vec<PathBuf>>,
     /// Restorer: restores at once, which share its memory.
     pub restores: Setting<usize>,
+    /// Restorer: bytes of a volume that another agent of its host restores at once.
+    pub span: Setting<u64>,
     /// Indexer: its shards; empty is all.
     pub shards: Setting<Vec<u16>>,
 }
@@ -239,6 +243,7 @@ pub fn resolve(global: &Global, extra: Extra, matches: &ArgMatches) -> anyhow::R
     // One more than cores: while one waits for an answer, another keeps its core busy.
     let workers = std::thread::available_parallelism().map_or(1, usize::from) + 1;
     let memory = r.size("memory", global.memory.as_deref(), file.memory.as_deref())?;
+    let span = r.size("span", None, file.agent.span.as_deref())?;
     let seconds =
         |name: &str, text: &Option<String>| text.as_deref().map(|t| parse_seconds(name, t)).transpose();
     let settings = Settings {
@@ -272,6 +277,7 @@ pub fn resolve(global: &Global, extra: Extra, matches: &ArgMatches) -> anyhow::R
         metrics: r.optional("metrics", extra.metrics, file.agent.metrics),
         targets: r.list("targets", extra.targets, file.agent.targets),
         restores: r.pick("restores", None, file.agent.restores, 2),
+        span: Setting { value: span.value.unwrap_or(1 << 30), origin: span.origin },
         shards: r.list("shards", extra.shards, file.agent.shards),
     };
     check(&settings)?;
@@ -293,6 +299,9 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
     }
     if !(1..=AT_ONCE_MAX).contains(&settings.restores.value) {
         bail!("restores: {} is not between 1 and {AT_ONCE_MAX}", settings.restores.value);
+    }
+    if settings.span.value == 0 || !settings.span.value.is_multiple_of(LEAF_SPAN) {
+        bail!("span: {} bytes are no multiple of 64MiB", settings.span.value);
     }
     settings.lvm.value.settings(&Default::default())?;
     settings.lvm.value.audit()?;

@@ -16,6 +16,8 @@ use rustix::fs::{FlockOperation, XattrFlags, flock, fremovexattr, fsetxattr, get
 use rustix::io::Errno;
 use schema::{JobId, ReadingId};
 
+use crate::hold;
+
 /// The attribute that names the job.
 const MARK: &str = "user.lvkeep.restore";
 /// Bytes of an id as text, and more than a mark may have.
@@ -31,6 +33,7 @@ pub(crate) struct Claim {
 #[derive(Debug, Default)]
 struct State {
     file: Option<File>,
+    is_alone: bool,
     kept: Option<ReadingId>,
     place: Option<Arc<dyn Place>>,
     marked: bool,
@@ -50,7 +53,10 @@ impl Claim {
     /// Locks an opened target for as long as it is open; fails when another restore has it.
     pub fn lock(&self, file: &File, path: &Path) -> Result<(), Failure> {
         match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                hold::unmark(file);
+                Ok(())
+            }
             Err(Errno::WOULDBLOCK) => Err(self.busy(path)),
             Err(why) => {
                 tracing::warn!(path = %path.display(), %why, "this file system has no locks: nobody else may restore to it now");
@@ -79,14 +85,17 @@ impl Claim {
         self.job.is_some()
     }
 
-    /// Holds an opened target until [`Self::let_go`], also when the file is closed before.
-    pub fn keep(&self, file: &File) {
+    /// Holds an opened target until [`Self::let_go`], also when the file is closed before. `is_alone` says that it is a
+    /// device that nobody else has exclusively.
+    pub fn keep(&self, file: &File, is_alone: bool) {
         // Without another handle, the lock ends with the file.
-        self.state().file = file.try_clone().ok();
+        let mut state = self.state();
+        (state.file, state.is_alone) = (file.try_clone().ok(), is_alone);
     }
 
-    /// What is held of the target that `found` describes: opened once more, it would be in the way of itself.
-    pub fn held(&self, found: &Metadata) -> Option<File> {
+    /// What is held of the target that `found` describes, and whether nobody else has it: opened once more, it would be
+    /// in the way of itself.
+    pub fn held(&self, found: &Metadata) -> Option<(File, bool)> {
         let state = self.state();
         let file = state.file.as_ref()?;
         let held = file.metadata().ok()?;
@@ -95,7 +104,8 @@ impl Claim {
             true => held.rdev() == found.rdev(),
             false => (held.dev(), held.ino()) == (found.dev(), found.ino()),
         };
-        same.then(|| file.try_clone().ok()).flatten()
+        let file = same.then(|| file.try_clone().ok()).flatten()?;
+        Some((file, state.is_alone))
     }
 
     /// What a file holds in this state is kept.
@@ -171,7 +181,7 @@ mod tests {
         let (first, second) = (Claim::of(JobId::from_bytes([1; 16])), Claim::of(JobId::from_bytes([2; 16])));
         let file = File::create(&path).unwrap();
         first.lock(&file, &path).unwrap();
-        first.keep(&file);
+        first.keep(&file, false);
         first.begin(&file, &path);
         drop(file);
         let other = File::options().write(true).open(&path).unwrap();

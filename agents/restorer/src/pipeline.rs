@@ -18,11 +18,10 @@ use crate::compare::{copy_equal, leave_equal};
 use crate::plan::{FETCH_MAX, Window};
 use crate::restorer::{Progress, Report};
 use crate::snapback::{keep_whole, keep_window, keep_zeroed};
+use crate::spans::WINDOW_LEAVES;
 use crate::tracked;
 use crate::unit::{Unit, Work};
 
-/// Leaves of 64 MiB that are planned together: 256 MiB of the volume, some ten thousand ids.
-pub(crate) const WINDOW_LEAVES: u64 = 4;
 /// Windows of one restore that are resolved at once; as many again wait for their turn.
 const WINDOWS_AHEAD: usize = 2;
 /// Pause before the bus is asked again.
@@ -103,7 +102,8 @@ pub(crate) async fn run(
                         unsynced = 0;
                         tasks.spawn(synced(work.clone()));
                     }
-                    progress(Progress { total, done: accounted(&report), fetched: report.fetched });
+                    let done = accounted(&report) + work.spans.helped_bytes();
+                    progress(Progress { total, done, fetched: report.fetched });
                     None
                 }
                 Ok(Err(failure)) => Some(failure),
@@ -126,6 +126,7 @@ pub(crate) async fn run(
             work.halt.raise();
         }
     }
+    report += work.spans.helped();
     match failure {
         Some(failure) => Err(failure),
         None if accounted(&report) != total => {
@@ -192,13 +193,12 @@ async fn resolve(
         }
         return Ok(Report::default());
     }
-    let mut starts = work.leaves().step_by(WINDOW_LEAVES as usize).peekable();
     // Tasks of their own: they wait for turns that units wait for, too, and must go on with them when nobody takes
     // windows.
     let mut begun = VecDeque::new();
     let mut result = Ok(Report::default());
     loop {
-        while begun.len() < WINDOWS_AHEAD && starts.peek().is_some() {
+        while begun.len() < WINDOWS_AHEAD && work.spans.has_next() {
             let turns = work.turns.windows.clone();
             // Who has a window waits for no other: whoever has the turns might do the same.
             let turn = match begun.is_empty() {
@@ -206,13 +206,19 @@ async fn resolve(
                 false => turns.try_acquire_owned().ok(),
             };
             let Some(turn) = turn else { break };
-            let Some(first) = starts.next() else { break };
+            let Some(leaves) = work.spans.next() else { break };
             let work = work.clone();
             begun.push_back(tokio::spawn(async move {
-                Ok((resolve_window(&work, first, fetch_limit).await?, Some(turn)))
+                Ok((resolve_window(&work, leaves, fetch_limit).await?, Some(turn)))
             }));
         }
-        let Some(next) = begun.pop_front() else { break };
+        let Some(next) = begun.pop_front() else {
+            match work.unless_halted(work.spans.more()).await {
+                Ok(true) => continue,
+                Ok(false) => break,
+                Err(halted) => return Err(halted),
+            }
+        };
         match resolved(&work, next).await {
             Ok(units) => {
                 if sender.send(units).await.is_err() {
@@ -253,9 +259,13 @@ async fn resolved(work: &Work, window: JoinHandle<Result<Resolved, Failure>>) ->
     window.await.unwrap_or_else(|why| Err(ended(why)))
 }
 
-async fn resolve_window(work: &Arc<Work>, first: u64, fetch_limit: u64) -> Result<Vec<Unit>, Failure> {
+async fn resolve_window(
+    work: &Arc<Work>,
+    leaves: Range<u64>,
+    fetch_limit: u64,
+) -> Result<Vec<Unit>, Failure> {
     let map = |e: Failure| e.context(format!("cannot read the map of {}", work.volume));
-    let (mut window, lost, mut found) = work.unless_halted(read_window(work, first)).await?.map_err(map)?;
+    let (mut window, lost, mut found) = work.unless_halted(read_window(work, leaves)).await?.map_err(map)?;
     found += leave_equal(work, &mut window).await?;
     keep_window(work, &window, &lost).await?;
     found += copy_equal(work, &mut window).await?;
@@ -268,10 +278,9 @@ async fn resolve_window(work: &Arc<Work>, first: u64, fetch_limit: u64) -> Resul
 }
 
 /// What is wanted of a run of the map, what of it is lost with a part of the map, and what is known to stand there.
-async fn read_window(work: &Work, first: u64) -> Result<(Window, Vec<Unit>, Report), Failure> {
+async fn read_window(work: &Work, leaves: Range<u64>) -> Result<(Window, Vec<Unit>, Report), Failure> {
     let map = &work.source.map;
-    let numbers = first..first.saturating_add(WINDOW_LEAVES).min(work.leaves().end);
-    let (numbers, mut found) = tracked::differing(work, numbers).await;
+    let (numbers, mut found) = tracked::differing(work, leaves).await;
     let read = futures::future::join_all(numbers.iter().map(|leaf| map.leaf(*leaf))).await;
     let (mut leaves, mut lost) = (Vec::new(), Vec::new());
     for (&number, leaf) in numbers.iter().zip(read) {

@@ -24,15 +24,17 @@ use crate::keys::DataKeys;
 use crate::pipeline;
 use crate::reading::Reading;
 pub(crate) use crate::report::{Progress, Report};
+use crate::sharing::Sharing;
 use crate::sink::{Opened, Sink};
 use crate::snapback::Snapback;
+use crate::spans::WINDOW_LEAVES;
 use crate::target::{Circumstances, Target};
 use crate::task::{Order, Task};
 use crate::tracked::Found;
 use crate::unit::{Source, Turns, Work};
 
 /// Bytes of a volume that are read as a sample at most.
-pub const SAMPLE: u64 = pipeline::WINDOW_LEAVES * LEAF_SPAN;
+pub const SAMPLE: u64 = WINDOW_LEAVES * LEAF_SPAN;
 
 /// How restores are done.
 #[derive(Debug, Clone)]
@@ -86,10 +88,11 @@ pub struct Restorer {
     pub(crate) context: Context,
     pub(crate) repository: Repository,
     pub(crate) index: IndexClient,
-    identity: Option<Arc<Identity>>,
+    pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) settings: Settings,
     turns: Turns,
     pub(crate) targets: Option<Arc<dyn Targets>>,
+    pub(crate) sharing: Option<Sharing>,
 }
 
 impl Restorer {
@@ -102,7 +105,7 @@ impl Restorer {
         settings: Settings,
     ) -> Self {
         let turns = Turns::new(&settings);
-        Self { context, repository, index, identity, settings, turns, targets: None }
+        Self { context, repository, index, identity, settings, turns, targets: None, sharing: None }
     }
 
     /// Also restores to places that `targets` finds: logical volumes. Everything else is a path.
@@ -247,8 +250,7 @@ impl Restorer {
         purpose: Purpose,
         progress: &impl Fn(Progress),
     ) -> Result<Report, Failure> {
-        let map = Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root.clone())?);
-        let source = Source { map, keys: keys.into(), session };
+        let source = Source { map: self.map(root.clone())?, keys: keys.into(), session };
         let all = 0..root.size;
         let (mut stop, mut claim) = (self.context.stop.clone(), None);
         let task = match purpose {
@@ -268,7 +270,18 @@ impl Restorer {
         let (place, goes_on, tracked) = (task.sink.place(), task.goes_on, task.tracked.clone());
         let work = self.work(source, task);
         let audited = self.audit(&work, tracked).await;
-        let result = pipeline::run(&work, &stop, progress).await;
+        let shared = match &claim {
+            Some(claim) => self.share(&work, claim).await?,
+            None => None,
+        };
+        let running = pipeline::run(&work, &stop, progress);
+        let (result, is_ours) = match shared {
+            Some(shared) => shared.beside(running).await,
+            None => (running.await, true),
+        };
+        if !is_ours {
+            return result;
+        }
         let is_to_go_on = self.context.stop.clone();
         let ended = blocking(move || {
             let finish = || work.zero_behind(&stop).and_then(|()| work.sink.finish());
@@ -302,12 +315,18 @@ impl Restorer {
         Ok(report)
     }
 
+    /// Reads the map of a snapshot.
+    pub(crate) fn map(&self, root: Root) -> Result<Arc<MapReader>, Failure> {
+        Ok(Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root)?))
+    }
+
     pub(crate) fn work(&self, source: Source, task: Task) -> Arc<Work> {
         Arc::new(Work {
             volume: source.map.root().volume.clone(),
             repository: self.repository.clone(),
             source,
             part: task.part,
+            spans: task.spans,
             sink: task.sink,
             compare: task.compare,
             tracked: OnceLock::new(),

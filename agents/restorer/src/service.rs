@@ -25,9 +25,11 @@ use schema::root::{Root, Statistics};
 use tokio::sync::watch;
 
 use crate::claim::Claim;
+use crate::helping::{Helping, Own};
 use crate::pipeline;
 use crate::report::{Hole, Progress, Report};
 use crate::restorer::{Ids, Purpose, Restorer};
+use crate::sharing::Sharing;
 use crate::stopping::Running;
 use crate::target::Target;
 
@@ -49,22 +51,32 @@ pub struct Serving {
     pub at_once: usize,
     /// How often progress is told, and a job's delivery extended: less than the time after which it comes again.
     pub beat: Duration,
+    /// Bytes of a volume that another agent of the host restores at once, in steps of 64 MiB.
+    pub span: u64,
 }
 
 impl Restorer {
     /// Serves the restore jobs of a host until the context's stop flag is raised.
-    pub async fn run(self, serving: Serving) -> Result<(), Failure> {
+    pub async fn run(mut self, serving: Serving) -> Result<(), Failure> {
         let context = self.context.clone();
         let (queue, at_once) = (Queue::restores(&serving.host), serving.at_once.max(1));
-        let jobs = Jobs {
-            restorer: Arc::new(self),
-            serving: Arc::new(serving),
-            ended: Arc::default(),
-            running: Running::default(),
-        };
+        self.sharing = Some(Sharing::of(&serving));
+        let (restorer, serving, own) = (Arc::new(self), Arc::new(serving), Own::default());
+        let helping = Helping { restorer: restorer.clone(), serving: serving.clone(), own: own.clone() };
+        let jobs = Jobs { restorer, serving, ended: Arc::default(), running: Running::default(), own };
         let consumers = (0..at_once).map(|_| agent::consume(&context, &queue, WINDOW, jobs.clone()));
-        let (served, ()) = tokio::join!(future::try_join_all(consumers), jobs.running.hear(&context));
+        let working = future::try_join(future::try_join_all(consumers), helping.run());
+        let (served, ()) = tokio::join!(working, jobs.running.hear(&context));
         served.map(drop)
+    }
+
+    /// The snapshot at a slot.
+    pub(crate) async fn root_at(&self, slot: Slot) -> Result<Root, Failure> {
+        match self.repository.at_slot(slot).await? {
+            AtSlot::Snapshot(root) => Ok(*root),
+            AtSlot::Tombstone => Err(Failure::refused(format!("the snapshot {slot} was collected"))),
+            AtSlot::Nothing => Err(Failure::refused(format!("there is no snapshot {slot}"))),
+        }
     }
 }
 
@@ -77,6 +89,7 @@ struct Jobs {
     serving: Arc<Serving>,
     ended: Arc<Mutex<VecDeque<Ended>>>,
     running: Running,
+    own: Own,
 }
 
 /// How far a job is, and where what stood on its target is kept.
@@ -95,6 +108,7 @@ impl Handler for Jobs {
 
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
         let job: RestoreJob = message.read()?;
+        let _own = self.own.one();
         // Nobody else has the target before it is told how the job ended, and nobody can be given it again.
         let claim = Claim::of(job.job);
         let (ended, was_noted) = self.ending(&job, &claim, ticket).await?;
@@ -202,7 +216,7 @@ impl Jobs {
         stop: &Stop,
         latest: &watch::Sender<Option<Now>>,
     ) -> Result<(String, JobOutcome), Failure> {
-        let root = match self.root(job).await {
+        let root = match self.restorer.root_at(job.slot).await {
             Ok(root) => root,
             Err(failure) => return Ok((String::new(), failed(job, failure))),
         };
@@ -262,14 +276,6 @@ impl Jobs {
         }
     }
 
-    async fn root(&self, job: &RestoreJob) -> Result<Root, Failure> {
-        match self.restorer.repository.at_slot(job.slot).await? {
-            AtSlot::Snapshot(root) => Ok(*root),
-            AtSlot::Tombstone => Err(Failure::refused(format!("the snapshot {} was collected", job.slot))),
-            AtSlot::Nothing => Err(Failure::refused(format!("there is no snapshot {}", job.slot))),
-        }
-    }
-
     /// Keeps the job for this agent and tells how far it is; both may fail without harm.
     async fn beat(&self, ids: Ids, now: Option<Now>, ticket: &Option<Ticket>) {
         let extended = match ticket {
@@ -315,7 +321,7 @@ impl Jobs {
     /// Ends the volume that an agent, which died since, had made for a job that is over.
     async fn end_made(&self, job: &RestoreJob) {
         let ending = async {
-            let root = self.root(job).await?;
+            let root = self.restorer.root_at(job.slot).await?;
             let target = self.target(job, Claim::of(job.job), Stop::default());
             let part = target.part(&root)?;
             match self.restorer.find(job.job, &root, part, &target).await? {

@@ -96,6 +96,8 @@ pub(crate) struct Opened {
     pub zeroing: AtomicU8,
     /// Whether it is being made durable just now.
     pub syncing: AtomicBool,
+    /// A device that nobody else has exclusively.
+    pub is_alone: bool,
 }
 
 /// Ways to zero a range, the best first.
@@ -248,7 +250,15 @@ impl Opened {
             place: None,
             zeroing: AtomicU8::new(0),
             syncing: AtomicBool::new(false),
+            is_alone: false,
         }
+    }
+
+    /// The same target once more, under the same lock.
+    pub fn again(&self) -> Result<Self, Failure> {
+        let file = self.file.try_clone().map_err(|why| self.cannot("open", 0, &why))?;
+        let again = Self::new(file, self.path.clone(), self.volume.clone(), self.before);
+        Ok(Self { place: self.place.clone(), shared: self.shared, ..again })
     }
 
     /// Whether all of it reads as zero.

@@ -249,9 +249,10 @@ impl Target {
             self.check_source(&path, &metadata, at)?;
         }
         self.check_unmounted(&metadata)?;
-        let file = self.open_device(&path, &metadata)?;
+        let (file, is_alone) = self.open_device(&path, &metadata)?;
         let size = self.size_for(&file, at.root)?;
         let mut opened = Opened::new(file, path, at.root.volume.clone(), Before::Content);
+        opened.is_alone = is_alone;
         if self.range.is_none() {
             opened.behind = at.root.size..size;
         }
@@ -320,7 +321,7 @@ impl Target {
         if kind.is_file() {
             self.check_file(path, &metadata)?;
             let file = match self.claim.held(&metadata) {
-                Some(file) => file,
+                Some((file, _)) => file,
                 None => self.open_path(path, OFlags::empty())?,
             };
             let before = self.claim_file(&file, path)?;
@@ -334,9 +335,9 @@ impl Target {
             return Err(self.refused("it is neither a regular file nor a block device"));
         }
         self.check_unmounted(&metadata)?;
-        let file = self.open_device(path, &metadata)?;
+        let (file, is_alone) = self.open_device(path, &metadata)?;
         self.check_device_size(&file, at.root)?;
-        Ok(Some(Opened::new(file, path.to_owned(), volume, Before::Content)))
+        Ok(Some(Opened { is_alone, ..Opened::new(file, path.to_owned(), volume, Before::Content) }))
     }
 
     /// Whether what is to be put back would come where it was: a name may mean something else by now.
@@ -351,6 +352,16 @@ impl Target {
         };
         let path = self.path.display();
         Err(Failure::refused(format!("cannot put back what stood on {path}: {why}; force overwrites it")))
+    }
+
+    /// Opens a target that another restore has checked and holds, to write to it beside that one. Blocks.
+    pub(crate) fn open_beside(&self, is_place: bool, forbidden: &[PathBuf]) -> Result<File, Failure> {
+        self.check_spelling()?;
+        if !is_place {
+            self.check_allowed(&self.path)?;
+        }
+        self.check_forbidden(&self.path, forbidden)?;
+        self.open_path(&self.path, OFlags::empty())
     }
 
     fn refused(&self, why: impl std::fmt::Display) -> Failure {
@@ -435,7 +446,7 @@ impl Target {
         if before != Before::Content {
             self.claim.begin(file, path);
         }
-        self.claim.keep(file);
+        self.claim.keep(file, false);
         Ok(())
     }
 
@@ -471,28 +482,26 @@ impl Target {
         open_exactly(path, flags).map_err(|why| self.cannot_open(&why.into()))
     }
 
-    /// Exclusive opening fails while the device is mounted or held by device mapper, md or another restore. The lock
-    /// tells other restores from the rest, and keeps them away where the device is in use by force; whoever has the
-    /// device exclusively does not need it, and udev may have it for a moment.
-    fn open_device(&self, path: &Path, metadata: &Metadata) -> Result<File, Failure> {
+    /// Exclusive opening fails while the device is mounted or held by device mapper, md or another restore; the second
+    /// value says that it did not. The lock tells other restores from the rest, keeps them away where the device is in
+    /// use by force, and is held by whoever helped a restore that died. Udev may have it for a moment.
+    fn open_device(&self, path: &Path, metadata: &Metadata) -> Result<(File, bool), Failure> {
         if let Some(held) = self.claim.held(metadata) {
             return Ok(held);
         }
         match open_exactly(path, OFlags::EXCL) {
             Ok(file) => {
-                self.claim.keep(&file);
-                if let Err(why) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                    tracing::debug!(path = %path.display(), %why, "opened exclusively, without a lock");
-                }
-                Ok(file)
+                self.lock_alone(&file, path)?;
+                self.claim.keep(&file, true);
+                Ok((file, true))
             }
             Err(Errno::BUSY) => {
                 let file = self.open_path(path, OFlags::empty())?;
                 self.claim.lock(&file, path)?;
                 if self.force {
-                    self.claim.keep(&file);
+                    self.claim.keep(&file, false);
                     tracing::warn!(path = %path.display(), "overwriting a device that is in use, by force");
-                    return Ok(file);
+                    return Ok((file, false));
                 }
                 let user = mounts::holder(metadata.rdev());
                 let user = user.unwrap_or_else(|| "mounted, or held by another device".to_owned());
@@ -500,6 +509,22 @@ impl Target {
             }
             Err(why) => Err(self.cannot_open(&why.into())),
         }
+    }
+
+    /// Locks a device that is open exclusively. A job that finds it locked comes again; others wait here.
+    fn lock_alone(&self, file: &File, path: &Path) -> Result<(), Failure> {
+        let locked = match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if self.claim.is_of_job() => return Err(self.claim.busy(path)),
+            Err(Errno::WOULDBLOCK) => {
+                tracing::warn!(path = %path.display(), "waiting for whoever has it locked");
+                flock(file, FlockOperation::LockExclusive)
+            }
+            locked => locked,
+        };
+        if let Err(why) = locked {
+            tracing::debug!(path = %path.display(), %why, "opened exclusively, without a lock");
+        }
+        Ok(())
     }
 
     /// The size of a target, which must hold what is restored.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use agent::Failure;
 use schema::StreamId;
@@ -11,6 +12,7 @@ use crate::compare::Compare;
 use crate::reading::Reading;
 use crate::sink::{Opened, Sink};
 use crate::snapback::{Purpose, Snapback};
+use crate::spans::Spans;
 use crate::target::Target;
 use crate::tracked::Found;
 
@@ -26,13 +28,25 @@ pub(crate) struct Task {
     pub keep_going: bool,
     /// A restore that is stopped leaves what it has, for its job to go on with.
     pub goes_on: bool,
+    /// Which spans of it are whose.
+    pub spans: Arc<Spans>,
 }
 
 impl Task {
     /// A part of a volume, all of which is to be written.
     pub fn new(sink: Sink, part: Range<u64>) -> Self {
-        let (compare, tracked) = (Compare::Nothing, Found::default());
-        Self { sink, part, compare, tracked, donor: None, snapback: None, keep_going: false, goes_on: false }
+        let spans = Spans::whole(&part).into();
+        Self {
+            sink,
+            part,
+            compare: Compare::Nothing,
+            tracked: Found::default(),
+            donor: None,
+            snapback: None,
+            keep_going: false,
+            goes_on: false,
+            spans,
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod fixture;
 mod jobs;
 mod places;
 mod restoring;
+mod sharing;
 mod snapback;
 mod targets;
 mod tracking;

@@ -15,7 +15,6 @@ use agent::{Failure, Repository, Stop};
 use bytes::Bytes;
 use schema::chunk::{FrameHeader, Opener};
 use schema::keys::FrameKey;
-use schema::limits::LEAF_SPAN;
 use schema::messages::{Copy, FailureKind};
 use schema::names;
 use tokio::sync::Semaphore;
@@ -30,6 +29,7 @@ use crate::report::{Hole, Report};
 use crate::restorer::Settings;
 use crate::sink::Sink;
 use crate::snapback::Snapback;
+use crate::spans::Spans;
 use crate::tracked::Tracked;
 
 /// Windows of all restores that are resolved, or wait for their turn: some MiB each at most.
@@ -45,6 +45,8 @@ pub(crate) struct Work {
     pub source: Source,
     /// The bytes of the volume that are wanted.
     pub part: Range<u64>,
+    /// Which spans of it are whose.
+    pub spans: Arc<Spans>,
     /// Where bytes go.
     pub sink: Sink,
     /// What the target's content is compared for.
@@ -158,11 +160,6 @@ impl Unit {
 }
 
 impl Work {
-    /// The leaves that the wanted bytes lie in.
-    pub fn leaves(&self) -> Range<u64> {
-        self.part.start / LEAF_SPAN..self.part.end.div_ceil(LEAF_SPAN)
-    }
-
     /// Whether the rest is restored although this cannot be read.
     pub fn goes_on_after(&self, failure: &Failure) -> bool {
         self.keep_going && failure.kind == FailureKind::Damaged && !failure.retry

@@ -9,6 +9,7 @@ pub(crate) mod device;
 mod layout;
 mod plan;
 mod room;
+mod shared;
 mod sharing;
 pub(crate) mod spelling;
 pub(crate) mod tables;
@@ -25,12 +26,13 @@ use std::time::Duration;
 use agent::{Base, Changes, Failure, Place, Stop, Targets, Wish};
 use async_trait::async_trait;
 use schema::RepoId;
-use schema::messages::FailureKind;
+use schema::messages::{FailureKind, SharedPlace};
 use schema::root::Root;
 
 use self::device::Device;
 use self::plan::{Plan, Request, SafetySnapshot, Volume};
 use self::room::{Ledger, Promise};
+use self::shared::SharedVolume;
 use self::spelling::{Meaning, Places};
 use self::zeroing::Kind;
 use crate::changes::Tracker;
@@ -128,6 +130,10 @@ impl Targets for LvmTargets {
     fn read_at(&self, target: &str) -> Result<PathBuf, Failure> {
         self.path(target)
             .map_err(|why| Failure::refused(format!("cannot read what stands on {target}: {why}")))
+    }
+
+    fn shared(&self, place: &SharedPlace, path: &Path) -> Option<Arc<dyn Place>> {
+        Some(Arc::new(SharedVolume::find(place, path)?))
     }
 }
 
@@ -239,6 +245,15 @@ impl Place for LvmPlace {
 
     fn is_copy(&self) -> bool {
         self.plan.shares.is_some()
+    }
+
+    fn shared(&self) -> Option<SharedPlace> {
+        // What its zeroes spare is known here alone.
+        if self.is_copy() {
+            return None;
+        }
+        let (kind, volume) = (self.kind.get()?, self.volume().ok()?);
+        Some(SharedPlace { name: self.name.clone(), size: volume.size, zeroing: (*kind).into() })
     }
 
     fn compares_zeroes(&self) -> bool {

@@ -388,6 +388,22 @@ fn empty_slices_are_refused() {
 }
 
 #[test]
+fn spans_lie_inside_of_a_volume() {
+    use schema::limits::VOLUME_MAX;
+    use schema::messages::{AskSpan, Span, SpanNow};
+    let span = |offset, len| {
+        let span = Span { range: Some((offset, len)) };
+        Message::new(&About::nothing(), &span).read::<Span>().is_ok()
+    };
+    let ask = |offset| {
+        let ask = AskSpan { worker: 1, now: SpanNow::Working { offset, done: 0 } };
+        Message::new(&About::nothing(), &ask).read::<AskSpan>().is_ok()
+    };
+    assert!(span(VOLUME_MAX, VOLUME_MAX) && ask(VOLUME_MAX));
+    assert!(!span(VOLUME_MAX + 1, 1) && !span(0, u64::MAX) && !ask(u64::MAX));
+}
+
+#[test]
 fn messages_about_what_is_unchanged_or_wanted_are_bounded() {
     use schema::limits::{LEAF_RUNS_MAX, UNCHANGED_RANGES_MAX, VOLUME_MAX};
     use schema::messages::{SessionEvent, Wanted};

@@ -30,7 +30,7 @@ fn sample<T: Payload + PartialEq + Debug + 'static>(variant: &str, payload: T, b
 }
 
 pub fn all() -> Vec<Sample> {
-    [jobs(), readings(), session_events(), index(), others()].into_iter().flatten().collect()
+    [jobs(), readings(), session_events(), index(), sharing(), others()].into_iter().flatten().collect()
 }
 
 fn jobs() -> Vec<Sample> {
@@ -233,6 +233,45 @@ fn index() -> Vec<Sample> {
         sample("", Answers { answers: vec![Answer::Known(pack_id()), Answer::Yours, Answer::Pending] }, b""),
         sample("", Locate { shards: 4, ids }, b""),
         sample("", Located { copies: vec![vec![copy], vec![]] }, b""),
+    ]
+}
+
+fn sharing() -> Vec<Sample> {
+    let file = FileIdentity { boot: "b2f5".into(), device: 5, inode: 77, special: 0xfd03 };
+    let target = |place, is_zero| SharedTarget {
+        slot: slot(),
+        path: "/dev/dm-3".into(),
+        file: file.clone(),
+        place,
+        is_zero,
+        compares: !is_zero,
+    };
+    let place = |zeroing| Some(SharedPlace { name: "vg1/back".into(), size: 10 << 30, zeroing });
+    let thin = Zeroing::Thin { block: 64 << 10, zeroes: true, discards: true, external_origin: false };
+    let ask = |now| AskSpan { worker: 7, now };
+    let offset = 3 << 30;
+    let figures = SpanFigures {
+        written: 1,
+        kept: 2,
+        zeroed: 3,
+        compared: 4,
+        fetched: 5,
+        requests: 6,
+        chunks: 7,
+        rescued: 8,
+    };
+    vec![
+        sample("", TargetShared { session: session_id() }, b""),
+        sample("", AskTarget { session: session_id() }, b""),
+        sample("", target(None, true), b""),
+        sample("-Thick", target(place(Zeroing::Thick { watched: true }), false), b""),
+        sample("-Thin", target(place(thin), false), b""),
+        sample("-Idle", ask(SpanNow::Idle), b""),
+        sample("-Working", ask(SpanNow::Working { offset, done: 1 << 20 }), b""),
+        sample("-Done", ask(SpanNow::Done { offset, figures }), b""),
+        sample("-Failed", ask(SpanNow::Failed { offset, why: "lost".into() }), b""),
+        sample("", Span { range: Some((offset, 1 << 30)) }, b""),
+        sample("-None", Span { range: None }, b""),
     ]
 }
 

@@ -9,7 +9,10 @@ use schema::chunk::{FrameHeader, Opener, Sealer, split_frames};
 use schema::keys::{FrameKey, SealedKey, WriterKey};
 use schema::limits::{CHUNK_MAX, LEAF_SPAN, NODE_FANOUT, STRUCTURE_MAX};
 use schema::map::{Geometry, Leaf, Node, build_nodes};
-use schema::messages::{About, Extent, Located, Mapped, Message, SessionEvent};
+use schema::messages::{
+    About, AskSpan, Extent, FileIdentity, Located, Mapped, Message, Payload, SessionEvent, SharedPlace,
+    SharedTarget, Span, SpanNow, Zeroing,
+};
 use schema::pack::{self, PackBuilder, PackHeader, Trailer};
 use schema::{
     ChunkId, Domain, FormatError, JobId, KeyId, Object, PackId, RepoId, SessionId, VolumeKey, names,
@@ -159,6 +162,22 @@ proptest! {
         let event = SessionEvent::Mapped { reading, offset, pieces, stored: 1, new: 2, chunks_new: 3 };
         let message = Message::from_bytes(Message::new(&about, &event).to_bytes().unwrap()).unwrap();
         prop_assert_eq!(message.read::<SessionEvent>().unwrap(), event);
+    }
+
+    #[test]
+    fn spans(worker: u64, done: u64, numbers: [u64; 4], slot in slot(), is_zero: bool, path in ".{0,60}",
+             offset in 0..=schema::limits::VOLUME_MAX, len in 0..=schema::limits::VOLUME_MAX) {
+        fn same<T: Payload + PartialEq + std::fmt::Debug>(payload: T) {
+            let message = Message::new(&About::nothing(), &payload).to_bytes().unwrap();
+            assert_eq!(Message::from_bytes(message).unwrap().read::<T>().unwrap(), payload);
+        }
+        let [device, inode, special, size] = numbers;
+        let file = FileIdentity { boot: path.clone(), device, inode, special };
+        let zeroing = Zeroing::Thick { watched: is_zero };
+        let place = is_zero.then(|| SharedPlace { name: path.clone(), size, zeroing });
+        same(SharedTarget { slot, path, file, place, is_zero, compares: !is_zero });
+        same(AskSpan { worker, now: SpanNow::Working { offset, done } });
+        same(Span { range: Some((offset, len)) });
     }
 
     #[test]

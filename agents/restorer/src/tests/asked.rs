@@ -46,12 +46,12 @@ async fn done(fixture: &Fixture, job: &RestoreJob) -> JobOutcome {
 }
 
 /// Who conducts and reads: keeps each source as it is, and then does `afterwards` to it.
-struct Keeper {
+pub struct Keeper {
     kept: Arc<Mutex<Vec<BackupJob>>>,
 }
 
 impl Keeper {
-    fn start(fixture: &Arc<Fixture>, afterwards: impl Fn(&Path) + Send + Sync + 'static) -> Self {
+    pub fn start(fixture: &Arc<Fixture>, afterwards: impl Fn(&Path) + Send + Sync + 'static) -> Self {
         let kept: Arc<Mutex<Vec<BackupJob>>> = Arc::default();
         let (fixture, list) = (fixture.clone(), kept.clone());
         tokio::spawn(async move {
@@ -71,7 +71,7 @@ impl Keeper {
         Self { kept }
     }
 
-    fn jobs(&self) -> Vec<JobId> {
+    pub fn jobs(&self) -> Vec<JobId> {
         self.kept.lock().unwrap().iter().map(|job| job.job).collect()
     }
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::{fs, io};
 
@@ -11,6 +11,7 @@ use agent::{Failure, Place, Queue, Stop, Targets, Wish, sessions};
 use async_trait::async_trait;
 use schema::messages::{
     About, FailureKind, JobDone, JobOutcome, Message, NewVolume, Preparation, RestoreJob, Safety,
+    SharedPlace, Zeroing,
 };
 use schema::names;
 
@@ -24,8 +25,8 @@ const MIB: usize = 1 << 20;
 
 /// A file that stands for the volume `vg/lv`, and what was done to it.
 #[derive(Debug, Clone)]
-struct Volume {
-    device: PathBuf,
+pub struct Volume {
+    pub device: PathBuf,
     is_busy: bool,
     keeps_equal: bool,
     log: Arc<Mutex<Vec<String>>>,
@@ -33,7 +34,7 @@ struct Volume {
 
 impl Volume {
     /// A volume full of stale bytes.
-    fn of(fixture: &Fixture, size: usize) -> Self {
+    pub fn of(fixture: &Fixture, size: usize) -> Self {
         let device = fixture.path("device");
         fs::write(&device, vec![0xee; size]).unwrap();
         Self { device, is_busy: false, keeps_equal: true, log: Arc::default() }
@@ -44,12 +45,12 @@ impl Volume {
     }
 
     /// What happened, without the zeroing.
-    fn steps(&self) -> Vec<String> {
+    pub fn steps(&self) -> Vec<String> {
         let log = self.log.lock().unwrap();
         log.iter().filter(|line| !line.starts_with("zero")).cloned().collect()
     }
 
-    fn restorer(&self, fixture: &Fixture) -> Restorer {
+    pub fn restorer(&self, fixture: &Fixture) -> Restorer {
         fixture.restorer().with_targets(Arc::new(self.clone()))
     }
 }
@@ -58,6 +59,11 @@ impl Volume {
 impl Targets for Volume {
     async fn find(&self, wish: &Wish<'_>) -> Result<Option<Arc<dyn Place>>, Failure> {
         Ok((wish.target == "vg/lv").then(|| Arc::new(self.clone()) as Arc<dyn Place>))
+    }
+
+    fn shared(&self, place: &SharedPlace, path: &Path) -> Option<Arc<dyn Place>> {
+        let known = place.name == "vg/lv" && path == self.device;
+        known.then(|| Arc::new(self.clone()) as Arc<dyn Place>)
     }
 }
 
@@ -88,6 +94,11 @@ impl Place for Volume {
 
     fn keeps_equal(&self) -> bool {
         self.keeps_equal
+    }
+
+    fn shared(&self) -> Option<SharedPlace> {
+        let zeroing = Zeroing::Thick { watched: false };
+        Some(SharedPlace { name: "vg/lv".into(), size: 0, zeroing })
     }
 
     fn zero(&self, device: &File, range: Range<u64>, _: &Stop) -> io::Result<()> {
@@ -306,6 +317,8 @@ async fn a_volume_that_was_made_is_not_made_again() {
         written: 1,
         kept: 0,
         compared: 0,
+        tracked: 0,
+        audited: 0,
         zeroed: 0,
         fetched: 0,
         notes: Vec::new(),
@@ -320,8 +333,17 @@ async fn a_volume_that_was_made_is_not_made_again() {
     let agent = tokio::spawn(async move { restorer.run(serving(vec!["vg/*".into()])).await });
     let preparation = Preparation { create: Some(NewVolume::Plain), ..Preparation::default() };
     let (slot, target) = (root.slot, "vg/lv".to_owned());
-    let order =
-        RestoreJob { job, slot, target, force: false, preparation, full: false, donor: None, more: None };
+    let order = RestoreJob {
+        job,
+        slot,
+        target,
+        force: false,
+        preparation,
+        full: false,
+        untracked: false,
+        donor: None,
+        more: None,
+    };
     let bus = &fixture.context.bus;
     bus.publish(&Queue::restores("host"), Message::new(&About::nothing(), &order)).await.unwrap();
     let mut deliveries = bus.consume(&Queue::done(job), 1).await.unwrap();

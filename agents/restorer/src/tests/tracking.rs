@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use agent::{Audit, Base, Changes, Failure, Place, Stop, Targets, Wish};
 use async_trait::async_trait;
+use schema::messages::{SharedPlace, Zeroing};
 use schema::root::Root;
 use schema::{ReadingId, SessionId};
 
@@ -17,17 +18,17 @@ const MIB: usize = 1 << 20;
 
 /// A file that stands for the volume `vg/lv`, and says what changed on it.
 #[derive(Debug, Clone)]
-struct Volume {
+pub struct Volume {
     device: PathBuf,
     bases: Vec<Base>,
-    changes: Changes,
+    pub changes: Changes,
     compares_zeroes: bool,
     log: Arc<Mutex<Vec<&'static str>>>,
 }
 
 impl Volume {
     /// One that holds `content`, has been `since`, and says that these ranges changed.
-    fn of(fixture: &Fixture, content: &[u8], since: &Root, ranges: &[Range<u64>]) -> Self {
+    pub fn of(fixture: &Fixture, content: &[u8], since: &Root, ranges: &[Range<u64>]) -> Self {
         let device = fixture.path("device");
         fs::write(&device, content).unwrap();
         Self {
@@ -97,6 +98,11 @@ impl Place for Volume {
         self.compares_zeroes
     }
 
+    fn shared(&self) -> Option<SharedPlace> {
+        let zeroing = Zeroing::Thick { watched: false };
+        Some(SharedPlace { name: "vg/lv".into(), size: 0, zeroing })
+    }
+
     fn zero(&self, device: &File, range: Range<u64>, _: &Stop) -> std::io::Result<()> {
         std::os::unix::fs::FileExt::write_all_at(
             device,
@@ -111,7 +117,7 @@ impl Place for Volume {
 }
 
 /// Two leaves: noise at the beginning of each, and some zeroes in the first.
-fn content() -> Vec<u8> {
+pub fn content() -> Vec<u8> {
     let mut content = vec![0; 66 * MIB];
     for from in [0, 64] {
         content[from * MIB..(from + 2) * MIB].copy_from_slice(&noise(from as u64 + 1, 2 * MIB));
