@@ -360,8 +360,9 @@ async fn where_only_what_changed_is_read_its_owner_does_so_alone() {
     let base = fixture.volume(&old).await;
     let mut now = old.clone();
     now[..CHUNK].fill(0xcc);
+    let changed = 0..CHUNK as u64;
     let mut told = fixture.context.bus.subscribe(&Topic::shared("host")).await.unwrap();
-    let mut volume = tracking::Volume::of(&fixture, &now, &base, &[0..CHUNK as u64]);
+    let mut volume = tracking::Volume::of(&fixture, &now, &base, std::slice::from_ref(&changed));
     for is_known in [true, false] {
         if !is_known {
             volume.changes = Changes::unknown("it was full");
