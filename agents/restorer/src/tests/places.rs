@@ -306,6 +306,8 @@ async fn a_volume_that_was_made_is_not_made_again() {
         written: 1,
         kept: 0,
         compared: 0,
+        tracked: 0,
+        audited: 0,
         zeroed: 0,
         fetched: 0,
         notes: Vec::new(),
@@ -320,8 +322,17 @@ async fn a_volume_that_was_made_is_not_made_again() {
     let agent = tokio::spawn(async move { restorer.run(serving(vec!["vg/*".into()])).await });
     let preparation = Preparation { create: Some(NewVolume::Plain), ..Preparation::default() };
     let (slot, target) = (root.slot, "vg/lv".to_owned());
-    let order =
-        RestoreJob { job, slot, target, force: false, preparation, full: false, donor: None, more: None };
+    let order = RestoreJob {
+        job,
+        slot,
+        target,
+        force: false,
+        preparation,
+        full: false,
+        untracked: false,
+        donor: None,
+        more: None,
+    };
     let bus = &fixture.context.bus;
     bus.publish(&Queue::restores("host"), Message::new(&About::nothing(), &order)).await.unwrap();
     let mut deliveries = bus.consume(&Queue::done(job), 1).await.unwrap();
