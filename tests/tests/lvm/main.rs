@@ -67,6 +67,7 @@ scenarios! {
     restored_with_a_way_back,
     restored_over_a_thick_baseline,
     restored_over_a_thin_baseline,
+    restored_in_bulk,
     a_volume_moves,
     hourly_snapbacks,
     changes_are_dumped_and_pulled,
