@@ -68,6 +68,7 @@ scenarios! {
     restored_over_a_thick_baseline,
     restored_over_a_thin_baseline,
     restored_in_bulk,
+    restored_and_shared_or_put_back,
     a_volume_moves,
     hourly_snapbacks,
     changes_are_dumped_and_pulled,

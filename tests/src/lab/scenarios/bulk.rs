@@ -1,8 +1,11 @@
-//! Many volumes at once onto thick and thin ones.
+//! Many volumes at once onto thick and thin ones, one template to several thin ones, and what puts a volume back that a
+//! killed restore has overwritten.
+
+use std::path::Path;
 
 use rustix::process::Signal;
 
-use crate::e2e::{NatsServer, Process, eventually};
+use crate::e2e::{NatsServer, Process, eventually, same_bytes};
 use crate::lab::{Content, Keeper, Pool, Volume, VolumeGroup, is_zero, run, seed, step, succeeds};
 
 const MIB: u64 = 1 << 20;
@@ -161,4 +164,132 @@ pub fn restored_in_bulk() {
     assert_eq!(made.len(), 1, "one of them");
     holds(&keeper, &made[0], &images[0]);
     assert!(in_use(&small) * BLOCK < 20 * MIB);
+}
+
+/// One template to several new thin volumes, which share it; and volumes that are put back after `kill -9`.
+pub fn restored_and_shared_or_put_back() {
+    let group = VolumeGroup::new("vg0");
+    let keeper = Keeper::new("");
+    // It ends off a block and off an extent.
+    let image = backed_up(&keeper, "template", 41, seed());
+    let file = std::fs::File::options().write(true).open(&image).expect("the template");
+    file.set_len(41 * MIB - 777).expect("the template is cut");
+    keeper.backup_with(&["--name", "template", &image]);
+
+    step("a template to thin volumes of one pool");
+    let pool = group.pool("pool", 100, BLOCK / 1024);
+    let copies = ["a", "b", "c"].map(|name| group.volume(name));
+    let before = in_use(&pool);
+    let ran = keeper.run(&[
+        "--json",
+        "restore",
+        "template@latest",
+        "vg0/a",
+        "--create",
+        "--thin",
+        "pool",
+        "--also",
+        "vg0/b",
+        "--also",
+        "vg0/c",
+        "--verify",
+    ]);
+    let ran = ran.ok();
+    let said: Vec<serde_json::Value> =
+        ran.out.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    println!("    {}", ran.out);
+    let (data, grown) = (with_data(&image), in_use(&pool) - before);
+    println!("    {data} blocks have data, the pool grew by {grown}");
+    assert!(grown <= data + 2, "they share it: {grown} blocks for {data}");
+    for done in said.iter().filter(|done| done["target"] != "vg0/a" && done["bytes_fetched"].is_u64()) {
+        assert_eq!(
+            (done["bytes_fetched"].as_u64(), done["bytes_written"].as_u64()),
+            (Some(0), Some(0)),
+            "{done}"
+        );
+        assert!(done["notes"].to_string().contains("shared with vg0/a"), "{done}");
+    }
+    for copy in &copies {
+        holds(&keeper, copy, &image);
+        let state =
+            ["lv_tags", "lv_skip_activation", "lv_active", "lv_permissions"].map(|name| copy.field(name));
+        assert_eq!(state, ["", "", "active", "writeable"], "{}", copy.path());
+        assert!(mapped(copy) <= data, "{}", copy.path());
+    }
+    Content::new(&copies[1].device(), seed() + 2).fill(30);
+    holds(&keeper, &copies[2], &image);
+    copies[0].remove();
+    run("lvchange", &["-q", "-an", "vg0/c"]);
+    run("lvchange", &["-q", "-ay", "vg0/c"]);
+    holds(&keeper, &copies[2], &image);
+
+    step("where they cannot share, each is made as it is");
+    let dirty = Pool { volume: group.volume("dirty") };
+    let place = ["-n", "dirty", "-L", "100m", "-Zn", "--poolmetadatasize", "16m", group.name()];
+    run("lvcreate", &[&["-q", "-y", "--type", "thin-pool"], &place[..]].concat());
+    keeper
+        .run(&["restore", "template@latest", "vg0/d", "--create", "--thin", "dirty", "--also", "vg0/e"])
+        .ok();
+    for name in ["d", "e"] {
+        holds(&keeper, &group.volume(name), &image);
+    }
+    assert_eq!(group.volume("e").field("origin"), "");
+    run("lvremove", &["-q", "-f", "-y", &dirty.volume.path()]);
+
+    for volume in [group.thick("thick", 44), pool.thin("thin", 44)] {
+        put_back(&keeper, &volume, &image);
+    }
+}
+
+/// `kill -9` in the middle of restores, and what they have kept.
+fn put_back(keeper: &Keeper, volume: &Volume, image: &str) {
+    let path = volume.path();
+    Content::new(&volume.device(), seed() + 3).fill(60);
+    let before = keeper.machine.place("before");
+    run("cp", &[&volume.device(), &before]);
+    let is_as_before = || {
+        run("blockdev", &["--flushbufs", &volume.device()]);
+        same_bytes(volume.device(), &before);
+    };
+    step(&format!("{path}: undone after kill -9"));
+    let mut restoring = keeper.machine.start(&["restore", "--undo", "template@latest", &path]);
+    restoring.wait_for("puts it back");
+    kill_or_end(&mut restoring, volume);
+    let listed = keeper.machine.json(&["snapshots", "--volume", "undo/*"]);
+    let newest =
+        listed.as_array().expect("a list").iter().max_by_key(|one| one["id"].as_str().map(str::to_owned));
+    let id = newest.and_then(|one| one["id"].as_str()).expect("an id");
+    keeper.run(&["undo", id]).ok();
+    is_as_before();
+
+    step(&format!("{path}: put back by snapbacks, the newest first"));
+    let kept = ["first", "second"].map(|name| keeper.machine.place(&format!("{}-{name}", volume.name)));
+    for file in &kept {
+        let mut restoring = keeper.machine.start(&["restore", "template@latest", &path, "--snapback", file]);
+        eventually("it keeps, or is over", || {
+            let len = std::fs::metadata(file).map_or(0, |found| found.len());
+            (len > MIB || restoring.has_ended()).then_some(())
+        });
+        restoring.kill();
+    }
+    let again = ["restore", "template@latest", &path, "--snapback", &kept[0]];
+    keeper.run(&again).fails(3, &["exists already", "--unfinished"]);
+    for file in kept.iter().rev().filter(|file| Path::new(file).exists()) {
+        keeper.run(&["apply", "--unfinished", file, &path]).ok();
+    }
+    is_as_before();
+    let whole = keeper.machine.place(&format!("{}-whole", volume.name));
+    let said = keeper.run(&["restore", "template@latest", &path, "--snapback", &whole]).ok().out;
+    println!("    {said}");
+    holds(keeper, volume, image);
+    keeper.run(&["apply", &whole, &path]).ok();
+    is_as_before();
+}
+
+/// `kill -9` while it has the volume open, or after it has ended.
+fn kill_or_end(process: &mut Process, volume: &Volume) {
+    eventually("it writes, or is over", || {
+        (is_open(process, &[volume]) || process.has_ended()).then_some(())
+    });
+    process.kill();
 }

@@ -259,6 +259,11 @@ pub const SCENARIOS: &[Scenario] = &[
         run: bulk::restored_in_bulk,
     },
     Scenario {
+        name: "restored_and_shared_or_put_back",
+        about: "one template shared by thin volumes; and volumes put back after kill -9",
+        run: bulk::restored_and_shared_or_put_back,
+    },
+    Scenario {
         name: "a_volume_moves",
         about: "a volume moved with little downtime: copied while in use, then what changed is sent",
         run: stream::a_volume_moves,
