@@ -321,7 +321,9 @@ fn create(path: &Path, target: &str) -> Result<File, Failure> {
             Err(refused(
                 path,
                 format!(
-                    "it exists already and is not overwritten. If a restore that was cut off has made it, name                      another file for this one; to put {target} back later, apply this one's file first, and                      {file} (`lvkeep apply --unfinished {file} {target}`) last"
+                    "it exists already and is not overwritten. If a restore that was cut off has made it, name \
+                     another file for this one; to put {target} back later, apply this one's file first, and \
+                     {file} (`lvkeep apply --unfinished {file} {target}`) last"
                 ),
             ))
         }
