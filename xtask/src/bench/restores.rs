@@ -137,7 +137,7 @@ impl Restore {
 impl Restores {
     /// Prints the table.
     pub fn print(&self) {
-        let Self { full, onto_day_1, fan_out, limit } = self;
+        let Self { full, onto_day_1, fan_out, .. } = self;
         println!("\n{:<18}{HEAD}", "lvkeep's restores");
         println!("{}", full.row("to a new file"));
         println!("{}", onto_day_1.row("onto day 1"));
