@@ -1,4 +1,4 @@
-//! An object store that counts reads of packs.
+//! An object store that counts reads of packs, and makes them wait.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,11 +10,14 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use object_store::path::Path;
 use object_store::*;
+use tokio::sync::watch;
 
 #[derive(Debug)]
 pub struct Counting {
     pub inner: Arc<dyn ObjectStore>,
     pub reads: Arc<AtomicU64>,
+    /// Reads wait until this is true.
+    pub is_open: watch::Sender<bool>,
 }
 
 impl fmt::Display for Counting {
@@ -24,9 +27,10 @@ impl fmt::Display for Counting {
 }
 
 impl Counting {
-    fn count(&self, path: &Path) {
+    async fn enter(&self, path: &Path) {
         if path.as_ref().contains("packs/") {
             self.reads.fetch_add(1, Ordering::Relaxed);
+            drop(self.is_open.subscribe().wait_for(|open| *open).await);
         }
     }
 }
@@ -47,13 +51,15 @@ impl ObjectStore for Counting {
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
         if !options.head {
-            self.count(path);
+            self.enter(path).await;
         }
         self.inner.get_opts(path, options).await
     }
 
     async fn get_ranges(&self, path: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        ranges.iter().for_each(|_| self.count(path));
+        for _ in ranges {
+            self.enter(path).await;
+        }
         self.inner.get_ranges(path, ranges).await
     }
 

@@ -24,6 +24,7 @@ use schema::names::{self, Slot};
 use schema::pack::{PackBuilder, PackHeader};
 use schema::root::{Root, Statistics, Tracking};
 use schema::{ChunkId, Domain, PackId, ReadingId};
+use tokio::sync::watch;
 
 use super::counting::Counting;
 use crate::{Report, Restorer, Serving, Settings, Target};
@@ -83,6 +84,8 @@ pub struct Fixture {
     pub identity: Option<Arc<Identity>>,
     pub data_key: Option<DataKey>,
     pub reads: Arc<AtomicU64>,
+    /// While this is false, reads of packs wait.
+    pub store_is_open: watch::Sender<bool>,
     pub folder: tempfile::TempDir,
     pub index: IndexClient,
 }
@@ -99,7 +102,8 @@ impl Fixture {
     pub async fn new(inner: Arc<dyn ObjectStore>, encrypted: bool) -> Self {
         let environment: Arc<dyn Environment> = Arc::new(TestEnvironment::default());
         let reads = Arc::new(AtomicU64::new(0));
-        let counting = Counting { inner, reads: reads.clone() };
+        let is_open = watch::Sender::new(true);
+        let counting = Counting { inner, reads: reads.clone(), is_open: is_open.clone() };
         let store = Store::new(Arc::new(counting), "repo", "test:repo", environment.clone());
         let identity = encrypted.then(|| Arc::new(Identity::generate()));
         let recipients = identity.as_ref().map(|identity| identity.recipients()).unwrap_or_default();
@@ -123,7 +127,17 @@ impl Fixture {
         let data_key = encrypted.then(|| DataKey::new(&environment.random::<48>()));
         let index = IndexClient::new(bus, environment, 1);
         let folder = tempfile::tempdir().unwrap();
-        let fixture = Self { context, repository, table, identity, data_key, reads, folder, index };
+        let fixture = Self {
+            context,
+            repository,
+            table,
+            identity,
+            data_key,
+            reads,
+            store_is_open: is_open,
+            folder,
+            index,
+        };
         if let Some(sealed) = fixture.sealed_key() {
             fixture.repository.store.put(&names::key(sealed.id), sealed.sealed).await.unwrap();
         }

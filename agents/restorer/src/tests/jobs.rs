@@ -263,8 +263,8 @@ async fn a_job_waits_for_another_restore_of_its_target() {
 async fn an_agent_takes_as_many_jobs_at_once_as_it_may() {
     let fixture = Fixture::plain().await;
     let root = fixture.volume(&noise(1, 4 * CHUNK)).await;
-    // Without an answer of the index, restores wait.
-    let copies = std::mem::take(&mut *fixture.table.lock().unwrap());
+    // While the store does not answer, restores wait.
+    fixture.store_is_open.send_replace(false);
     let allowed = vec![fixture.folder.path().to_path_buf()];
     let agent = tokio::spawn(fixture.restorer().run(Serving { at_once: 2, ..serving(allowed) }));
     let mut jobs = Vec::new();
@@ -275,7 +275,7 @@ async fn an_agent_takes_as_many_jobs_at_once_as_it_may() {
         tokio::task::yield_now().await;
     }
     assert!(!fixture.path("c").exists());
-    *fixture.table.lock().unwrap() = copies;
+    fixture.store_is_open.send_replace(true);
     for job in jobs {
         assert!(matches!(done(&fixture, job).await, JobOutcome::Restored { .. }));
     }
