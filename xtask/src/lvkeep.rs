@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::run::run;
 use crate::workspace::{cargo, target_dir};
@@ -31,6 +31,30 @@ pub struct Backup {
     pub bytes_new: u64,
     pub bytes_stored: u64,
     pub seconds: f64,
+}
+
+/// What `restore --json` prints for one target.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[expect(missing_docs, reason = "the names are the product's, which documents them")]
+pub struct Restored {
+    pub bytes_written: u64,
+    pub bytes_kept: u64,
+    pub bytes_copied: u64,
+    pub bytes_compared: u64,
+    pub bytes_fetched: u64,
+}
+
+impl Restored {
+    /// What two restores did together.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            bytes_written: self.bytes_written + other.bytes_written,
+            bytes_kept: self.bytes_kept + other.bytes_kept,
+            bytes_copied: self.bytes_copied + other.bytes_copied,
+            bytes_compared: self.bytes_compared + other.bytes_compared,
+            bytes_fetched: self.bytes_fetched + other.bytes_fetched,
+        }
+    }
 }
 
 /// One element of what `snapshots --json` prints.
@@ -107,6 +131,14 @@ impl Lvkeep {
 /// Reads what `backup --json` printed for its one source.
 pub fn parse_backup(printed: &str) -> Result<Backup> {
     serde_json::from_str(printed.trim()).with_context(|| format!("`backup --json` printed {printed:?}"))
+}
+
+/// Reads what `restore --json` printed, a line for each target.
+pub fn parse_restored(printed: &str) -> Result<Vec<Restored>> {
+    let parse = |line: &str| {
+        serde_json::from_str(line).with_context(|| format!("`restore --json` printed {printed:?}"))
+    };
+    printed.lines().map(parse).collect()
 }
 
 /// Reads what `snapshots --json` printed, the oldest generation first.

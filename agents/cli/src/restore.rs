@@ -413,7 +413,8 @@ impl Done {
         );
         if self.bytes_tracked > 0 {
             text.push_str(&format!(
-                "\n  {} not read: known not to have changed (audited: {})",
+                "\n  {} not read: known not to have changed (audited: {}); --no-tracking reads them where a disk may have lost \
+                 some",
                 text::size(self.bytes_tracked),
                 text::size(self.bytes_audited)
             ));

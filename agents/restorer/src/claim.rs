@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use agent::{Failure, Place};
 use rustix::fs::{FlockOperation, XattrFlags, flock, fremovexattr, fsetxattr, getxattr};
 use rustix::io::Errno;
+use schema::names::Slot;
 use schema::{JobId, ReadingId};
 
 use crate::hold;
@@ -38,6 +39,7 @@ struct State {
     place: Option<Arc<dyn Place>>,
     marked: bool,
     busy: bool,
+    first: Option<Slot>,
 }
 
 impl Claim {
@@ -118,6 +120,21 @@ impl Claim {
         self.state().kept
     }
 
+    /// What stood on the target before an attempt that died is kept there.
+    pub fn has_kept_first(&self, slot: Slot) {
+        self.state().first = Some(slot);
+    }
+
+    /// Where what stood on the target before an attempt that died is kept.
+    pub fn kept_first(&self) -> Option<Slot> {
+        self.state().first
+    }
+
+    /// The job, where it may be delivered again.
+    pub fn job(&self) -> Option<JobId> {
+        self.job
+    }
+
     /// Lets go of a volume that is to be removed.
     pub fn release(&self) {
         self.state().file = None;
@@ -141,6 +158,15 @@ impl Claim {
             Err(why) => {
                 tracing::debug!(path = %path.display(), %why, "a restore that dies here is not gone on with");
             }
+        }
+    }
+
+    /// Removes what says that the file is filled for another job: it would come back and overwrite what is there by then.
+    pub fn unmark(&self, file: &File) {
+        if let Err(why) = fremovexattr(file, MARK)
+            && why != Errno::NODATA
+        {
+            tracing::debug!(%why, "this file has no marks");
         }
     }
 

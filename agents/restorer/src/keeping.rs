@@ -52,9 +52,16 @@ impl Restorer {
         self.keys().check().map_err(|why| why.context(format!("cannot restore {}", root.volume)))?;
         let Some(held) = self.hold(root, target, undo).await? else { return Ok(None) };
         let name = target.path().display();
-        let kept = self.kept(&held, target.stop(), undo, progress).await;
+        let kept = self.kept(&held, target, undo, progress).await;
         let (first, now) = kept.map_err(|failure| {
-            failure.context(format!("cannot keep what stands on {name}, which was not changed"))
+            failure.context(match target.claim().kept_first() {
+                Some(first) => format!(
+                    "cannot keep again what stands on {name}, of which an attempt that died may have overwritten a part \
+                     after it kept it as {}",
+                    first.session
+                ),
+                None => format!("cannot keep what stands on {name}, which was not changed"),
+            })
         })?;
         if let Some(state) = held.state()? {
             if state != now.reading {
@@ -76,7 +83,8 @@ impl Restorer {
                 target.path().display()
             )));
         }
-        let place = self.find(undo, root, target.part(root)?, target).await?;
+        let job = target.claim().job().unwrap_or(undo);
+        let place = self.find(job, root, target.part(root)?, target).await?;
         let device = match &place {
             Some(place) => Some(place.make().await?),
             None => None,
@@ -125,7 +133,7 @@ impl Restorer {
     async fn kept(
         &self,
         held: &Held,
-        stop: Option<&Stop>,
+        target: &Target,
         undo: JobId,
         progress: impl Fn(u64, u64),
     ) -> Result<(Slot, Root), Failure> {
@@ -142,13 +150,16 @@ impl Restorer {
             return Ok((earlier.slot, earlier.clone()));
         }
         let job = match &earlier {
-            Some(_) => self.context.environment.job_id(),
+            Some(earlier) => {
+                target.claim().has_kept_first(earlier.slot);
+                self.context.environment.job_id()
+            }
             None => undo,
         };
         let source = held.source.clone();
         let (tags, allow_changes, group, plain) = (Vec::new(), false, None, true);
         let job = BackupJob { job, volume, host, source, tags, allow_changes, group, plain };
-        let now = self.backed_up(&job, stop.unwrap_or(&self.context.stop), progress).await?;
+        let now = self.backed_up(&job, target.stop().unwrap_or(&self.context.stop), progress).await?;
         if let Some(earlier) = &earlier {
             let (first, now) = (earlier.slot.session, now.slot.session);
             tracing::warn!(%first, %now, source = held.source, "kept again, as an attempt that died left it");

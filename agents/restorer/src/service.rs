@@ -30,7 +30,7 @@ use crate::pipeline;
 use crate::report::{Hole, Progress, Report};
 use crate::restorer::{Ids, Purpose, Restorer};
 use crate::sharing::Sharing;
-use crate::stopping::Running;
+use crate::stopping::{Begun, Running};
 use crate::target::Target;
 
 /// Bytes of jobs taken from the queue at once; the next job may as well go to another agent.
@@ -150,16 +150,42 @@ impl Jobs {
         claim: &Claim,
         ticket: &Option<Ticket>,
     ) -> Result<(Ended, bool), Failure> {
+        let stop = Stop::default();
+        let _running = self.begin(job.job, &stop, ticket).await?;
         if let Some(ended) = self.ended(job.job) {
             return Ok((ended, false));
         }
         if let Some(ended) = self.noted(job.job).await? {
             return Ok((self.remember(ended), true));
         }
-        let (volume, outcome) = self.outcome(job, claim, ticket).await?;
+        let (volume, outcome) = self.outcome(job, claim, &stop, ticket).await?;
         let ended = self.remember((job.job, volume, outcome));
         self.note(&ended).await;
         Ok((ended, false))
+    }
+
+    /// Begins a job. One that came again while it is being done here waits for its end.
+    async fn begin(&self, job: JobId, stop: &Stop, ticket: &Option<Ticket>) -> Result<Begun, Failure> {
+        let context = self.context();
+        loop {
+            if let Some(begun) = self.running.begin(job, stop.clone()) {
+                return Ok(begun);
+            }
+            if context.stop.is_raised() {
+                let why =
+                    format!("the job {job} came again while it was being done, and this agent is stopped");
+                return Err(Failure { retry: true, ..Failure::refused(why) });
+            }
+            if let Some(ticket) = ticket
+                && let Err(why) = ticket.extend().await
+            {
+                tracing::debug!(%job, %why, "a restore that is being done may come once more");
+            }
+            tokio::select! {
+                () = context.stop.raised() => {}
+                () = context.environment.sleep(self.serving.beat) => {}
+            }
+        }
     }
 
     fn ended(&self, job: JobId) -> Option<Ended> {
@@ -181,13 +207,12 @@ impl Jobs {
         &self,
         job: &RestoreJob,
         claim: &Claim,
+        stop: &Stop,
         ticket: &Option<Ticket>,
     ) -> Result<(String, JobOutcome), Failure> {
         let ids = Ids { job: job.job, session: self.context().environment.session_id() };
         let latest = watch::Sender::new(None);
-        let stop = Stop::default();
-        let _running = self.running.begin(job.job, stop.clone());
-        let working = self.work(job, ids, claim, &stop, &latest);
+        let working = self.work(job, ids, claim, stop, &latest);
         let stopping = async {
             self.context().stop.raised().await;
             stop.raise();
@@ -251,8 +276,12 @@ impl Jobs {
             tracing::warn!(job = %job.job, %failure, "waiting for another restore");
             return Err(failure);
         }
+        // An attempt that died may have overwritten something before this one wrote.
+        let first = claim.kept_first();
+        undo = undo.or(first);
         let failure = match (stop.is_raised(), is_writing) {
             (false, _) => failure,
+            (true, false) if first.is_some() => unwanted_again(job, failure),
             (true, is_writing) => unwanted(job, failure, latest.borrow().as_ref().filter(|_| is_writing)),
         };
         Ok((volume, failed(job, undoable(job, failure, undo))))
@@ -404,6 +433,14 @@ fn unwanted(job: &RestoreJob, failure: Failure, now: Option<&Now>) -> Failure {
              {target} before a part is overwritten ({why})"
         ),
     };
+    Failure { kind: FailureKind::Revoked, why, ..failure }
+}
+
+/// The same of one that began again where an attempt that died may have written.
+fn unwanted_again(job: &RestoreJob, failure: Failure) -> Failure {
+    let (target, why) = (job.target(), failure.why);
+    let why =
+        format!("stopped, as asked; an attempt that died may have overwritten a part of {target} ({why})");
     Failure { kind: FailureKind::Revoked, why, ..failure }
 }
 

@@ -29,6 +29,8 @@ use crate::unit::{Unit, Work};
 
 /// Bytes of the target that one step keeps.
 const STEP: u64 = 8 << 20;
+/// Bytes of a target that is kept as a whole, which are begun together.
+const PIECE: u64 = 256 << 20;
 /// What is looked at by itself for being zero.
 const UNIT: u64 = 64 << 10;
 const _: () = assert!(READ_MAX <= STREAM_DATA_MAX as u64, "what is read at once is one record");
@@ -46,6 +48,8 @@ pub(crate) struct Snapback {
     whole: bool,
     file: Arc<File>,
     writer: Mutex<Writer>,
+    /// Held by whoever waits for stable storage.
+    syncing: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -55,6 +59,8 @@ struct Writer {
     encoder: Option<Encoder>,
     /// Bytes of the target that are kept.
     saved: u64,
+    /// Something of what was kept may be lost.
+    has_failed: bool,
 }
 
 /// A range that is about to be overwritten.
@@ -98,9 +104,10 @@ impl Snapback {
         let (encoder, head) = Encoder::begin(&header)?;
         let file = Arc::new(create(path, purpose.target)?);
         let out = BufWriter::with_capacity(READ_MAX as usize, file.clone());
-        let writer = Mutex::new(Writer { out, encoder: Some(encoder), saved: 0 });
+        let writer = Mutex::new(Writer { out, encoder: Some(encoder), saved: 0, has_failed: false });
         let (path, target) = (path.to_owned(), purpose.target.to_owned());
-        let this = Self { path, target, reading, size, whole: purpose.whole, file, writer };
+        let whole = purpose.whole;
+        let this = Self { path, target, reading, size, whole, file, writer, syncing: Mutex::default() };
         this.append(|writer| writer.out.write_all(&head))?;
         this.sync()?;
         Ok(this)
@@ -125,9 +132,11 @@ impl Snapback {
 
     /// Waits until all that was kept is on stable storage. Blocks.
     pub fn sync(&self) -> Result<(), Failure> {
+        // The kernel says only once that it could not write back: nobody asks beside another, and all are told.
+        let _turn = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         self.append(|writer| writer.out.flush())?;
         self.file.sync_data().map_err(|why| {
-            self.writer().encoder = None;
+            self.writer().fail();
             self.cannot_write(&why)
         })
     }
@@ -164,8 +173,12 @@ impl Snapback {
     /// Writes to the file. What failed once leaves a torn record, behind which nothing can stand.
     fn append(&self, step: impl FnOnce(&mut Writer) -> io::Result<()>) -> Result<(), Failure> {
         let mut writer = self.writer();
-        step(&mut writer).map_err(|why| {
-            writer.encoder = None;
+        let written = match writer.has_failed {
+            true => Err(io::Error::other("an earlier error has ended it")),
+            false => step(&mut writer),
+        };
+        written.map_err(|why| {
+            writer.fail();
             self.cannot_write(&why)
         })
     }
@@ -178,6 +191,11 @@ impl Snapback {
 }
 
 impl Writer {
+    fn fail(&mut self) {
+        self.has_failed = true;
+        self.encoder = None;
+    }
+
     /// Records of what stands from `start` on, zeroes without their bytes.
     fn records(&mut self, start: u64, bytes: &[u8], by_zero: bool) -> io::Result<()> {
         let Some(encoder) = &mut self.encoder else {
@@ -225,8 +243,13 @@ fn alike(start: u64, bytes: &[u8]) -> Vec<(Range<usize>, bool)> {
 pub(crate) async fn keep_whole(work: &Arc<Work>) -> Result<(), Failure> {
     match &work.snapback {
         Some(snapback) if snapback.whole => {
-            let all = Overwritten { range: 0..snapback.size, by_zero: false };
-            keep_all(work, vec![all]).await
+            let mut start = 0;
+            while start < snapback.size {
+                let end = snapback.size.min(start + PIECE);
+                keep_all(work, vec![Overwritten { range: start..end, by_zero: false }]).await?;
+                start = end;
+            }
+            Ok(())
         }
         _ => Ok(()),
     }
@@ -321,7 +344,9 @@ fn create(path: &Path, target: &str) -> Result<File, Failure> {
             Err(refused(
                 path,
                 format!(
-                    "it exists already and is not overwritten. If a restore that was cut off has made it, name                      another file for this one; to put {target} back later, apply this one's file first, and                      {file} (`lvkeep apply --unfinished {file} {target}`) last"
+                    "it exists already and is not overwritten. If a restore that was cut off has made it, name \
+                     another file for this one; to put {target} back later, apply this one's file first, and \
+                     {file} (`lvkeep apply --unfinished {file} {target}`) last"
                 ),
             ))
         }

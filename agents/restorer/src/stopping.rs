@@ -27,10 +27,15 @@ impl Running {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A job begins, and ends early when `stop` is raised.
-    pub fn begin(&self, job: JobId, stop: Stop) -> Begun {
-        self.table().insert(job, stop);
-        Begun(self.clone(), job)
+    /// A job begins, and ends early when `stop` is raised; none while it is being done already.
+    pub fn begin(&self, job: JobId, stop: Stop) -> Option<Begun> {
+        let mut table = self.table();
+        if table.contains_key(&job) {
+            return None;
+        }
+        table.insert(job, stop);
+        drop(table);
+        Some(Begun(self.clone(), job))
     }
 
     /// Hears which jobs nobody wants any more, until the context's flag is raised. Whoever asks for it asks again.

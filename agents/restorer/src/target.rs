@@ -443,8 +443,9 @@ impl Target {
 
     fn hold_file(&self, file: &File, path: &Path, before: Before) -> Result<(), Failure> {
         self.claim.lock(file, path)?;
-        if before != Before::Content {
-            self.claim.begin(file, path);
+        match before != Before::Content && self.claim.is_of_job() {
+            true => self.claim.begin(file, path),
+            false => self.claim.unmark(file),
         }
         self.claim.keep(file, false);
         Ok(())

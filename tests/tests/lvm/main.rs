@@ -67,6 +67,8 @@ scenarios! {
     restored_with_a_way_back,
     restored_over_a_thick_baseline,
     restored_over_a_thin_baseline,
+    restored_in_bulk,
+    restored_and_shared_or_put_back,
     a_volume_moves,
     hourly_snapbacks,
     changes_are_dumped_and_pulled,

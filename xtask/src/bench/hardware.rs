@@ -19,9 +19,11 @@ use serde::Serialize;
 use super::images::Image;
 use super::measure::warm;
 
-const CHUNK: usize = 64 << 10;
+/// Bytes of a chunk.
+pub const CHUNK: usize = 64 << 10;
 const BLOCK: usize = 4 << 10;
-const LEVEL: i32 = 3;
+/// Of zstd.
+pub const LEVEL: i32 = 3;
 
 /// The machine's share of one step.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -131,7 +133,8 @@ fn compress(file: &File, offsets: &[u64], cores: usize) -> Result<(u64, u64)> {
     })
 }
 
-fn read(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
+/// Reads until the buffer is full or the file ends; an error where it has nothing.
+pub fn read(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read_at(&mut buffer[filled..], offset + filled as u64)? {
@@ -143,13 +146,14 @@ fn read(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
     Ok(filled)
 }
 
-fn is_zero(block: &[u8]) -> bool {
+/// Whether there is nothing but zeroes.
+pub fn is_zero(bytes: &[u8]) -> bool {
     const ZEROES: [u8; BLOCK] = [0; BLOCK];
-    block == &ZEROES[..block.len()]
+    bytes.chunks(BLOCK).all(|block| block == &ZEROES[..block.len()])
 }
 
 /// Where the file has data, widened to whole chunks.
-fn data_ranges(file: &File) -> Result<Vec<std::ops::Range<u64>>> {
+pub fn data_ranges(file: &File) -> Result<Vec<std::ops::Range<u64>>> {
     let size = file.metadata()?.len();
     let chunk = CHUNK as u64;
     let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();

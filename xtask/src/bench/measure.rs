@@ -36,6 +36,11 @@ impl Cost {
 
 /// Runs a program under measurement; its output is shown only when it fails.
 pub fn measured(command: &Command, input: Option<&Path>) -> Result<Cost> {
+    printed(command, input).map(|(cost, _)| cost)
+}
+
+/// The same, with what it wrote to standard output.
+pub fn printed(command: &Command, input: Option<&Path>) -> Result<(Cost, String)> {
     let time = system_program("time", "time")?;
     let figures = tempfile::NamedTempFile::new()?;
     let mut timed = Command::new(time);
@@ -65,7 +70,11 @@ pub fn measured(command: &Command, input: Option<&Path>) -> Result<Cost> {
         output.status,
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    parse(&fs::read_to_string(figures.path())?, wall_seconds)
+    let cost = parse(&fs::read_to_string(figures.path())?, wall_seconds)?;
+    Ok((
+        cost,
+        String::from_utf8(output.stdout).with_context(|| format!("`{}` printed no UTF-8", shown(command)))?,
+    ))
 }
 
 fn parse(figures: &str, wall_seconds: f64) -> Result<Cost> {

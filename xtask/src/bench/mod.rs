@@ -9,9 +9,11 @@ mod distributed;
 mod guests;
 mod hardware;
 mod images;
+mod limit;
 mod measure;
 mod peers;
 mod report;
+mod restores;
 mod rounds;
 mod servers;
 mod sources;
@@ -70,9 +72,13 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         true => None,
         false => Some(distributed::measure(&images[0], &work, arguments.rounds)?),
     };
+    let restores = match arguments.without_lvkeep {
+        true => None,
+        false => Some(restores::measure(&images, &work, arguments.rounds)?),
+    };
     let _ = fs::remove_dir_all(&work);
 
-    let report = report::Report::new(hardware, &images, results, distributed)?;
+    let report = report::Report::new(hardware, &images, results, distributed, restores)?;
     report.print();
     let path = folder.join("result.json");
     fs::write(&path, serde_json::to_string_pretty(&report)?)?;

@@ -11,6 +11,7 @@ use super::distributed::Distributed;
 use super::hardware::{Hardware, Share};
 use super::images::Image;
 use super::peers::Kind;
+use super::restores::Restores;
 use super::rounds::{Outcome, STEPS, Step};
 
 /// Everything measured.
@@ -21,6 +22,7 @@ pub struct Report {
     images: Vec<ImageSize>,
     tools: Vec<Outcome>,
     distributed: Option<Distributed>,
+    restores: Option<Restores>,
 }
 
 #[derive(Serialize)]
@@ -38,6 +40,7 @@ impl Report {
         images: &[Image],
         tools: Vec<Outcome>,
         distributed: Option<Distributed>,
+        restores: Option<Restores>,
     ) -> Result<Self> {
         let size = |image: &Image| -> Result<ImageSize> {
             let bytes = image.path.metadata()?.len();
@@ -52,7 +55,7 @@ impl Report {
         let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
         let processor = model.map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned());
-        Ok(Self { processor, hardware, images, tools, distributed })
+        Ok(Self { processor, hardware, images, tools, distributed, restores })
     }
 
     /// Prints the tables.
@@ -62,6 +65,9 @@ impl Report {
         self.print_ratios();
         self.print_hardware();
         self.print_distributed();
+        if let Some(restores) = &self.restores {
+            restores.print();
+        }
         for tool in &self.tools {
             for (step, why) in &tool.missing {
                 println!("not measured: {:?}, {step}: {why}", tool.tool);

@@ -335,3 +335,31 @@ async fn a_job_that_nobody_wants_any_more_ends() {
     fixture.context.stop.raise();
     agent.await.unwrap().unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_first_is_named_when_it_cannot_be_kept_again() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, LEN)).await;
+    let (path, undo) = (fixture.path("x"), fixture.context.environment.job_id());
+    std::fs::write(&path, b"before").unwrap();
+    let source = path.canonicalize().unwrap().to_str().unwrap().to_owned();
+    let volume = format!("{UNDO}host{source}");
+    let (tags, allow_changes, group, host) = (Vec::new(), false, None, "host".to_owned());
+    let kept = BackupJob { job: undo, volume, host, source, tags, allow_changes, group, plain: true };
+    let first = keep(&fixture, &kept).await;
+    // As an attempt that died has left it.
+    std::fs::write(&path, b"half of it").unwrap();
+    let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
+    let asked = job(&fixture, &root, &path).asking(More { undo: Some(undo), ..More::default() });
+    send(&fixture, &asked).await;
+    // Nobody makes a backup, and the job is stopped.
+    let mut jobs = fixture.context.bus.consume(&Queue::jobs(), 1).await.unwrap();
+    let _second = jobs.next().await.unwrap();
+    let stop = Message::new(&About::nothing(), &StopRestore { job: asked.job });
+    fixture.context.bus.broadcast(&Topic::stop_restore(), stop).await.unwrap();
+    let JobOutcome::Failed { why, .. } = done(&fixture, &asked).await else { panic!("it was restored") };
+    assert!(why.contains("may have overwritten a part"), "{why}");
+    assert!(why.contains(&format!("lvkeep undo {}", first.slot.session)), "{why}");
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+}

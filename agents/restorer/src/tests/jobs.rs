@@ -3,16 +3,18 @@
 use std::path::Path;
 use std::time::Duration;
 
-use agent::Queue;
 use agent::sessions::OpenSession;
+use agent::{Queue, Topic};
 use schema::JobId;
-use schema::messages::{About, FailureKind, JobDone, JobOutcome, Message, Preparation, RestoreJob};
+use schema::messages::{
+    About, FailureKind, JobDone, JobOutcome, Message, Preparation, RestoreJob, StopRestore,
+};
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
 
 use super::fixture::{CHUNK, Fixture, noise, serving};
-use crate::Serving;
 use crate::claim::Claim;
+use crate::{Serving, Target};
 
 const LEN: usize = 1 << 20;
 
@@ -279,6 +281,52 @@ async fn an_agent_takes_as_many_jobs_at_once_as_it_may() {
     for job in jobs {
         assert!(matches!(done(&fixture, job).await, JobOutcome::Restored { .. }));
     }
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+}
+
+/// Delivered again to the same agent, it neither begins a second time nor loses what stops it.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_comes_again_while_it_is_being_done_is_done_once() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, 4 * CHUNK)).await;
+    let allowed = vec![fixture.folder.path().to_path_buf()];
+    let agent = tokio::spawn(fixture.restorer().run(Serving { at_once: 2, ..serving(allowed) }));
+    fixture.store_is_open.send_replace(false);
+    let job = send(&fixture, &root, &fixture.path("x"), false).await;
+    while fixture.sessions().await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    send_as(job, &fixture, &root, &fixture.path("x"), false).await;
+    fixture.context.environment.sleep(Duration::from_secs(10)).await;
+    assert_eq!(fixture.sessions().await.len(), 1);
+    let stop = Message::new(&About::nothing(), &StopRestore { job });
+    fixture.context.bus.broadcast(&Topic::stop_restore(), stop).await.unwrap();
+    let JobOutcome::Failed { kind, .. } = done(&fixture, job).await else { panic!("it was restored") };
+    assert_eq!(kind, FailureKind::Revoked);
+    fixture.store_is_open.send_replace(true);
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+    assert!(!fixture.path("x").exists());
+}
+
+/// Its agent died, and somebody restored to the same file by force; a guest runs from that by now.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_somebody_else_restored_to_is_no_longer_a_dead_jobs() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, LEN);
+    let root = fixture.volume(&content).await;
+    let (path, job) = (fixture.path("x"), fixture.context.environment.job_id());
+    killed(&fixture, job, &content, &path).await;
+    let target = Target::new(&path, true);
+    fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap();
+    std::fs::write(&path, b"of the guest").unwrap();
+
+    let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
+    send_as(job, &fixture, &root, &path, false).await;
+    let JobOutcome::Failed { why, .. } = done(&fixture, job).await else { panic!("it was overwritten") };
+    assert!(why.contains("has content"), "{why}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"of the guest");
     fixture.context.stop.raise();
     agent.await.unwrap().unwrap();
 }

@@ -179,7 +179,11 @@ fn existing(
         Some(safety) => Some(safety_snapshot(inventory, group, volume, request, safety, &mut plan)?),
         None => None,
     };
-    let shares = plan.safety.is_some() || inventory.volumes.iter().any(|one| is_thin_snapshot(one, volume));
+    // Of what it has mapped, it may have to itself as little as nothing.
+    let is_snapshot = volume.is_thin() && volume.origin.is_some();
+    let shares = is_snapshot
+        || plan.safety.is_some()
+        || inventory.volumes.iter().any(|one| is_thin_snapshot(one, volume));
     if let Some(pool) = inventory.pool_of(volume) {
         let mapped = if shares { 0 } else { volume.used().unwrap_or(0) };
         let needed = request.data.saturating_sub(mapped);

@@ -2,7 +2,7 @@
 //! once, and on the same blocks. Then it is restored to like any volume with content, and nothing of it is believed.
 //!
 //! What comes of it is a volume of its own: writable, active, activated with the others, and still there when the other
-//! one is removed. LVM goes on naming the other one as its origin, which means nothing for a thin volume.
+//! one is removed. LVM names the other one as its origin while that is there, which means nothing for a thin volume.
 
 use super::plan::{Plan, Request, UNFINISHED, Volume};
 use super::zeroing::{Step, UNIT};

@@ -1,6 +1,7 @@
 //! All scenarios, by theme. A new one is a function here and a name in `tests/tests/lvm/main.rs`.
 
 mod agents;
+mod bulk;
 mod changes;
 mod facts;
 mod held;
@@ -251,6 +252,16 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "restored_over_a_thin_baseline",
         about: "the baseline of a thin target, kept or dropped, and the next backup is right",
         run: restore::restored_over_a_thin_baseline,
+    },
+    Scenario {
+        name: "restored_in_bulk",
+        about: "a plan of thick and thin volumes, by two agents of which one is killed",
+        run: bulk::restored_in_bulk,
+    },
+    Scenario {
+        name: "restored_and_shared_or_put_back",
+        about: "one template shared by thin volumes; and volumes put back after kill -9",
+        run: bulk::restored_and_shared_or_put_back,
     },
     Scenario {
         name: "a_volume_moves",
