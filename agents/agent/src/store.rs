@@ -18,6 +18,8 @@ use schema::config::StorePromise;
 
 use crate::Environment;
 
+mod deleting;
+
 /// Tries of an operation that may be repeated; with doubling pauses they span about 25 seconds.
 const TRIES: u32 = 8;
 /// The first pause between tries.
@@ -84,6 +86,7 @@ pub struct Listed {
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
+    batches: Option<Arc<dyn ObjectStore>>,
     prefix: Path,
     location: Arc<str>,
     environment: Arc<dyn Environment>,
@@ -103,7 +106,7 @@ impl Store {
         location: &str,
         environment: Arc<dyn Environment>,
     ) -> Self {
-        Self { inner, prefix: Path::from(prefix), location: location.into(), environment }
+        Self { inner, batches: None, prefix: Path::from(prefix), location: location.into(), environment }
     }
 
     /// What messages call it.
