@@ -136,7 +136,7 @@ fn is_caught(broken: Broken, bounds: Bounds, by: &[&'static str]) {
     let bounds = Bounds { broken: Some(broken), progress: false, ..bounds };
     let enough = HasDiscoveries::AnyOf(by.iter().copied().collect());
     let checker = bounds.checker().threads(1).finish_when(enough).spawn_bfs().join();
-    let found = by.iter().find_map(|property| Some((*property, checker.discovery(*property)?)));
+    let found = by.iter().find_map(|property| Some((*property, checker.discovery(property)?)));
     let Some((property, path)) = found else {
         panic!("{broken:?} was not caught in {} states", checker.unique_state_count())
     };
