@@ -15,6 +15,7 @@ mod embedded;
 mod kills;
 mod memory;
 mod object_store;
+mod prune;
 mod rescue;
 mod restorer;
 mod streams;
