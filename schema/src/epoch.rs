@@ -5,9 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::PackId;
 use crate::names::Slot;
 use crate::object::{Object, ObjectKind};
+use crate::{PackId, SessionId};
 
 /// The body of `gc/<n>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,4 +37,21 @@ pub struct Verdict {
 impl Object for Verdict {
     const KIND: ObjectKind = ObjectKind::Verdict;
     const WHAT: &'static str = "verdict";
+}
+
+/// The body of `gc/<n>.sessions`: the sessions that were open when the epoch stood there already.
+///
+/// Any listing that was made after the epoch is right, so that the first one is kept for everybody: a collector that
+/// comes later need not wait for sessions that have read the epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Awaited {
+    /// The epoch.
+    pub number: u64,
+    /// The sessions whose end it waits for.
+    pub sessions: Vec<SessionId>,
+}
+
+impl Object for Awaited {
+    const KIND: ObjectKind = ObjectKind::Awaited;
+    const WHAT: &'static str = "list of awaited sessions";
 }

@@ -34,6 +34,7 @@ pub const TARGETS: &[Target] = &[
     ("session", object::<session::Session>),
     ("epoch", object::<epoch::Epoch>),
     ("verdict", object::<epoch::Verdict>),
+    ("awaited", object::<epoch::Awaited>),
     ("message", message),
     ("writer_key_file", |b| drop(WriterKey::from_file(&String::from_utf8_lossy(b)))),
     ("writer_key", |b| drop(WriterKey::read_plain(b))),
@@ -47,6 +48,7 @@ pub const TARGETS: &[Target] = &[
         drop(names::Slot::parse_key(&text));
         drop(names::parse_pack(&text));
         drop(names::parse_epoch(&text));
+        drop(names::parse_session(&text));
     }),
 ];
 

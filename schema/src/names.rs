@@ -68,7 +68,18 @@ pub fn verdict(n: u64) -> String {
     format!("{EPOCHS}/{n:020}.verdict")
 }
 
-/// The epoch that a key names, and whether it is the verdict.
+/// The key of the list of sessions that an epoch waits for.
+pub fn awaited(n: u64) -> String {
+    format!("{EPOCHS}/{n:020}.sessions")
+}
+
+/// The session that a key names.
+pub fn parse_session(key: &str) -> Result<SessionId> {
+    let id = key.strip_prefix(SESSIONS).and_then(|rest| rest.strip_prefix('/'));
+    id.ok_or_else(|| FormatError::invalid("session name", format!("{key:?} is not one")))?.parse()
+}
+
+/// The epoch that a key names, and whether it is the verdict. Its list of awaited sessions is neither.
 pub fn parse_epoch(key: &str) -> Result<(u64, bool)> {
     let bad = || FormatError::invalid("epoch name", format!("{key:?} is not one"));
     let rest = key.strip_prefix(EPOCHS).and_then(|rest| rest.strip_prefix('/')).ok_or_else(bad)?;

@@ -38,6 +38,8 @@ pub enum ObjectKind {
     Verdict = 5,
     /// The sealed part of `config`.
     Config = 6,
+    /// The sessions that an epoch of the collector waits for.
+    Awaited = 9,
 }
 
 /// A value that is stored as a small object.

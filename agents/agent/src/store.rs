@@ -20,6 +20,8 @@ use schema::config::StorePromise;
 
 use crate::Environment;
 
+mod deleting;
+
 /// Tries of an operation that may be repeated; with doubling pauses they span about 25 seconds.
 const TRIES: u32 = 8;
 /// The first pause between tries.
@@ -86,6 +88,7 @@ pub struct Listed {
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
+    batches: Option<Arc<dyn ObjectStore>>,
     prefix: Path,
     location: Arc<str>,
     environment: Arc<dyn Environment>,
@@ -105,7 +108,7 @@ impl Store {
         location: &str,
         environment: Arc<dyn Environment>,
     ) -> Self {
-        Self { inner, prefix: Path::from(prefix), location: location.into(), environment }
+        Self { inner, batches: None, prefix: Path::from(prefix), location: location.into(), environment }
     }
 
     /// What messages call it.

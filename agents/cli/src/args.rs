@@ -1,11 +1,13 @@
 //! The command line. Every setting here can also come from the environment or from the configuration file.
 
+mod prune;
 mod streams;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use prune::PruneArgs;
 pub use streams::{ApplyArgs, InputFormat, SendArgs, StreamFormat, words};
 
 /// Backs up logical volumes, disk images and block devices into one deduplicated, compressed, encrypted archive,
@@ -104,6 +106,8 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Check that every snapshot can be restored
     Check(CheckArgs),
+    /// Delete what no snapshot needs any more, beside backups and restores
+    Prune(PruneArgs),
     /// Run roles as an agent over NATS, until SIGTERM
     Agent(AgentArgs),
     /// Show live sessions and agents, and volumes whose last snapshot is too old

@@ -28,6 +28,7 @@ mod open;
 mod options;
 mod plan;
 mod progress;
+mod prune;
 mod restore;
 mod select;
 mod send;
@@ -108,6 +109,7 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Send(args) => done(send::run(app, args).await),
         Command::Apply(args) => done(apply::run(app, args).await),
         Command::Check(args) => done(check::run(app, args).await),
+        Command::Prune(args) => done(prune::run(app, args).await),
         Command::Agent(_) => done(agents::run(app).await),
         Command::Status(args) => status::run(app, args).await,
         Command::Cancel(args) => done(sessions::cancel(app, args).await),

@@ -25,7 +25,7 @@ pub fn directory(repo: &str) -> Option<PathBuf> {
 pub fn store(repo: &str, create: bool, environment: Arc<dyn Environment>) -> anyhow::Result<Store> {
     if let Some(bucket) = repo.strip_prefix("s3://") {
         let (bucket, prefix) = bucket.split_once('/').unwrap_or((bucket, ""));
-        let inner = s3(bucket).with_context(|| format!("opening {repo}"))?;
+        let inner = s3(bucket, false).with_context(|| format!("opening {repo}"))?;
         return Ok(Store::new(inner, prefix.trim_matches('/'), repo.trim_end_matches('/'), environment));
     }
     let Some(path) = directory(repo) else {
@@ -47,7 +47,14 @@ pub fn store(repo: &str, create: bool, environment: Arc<dyn Environment>) -> any
     Ok(Store::new(Arc::new(inner), "", &path.display().to_string(), environment))
 }
 
-fn s3(bucket: &str) -> anyhow::Result<Arc<dyn ObjectStore>> {
+/// A client that deletes in batches, for those who delete much; a directory needs none.
+pub fn batches(repo: &str) -> anyhow::Result<Option<Arc<dyn ObjectStore>>> {
+    let Some(bucket) = repo.strip_prefix("s3://") else { return Ok(None) };
+    let (bucket, _) = bucket.split_once('/').unwrap_or((bucket, ""));
+    s3(bucket, true).map(Some).with_context(|| format!("opening {repo}"))
+}
+
+fn s3(bucket: &str, batches: bool) -> anyhow::Result<Arc<dyn ObjectStore>> {
     let plain = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"]
         .iter()
         .any(|name| std::env::var(name).is_ok_and(|url| url.starts_with("http://")));
@@ -55,8 +62,8 @@ fn s3(bucket: &str) -> anyhow::Result<Arc<dyn ObjectStore>> {
         .with_bucket_name(bucket)
         // Whoever repeats a request must know what it is: packs take a fresh name, conditional writes read first.
         .with_retry(object_store::RetryConfig { max_retries: 0, ..Default::default() })
-        // Objects are deleted one at a time: batches are no API that every S3 store has.
-        .with_disable_bulk_delete(true)
+        // Objects are deleted one at a time unless somebody is ready for errors: not every S3 store has batches.
+        .with_disable_bulk_delete(!batches)
         .with_allow_http(plain);
     if plain {
         // A rescue system may have none, and nothing here asks for any.

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::app::App;
 use crate::args::{Role, StatusArgs};
+use crate::prune::Waits;
 use crate::settings::parse_seconds;
 use crate::{bus, exit, select, text, undo};
 
@@ -25,6 +26,7 @@ struct Status {
     bytes: u64,
     volumes: Vec<Volume>,
     sessions: Vec<Session>,
+    collection: Option<Collection>,
     agents: Vec<Agent>,
 }
 
@@ -43,6 +45,18 @@ struct Session {
     volume: String,
     host: String,
     started: String,
+}
+
+/// A collection that is not finished.
+#[derive(Debug, Serialize)]
+struct Collection {
+    number: u64,
+    decided: bool,
+    snapshots: u64,
+    packs: u64,
+    packs_left: u64,
+    snapshots_left: u64,
+    waits_for: Vec<Waits>,
 }
 
 #[derive(Debug, Serialize)]
@@ -88,6 +102,7 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
         bytes: packs.iter().map(|(_, size)| size).sum(),
         volumes: newest.into_iter().map(volume).collect(),
         sessions: sessions::list(&repository).await?.into_iter().map(session).collect(),
+        collection: collector::unfinished(&repository).await?.map(collection),
         agents: match app.settings.nats.value.is_some() {
             true => agents(app).await?,
             false => Vec::new(),
@@ -104,6 +119,37 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
     }
     app.say(format!("lvkeep: too old: {}", too_old.join(", ")));
     Ok(ExitCode::from(exit::TOO_OLD))
+}
+
+fn collection(unfinished: collector::Unfinished) -> Collection {
+    Collection {
+        number: unfinished.number,
+        decided: unfinished.decided,
+        snapshots: unfinished.forgotten,
+        packs: unfinished.condemned,
+        packs_left: unfinished.left,
+        snapshots_left: unfinished.roots_left,
+        waits_for: unfinished.waits.iter().map(Waits::from).collect(),
+    }
+}
+
+impl Collection {
+    fn lines(&self) -> String {
+        let Self { number, snapshots, packs, .. } = self;
+        if self.decided {
+            return format!(
+                "collection {number} is not finished: {} of {packs} packs and {} of {snapshots} forgotten snapshots are \
+                 still there (`lvkeep prune` goes on)",
+                self.packs_left, self.snapshots_left
+            );
+        }
+        let mut lines = vec![format!(
+            "collection {number} is not finished: {packs} packs are condemned, {snapshots} snapshots forgotten (`lvkeep \
+             prune` goes on)"
+        )];
+        lines.extend(self.waits_for.iter().map(|waits| format!("  it waits for {}", waits.line())));
+        lines.join("\n")
+    }
 }
 
 /// Calls the roll, and takes the answers that come in time.
@@ -167,6 +213,7 @@ fn describe(app: &App, status: &Status) -> String {
         true => "no session is open".to_owned(),
         false => table.text(),
     });
+    lines.extend(status.collection.as_ref().map(Collection::lines));
     if app.settings.nats.value.is_some() {
         let mut table = text::Table::new(&["agent", "pid", "roles", "version"]);
         for agent in &status.agents {

@@ -131,6 +131,7 @@ fn every_flipped_bit_of_an_object_is_refused() {
     refused::<schema::root::Forgotten>("forgotten", &writer, &slot().forgotten());
     refused::<schema::epoch::Epoch>("epoch", &writer, &names::epoch(3));
     refused::<schema::epoch::Verdict>("verdict", &writer, &names::verdict(3));
+    refused::<schema::epoch::Awaited>("awaited", &writer, &names::awaited(3));
 }
 
 #[test]

@@ -73,11 +73,13 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("forgotten-plain", forgotten().seal(&plain, &slot.forgotten(), NONCE).unwrap()),
         ("epoch-plain", epoch().seal(&plain, &names::epoch(3), NONCE).unwrap()),
         ("verdict-plain", verdict().seal(&plain, &names::verdict(3), NONCE).unwrap()),
+        ("awaited-plain", awaited().seal(&plain, &names::awaited(3), NONCE).unwrap()),
         ("root", root().seal(&writer, &slot.snapshot(), NONCE).unwrap()),
         ("forgotten", forgotten().seal(&writer, &slot.forgotten(), NONCE).unwrap()),
         ("session", session().seal(&writer, &names::session(session_id()), NONCE).unwrap()),
         ("epoch", epoch().seal(&writer, &names::epoch(3), NONCE).unwrap()),
         ("verdict", verdict().seal(&writer, &names::verdict(3), NONCE).unwrap()),
+        ("awaited", awaited().seal(&writer, &names::awaited(3), NONCE).unwrap()),
     ];
     let other: Vec<(&str, Vec<u8>)> = vec![
         ("data-key.age", sealed.sealed.to_vec()),
@@ -224,6 +226,7 @@ fn objects_open() {
         opens(&format!("session{plain}"), writer, &names::session(session_id()), &session());
         opens(&format!("epoch{plain}"), writer, &names::epoch(3), &epoch());
         opens(&format!("verdict{plain}"), writer, &names::verdict(3), &verdict());
+        opens(&format!("awaited{plain}"), writer, &names::awaited(3), &awaited());
     }
     opens("session-ended", &plain_writer(), &names::session(session_id()), &ended_session());
     assert_eq!(root().check(slot).unwrap(), root());

@@ -228,6 +228,7 @@ fn names_have_one_spelling() {
         "gc/+0000000000000000001",
         "gc/99999999999999999999",
         "gc/00000000000000000001.verdict.verdict",
+        "gc/00000000000000000001.sessions",
     ] {
         assert!(names::parse_epoch(bad).is_err(), "{bad:?}");
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use schema::chunk::{FrameHeader, Sealer};
 use schema::config::{CHUNKER_BLOCK_ALIGNED, Config, StorePromise};
-use schema::epoch::{Epoch, Verdict};
+use schema::epoch::{Awaited, Epoch, Verdict};
 use schema::keys::{DataKey, FrameKey, Identity, SealedKey, WriterKey};
 use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Leaf, Node, Piece};
@@ -204,4 +204,8 @@ pub fn epoch() -> Epoch {
 
 pub fn verdict() -> Verdict {
     Verdict { number: 3, delete: vec![pack_id()] }
+}
+
+pub fn awaited() -> Awaited {
+    Awaited { number: 3, sessions: vec![session_id(), parent().session] }
 }

@@ -9,7 +9,8 @@ use agent::Repository;
 use agent::store::Store;
 use object_store::local::LocalFileSystem;
 use schema::keys::Identity;
-use schema::{Domain, PackId, names};
+use schema::root::Forgotten;
+use schema::{Domain, PackId, SessionId, names};
 use tokio::runtime::Runtime;
 
 use super::clock::RealTime;
@@ -85,6 +86,22 @@ impl Archive {
             }
         }
         Copies { stored: found.values().sum(), distinct: found.len() }
+    }
+
+    /// Bytes in packs.
+    pub fn size(&self) -> u64 {
+        let packs = self.block_on(self.repository.list_packs()).expect("a listing of packs");
+        packs.iter().map(|(_, size)| size).sum()
+    }
+
+    /// Forgets a snapshot.
+    pub fn forget(&self, snapshot: &str) {
+        let session: SessionId = snapshot.parse().expect("a snapshot's id");
+        let slots = self.block_on(self.repository.visible_slots(None)).expect("a listing of snapshots");
+        let slot = slots.into_iter().find(|slot| slot.session == session).expect("the snapshot");
+        let (key, marker) = (slot.forgotten(), Forgotten { slot, time_ms: 0, by: "a test".into() });
+        let sealed = self.repository.seal(&key, &marker).expect("a marker");
+        self.block_on(self.repository.store.create(&key, sealed)).expect("it is forgotten");
     }
 
     /// Sessions whose objects exist.

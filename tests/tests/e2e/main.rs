@@ -18,6 +18,7 @@ mod far;
 mod kills;
 mod memory;
 mod object_store;
+mod prune;
 mod rescue;
 mod restorer;
 mod snapbacks;

@@ -21,7 +21,7 @@ fn a_file_system_comes_back_from_an_object_store() {
     assert_eq!(unchanged["bytes_stored"], 0);
     let random = machine.place("random.img");
     random_file(&random, 40 << 20, 2);
-    machine.run(&["backup", "--name", "vm/data", &random]).ok();
+    let data = machine.json(&["backup", "--name", "vm/data", &random]);
 
     let target = machine.place("restored.img");
     machine.run(&["restore", "vm/root@latest", &target]).ok();
@@ -41,6 +41,16 @@ fn a_file_system_comes_back_from_an_object_store() {
     stranger.restores("vm/data@latest", &random);
     // Another prefix of the same bucket is another repository.
     stranger.run(&["--repo", &weed.location("some"), "snapshots"]).fails(3, &["holds no repository"]);
+
+    // What is forgotten goes, in batches that this store takes.
+    let archive = Archive::open(weed.store("some/prefix"), &identity);
+    let before = archive.size();
+    archive.forget(data["snapshot"].as_str().expect("an id"));
+    let pruned = machine.json(&["prune"]);
+    assert_eq!((&pruned["finished"], &pruned["snapshots_removed"]), (&true.into(), &1.into()), "{pruned}");
+    assert!(archive.size() + (40 << 20) <= before, "{before} bytes became {}", archive.size());
+    machine.run(&["check", "--read-data"]).ok();
+    machine.restores("vm/root@latest", &image);
 }
 
 #[test]

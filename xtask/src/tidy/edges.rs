@@ -13,7 +13,8 @@ use super::manifest::{Dependency, Manifest};
 /// Package names by package name.
 pub type Edges = BTreeMap<String, BTreeSet<String>>;
 
-const ROLES: [&str; 7] = ["reader", "hasher", "indexer", "storer", "conductor", "restorer", "exporter"];
+const ROLES: [&str; 8] =
+    ["reader", "hasher", "indexer", "storer", "conductor", "restorer", "collector", "exporter"];
 const RIMS: [&str; 2] = ["bus-nats", "volume-lvm"];
 const BINARY: &str = "lvkeep";
 
@@ -23,7 +24,17 @@ const RESTRICTED: [(&str, Rule); 3] = [
     ("tokio", Rule::Never(&["schema"])),
     (
         "object_store",
-        Rule::Only(&["agent", "indexer", "storer", "conductor", "restorer", "exporter", BINARY, "tests"]),
+        Rule::Only(&[
+            "agent",
+            "indexer",
+            "storer",
+            "conductor",
+            "restorer",
+            "collector",
+            "exporter",
+            BINARY,
+            "tests",
+        ]),
     ),
 ];
 

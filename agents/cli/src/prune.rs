@@ -1,0 +1,198 @@
+//! `prune`: deletes what no snapshot needs, beside backups and restores.
+
+use std::time::Duration;
+
+use agent::Repository;
+use collector::{Announce, Collector, Limits, Patience, Report, Settings, Waiting};
+use serde::Serialize;
+
+use crate::app::App;
+use crate::args::PruneArgs;
+use crate::settings::{parse_seconds, parse_size};
+use crate::{bus, open, text};
+
+/// A session that a collection waits for.
+#[derive(Debug, Serialize)]
+pub struct Waits {
+    /// Its id.
+    pub session: String,
+    kind: Option<String>,
+    volume: Option<String>,
+    host: Option<String>,
+    started: Option<String>,
+}
+
+impl From<&Waiting> for Waits {
+    fn from(waiting: &Waiting) -> Self {
+        let about = waiting.about.as_ref();
+        Self {
+            session: waiting.session.to_string(),
+            kind: about.map(|about| format!("{:?}", about.kind).to_lowercase()),
+            volume: about.map(|about| about.volume.clone()),
+            host: about.map(|about| about.host.clone()),
+            started: about.map(|about| text::rfc3339(about.started_ms)),
+        }
+    }
+}
+
+impl Waits {
+    /// Which session, and what to do when it is dead.
+    pub fn line(&self) -> String {
+        let Self { session, kind, volume, host, started } = self;
+        match (kind, volume, host, started) {
+            (Some(kind), Some(volume), Some(host), Some(started)) => {
+                format!(
+                    "{kind} of {volume} on {host} since {started} (`lvkeep cancel {session}` if it is dead)"
+                )
+            }
+            _ => format!("session {session}, whose object cannot be read"),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Pruned {
+    dry_run: bool,
+    collection: Option<u64>,
+    finished: bool,
+    snapshots_forgotten: u64,
+    snapshots_removed: u64,
+    packs_unneeded: u64,
+    packs_rewritten: u64,
+    packs_written: u64,
+    packs_deleted: u64,
+    bytes_written: u64,
+    bytes_freed: u64,
+    bytes_total: u64,
+    bytes_unneeded: u64,
+    bytes_movable_later: u64,
+    bytes_scattered: u64,
+    bytes_held_by_sessions: u64,
+    bytes_damaged: u64,
+    packs_locked: usize,
+    snapshots_locked: usize,
+    waits_for: Vec<Waits>,
+}
+
+/// `lvkeep prune`.
+pub async fn run(app: &App, args: &PruneArgs) -> anyhow::Result<()> {
+    app.stop_on_signals()?;
+    let mut repository = app.repository().await?;
+    if !args.dry_run {
+        open::check_writable(&repository).await?;
+        prepare(app, &mut repository).await?;
+    }
+    let collector = Collector::new(repository, settings(app, args).await?, app.stop.clone());
+    let report = match args.dry_run {
+        true => collector.dry_run().await?,
+        false => collector.prune().await?,
+    };
+    let pruned = pruned(args, &report);
+    app.print(&pruned, || describe(&pruned))
+}
+
+/// What `init` found of the store is asked again: two creators of one name must not both win.
+async fn prepare(app: &App, repository: &mut Repository) -> anyhow::Result<()> {
+    let promise = repository.store.probe().await.map_err(agent::Failure::from)?;
+    repository.config.store.conditional_create &= promise.conditional_create;
+    if let Some(batches) = open::batches(&app.settings.repo.value)? {
+        repository.store = repository.store.clone().with_batches(batches);
+    }
+    Ok(())
+}
+
+async fn settings(app: &App, args: &PruneArgs) -> anyhow::Result<Settings> {
+    let length = |what, text: &Option<String>| {
+        text.as_deref().map(|text| parse_seconds(what, text).map(Duration::from_secs_f64)).transpose()
+    };
+    let announce = match app.settings.nats.value.is_some() && !args.dry_run {
+        true => Announce::to(bus::connect(app, "prune").await?, app.settings.index_shards.value),
+        false => Announce::default(),
+    };
+    Ok(Settings {
+        limits: Limits {
+            max_repack: parse_size("max-repack", &args.max_repack)?,
+            repack_below: args.repack_below,
+        },
+        memory: app.settings.memory.value / 2,
+        patience: Patience {
+            wait: length("wait", &args.wait)?.unwrap_or_default(),
+            revoke_after: length("revoke-after", &args.revoke_after)?,
+        },
+        exclusive: args.exclusive,
+        announce,
+    })
+}
+
+fn pruned(args: &PruneArgs, report: &Report) -> Pruned {
+    let sums = report.sums.unwrap_or_default();
+    Pruned {
+        dry_run: args.dry_run,
+        collection: report.epoch,
+        finished: report.waits.is_empty() && report.swept.is_finished(),
+        snapshots_forgotten: report.forgotten,
+        snapshots_removed: report.swept.snapshots,
+        packs_unneeded: report.dead,
+        packs_rewritten: report.rewritten,
+        packs_written: report.new_packs,
+        packs_deleted: report.swept.packs,
+        bytes_written: report.new_bytes,
+        bytes_freed: report.swept.bytes,
+        bytes_total: sums.total,
+        bytes_unneeded: sums.dead + sums.rewritten.saturating_sub(sums.moved),
+        bytes_movable_later: sums.later,
+        bytes_scattered: sums.scattered,
+        bytes_held_by_sessions: sums.held,
+        bytes_damaged: sums.damaged,
+        packs_locked: report.swept.locked.len(),
+        snapshots_locked: report.swept.locked_roots.len(),
+        waits_for: report.waits.iter().map(Waits::from).collect(),
+    }
+}
+
+fn describe(pruned: &Pruned) -> String {
+    let mut lines = Vec::new();
+    let size = text::size;
+    match pruned.dry_run {
+        true => lines.push(format!(
+            "would remove {} forgotten snapshots and {} packs ({}), {} of them after moving what is needed to new ones",
+            pruned.snapshots_forgotten,
+            pruned.packs_unneeded + pruned.packs_rewritten,
+            size(pruned.bytes_unneeded),
+            pruned.packs_rewritten
+        )),
+        false if pruned.collection.is_none() => lines.push("nothing to collect".to_owned()),
+        false => lines.push(format!(
+            "removed {} forgotten snapshots and {} packs ({}); {} packs were rewritten to {} new ones ({})",
+            pruned.snapshots_removed,
+            pruned.packs_deleted,
+            size(pruned.bytes_freed),
+            pruned.packs_rewritten,
+            pruned.packs_written,
+            size(pruned.bytes_written)
+        )),
+    }
+    let mut left = |bytes: u64, what: &str| {
+        if bytes > 0 {
+            lines.push(format!("left: {} {what}", size(bytes)));
+        }
+    };
+    left(pruned.bytes_movable_later, "no longer needed, for another run (--max-repack)");
+    left(pruned.bytes_scattered, "no longer needed, in packs that mostly are (--repack-below)");
+    left(pruned.bytes_held_by_sessions, "in packs that open sessions write to");
+    left(pruned.bytes_damaged, "in damaged packs, which are never deleted (`lvkeep check`)");
+    for waits in &pruned.waits_for {
+        lines.push(format!("waits for {}", waits.line()));
+    }
+    if !pruned.waits_for.is_empty() {
+        lines.push("nothing more is deleted until they have ended; the next prune goes on".to_owned());
+    }
+    if pruned.packs_locked + pruned.snapshots_locked > 0 {
+        lines.push(format!(
+            "the store does not let {} packs and {} snapshots go yet (object lock, or credentials that may not delete); \
+             the next prune tries again",
+            pruned.packs_locked, pruned.snapshots_locked
+        ));
+    }
+    lines.join("\n")
+}

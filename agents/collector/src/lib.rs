@@ -1,0 +1,250 @@
+//! The collector: deletes packs that no snapshot needs, beside any number of sessions and of other collectors.
+//!
+//! It owns nothing and locks nothing. A collection is an epoch in the bucket: it says what is condemned, sessions that
+//! begin later do not rely on that, and when the earlier ones have ended, a second mark decides what is deleted. Each
+//! step is durable before the next one, so that anybody can go on with it after a crash. No clock decides anything but
+//! when to give up waiting. It opens structure and never content, and asks the bucket alone: no index, no bus.
+
+mod announce;
+mod census;
+mod epochs;
+mod footers;
+mod live;
+mod mark;
+mod plan;
+mod rewrite;
+mod sessions;
+mod state;
+mod structure;
+mod sweep;
+mod verdict;
+
+use agent::{Failure, Repository, Stop};
+use schema::PackId;
+use schema::epoch::{Epoch, Verdict};
+use schema::messages::FailureKind;
+
+pub use announce::Announce;
+pub use epochs::{Latest, latest};
+pub use plan::{Limits, Sums};
+pub use sessions::{About, Patience, Waiting};
+pub use state::{Unfinished, unfinished};
+pub use sweep::Swept;
+
+use census::Census;
+use footers::Footers;
+use mark::Sources;
+use plan::Plan;
+
+/// Epochs that one run begins when others are quicker each time.
+const ATTEMPTS: u32 = 4;
+
+/// Forgotten snapshots that one epoch sweeps at most: its object must stay small.
+const FORGOTTEN_MAX: usize = 1 << 18;
+
+/// How a collector works.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How much is rewritten.
+    pub limits: Limits,
+    /// Bytes for the ids of needed chunks, four and a half for each; more chunks take more passes over the maps. At
+    /// most as much again goes to what else is kept.
+    pub memory: u64,
+    /// How long sessions are waited for.
+    pub patience: Patience,
+    /// Somebody gives their word that nothing else writes to the bucket. Needed where the store lets two creators of one
+    /// name win.
+    pub exclusive: bool,
+    /// Where new packs are announced.
+    pub announce: Announce,
+}
+
+/// What a run did, and what it left.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The epoch that the run ended in; none when there was nothing to collect.
+    pub epoch: Option<u64>,
+    /// What was swept, of all epochs that this run worked on.
+    pub swept: Swept,
+    /// Bytes in packs, when a census was taken.
+    pub sums: Option<Sums>,
+    /// Forgotten snapshots in that census.
+    pub forgotten: u64,
+    /// Packs in that census that hold nothing that is needed.
+    pub dead: u64,
+    /// Packs that were rewritten, or would be.
+    pub rewritten: u64,
+    /// Packs that they were rewritten to.
+    pub new_packs: u64,
+    /// Bytes of those.
+    pub new_bytes: u64,
+    /// Sessions that must end before anything more can be done.
+    pub waits: Vec<Waiting>,
+}
+
+/// A collector of one repository.
+pub struct Collector {
+    repository: Repository,
+    settings: Settings,
+    stop: Stop,
+    footers: Footers,
+}
+
+/// Whether an epoch could be brought to its end.
+enum Ended {
+    Finished,
+    Not,
+}
+
+impl Collector {
+    /// A collector that ends between two steps when `stop` is raised.
+    pub fn new(repository: Repository, settings: Settings, stop: Stop) -> Self {
+        let footers = Footers::new(repository.clone());
+        Self { repository, settings, stop, footers }
+    }
+
+    /// Finishes what is unfinished, then collects what there is. Ends early, without an error, when it waits for
+    /// sessions for longer than it should, or when the store does not let something go yet.
+    pub async fn prune(&self) -> Result<Report, Failure> {
+        self.check_store()?;
+        let mut report = Report::default();
+        for _ in 0..ATTEMPTS {
+            let next = match latest(&self.repository).await? {
+                Latest::Finished { next } => next,
+                open => match self.finish(open, &mut report).await? {
+                    Ended::Finished => continue,
+                    Ended::Not => return Ok(report),
+                },
+            };
+            let Some(epoch) = self.propose(next, &mut report).await? else { return Ok(report) };
+            self.go_on()?;
+            if epochs::create_epoch(&self.repository, &epoch).await? {
+                report.epoch = Some(epoch.number);
+                self.finish(Latest::Open(epoch), &mut report).await?;
+                return Ok(report);
+            }
+            tracing::info!(
+                number = epoch.number,
+                "another collector has begun; going on with its collection"
+            );
+        }
+        let why = "other collectors were quicker each time; let them finish";
+        Err(Failure::new(FailureKind::Other, why))
+    }
+
+    /// What a run would do. Changes nothing.
+    pub async fn dry_run(&self) -> Result<Report, Failure> {
+        let mut report = Report::default();
+        if let Some(unfinished) = unfinished(&self.repository).await? {
+            report.epoch = Some(unfinished.number);
+            report.waits = unfinished.waits;
+        }
+        let (census, plan) = self.census().await?;
+        note(&mut report, &census, &plan);
+        report.rewritten = plan.rewrite.len() as u64;
+        Ok(report)
+    }
+
+    /// A store where two creators of one name may win cannot say which epoch or verdict holds.
+    fn check_store(&self) -> Result<(), Failure> {
+        if self.repository.config.store.conditional_create || self.settings.exclusive {
+            return Ok(());
+        }
+        Err(Failure::refused(format!(
+            "{} does not keep its word on conditional writes: it lets two writers of one name both believe that they won, \
+             so that nothing can be deleted safely beside others. Stop every backup, restore and other prune, and give \
+             --exclusive",
+            self.repository.store.location()
+        )))
+    }
+
+    fn go_on(&self) -> Result<(), Failure> {
+        match self.stop.is_raised() {
+            true => Err(interrupted()),
+            false => Ok(()),
+        }
+    }
+
+    fn sources(&self) -> Sources<'_> {
+        Sources { repository: &self.repository, footers: &self.footers, stop: &self.stop }
+    }
+
+    /// Step 1.
+    async fn census(&self) -> Result<(Census, Plan), Failure> {
+        let census = census::list_and_mark(&self.sources(), self.settings.memory).await?;
+        let plan = plan::plan(&census.packs, self.settings.limits);
+        Ok((census, plan))
+    }
+
+    /// Steps 1 and 2: an epoch to be created, or none when there is nothing to collect.
+    async fn propose(&self, number: u64, report: &mut Report) -> Result<Option<Epoch>, Failure> {
+        let (mut census, plan) = self.census().await?;
+        note(report, &census, &plan);
+        census.forgotten.truncate(FORGOTTEN_MAX);
+        let packs: Vec<_> = plan.rewrite.iter().map(|place| &census.packs[*place]).collect();
+        let rewritten = rewrite::rewrite(&self.sources(), &self.settings.announce, &packs).await?;
+        report.rewritten = rewritten.old.len() as u64;
+        report.new_packs = rewritten.new;
+        report.new_bytes = rewritten.bytes;
+        let mut condemned = plan.dead;
+        condemned.extend(rewritten.old);
+        if condemned.is_empty() && census.forgotten.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Epoch { number, forgotten: census.forgotten, condemned }))
+    }
+
+    /// Steps 4 to 7 of an epoch, whoever created it.
+    async fn finish(&self, latest: Latest, report: &mut Report) -> Result<Ended, Failure> {
+        let (epoch, verdict) = match latest {
+            Latest::Finished { .. } => return Ok(Ended::Finished),
+            Latest::Decided(epoch, verdict) => (epoch, verdict),
+            Latest::Open(epoch) => {
+                report.epoch = Some(epoch.number);
+                let sessions = sessions::list_sessions(&self.repository, epoch.number).await?;
+                report.waits =
+                    sessions::wait(&self.repository, &sessions, self.settings.patience, &self.stop).await?;
+                if !report.waits.is_empty() {
+                    return Ok(Ended::Not);
+                }
+                self.go_on()?;
+                let verdict = self.decide(&epoch).await?;
+                (epoch, verdict)
+            }
+        };
+        report.epoch = Some(epoch.number);
+        let swept = sweep::sweep(&self.repository, &epoch, &verdict).await?;
+        let finished = swept.is_finished();
+        report.swept.snapshots += swept.snapshots;
+        report.swept.packs += swept.packs;
+        report.swept.bytes += swept.bytes;
+        report.swept.locked = swept.locked;
+        report.swept.locked_roots = swept.locked_roots;
+        Ok(if finished { Ended::Finished } else { Ended::Not })
+    }
+
+    /// Steps 5 and 6. A verdict that came meanwhile holds.
+    async fn decide(&self, epoch: &Epoch) -> Result<Verdict, Failure> {
+        if let Some(verdict) = epochs::verdict(&self.repository, epoch.number).await? {
+            return Ok(verdict);
+        }
+        let delete: Vec<PackId> =
+            verdict::mark_again_and_reprieve(&self.sources(), epoch, self.settings.memory).await?;
+        self.go_on()?;
+        epochs::create_verdict(&self.repository, Verdict { number: epoch.number, delete }).await
+    }
+}
+
+fn note(report: &mut Report, census: &Census, plan: &Plan) {
+    report.sums = Some(plan.sums);
+    report.forgotten = census.forgotten.len() as u64;
+    report.dead = plan.dead.len() as u64;
+}
+
+/// Somebody asked this process to stop.
+fn interrupted() -> Failure {
+    Failure::new(FailureKind::Revoked, "interrupted; the next prune goes on where this one ended")
+}
+
+#[cfg(test)]
+mod tests;

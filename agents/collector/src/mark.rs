@@ -1,0 +1,163 @@
+//! Marking: which chunks the snapshots need.
+//!
+//! Maps share nodes and leaves; each is read once, as far as memory for the ids of what was read suffices. A part of a
+//! map that cannot be read stops everything, unless its snapshot has been seen to be gone.
+
+use std::collections::HashSet;
+
+use agent::repository::AtSlot;
+use agent::{Failure, Repository, Stop};
+use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use schema::ChunkId;
+use schema::limits::NODE_FANOUT;
+use schema::map::{Content, Geometry, Leaf, Node};
+use schema::messages::FailureKind;
+use schema::names::Slot;
+use schema::root::Root;
+
+use crate::footers::Footers;
+use crate::interrupted;
+use crate::live::LiveIds;
+use crate::structure::Structure;
+
+/// Nodes and leaves that are remembered as read; 33 bytes each, and half as much again for the table.
+const VISITED_MAX: usize = 1 << 20;
+/// Roots, and leaves of one node, that are read at once. A leaf has 1 MiB at most.
+const AT_ONCE: usize = 16;
+
+/// Where marking reads.
+pub(crate) struct Sources<'a> {
+    pub(crate) repository: &'a Repository,
+    pub(crate) footers: &'a Footers,
+    pub(crate) stop: &'a Stop,
+}
+
+/// Marks what these snapshots need, as far as it is within the range of `live`.
+pub(crate) async fn mark(
+    sources: &Sources<'_>,
+    structure: &mut Structure,
+    slots: &[Slot],
+    live: LiveIds,
+) -> Result<LiveIds, Failure> {
+    let mut walk = Walk { sources, structure, live, visited: HashSet::new() };
+    let at_slot = |slot: Slot| sources.repository.at_slot(slot);
+    let mut roots = stream::iter(slots.to_vec()).map(at_slot).buffered(AT_ONCE);
+    while let Some(at_slot) = roots.try_next().await.map_err(|failure| {
+        failure.context(
+            "a snapshot cannot be read, so that nobody knows what it needs (forget it if it is lost)",
+        )
+    })? {
+        if let AtSlot::Snapshot(root) = at_slot {
+            walk.snapshot(&root).await?;
+        }
+    }
+    walk.live.seal();
+    Ok(walk.live)
+}
+
+struct Walk<'a> {
+    sources: &'a Sources<'a>,
+    structure: &'a mut Structure,
+    live: LiveIds,
+    visited: HashSet<ChunkId>,
+}
+
+impl Walk<'_> {
+    async fn snapshot(&mut self, root: &Root) -> Result<(), Failure> {
+        let Err(failure) = self.map(root).await else { return Ok(()) };
+        // What was begun and not finished must not count as read when another snapshot shares it.
+        self.visited.clear();
+        if failure.kind != FailureKind::Damaged {
+            return Err(failure);
+        }
+        match self.sources.repository.at_slot(root.slot).await? {
+            AtSlot::Snapshot(_) => Err(failure.context(format!(
+                "the map of {} ({}) cannot be read, so that nobody knows what it needs: nothing is deleted (`lvkeep \
+                 check` says more; a snapshot that is lost can be forgotten)",
+                root.volume, root.slot.session
+            ))),
+            AtSlot::Nothing | AtSlot::Tombstone => Ok(()),
+        }
+    }
+
+    async fn map(&mut self, root: &Root) -> Result<(), Failure> {
+        let geometry = Geometry::new(root.size)?;
+        // What is to be read: a chunk, its level above the leaves, and its number in that level.
+        let mut below: Vec<(ChunkId, u8, u64)> =
+            root.top.map(|top| (top, geometry.depth(), 0)).into_iter().collect();
+        while let Some((id, level, number)) = below.pop() {
+            if self.sources.stop.is_raised() {
+                return Err(interrupted());
+            }
+            if level == 0 {
+                self.leaves(geometry, vec![(id, number)]).await?;
+                continue;
+            }
+            if !self.enter(&id) {
+                continue;
+            }
+            let node = Node::parse(&self.read(id).await?, level)?;
+            let first = number * NODE_FANOUT as u64;
+            let children = node.children().iter().zip(first..).filter_map(|(id, n)| Some(((*id)?, n)));
+            match level {
+                1 => self.leaves(geometry, children.collect()).await?,
+                _ => below.extend(children.map(|(id, number)| (id, level - 1, number))),
+            }
+        }
+        Ok(())
+    }
+
+    async fn leaves(&mut self, geometry: Geometry, mut leaves: Vec<(ChunkId, u64)>) -> Result<(), Failure> {
+        leaves.retain(|(id, _)| self.enter(id));
+        let mut missed = Vec::new();
+        {
+            let (structure, repository) = (&*self.structure, self.sources.repository);
+            let read = |(id, number)| async move { (id, number, structure.read(repository, id).await) };
+            let mut read = stream::iter(leaves).map(read).buffer_unordered(AT_ONCE);
+            while let Some((id, number, bytes)) = read.next().await {
+                match bytes {
+                    Ok(bytes) => insert(&mut self.live, geometry, number, &bytes)?,
+                    Err(failure) if failure.kind == FailureKind::Damaged => missed.push((id, number)),
+                    Err(failure) => return Err(failure),
+                }
+            }
+        }
+        for (id, number) in missed {
+            let bytes = self.read_again(id).await?;
+            insert(&mut self.live, geometry, number, &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Marks a structure chunk; whether what is below it must be read.
+    fn enter(&mut self, id: &ChunkId) -> bool {
+        self.live.insert(id);
+        match self.visited.len() < VISITED_MAX {
+            true => self.visited.insert(*id),
+            false => !self.visited.contains(id),
+        }
+    }
+
+    async fn read(&mut self, id: ChunkId) -> Result<Bytes, Failure> {
+        match self.structure.read(self.sources.repository, id).await {
+            Err(failure) if failure.kind == FailureKind::Damaged => self.read_again(id).await,
+            read => read,
+        }
+    }
+
+    async fn read_again(&mut self, id: ChunkId) -> Result<Bytes, Failure> {
+        self.structure.read_again(self.sources.repository, self.sources.footers, id).await
+    }
+}
+
+/// Marks what a leaf names.
+fn insert(live: &mut LiveIds, geometry: Geometry, number: u64, bytes: &[u8]) -> Result<(), Failure> {
+    let range = geometry.leaf_range(number);
+    for piece in Leaf::parse(bytes, range.end - range.start)?.pieces() {
+        if let Content::Chunk(id) = piece.content {
+            live.insert(&id);
+        }
+    }
+    Ok(())
+}

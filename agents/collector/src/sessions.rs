@@ -1,0 +1,165 @@
+//! Step 4: waits for the sessions that were open when the epoch stood there already.
+//!
+//! The first listing after the epoch is kept beside it, so that whoever goes on later waits for those alone: later
+//! sessions have read the epoch. A session whose slot is decided can commit nothing else; its object is all that is left
+//! of it. Whether another one is dead, only the operator knows, or a limit that the operator set.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use agent::repository::AtSlot;
+use agent::store::Created;
+use agent::{Failure, Repository, Stop};
+use schema::epoch::Awaited;
+use schema::names;
+use schema::session::{Session, SessionKind};
+use schema::{Object, SessionId};
+
+/// Pauses between two looks, from the first one to the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
+
+/// A session that a collection waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// The session.
+    pub session: SessionId,
+    /// What it does; none when its object cannot be read.
+    pub about: Option<About>,
+}
+
+/// What a session says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// Backup, restore, or another kind.
+    pub kind: SessionKind,
+    /// The volume.
+    pub volume: String,
+    /// The host that drives it.
+    pub host: String,
+    /// When it began, in milliseconds since 1970.
+    pub started_ms: u64,
+}
+
+/// How long to wait.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Patience {
+    /// For sessions to end by themselves.
+    pub wait: Duration,
+    /// Sessions that began longer ago are declared dead.
+    pub revoke_after: Option<Duration>,
+}
+
+/// The sessions whose objects exist, also those that cannot be read.
+pub(crate) async fn listed(repository: &Repository) -> Result<BTreeSet<SessionId>, Failure> {
+    let listed = repository.store.list(names::SESSIONS).await?;
+    Ok(listed.iter().filter_map(|listed| names::parse_session(&listed.key).ok()).collect())
+}
+
+/// The sessions that an epoch waits for: as the first listing had them, or as a new one has them.
+pub(crate) async fn list_sessions(
+    repository: &Repository,
+    number: u64,
+) -> Result<BTreeSet<SessionId>, Failure> {
+    let key = names::awaited(number);
+    match repository.read::<Awaited>(&key).await {
+        Ok(Some(awaited)) if awaited.number == number => return Ok(awaited.sessions.into_iter().collect()),
+        Ok(_) => {}
+        Err(failure) => tracing::warn!(%failure, "listing the sessions anew"),
+    }
+    let sessions = listed(repository).await?;
+    let awaited = Awaited { number, sessions: sessions.iter().copied().collect() };
+    match repository.store.create(&key, repository.seal(&key, &awaited)?).await? {
+        Created::Won => Ok(sessions),
+        // Both listings are right; the older one has fewer sessions that began later.
+        Created::Lost(found) => match Awaited::open(&found, &repository.key, &key) {
+            Ok(first) if first.number == number => Ok(first.sessions.into_iter().collect()),
+            _ => Ok(sessions),
+        },
+    }
+}
+
+/// Waits until these sessions are gone; returns those that are not.
+pub(crate) async fn wait(
+    repository: &Repository,
+    sessions: &BTreeSet<SessionId>,
+    patience: Patience,
+    stop: &Stop,
+) -> Result<Vec<Waiting>, Failure> {
+    let environment = repository.environment();
+    let start = environment.elapsed();
+    let mut pause = PAUSES.0;
+    loop {
+        let open = still_open(repository, sessions, patience).await?;
+        let left = patience.wait.saturating_sub(environment.elapsed().saturating_sub(start));
+        if open.is_empty() || left.is_zero() || stop.is_raised() {
+            return Ok(open);
+        }
+        environment.timeout(pause.min(left), stop.raised()).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Those of the sessions that are still open.
+pub(crate) async fn open_of(
+    repository: &Repository,
+    sessions: &BTreeSet<SessionId>,
+) -> Result<Vec<(Waiting, Option<Session>)>, Failure> {
+    let mut open = Vec::new();
+    for session in listed(repository).await?.intersection(sessions).copied() {
+        let body = match repository.read::<Session>(&names::session(session)).await {
+            Ok(Some(body)) => body,
+            Ok(None) => continue,
+            Err(failure) => {
+                tracing::warn!(%failure, "a session object cannot be read; its session is waited for all the same");
+                open.push((Waiting { session, about: None }, None));
+                continue;
+            }
+        };
+        let (volume, host) = (body.volume.clone(), body.host.clone());
+        let about = About { kind: body.kind, volume, host, started_ms: body.started_ms };
+        open.push((Waiting { session, about: Some(about) }, Some(body)));
+    }
+    Ok(open)
+}
+
+async fn still_open(
+    repository: &Repository,
+    sessions: &BTreeSet<SessionId>,
+    patience: Patience,
+) -> Result<Vec<Waiting>, Failure> {
+    let mut open = Vec::new();
+    for (waiting, body) in open_of(repository, sessions).await? {
+        let over = match body {
+            Some(body) => is_over(repository, &body, patience).await?,
+            None => false,
+        };
+        if !over {
+            open.push(waiting);
+        }
+    }
+    Ok(open)
+}
+
+/// Ends what is left of a session whose slot is decided, and decides the slot of one that is declared dead.
+async fn is_over(repository: &Repository, session: &Session, patience: Patience) -> Result<bool, Failure> {
+    let decided = match session.slot {
+        Some(slot) => !matches!(repository.at_slot(slot).await?, AtSlot::Nothing),
+        None => false,
+    };
+    if decided {
+        repository.store.delete(&names::session(session.id)).await?;
+        return Ok(true);
+    }
+    let age = Duration::from_millis(repository.environment().now_ms().saturating_sub(session.started_ms));
+    if patience.revoke_after.is_none_or(|limit| age < limit) {
+        return Ok(false);
+    }
+    tracing::warn!(session = %session.id, volume = %session.volume, host = %session.host, "declared dead: its slot is occupied");
+    occupy_slot(repository, session).await?;
+    Ok(true)
+}
+
+/// Revokes a session: its slot first, whatever that comes to, and only then its object.
+pub(crate) async fn occupy_slot(repository: &Repository, session: &Session) -> Result<(), Failure> {
+    agent::sessions::revoke(repository, session).await.map(drop)
+}

@@ -1,0 +1,65 @@
+//! Where an unfinished collection stands, for whoever asks: a few listings and reads.
+
+use std::collections::BTreeSet;
+
+use agent::{Failure, Repository};
+use schema::epoch::Awaited;
+use schema::names;
+
+use crate::epochs::{self, Latest, latest};
+use crate::sessions::{self, Waiting};
+
+/// An unfinished collection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished {
+    /// The epoch.
+    pub number: u64,
+    /// Forgotten snapshots that it sweeps.
+    pub forgotten: u64,
+    /// Packs that it condemned, or with a verdict: that are to be deleted.
+    pub condemned: u64,
+    /// Whether there is a verdict.
+    pub decided: bool,
+    /// Sessions that it waits for.
+    pub waits: Vec<Waiting>,
+    /// Packs of the verdict that are still there; a lock of the store may hold them.
+    pub left: u64,
+    /// Roots that are still to be overwritten, once there is a verdict.
+    pub roots_left: u64,
+}
+
+/// The unfinished collection, if there is one. Changes nothing.
+pub async fn unfinished(repository: &Repository) -> Result<Option<Unfinished>, Failure> {
+    Ok(match latest(repository).await? {
+        Latest::Finished { .. } => None,
+        Latest::Open(epoch) => {
+            let awaited = repository.read::<Awaited>(&names::awaited(epoch.number)).await?;
+            let awaited: BTreeSet<_> = match awaited {
+                Some(awaited) => awaited.sessions.into_iter().collect(),
+                None => sessions::listed(repository).await?,
+            };
+            let open = sessions::open_of(repository, &awaited).await?;
+            Some(Unfinished {
+                number: epoch.number,
+                forgotten: epoch.forgotten.len() as u64,
+                condemned: epoch.condemned.len() as u64,
+                decided: false,
+                waits: open.into_iter().map(|(waiting, _)| waiting).collect(),
+                left: 0,
+                roots_left: 0,
+            })
+        }
+        Latest::Decided(epoch, verdict) => {
+            let (packs, roots) = (epochs::packs(repository).await?, epochs::roots(repository).await?);
+            Some(Unfinished {
+                number: epoch.number,
+                forgotten: epoch.forgotten.len() as u64,
+                condemned: verdict.delete.len() as u64,
+                decided: true,
+                waits: Vec::new(),
+                left: verdict.delete.iter().filter(|pack| packs.contains(pack)).count() as u64,
+                roots_left: epoch.forgotten.iter().filter(|slot| roots.contains(slot)).count() as u64,
+            })
+        }
+    })
+}

@@ -1,0 +1,84 @@
+//! Step 7: carries a verdict out. By anybody, any number of times: it only says what is gone for ever.
+
+use std::collections::BTreeMap;
+
+use agent::store::StoreErrorKind;
+use agent::{Failure, Repository};
+use bytes::Bytes;
+use schema::PackId;
+use schema::epoch::{Epoch, Verdict};
+use schema::names::{self, Slot};
+
+use crate::epochs;
+
+/// Packs that are deleted between two looks at the flag that stops, and between two lines of the log.
+const BATCH: usize = 1000;
+
+/// What a sweep did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Forgotten snapshots whose roots became tombstones.
+    pub snapshots: u64,
+    /// Packs that were deleted.
+    pub packs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packs that the store does not let go yet.
+    pub locked: Vec<PackId>,
+    /// Roots that the store does not let be overwritten yet.
+    pub locked_roots: Vec<Slot>,
+}
+
+impl Swept {
+    /// Whether nothing is left to do.
+    pub fn is_finished(&self) -> bool {
+        self.locked.is_empty() && self.locked_roots.is_empty()
+    }
+}
+
+/// Overwrites the roots that the epoch sweeps, and deletes exactly the verdict's packs.
+pub(crate) async fn sweep(
+    repository: &Repository,
+    epoch: &Epoch,
+    verdict: &Verdict,
+) -> Result<Swept, Failure> {
+    let mut swept = Swept::default();
+    tombstone_roots(repository, epoch, &mut swept).await?;
+    delete_packs(repository, verdict, &mut swept).await?;
+    Ok(swept)
+}
+
+async fn tombstone_roots(repository: &Repository, epoch: &Epoch, swept: &mut Swept) -> Result<(), Failure> {
+    let roots = epochs::roots(repository).await?;
+    for slot in epoch.forgotten.iter().filter(|slot| roots.contains(slot)) {
+        match repository.store.put(&slot.snapshot(), Bytes::new()).await {
+            Ok(()) => swept.snapshots += 1,
+            Err(error) if error.kind() == StoreErrorKind::Denied => {
+                tracing::info!(%error, "a root may not be overwritten yet");
+                swept.locked_roots.push(*slot);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+async fn delete_packs(repository: &Repository, verdict: &Verdict, swept: &mut Swept) -> Result<(), Failure> {
+    let sizes: BTreeMap<PackId, u64> = repository.list_packs().await?.into_iter().collect();
+    let keys: Vec<String> = verdict
+        .delete
+        .iter()
+        .filter(|pack| sizes.contains_key(pack))
+        .map(|pack| names::pack(*pack))
+        .collect();
+    for batch in keys.chunks(BATCH) {
+        let locked = repository.store.delete_all(batch).await?;
+        for key in batch.iter().filter(|key| !locked.contains(key)) {
+            swept.packs += 1;
+            swept.bytes += names::parse_pack(key).ok().and_then(|pack| sizes.get(&pack)).unwrap_or(&0);
+        }
+        swept.locked.extend(locked.iter().filter_map(|key| names::parse_pack(key).ok()));
+        tracing::info!(deleted = swept.packs, of = keys.len(), locked = swept.locked.len(), "deleting packs");
+    }
+    Ok(())
+}

@@ -1,0 +1,5 @@
+mod collecting;
+mod faults;
+mod fixture;
+mod interleaved;
+mod refusing;

@@ -1,0 +1,156 @@
+use std::time::Duration;
+
+use agent::repository::AtSlot;
+use schema::names;
+
+use super::fixture::*;
+use crate::{Collector, Latest, Limits, Patience, latest, unfinished};
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_needs_is_deleted_and_what_is_needed_moves() {
+    let (world, forgotten) = littered(false).await;
+    let before = world.bytes().await;
+    let dry = world.collector().dry_run().await.unwrap();
+    assert_eq!((world.bytes().await, dry.epoch), (before, None));
+    let report = world.prune().await.unwrap();
+    assert_eq!((report.epoch, report.swept.snapshots, report.waits.len()), (Some(1), 2, 0));
+    assert_eq!((dry.dead, dry.rewritten, dry.sums), (report.dead, report.rewritten, report.sums));
+    assert!(report.dead > 0 && report.rewritten > 0 && report.new_packs > 0, "{report:?}");
+    assert_eq!(report.swept.packs, report.dead + report.rewritten);
+    assert_eq!(world.check().await, 2);
+    for slot in forgotten {
+        assert!(matches!(world.repository.at_slot(slot).await.unwrap(), AtSlot::Tombstone));
+        assert!(world.repository.store.head(&slot.forgotten()).await.unwrap().is_some());
+    }
+    // 22 chunks of a, 3 of c; two leaves.
+    let needed = 27 * CHUNK as u64;
+    assert!(
+        world.bytes().await < needed + needed / 2 && before > 2 * needed,
+        "{before}, {}",
+        world.bytes().await
+    );
+    world.prune_to_the_end().await;
+    assert_eq!(world.check().await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn frames_move_with_their_keys() {
+    let (world, _) = littered(true).await;
+    let report = world.prune().await.unwrap();
+    assert!(report.new_packs > 0);
+    // The oracle opens every chunk by the footer of its own pack.
+    assert_eq!(world.check().await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_to_collect_is_no_collection() {
+    let world = World::plain().await;
+    world.backup("a", &[1, 2, 3]).await;
+    assert_eq!(world.prune().await.unwrap().epoch, None);
+    assert_eq!(latest(&world.repository).await.unwrap(), Latest::Finished { next: 1 });
+    assert_eq!(world.check().await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_copies_the_newer_one_stays() {
+    let world = World::plain().await;
+    world.backup("a", &[1, 2, 3]).await;
+    let older = world.packs().await;
+    let newer = world.pack(schema::Domain::Data, &[chunk(1), chunk(2), chunk(3)], session(9)).await;
+    world.prune_to_the_end().await;
+    let left = world.packs().await;
+    assert!(left.contains(&newer) && left.len() == older.len(), "{older:?} {newer} {left:?}");
+    assert_eq!(world.check().await, 1);
+}
+
+fn session(number: u8) -> schema::SessionId {
+    schema::SessionId::from_bytes([number; 16])
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_budget_limits_what_moves() {
+    let (world, _) = littered(false).await;
+    let mut settings = World::settings();
+    settings.limits = Limits { max_repack: 0, ..settings.limits };
+    let report =
+        Collector::new(world.repository.clone(), settings, Default::default()).prune().await.unwrap();
+    assert_eq!((report.rewritten, report.new_packs), (0, 0));
+    assert!(report.dead > 0 && report.sums.unwrap().later > 0);
+    assert_eq!(world.check().await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_waits_for_the_sessions_that_were_open_and_for_no_later_ones() {
+    let (world, _) = littered(false).await;
+    let mut early = world.begin("early").await.unwrap();
+    let report = world.prune().await.unwrap();
+    assert_eq!(report.waits.len(), 1);
+    let about = report.waits[0].about.clone().unwrap();
+    assert_eq!((report.waits[0].session, about.volume.as_str()), (early.open.session().id, "early"));
+    let state = unfinished(&world.repository).await.unwrap().unwrap();
+    assert_eq!((state.number, state.decided, state.waits), (1, false, report.waits));
+
+    let mut late = world.begin("late").await.unwrap();
+    late.store(&(40..60).collect::<Vec<_>>()).await.unwrap();
+    early.store(&(1..25).collect::<Vec<_>>()).await.unwrap();
+    assert_eq!(world.prune().await.unwrap().waits.len(), 1);
+    early.commit().await.unwrap().unwrap();
+    // The late session is still open, and read the epoch.
+    let report = world.prune().await.unwrap();
+    assert!(report.swept.packs > 0 && report.swept.snapshots == 2, "{report:?}");
+    late.commit().await.unwrap().unwrap();
+    assert_eq!(world.check().await, 4);
+    world.prune_to_the_end().await;
+    assert_eq!(world.check().await, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_ends_when_the_session_does() {
+    let (world, _) = littered(false).await;
+    let mut backup = world.begin("early").await.unwrap();
+    backup.store(&[1, 2, 3]).await.unwrap();
+    let mut settings = World::settings();
+    settings.patience.wait = Duration::from_secs(3600);
+    let collector = Collector::new(world.repository.clone(), settings, Default::default());
+    let later = async {
+        world.repository.environment().sleep(Duration::from_secs(600)).await;
+        backup.commit().await.unwrap().unwrap();
+    };
+    let (report, ()) = tokio::join!(collector.prune(), later);
+    assert!(report.unwrap().swept.packs > 0);
+    assert_eq!(world.check().await, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_declared_dead_loses_its_slot_before_its_object() {
+    let (world, _) = littered(false).await;
+    let mut backup = world.begin("early").await.unwrap();
+    backup.store(&(40..60).collect::<Vec<_>>()).await.unwrap();
+    let (slot, id) = (backup.open.slot().unwrap(), backup.open.session().id);
+    assert_eq!(world.prune().await.unwrap().waits.len(), 1);
+    world.repository.environment().sleep(Duration::from_secs(7200)).await;
+    let mut settings = World::settings();
+    settings.patience = Patience { revoke_after: Some(Duration::from_secs(3600)), ..settings.patience };
+    let collector = Collector::new(world.repository.clone(), settings, Default::default());
+    assert!(collector.prune().await.unwrap().swept.packs > 0);
+    assert!(matches!(world.repository.at_slot(slot).await.unwrap(), AtSlot::Tombstone));
+    assert_eq!(world.repository.store.head(&names::session(id)).await.unwrap(), None);
+    assert_eq!(backup.commit().await.unwrap(), None);
+    assert_eq!(world.check().await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_object_of_a_session_that_has_committed_is_waited_for_no_more() {
+    let (world, _) = littered(false).await;
+    let mut backup = world.begin("early").await.unwrap();
+    backup.store(&(40..60).collect::<Vec<_>>()).await.unwrap();
+    let key = names::session(backup.open.session().id);
+    let object = world.repository.store.get(&key).await.unwrap().unwrap();
+    backup.commit().await.unwrap().unwrap();
+    // Its driver died between the commit and the deletion of its object.
+    world.repository.store.put(&key, object).await.unwrap();
+    let report = world.prune().await.unwrap();
+    assert!(report.waits.is_empty() && report.swept.snapshots == 2);
+    assert_eq!(world.repository.store.head(&key).await.unwrap(), None);
+    assert_eq!(world.check().await, 3);
+}

@@ -1,0 +1,229 @@
+use std::sync::Arc;
+
+use agent::faults::store::{FaultyStore, Refusal, StoreFaults};
+use agent::repository::AtSlot;
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::{BoxStream, StreamExt, TryStreamExt};
+use object_store::path::Path;
+use object_store::*;
+use schema::epoch::Epoch;
+use schema::messages::FailureKind;
+use schema::{Domain, SessionId, names};
+
+use super::fixture::*;
+use crate::{Collector, Latest, latest, unfinished};
+
+/// A store that lets no pack go.
+#[derive(Debug)]
+struct Locked(Arc<object_store::memory::InMemory>);
+
+impl std::fmt::Display for Locked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("locked")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Locked {
+    async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        self.0.put_opts(path, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        path: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.0.put_multipart_opts(path, options).await
+    }
+
+    async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+        self.0.get_opts(path, options).await
+    }
+
+    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        let inner = self.0.clone();
+        let delete = move |path: Path| {
+            let inner = inner.clone();
+            async move {
+                if path.as_ref().starts_with("packs/") {
+                    return Err(Error::PermissionDenied { path: path.to_string(), source: "locked".into() });
+                }
+                inner.delete(&path).await.map(|()| path)
+            }
+        };
+        paths.and_then(delete).boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.0.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.0.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.0.copy_opts(from, to, options).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pack_that_is_locked_is_left_and_tried_again() {
+    let (world, _) = littered(false).await;
+    let repository = world.over(Arc::new(Locked(world.inner.clone())));
+    let collector = Collector::new(repository.clone(), World::settings(), Default::default());
+    let report = collector.prune().await.unwrap();
+    assert_eq!((report.swept.packs, report.swept.snapshots), (0, 2));
+    assert!(!report.swept.locked.is_empty());
+    let state = unfinished(&repository).await.unwrap().unwrap();
+    assert_eq!((state.decided, state.left), (true, report.swept.locked.len() as u64));
+    // Until the lock ends, no other collection begins.
+    assert_eq!(collector.prune().await.unwrap().epoch, report.epoch);
+    assert_eq!(world.check().await, 2);
+    world.prune_to_the_end().await;
+    assert_eq!(unfinished(&world.repository).await.unwrap(), None);
+    assert_eq!(world.check().await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_that_only_read_are_named() {
+    let (world, _) = littered(false).await;
+    let environment = world.repository.store.environment().clone();
+    let store = FaultyStore::new(world.inner.clone(), environment, StoreFaults::default());
+    store.refuse(Some(Refusal::Writes));
+    let repository = world.over(Arc::new(store));
+    let failure =
+        Collector::new(repository, World::settings(), Default::default()).prune().await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Store);
+    assert_eq!(latest(&world.repository).await.unwrap(), Latest::Finished { next: 1 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_without_conditional_create_needs_somebodys_word() {
+    let (world, _) = littered(false).await;
+    let mut repository = world.repository.clone();
+    repository.config.store.conditional_create = false;
+    let mut settings = World::settings();
+    let collector = Collector::new(repository.clone(), settings.clone(), Default::default());
+    let failure = collector.prune().await.unwrap_err();
+    assert!(failure.kind == FailureKind::Refused && failure.why.contains("--exclusive"), "{failure}");
+    settings.exclusive = true;
+    let report = Collector::new(repository, settings, Default::default()).prune().await.unwrap();
+    assert!(report.swept.packs > 0);
+    assert_eq!(world.check().await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_map_that_is_missing_stops_the_collection_until_its_snapshot_is_forgotten() {
+    let (world, _) = littered(false).await;
+    let lost = world.backup("lost", &[70, 71, 72]).await;
+    let AtSlot::Snapshot(root) = world.repository.at_slot(lost).await.unwrap() else { panic!() };
+    let (pack, ..) = world.copies().await.unwrap()[&root.top.unwrap()][0];
+    world.repository.store.delete(&names::pack(pack)).await.unwrap();
+    let before = world.packs().await;
+    let failure = world.prune().await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Damaged);
+    assert!(failure.why.contains("lost") && failure.why.contains(&lost.session.to_string()), "{failure}");
+    assert_eq!(world.packs().await, before);
+
+    world.forget(lost).await;
+    assert!(world.prune().await.unwrap().swept.packs > 0);
+    assert_eq!(world.check().await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_map_that_gets_lost_during_a_collection_reprieves_everything_and_the_epoch_ends() {
+    let (world, _) = littered(false).await;
+    let lost = world.backup("lost", &[70, 71, 72]).await;
+    let early = world.begin("early").await.unwrap();
+    assert_eq!(world.prune().await.unwrap().waits.len(), 1);
+    early.open.abandon().await.unwrap();
+    let AtSlot::Snapshot(root) = world.repository.at_slot(lost).await.unwrap() else { panic!() };
+    let (pack, ..) = world.copies().await.unwrap()[&root.top.unwrap()][0];
+    world.repository.store.delete(&names::pack(pack)).await.unwrap();
+    let before = world.packs().await;
+    assert_eq!(world.prune().await.unwrap_err().kind, FailureKind::Damaged);
+    assert_eq!(world.packs().await, before);
+    assert_eq!(latest(&world.repository).await.unwrap(), Latest::Finished { next: 2 });
+    world.forget(lost).await;
+    world.prune_to_the_end().await;
+    assert_eq!(world.check().await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_verdict_is_made_of_what_is_there_whatever_an_epoch_condemns() {
+    let (world, _) = littered(false).await;
+    // A mark that was as stale as can be: it condemned everything.
+    let condemned = world.packs().await.into_iter().collect();
+    let epoch = Epoch { number: 1, forgotten: Vec::new(), condemned };
+    let key = names::epoch(1);
+    let bytes = world.repository.seal(&key, &epoch).unwrap();
+    world.repository.store.put(&key, bytes).await.unwrap();
+    world.prune_to_the_end().await;
+    assert_eq!(world.check().await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn damaged_packs_stay_and_nothing_relies_on_them() {
+    let world = World::plain().await;
+    world.backup("a", &[1, 2, 3, 4]).await;
+    let nobody = SessionId::from_bytes([9; 16]);
+    // Newer copies of everything, in a pack whose end is torn.
+    let torn = world.pack(Domain::Data, &[chunk(1), chunk(2), chunk(3), chunk(4)], nobody).await;
+    let key = names::pack(torn);
+    let bytes = world.repository.store.get(&key).await.unwrap().unwrap();
+    world.repository.store.put(&key, bytes.slice(..bytes.len() - 40)).await.unwrap();
+    let empty = world.repository.environment().pack_id();
+    world.repository.store.put(&names::pack(empty), Bytes::from_static(b"short")).await.unwrap();
+    let before = world.packs().await;
+    let report = world.prune().await.unwrap();
+    assert_eq!(report.epoch, None);
+    assert_eq!(world.packs().await, before);
+    assert!(report.sums.unwrap().damaged > 0);
+    assert_eq!(world.check().await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pack_whose_frames_are_not_where_it_says_is_not_rewritten() {
+    let (world, _) = littered(false).await;
+    for pack in world.packs().await {
+        let (header, footer) = world.repository.read_footer(pack).await.unwrap();
+        if header.kind == Domain::Data {
+            let key = names::pack(pack);
+            let mut bytes = world.repository.store.get(&key).await.unwrap().unwrap().to_vec();
+            footer.entries.iter().for_each(|entry| bytes[entry.offset as usize + 20] ^= 1);
+            world.repository.store.put(&key, bytes.into()).await.unwrap();
+        }
+    }
+    let dry = world.collector().dry_run().await.unwrap();
+    let report = world.prune().await.unwrap();
+    assert!(report.rewritten < dry.rewritten, "{} of {}", report.rewritten, dry.rewritten);
+    assert_eq!(report.swept.packs, report.dead + report.rewritten);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_begun_for_a_snapshot_that_is_gone_does_not_count_for_another() {
+    let (base, _) = littered(false).await;
+    let mut twins = [base.backup("one", &[70, 71]).await, base.backup("other", &[70, 71]).await];
+    twins.sort();
+    let AtSlot::Snapshot(root) = base.repository.at_slot(twins[1]).await.unwrap() else { panic!() };
+    let (pack, ..) = base.copies().await.unwrap()[&root.top.unwrap()][0];
+    base.repository.store.delete(&names::pack(pack)).await.unwrap();
+    let before = base.packs().await;
+    for number in 0.. {
+        let world = base.fork();
+        let (store, first) = (world.repository.store.clone(), twins[0].snapshot());
+        let swept = async move { store.put(&first, Bytes::new()).await.unwrap() };
+        let moment = Moment::act(world.inner.clone(), number, Box::pin(swept));
+        let repository = world.over(Arc::new(moment.clone()));
+        let failure =
+            Collector::new(repository, World::settings(), Default::default()).prune().await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Damaged, "operation {number}");
+        assert_eq!(world.packs().await, before, "operation {number}");
+        if moment.count() <= number {
+            break;
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Steps 5 and 6: marks again, wholly anew, and reprieves packs until every needed chunk has a copy in a listed pack
+//! that is not condemned.
+//!
+//! Which chunks are needed is asked of a set that has too many rather than too few; whether a copy stands elsewhere is
+//! asked by whole ids.
+
+use std::collections::HashSet;
+
+use agent::Failure;
+use futures::{Stream, TryStreamExt};
+use schema::PackId;
+use schema::epoch::Epoch;
+use schema::messages::FailureKind;
+use schema::names::Slot;
+
+use crate::epochs;
+use crate::footers::{Found, Pack};
+use crate::live::{LISTS, LiveIds, half};
+use crate::mark::{Sources, mark};
+use crate::structure::Structure;
+
+/// Needed chunks of condemned packs that are told apart, some 30 bytes each; packs with more are reprieved.
+const AT_RISK_MAX: usize = 1 << 21;
+
+/// Which of an epoch's packs are to be deleted.
+pub(crate) async fn mark_again_and_reprieve(
+    sources: &Sources<'_>,
+    epoch: &Epoch,
+    memory: u64,
+) -> Result<Vec<PackId>, Failure> {
+    // Packs before snapshots, both after the last session that was waited for has ended.
+    let listed = epochs::packs(sources.repository).await?;
+    let existing = epochs::roots(sources.repository).await?;
+    let needed: Vec<Slot> = existing.into_iter().filter(|slot| !epoch.forgotten.contains(slot)).collect();
+    let mut condemned: Vec<PackId> =
+        epoch.condemned.iter().filter(|pack| listed.contains(pack)).copied().collect();
+    condemned.sort_unstable();
+    condemned.dedup();
+    let mut structure = Structure::of(sources.footers, listed.iter().copied()).await?;
+
+    let mut risk = Risk::default();
+    let mut from = 0;
+    while from < LISTS {
+        let live = match mark(sources, &mut structure, &needed, LiveIds::new(from, memory)).await {
+            Ok(live) => live,
+            // Nothing is deleted by what cannot be known, and the epoch can end all the same.
+            Err(failure) if failure.kind == FailureKind::Damaged => {
+                tracing::error!(%failure, "all packs of this collection are reprieved");
+                return Ok(Vec::new());
+            }
+            Err(failure) => return Err(failure),
+        };
+        risk.gather(sources.footers.read(condemned.clone()), &live).await?;
+        from = live.range().end;
+    }
+    // Copies that were moved are in the newest packs.
+    let outside: Vec<PackId> =
+        listed.iter().rev().filter(|pack| condemned.binary_search(pack).is_err()).copied().collect();
+    risk.find_elsewhere(sources.footers.read(outside)).await?;
+    risk.reprieve(sources.footers.read(condemned)).await
+}
+
+/// Needed chunks that stand in condemned packs, and have not been found elsewhere.
+#[derive(Default)]
+struct Risk {
+    chunks: HashSet<u128>,
+    reprieved: HashSet<PackId>,
+}
+
+type Packs = Result<(PackId, Found), Failure>;
+
+impl Risk {
+    async fn gather(&mut self, condemned: impl Stream<Item = Packs>, live: &LiveIds) -> Result<(), Failure> {
+        let mut condemned = std::pin::pin!(condemned);
+        while let Some((id, found)) = condemned.try_next().await? {
+            let pack = match &found {
+                Found::Gone => continue,
+                Found::Pack(pack) if pack.is_whole() && !self.reprieved.contains(&id) => pack,
+                _ => {
+                    self.reprieved.insert(id);
+                    continue;
+                }
+            };
+            let needed = pack.footer.entries.iter().filter(|entry| live.contains(&entry.id) == Some(true));
+            for entry in needed {
+                if self.chunks.len() >= AT_RISK_MAX {
+                    self.reprieved.insert(id);
+                    break;
+                }
+                self.chunks.insert(half(&entry.id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops what has a copy in one of these packs, until nothing is left to find.
+    async fn find_elsewhere(&mut self, packs: impl Stream<Item = Packs>) -> Result<(), Failure> {
+        let mut packs = std::pin::pin!(packs);
+        while !self.chunks.is_empty()
+            && let Some((_, found)) = packs.try_next().await?
+        {
+            if let Found::Pack(pack) = found
+                && pack.is_whole()
+            {
+                self.forget(&pack);
+            }
+        }
+        Ok(())
+    }
+
+    /// What this pack holds is at risk no more.
+    fn forget(&mut self, pack: &Pack) {
+        for entry in &pack.footer.entries {
+            self.chunks.remove(&half(&entry.id));
+        }
+    }
+
+    /// Reprieves packs until nothing is at risk; returns the others.
+    async fn reprieve(mut self, condemned: impl Stream<Item = Packs>) -> Result<Vec<PackId>, Failure> {
+        let mut condemned = std::pin::pin!(condemned);
+        let mut delete = Vec::new();
+        while let Some((id, found)) = condemned.try_next().await? {
+            // A damaged pack stays, and nothing relies on what is in it.
+            let Found::Pack(pack) = found else { continue };
+            if !pack.is_whole() {
+                continue;
+            }
+            let at_risk = pack.footer.entries.iter().any(|entry| self.chunks.contains(&half(&entry.id)));
+            match at_risk || self.reprieved.contains(&id) {
+                true => self.forget(&pack),
+                false => delete.push(id),
+            }
+        }
+        Ok(delete)
+    }
+}

@@ -1,0 +1,202 @@
+//! The protocol of sessions and collectors, explored by a model checker: everything that may happen, in any order, with
+//! processes that stop or come back at any step, and writes that land late.
+//!
+//! The steps have the names that the code has. Ordinary runs are small; `LVKEEP_TEST_LONG=1` explores more. Each
+//! shortcut that was ever tempting must be caught.
+
+mod collector;
+mod session;
+mod world;
+
+use collector::CollectorStep;
+use session::SessionStep;
+use stateright::{Checker, HasDiscoveries, Model, Property};
+use world::{Bounds, Broken, SNAPSHOTS, Slot, World, has, members};
+
+const NEVER_COLLECT_LIVE: &str = "never-collect-live";
+const ONE_WINNER: &str = "one-winner";
+const SEALED_IS_READABLE: &str = "sealed-is-readable";
+const PROGRESS: &str = "progress";
+
+/// What may happen next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// A session takes a step.
+    Session(usize, SessionStep),
+    /// A collector takes a step.
+    Collector(usize, CollectorStep),
+    /// Somebody forgets a snapshot.
+    Forget(usize),
+    /// An upload that was given up lands.
+    PackLandsLate(usize),
+    /// A commit that was given up reaches its slot.
+    CommitLandsLate(usize),
+}
+
+impl Model for Bounds {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        let mut world = World { packs: self.packs, decided: 1, ..World::default() };
+        world.slots[0] = Slot::Snapshot;
+        vec![world]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        for number in 0..self.sessions {
+            actions
+                .extend(session::steps(self, world, number).into_iter().map(|s| Action::Session(number, s)));
+            if world.sessions[number].late {
+                actions.push(Action::CommitLandsLate(number));
+            }
+        }
+        for number in 0..self.collectors {
+            let steps = collector::steps(self, world, number, self.epochs);
+            actions.extend(steps.into_iter().map(|step| Action::Collector(number, step)));
+        }
+        let forgettable = (0..SNAPSHOTS).filter(|n| has(world.snapshots() & !world.markers, *n));
+        actions.extend(forgettable.map(Action::Forget));
+        actions.extend(members(world.uploads).map(Action::PackLandsLate));
+    }
+
+    fn next_state(&self, world: &World, action: Action) -> Option<World> {
+        let mut world = world.clone();
+        match action {
+            Action::Session(number, step) => session::take(&mut world, number, step),
+            Action::Collector(number, step) => collector::take(self, &mut world, number, step),
+            Action::Forget(snapshot) => world.markers |= 1 << snapshot,
+            Action::PackLandsLate(pack) => {
+                world.packs |= 1 << pack;
+                world.uploads &= !(1 << pack);
+            }
+            Action::CommitLandsLate(number) => {
+                world.sessions[number].late = false;
+                session::commit(&mut world, number);
+            }
+        }
+        world.normalize(self);
+        Some(world)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(NEVER_COLLECT_LIVE, |_, world: &World| world.live() == 0 || world.packs != 0),
+            Property::always(SEALED_IS_READABLE, |_, world: &World| {
+                world.snapshots() & !world.markers == 0 || world.packs != 0
+            }),
+            Property::always(ONE_WINNER, |_, world: &World| {
+                !world.two_winners && world.sessions.iter().all(|s| !(s.committed && s.revoked))
+            }),
+            Property::always(PROGRESS, |bounds: &Bounds, world: &World| {
+                !bounds.progress || collector::finishes(bounds, world)
+            }),
+            Property::sometimes("something is swept while a snapshot lives", |_, world: &World| {
+                world.swept && world.live() != 0
+            }),
+            Property::sometimes("a session is revoked and something is swept", |_, world: &World| {
+                world.swept && collector::revoked_one(world)
+            }),
+            Property::sometimes(
+                "every session commits and something is swept",
+                |bounds: &Bounds, world: &World| {
+                    world.swept && collector::committed_all(world, bounds.sessions)
+                },
+            ),
+        ]
+    }
+}
+
+const SMALL: Bounds = Bounds {
+    sessions: 1,
+    collectors: 1,
+    epochs: 1,
+    packs: 1,
+    late_commits: true,
+    late_packs: true,
+    rewrite: true,
+    unforget: true,
+    progress: true,
+    broken: None,
+};
+
+fn is_long() -> bool {
+    std::env::var("LVKEEP_TEST_LONG").is_ok_and(|long| long == "1")
+}
+
+/// Explores everything within these bounds; every property holds, and what should happen somewhere does.
+fn holds(name: &str, bounds: Bounds) {
+    let checker = bounds.checker().threads(if is_long() { 2 } else { 1 }).spawn_bfs().join();
+    println!("{name}: {} states explored, {} steps deep", checker.unique_state_count(), checker.max_depth());
+    checker.assert_properties();
+}
+
+/// A broken protocol is caught by one of these properties.
+fn is_caught(broken: Broken, bounds: Bounds, by: &[&'static str]) {
+    let bounds = Bounds { broken: Some(broken), progress: false, ..bounds };
+    let enough = HasDiscoveries::AnyOf(by.iter().copied().collect());
+    let checker = bounds.checker().threads(1).finish_when(enough).spawn_bfs().join();
+    let found = by.iter().find_map(|property| Some((*property, checker.discovery(property)?)));
+    let Some((property, path)) = found else {
+        panic!("{broken:?} was not caught in {} states", checker.unique_state_count())
+    };
+    let steps: Vec<_> = path.into_actions().into_iter().map(|action| format!("  {action:?}")).collect();
+    println!(
+        "{broken:?} breaks {property} after {} states, in {} steps:\n{}",
+        checker.unique_state_count(),
+        steps.len(),
+        steps.join("\n")
+    );
+}
+
+#[test]
+fn one_session_and_one_collector() {
+    holds("one session, one collector, one epoch", SMALL);
+}
+
+#[test]
+fn one_session_and_two_collections() {
+    holds("one session, one collector, two epochs", Bounds { epochs: 2, ..SMALL });
+}
+
+#[test]
+fn one_session_and_two_collectors() {
+    let bounds = Bounds { collectors: 2, rewrite: is_long(), ..SMALL };
+    holds("one session, two collectors, one epoch", bounds);
+}
+
+#[test]
+fn two_sessions_and_one_collector() {
+    let long = is_long();
+    let bounds = Bounds { sessions: 2, late_packs: long, rewrite: long, progress: long, ..SMALL };
+    holds("two sessions, one collector, one epoch", bounds);
+}
+
+#[test]
+fn larger_bounds() {
+    if !is_long() {
+        return println!("only with LVKEEP_TEST_LONG=1");
+    }
+    let plain = Bounds { late_packs: false, late_commits: false, rewrite: false, progress: false, ..SMALL };
+    holds("one session, two collectors, two epochs", Bounds { collectors: 2, epochs: 2, ..plain });
+    holds("two sessions, one collector, two epochs", Bounds { sessions: 2, epochs: 2, ..plain });
+    holds("two sessions, two collectors, one epoch", Bounds { sessions: 2, collectors: 2, ..plain });
+}
+
+#[test]
+fn each_shortcut_is_caught() {
+    const LIVE: &[&str] = &[NEVER_COLLECT_LIVE];
+    let two = Bounds { sessions: 2, ..SMALL };
+    let plain = Bounds { late_packs: false, rewrite: false, ..SMALL };
+    is_caught(Broken::SkipsSecondMark, SMALL, LIVE);
+    is_caught(Broken::DeletesBeforeWaiting, SMALL, LIVE);
+    is_caught(Broken::RevokesByDeletingTheSession, SMALL, LIVE);
+    is_caught(Broken::ReadsEpochsBeforeItsObject, plain, LIVE);
+    is_caught(Broken::ListsSessionsBeforeEpoch, plain, LIVE);
+    is_caught(Broken::MarksFromFreshForgotten, two, LIVE);
+    is_caught(Broken::DeletesDecidedKey, SMALL, &[ONE_WINNER]);
+    is_caught(Broken::OverwritesVerdict, Bounds { collectors: 2, ..plain }, LIVE);
+    is_caught(Broken::ChoosesParentBeforeItsObject, plain, LIVE);
+    is_caught(Broken::UnforgetsWhatIsSwept, plain, LIVE);
+    is_caught(Broken::EndsWithoutAnAnswer, SMALL, LIVE);
+}

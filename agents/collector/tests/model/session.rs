@@ -1,0 +1,151 @@
+//! The steps of a session, as `agent::sessions` takes them.
+
+use crate::world::{Bounds, Broken, Set, Slot, Stage, World, has};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SessionStep {
+    CreateObject,
+    ReadLatestEpoch,
+    ChooseParent(usize),
+    Unforget(usize),
+    ChooseNone,
+    CountPack,
+    CountNone,
+    StorePack,
+    StoreUnanswered,
+    Commit,
+    CommitUnanswered,
+    End,
+}
+
+/// The stages of steps 1 to 3, in the order in which this protocol takes them.
+fn order(bounds: &Bounds) -> [SessionStep; 3] {
+    use SessionStep::{ChooseNone, CreateObject, ReadLatestEpoch};
+    match bounds.broken {
+        Some(Broken::ReadsEpochsBeforeItsObject) => [ReadLatestEpoch, CreateObject, ChooseNone],
+        Some(Broken::ChoosesParentBeforeItsObject) => [ChooseNone, CreateObject, ReadLatestEpoch],
+        _ => [CreateObject, ReadLatestEpoch, ChooseNone],
+    }
+}
+
+const EARLY: [Stage; 4] = [Stage::New, Stage::Begun, Stage::EpochRead, Stage::ParentChosen];
+
+/// What session `number` may do now.
+pub fn steps(bounds: &Bounds, world: &World, number: usize) -> Vec<SessionStep> {
+    let session = &world.sessions[number];
+    let early = EARLY[..3].iter().position(|stage| *stage == session.stage);
+    if let Some(place) = early {
+        return match order(bounds)[place] {
+            SessionStep::ChooseNone => parents(bounds, world, number),
+            step => vec![step],
+        };
+    }
+    match session.stage {
+        Stage::ParentChosen if session.has_chunk => vec![SessionStep::CountNone],
+        // A copy counts when its pack exists and is not condemned.
+        Stage::ParentChosen if world.packs & !session.condemned != 0 => {
+            vec![SessionStep::CountPack, SessionStep::CountNone]
+        }
+        Stage::ParentChosen => vec![SessionStep::CountNone],
+        Stage::Storing => match bounds.late_packs && !session.upload_unanswered {
+            true => vec![SessionStep::StorePack, SessionStep::StoreUnanswered],
+            false => vec![SessionStep::StorePack],
+        },
+        Stage::Committing => {
+            let mut steps = vec![SessionStep::Commit];
+            if bounds.late_commits && !session.commit_unanswered {
+                steps.push(SessionStep::CommitUnanswered);
+            }
+            if session.commit_unanswered && bounds.broken == Some(Broken::EndsWithoutAnAnswer) {
+                steps.push(SessionStep::End);
+            }
+            steps
+        }
+        Stage::Ending => vec![SessionStep::End],
+        _ => Vec::new(),
+    }
+}
+
+fn parents(bounds: &Bounds, world: &World, number: usize) -> Vec<SessionStep> {
+    let mut steps = vec![SessionStep::ChooseNone];
+    for snapshot in 0..world.slots.len() {
+        if world.slots[snapshot] != Slot::Snapshot || snapshot == 1 + number {
+            continue;
+        }
+        if !has(world.markers, snapshot) {
+            steps.push(SessionStep::ChooseParent(snapshot));
+        } else if bounds.unforget
+            && (!has(world.sessions[number].swept, snapshot)
+                || bounds.broken == Some(Broken::UnforgetsWhatIsSwept))
+        {
+            steps.push(SessionStep::Unforget(snapshot));
+        }
+    }
+    steps
+}
+
+/// Takes a step.
+pub fn take(world: &mut World, number: usize, step: SessionStep) {
+    let latest = world.epochs[world.latest()];
+    let packs = world.packs;
+    let next = |stage: Stage| {
+        let place = EARLY.iter().position(|early| *early == stage).unwrap_or(0);
+        EARLY[(place + 1).min(3)]
+    };
+    let session = &mut world.sessions[number];
+    match step {
+        SessionStep::CreateObject => {
+            session.object = true;
+            session.stage = next(session.stage);
+        }
+        SessionStep::ReadLatestEpoch => {
+            session.condemned = latest.verdict.unwrap_or(latest.condemned) & packs;
+            session.swept = latest.forgotten;
+            session.stage = next(session.stage);
+        }
+        SessionStep::ChooseParent(_) | SessionStep::Unforget(_) => {
+            session.has_chunk = true;
+            session.stage = next(session.stage);
+        }
+        SessionStep::ChooseNone => session.stage = next(session.stage),
+        SessionStep::CountPack => {
+            session.has_chunk = true;
+            session.stage = Stage::Committing;
+        }
+        SessionStep::CountNone => {
+            session.stage = if session.has_chunk { Stage::Committing } else { Stage::Storing };
+        }
+        SessionStep::StorePack => {
+            session.stage = Stage::Committing;
+            world.packs |= pack(number, session.upload_unanswered);
+        }
+        SessionStep::StoreUnanswered => {
+            session.upload_unanswered = true;
+            world.uploads |= pack(number, false);
+        }
+        SessionStep::Commit => {
+            session.stage = Stage::Ending;
+            commit(world, number);
+        }
+        SessionStep::CommitUnanswered => {
+            session.commit_unanswered = true;
+            session.late = true;
+        }
+        SessionStep::End => {
+            session.object = false;
+            session.stage = Stage::Ended;
+        }
+    }
+}
+
+/// The pack of a session's first or second upload: each has a fresh name.
+fn pack(number: usize, again: bool) -> Set {
+    1 << (2 + 2 * number + usize::from(again))
+}
+
+/// A commit arrives at the store, now or late.
+pub fn commit(world: &mut World, number: usize) {
+    if world.create_slot(1 + number, Slot::Snapshot) {
+        world.sessions[number].committed = true;
+    }
+}

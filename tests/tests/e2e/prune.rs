@@ -1,0 +1,187 @@
+//! `prune` with real processes: what is forgotten goes, what is listed restores, and a killed run is gone on with.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use agent::repository::AtSlot;
+use schema::names::{self, Slot};
+use schema::session::{Session, SessionKind};
+use schema::{JobId, SessionId};
+use tests::e2e::{Archive, Machine, eventually, random_file};
+
+const MIB: u64 = 1 << 20;
+
+/// An archive of two volumes; of one, the older snapshot is forgotten, which half of the newer one stands on.
+fn littered() -> Machine {
+    let mut machine = Machine::new("m");
+    machine.set("LVKEEP_REPO", &machine.place("repo"));
+    machine.set("LVKEEP_IDENTITY", &machine.place("identity"));
+    machine.set("LVKEEP_CACHE", &machine.place("cache"));
+    machine.run(&["init", "--identity-out", &machine.place("identity"), "--pack-size", "1MiB"]).ok();
+    let [first, second, other] = ["first.img", "second.img", "other.img"].map(|name| machine.place(name));
+    random_file(&first, 16 * MIB, 1);
+    std::fs::copy(&first, &second).expect("a copy");
+    overwrite(&second, 0..6, 2);
+    // Every pack of the rest keeps a little.
+    (6..16).for_each(|mib| scatter(&second, mib));
+    random_file(&other, 5 * MIB, 3);
+    let forgotten = machine.json(&["backup", "--name", "vm/a", &first]);
+    machine.run(&["backup", "--name", "vm/a", &second]).ok();
+    machine.run(&["backup", "--name", "vm/b", &other]).ok();
+    archive(&machine).forget(forgotten["snapshot"].as_str().expect("an id"));
+    machine
+}
+
+fn overwrite(path: &str, mib: std::ops::Range<u64>, seed: u64) {
+    let part = format!("{path}.part");
+    random_file(&part, (mib.end - mib.start) * MIB, seed);
+    let file = OpenOptions::new().write(true).open(path).expect("an image");
+    file.write_all_at(&std::fs::read(&part).expect("random bytes"), mib.start * MIB).expect("new bytes");
+}
+
+/// Overwrites three quarters of a MiB.
+fn scatter(path: &str, mib: u64) {
+    let part = format!("{path}.part");
+    random_file(&part, 3 * MIB / 4, 100 + mib);
+    let file = OpenOptions::new().write(true).open(path).expect("an image");
+    file.write_all_at(&std::fs::read(&part).expect("random bytes"), mib * MIB).expect("new bytes");
+}
+
+fn archive(machine: &Machine) -> Archive {
+    Archive::in_directory(machine.place("repo"), machine.place("identity"))
+}
+
+fn size(machine: &Machine) -> u64 {
+    archive(machine).size()
+}
+
+fn is_whole(machine: &Machine) {
+    machine.run(&["check", "--read-data"]).ok();
+    machine.restores("vm/a@latest", machine.place("second.img"));
+    machine.restores("vm/b@latest", machine.place("other.img"));
+}
+
+#[test]
+fn what_was_forgotten_goes_and_the_rest_restores() {
+    let machine = littered();
+    let before = size(&machine);
+    let dry = machine.json(&["prune", "--dry-run"]);
+    assert_eq!((size(&machine), &dry["snapshots_forgotten"]), (before, &1.into()), "{dry}");
+    let told = machine.run(&["prune", "--dry-run"]).ok();
+    assert!(told.out.contains("would remove 1 forgotten snapshots"), "{told}");
+
+    let pruned = machine.json(&["prune"]);
+    assert_eq!((&pruned["collection"], &pruned["finished"]), (&1.into(), &true.into()), "{pruned}");
+    assert_eq!(pruned["snapshots_removed"], 1);
+    let [unneeded, rewritten, written] = ["packs_unneeded", "packs_rewritten", "packs_written"]
+        .map(|name| pruned[name].as_u64().expect("a count"));
+    assert!(unneeded > 0 && rewritten > 0 && written > 0, "{pruned}");
+    let after = size(&machine);
+    assert_eq!(before + pruned["bytes_written"].as_u64().expect("a size") - after, pruned["bytes_freed"]);
+    assert!(before - after > 10 * MIB, "{before} bytes became {after}");
+    is_whole(&machine);
+    let again = machine.run(&["prune"]).ok();
+    assert!(again.out.contains("nothing to collect"), "{again}");
+
+    // What is gone is stored again when it comes back, also by a host whose index knew where it was.
+    machine.run(&["backup", "--name", "vm/a", &machine.place("first.img")]).ok();
+    machine.restores("vm/a@latest", machine.place("first.img"));
+    machine.run(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn a_session_is_waited_for_and_named_until_it_is_cancelled() {
+    let machine = littered();
+    let (id, slot) = open_session(&machine);
+    let waiting = machine.json(&["prune"]);
+    assert_eq!((&waiting["finished"], &waiting["packs_deleted"]), (&false.into(), &0.into()), "{waiting}");
+    assert_eq!(waiting["waits_for"][0]["session"], id.to_string());
+    let told = machine.run(&["prune"]).ok();
+    let cancel = format!("lvkeep cancel {id}");
+    assert!(told.out.contains("vm/new on elsewhere") && told.out.contains(&cancel), "{told}");
+    let status = machine.json(&["status"]);
+    assert_eq!(status["collection"]["waits_for"][0]["session"], id.to_string(), "{status}");
+    assert!(machine.run(&["status"]).ok().out.contains("collection 1 is not finished"));
+
+    machine.run(&["cancel", &id.to_string()]).ok();
+    assert_eq!(machine.json(&["prune"])["finished"], true);
+    assert_eq!(machine.json(&["status"])["collection"], serde_json::Value::Null);
+    let archive = archive(&machine);
+    let at_slot = archive.block_on(archive.repository().at_slot(slot)).expect("the slot");
+    assert!(matches!(at_slot, AtSlot::Tombstone), "{at_slot:?}");
+    is_whole(&machine);
+}
+
+/// Leaves the object of a session that nobody drives.
+fn open_session(machine: &Machine) -> (SessionId, Slot) {
+    let archive = archive(machine);
+    let repository = archive.repository();
+    let id = repository.environment().session_id();
+    let slot = Slot { volume: repository.key.volume_key("vm/new"), session: id };
+    let session = Session {
+        id,
+        kind: SessionKind::Backup,
+        slot: Some(slot),
+        job: JobId::from_bytes([1; 16]),
+        volume: "vm/new".into(),
+        host: "elsewhere".into(),
+        started_ms: repository.environment().now_ms(),
+        checkpoint: None,
+    };
+    let key = names::session(id);
+    let sealed = repository.seal(&key, &session).expect("a session object");
+    archive.block_on(repository.store.create(&key, sealed)).expect("it is open");
+    (id, slot)
+}
+
+#[test]
+fn a_killed_prune_is_gone_on_with_by_the_next() {
+    let machine = littered();
+    let [repo, kept] = ["repo", "kept"].map(|name| machine.place(name));
+    copy(Path::new(&repo), Path::new(&kept));
+    let packs = |at_least: usize| move |repo: &str| count(&format!("{repo}/packs")) >= at_least;
+    let before = count(&format!("{repo}/packs"));
+    let moments: [(&str, Box<dyn Fn(&str) -> bool>); 6] = [
+        ("it has begun", Box::new(|_| true)),
+        ("a pack is written", Box::new(packs(before + 1))),
+        ("the epoch is there", Box::new(|repo| count(&format!("{repo}/gc")) >= 1)),
+        ("the verdict is there", Box::new(|repo| count(&format!("{repo}/gc")) >= 3)),
+        ("a pack is gone", Box::new(move |repo| count(&format!("{repo}/packs")) < before)),
+        ("many packs are gone", Box::new(move |repo| count(&format!("{repo}/packs")) + 6 < before)),
+    ];
+    for (moment, has_come) in moments {
+        // Packs that were gone never come back but here, and an index may rely on that.
+        std::fs::remove_dir_all(machine.place("cache")).expect("the index");
+        std::fs::remove_dir_all(&repo).expect("the repository");
+        copy(Path::new(&kept), Path::new(&repo));
+        let mut prune = machine.start(&["prune"]);
+        eventually(moment, || (has_come(&repo) || prune.has_ended()).then_some(()));
+        println!("killed when {moment}, before its end: {}", !prune.has_ended());
+        prune.kill();
+        machine.run(&["check", "--read-data"]).ok();
+        machine.run(&["prune"]).ok();
+        assert_eq!(machine.json(&["status"])["collection"], serde_json::Value::Null);
+        is_whole(&machine);
+        machine.run(&["prune"]).ok();
+        assert!(count(&format!("{repo}/packs")) < before);
+    }
+}
+
+/// Files below a folder.
+fn count(folder: &str) -> usize {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let count_one = |path: String| if Path::new(&path).is_dir() { count(&path) } else { 1 };
+    entries.flatten().filter_map(|entry| entry.path().to_str().map(str::to_owned)).map(count_one).sum()
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder").flatten() {
+        let target = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).expect("a copy")),
+        }
+    }
+}
