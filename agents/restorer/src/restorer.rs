@@ -267,7 +267,7 @@ impl Restorer {
         };
         let (place, goes_on, tracked) = (task.sink.place(), task.goes_on, task.tracked.clone());
         let work = self.work(source, task);
-        let audited = self.audit(&work, tracked).await;
+        let audited = self.audit(&work, tracked, &stop).await;
         let result = pipeline::run(&work, &stop, progress).await;
         let is_to_go_on = self.context.stop.clone();
         let ended = blocking(move || {
