@@ -300,7 +300,10 @@ async fn open_for(
             Err(OpenError::Locked { path }) => {
                 tracing::info!(path = %path.display(), "another process has the index's cache");
             }
-            Err(error) => return Err(Failure::from(error).into()),
+            // On a rescue system it may be read-only, or full.
+            Err(OpenError::Failed(why)) => {
+                tracing::warn!(%why, "the index's cache cannot be used: the chunks are looked for without it");
+            }
         }
     }
     let below = || app.settings.cache.value.join(repository.key.repo().to_string());

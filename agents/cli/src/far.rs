@@ -131,6 +131,8 @@ impl Far<'_> {
                  {target}"
             ),
         };
+        // Whoever is at it hears of it at once, also while the bucket cannot be reached.
+        self.tell_to_stop(job).await;
         // For whoever takes the job later.
         let noted =
             sessions::note_end(self.repository, job, volume, &app.settings.host.value, &outcome).await;
@@ -142,10 +144,7 @@ impl Far<'_> {
             Err(why) => format!("an agent that takes it later does it all the same ({why})"),
         };
         for _ in 0..TELLINGS {
-            let message = Message::new(&About::nothing(), &StopRestore { job });
-            if let Err(why) = self.context.bus.broadcast(&Topic::stop_restore(), message).await {
-                tracing::debug!(%job, %why, "cannot tell agents that a restore is to stop");
-            }
+            self.tell_to_stop(job).await;
             app.environment.sleep(BETWEEN_TELLINGS).await;
         }
         let why = format!(
@@ -153,6 +152,13 @@ impl Far<'_> {
              that has begun it and cannot be reached goes on with it"
         );
         Failure::new(FailureKind::Revoked, why)
+    }
+
+    async fn tell_to_stop(&self, job: JobId) {
+        let message = Message::new(&About::nothing(), &StopRestore { job });
+        if let Err(why) = self.context.bus.broadcast(&Topic::stop_restore(), message).await {
+            tracing::debug!(%job, %why, "cannot tell agents that a restore is to stop");
+        }
     }
 
     /// The job has ended: nobody has to be told any more.

@@ -30,7 +30,12 @@ pub async fn cancel(app: &App, args: &CancelArgs) -> anyhow::Result<()> {
         return Err(Failure::refused(why).into());
     }
     let value = serde_json::json!({ "session": id.to_string(), "volume": session.volume });
-    app.print(&value, || {
-        format!("session {id} of {} is cancelled; nothing of it will be committed", session.volume)
+    app.print(&value, || match session.ended {
+        None => format!("session {id} of {} is cancelled; nothing of it will be committed", session.volume),
+        Some(_) => format!(
+            "what said that the restore of {} (job {}) has ended is removed; if an agent is given that job again, it \
+             restores again",
+            session.volume, session.job
+        ),
     })
 }

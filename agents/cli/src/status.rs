@@ -89,7 +89,10 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
     };
     let session = |session: schema::session::Session| Session {
         session: session.id.to_string(),
-        kind: format!("{:?}", session.kind).to_lowercase(),
+        kind: match session.ended {
+            Some(_) => "ended restore".to_owned(),
+            None => format!("{:?}", session.kind).to_lowercase(),
+        },
         volume: session.volume,
         host: session.host,
         started: text::rfc3339(session.started_ms),

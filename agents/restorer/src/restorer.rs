@@ -269,7 +269,7 @@ impl Restorer {
         };
         let (place, goes_on, tracked) = (task.sink.place(), task.goes_on, task.tracked.clone());
         let work = self.work(source, task);
-        let audited = self.audit(&work, tracked).await;
+        let audited = self.audit(&work, tracked, &stop).await;
         let shared = match &claim {
             Some(claim) => self.share(&work, claim).await?,
             None => None,

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use agent::maps::MapReader;
 use agent::repository::AtSlot;
-use agent::{Base, Changes, Failure, Place};
+use agent::{Base, Changes, Failure, Place, Stop};
 use rustix::fs::{SeekFrom, seek};
 use schema::limits::BLOCK;
 use schema::map::{Content, Geometry, Leaf};
@@ -126,7 +126,7 @@ impl Restorer {
 
     /// Looks whether what is said not to have changed is what it was, and lets it be used if it is. Returns what was read,
     /// and what the operator should know.
-    pub(crate) async fn audit(&self, work: &Arc<Work>, found: Found) -> Report {
+    pub(crate) async fn audit(&self, work: &Arc<Work>, found: Found, stop: &Stop) -> Report {
         if work.compare.reading().is_none() {
             return Report::default();
         }
@@ -135,7 +135,7 @@ impl Restorer {
         let environment = &self.context.environment;
         let gaps = gaps(&tracked.changed, work.part.start / BLOCK * BLOCK..work.part.end);
         let windows = self.settings.audit.windows(gaps, || u64::from_le_bytes(environment.random()));
-        let audited = tracked.look(work, windows, || self.context.stop.is_raised()).await;
+        let audited = tracked.look(work, windows, stop).await;
         (report.audited, report.compared) = (audited.read, audited.read);
         match audited.doubt {
             None => drop(work.tracked.set(tracked)),
@@ -202,10 +202,10 @@ impl Tracked {
     }
 
     /// Reads what was drawn for the audit.
-    async fn look(&self, work: &Arc<Work>, windows: Vec<Range<u64>>, stopped: impl Fn() -> bool) -> Audited {
+    async fn look(&self, work: &Arc<Work>, windows: Vec<Range<u64>>, stop: &Stop) -> Audited {
         let mut audited = Audited::default();
         for windows in windows.chunk_by(|a, b| Geometry::leaf_of(a.start) == Geometry::leaf_of(b.start)) {
-            if stopped() {
+            if stop.is_raised() {
                 audited.doubt = Some("the audit was stopped".to_owned());
                 return audited;
             }
