@@ -1,17 +1,21 @@
-//! Whole sessions under faults, each run from one seed. What must hold is in `tests::sim::oracle`.
+//! Whole sessions and whole months under faults, each run from one seed. What must hold is in `tests::sim::ledger` and
+//! `tests::sim::oracle`.
 //!
 //! `LVKEEP_SIM_SEED=n` runs one seed and prints all that happens; `LVKEEP_TEST_LONG=1` runs many more seeds;
 //! `LVKEEP_SIM_FROM=n` begins with another seed than 0.
 
+use std::fmt;
 use std::time::Duration;
 
 use agent::faults::store::WriteFault;
+use tests::sim::counts::Counts;
 use tests::sim::plan::Upset;
 use tests::sim::sources::Tracking;
 use tests::sim::{Accident, Plan, Report, run};
 
-/// Seeds of an ordinary run, and how many times more of a long one.
-const SEEDS: u64 = 600;
+/// Seeds of an ordinary run, of minutes and of months, and how many times more of a long one.
+const SEEDS: u64 = 300;
+const MONTHS: u64 = 20;
 const LONG: u64 = 20;
 
 fn is_long() -> bool {
@@ -35,10 +39,8 @@ struct Total {
     sealed: usize,
     tracked: usize,
     failed: usize,
-    crashes: usize,
-    server_restarts: usize,
-    bus_faults: u64,
-    store_faults: u64,
+    done: Counts,
+    faults: Counts,
     virtual_time: Duration,
 }
 
@@ -48,49 +50,72 @@ impl Total {
         self.sealed += report.sealed;
         self.tracked += report.tracked;
         self.failed += report.failed.len();
-        self.crashes += report.crashes;
-        self.server_restarts += report.server_restarts;
-        self.bus_faults += report.bus_faults;
-        self.store_faults += report.store_faults;
+        self.done.merge(&report.done);
+        self.faults.merge(&report.faults);
         self.virtual_time += report.took;
     }
 }
 
-#[test]
-fn sessions_end_well_under_faults() {
+impl fmt::Display for Total {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { runs, sealed, tracked, failed, done, faults, virtual_time } = self;
+        let (sessions, days) = (done.of("sessions"), virtual_time.as_secs() / 86400);
+        writeln!(f, "{sessions} sessions in {runs} runs of {days} days in all, {} faults", faults.total())?;
+        writeln!(f, "{sealed:>9} backups sealed, {tracked} of them tracked; {failed} failed")?;
+        write!(f, "{done}\nfaults:\n{faults}")
+    }
+}
+
+/// Runs the plans of many seeds, or one loudly that was asked for; none must break an invariant.
+fn many(seeds: u64, plan: fn(u64) -> Plan) -> Option<Total> {
     if let Some(seed) = number("LVKEEP_SIM_SEED") {
         tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().init();
-        let report = run(Plan::of(seed), true).unwrap_or_else(|broken| panic!("{broken}"));
+        let report = run(plan(seed), true).unwrap_or_else(|broken| panic!("{broken}"));
         eprintln!("{report:#?}");
-        return;
+        return None;
     }
-    let seeds = if is_long() { SEEDS * LONG } else { SEEDS };
     let mut total = Total::default();
     let mut broken = Vec::new();
     let from = number("LVKEEP_SIM_FROM").unwrap_or(0);
     for seed in from..from + seeds {
-        match run(Plan::of(seed), false) {
+        match run(plan(seed), false) {
             Ok(report) => total.add(&report),
             Err(wrong) => broken.push(wrong.to_string()),
         }
     }
-    eprintln!("{total:#?}");
-    assert!(
-        broken.is_empty(),
-        "{} of {seeds} seeds broke an invariant:\n{}",
-        broken.len(),
-        broken.join("\n")
-    );
+    println!("{total}");
+    let (count, broken_ones) = (broken.len(), broken.join("\n"));
+    assert!(broken.is_empty(), "{count} of {seeds} seeds broke an invariant:\n{broken_ones}");
+    Some(total)
+}
+
+#[test]
+fn months_pass_under_faults() {
+    let Some(total) = many(if is_long() { MONTHS * LONG } else { MONTHS }, Plan::months) else { return };
     // A run in which little happens proves little.
-    assert!(total.sealed > total.runs as usize && total.failed > 0, "{total:?}");
-    assert!(total.tracked > total.runs as usize / 3, "{total:?}");
-    assert!(total.crashes > 1000 && total.bus_faults > 5000 && total.store_faults > 1000, "{total:?}");
+    let Total { done, faults, .. } = &total;
+    assert!(done.of("sessions") >= 10_000 && done.of("packs deleted") > 5000, "{total}");
+    assert!(done.of("snapshots restored") > 1000 && done.of("snapshots copied") > 300, "{total}");
+    assert!(done.of("verdicts") > 200 && faults.of("deaths of collectors") > 100, "{total}");
+    assert!(faults.of("crashes of roles") > 100 && faults.total() > 20_000, "{total}");
+}
+
+#[test]
+fn sessions_end_well_under_faults() {
+    let Some(total) = many(if is_long() { SEEDS * LONG } else { SEEDS }, Plan::of) else { return };
+    // A run in which little happens proves little.
+    assert!(total.sealed > total.runs as usize && total.failed > 0, "{total}");
+    assert!(total.tracked > total.runs as usize / 3, "{total}");
+    assert!(total.faults.of("crashes of roles") > 400 && total.faults.total() > 4000, "{total}");
 }
 
 #[test]
 fn a_seed_repeats_itself() {
-    for seed in 0..if is_long() { 400 } else { 40 } {
-        let (first, second) = (must(Plan::of(seed)), must(Plan::of(seed)));
+    let runs = if is_long() { 400 } else { 40 };
+    let plans = (0..runs).map(Plan::of).chain((0..runs / 20).map(Plan::months));
+    for plan in plans {
+        let seed = plan.seed;
+        let (first, second) = (must(plan.clone()), must(plan));
         assert_eq!(
             (first.lines, first.trace),
             (second.lines, second.trace),
@@ -112,7 +137,7 @@ fn every_accident(what: &str, accident: impl Fn(u64) -> Accident) {
         total.add(&report);
     }
     eprintln!("{what}: {} runs, {:?} of virtual time", total.runs, total.virtual_time);
-    assert!(total.tracked > total.runs as usize / 2, "{what}: {total:?}");
+    assert!(total.tracked > total.runs as usize / 2, "{what}: {total}");
     assert!(total.runs > 40, "{what}: only {} messages", total.runs);
 }
 
@@ -189,7 +214,7 @@ fn any_one_write_may_fail() {
             let report =
                 run(plan, false).unwrap_or_else(|broken| panic!("write {number} {fault:?}: {broken}"));
             assert_eq!(report.failed, [], "progress: write {number} {fault:?}");
-            if report.store_faults == 0 {
+            if report.faults.total() == 0 {
                 break;
             }
             number += 1;

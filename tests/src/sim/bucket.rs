@@ -1,6 +1,7 @@
 //! The bucket as one role sees it, and its history: commit slots are decided once and for ever.
 //!
-//! A write or deletion that was sent reaches the store even when its sender is no more, as requests do.
+//! A write or deletion that was sent reaches the store even when its sender is no more, as requests do. A role may be
+//! doomed to die at one of its operations.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,8 +13,10 @@ use futures::stream::{BoxStream, StreamExt};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::*;
-use schema::names;
+use schema::names::{self, Slot};
 
+use super::doom::Doom;
+use super::ledger::Ledger;
 use super::trace::Trace;
 
 /// The objects themselves, with what must be remembered of them.
@@ -21,6 +24,7 @@ use super::trace::Trace;
 pub struct History {
     objects: InMemory,
     trace: Arc<Trace>,
+    ledger: Arc<Ledger>,
     state: Arc<Mutex<Seen>>,
 }
 
@@ -35,7 +39,13 @@ struct Seen {
 impl History {
     /// An empty bucket.
     pub fn new(trace: Arc<Trace>) -> Arc<Self> {
-        Arc::new(Self { objects: InMemory::new(), trace, state: Arc::default() })
+        let ledger = Arc::new(Ledger::new(trace.clone()));
+        Arc::new(Self { objects: InMemory::new(), trace, ledger, state: Arc::default() })
+    }
+
+    /// What it holds.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
     }
 
     fn state(&self) -> MutexGuard<'_, Seen> {
@@ -69,9 +79,16 @@ impl History {
         if Self::is_slot(at) {
             let decided = state.slots.entry(at.clone()).or_insert_with(|| bytes.clone());
             if *decided != bytes {
-                self.trace.wrong(format!("one-winner: {at} was decided, and written again"));
+                // Only a collection makes a tombstone of a snapshot.
+                let is_swept = Slot::parse_key(at.as_ref()).is_ok_and(|slot| self.ledger.is_swept(slot));
+                if !(is_swept && bytes.is_empty()) {
+                    self.trace.wrong(format!("one-winner: {at} was decided, and written again"));
+                }
+                *decided = bytes.clone();
             }
         }
+        drop(state);
+        self.ledger.written(at.as_ref(), &bytes);
     }
 }
 
@@ -108,12 +125,10 @@ impl ObjectStore for History {
     }
 
     fn delete_stream(&self, at: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        let (trace, state) = (self.trace.clone(), self.state.clone());
+        let (trace, ledger, state) = (self.trace.clone(), self.ledger.clone(), self.state.clone());
         let noted = at.inspect_ok(move |path| {
             trace.note(format_args!("bucket: {path} is deleted"));
-            if Self::is_slot(path) {
-                trace.wrong(format!("one-winner: {path} was deleted"));
-            }
+            ledger.deleted(path.as_ref());
             state.lock().unwrap_or_else(PoisonError::into_inner).deleted.insert(path.clone());
         });
         self.objects.delete_stream(noted.boxed())
@@ -138,12 +153,18 @@ pub struct RoleBucket {
     role: Arc<str>,
     inner: Arc<dyn ObjectStore>,
     trace: Arc<Trace>,
+    doom: Doom,
 }
 
 impl RoleBucket {
     /// What `role` sees of `inner`.
     pub fn new(role: &str, inner: Arc<dyn ObjectStore>, trace: Arc<Trace>) -> Self {
-        Self { role: role.into(), inner, trace }
+        Self { role: role.into(), inner, trace, doom: Doom::none() }
+    }
+
+    /// The same for one that is to die.
+    pub fn doomed(self, doom: Doom) -> Self {
+        Self { doom, ..self }
     }
 }
 
@@ -164,7 +185,7 @@ impl ObjectStore for RoleBucket {
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         self.trace.note(format_args!("{} puts {at}", self.role));
         let (inner, at) = (self.inner.clone(), at.clone());
-        sent(async move { inner.put_opts(&at, payload, options).await }).await
+        self.doom.around(sent(async move { inner.put_opts(&at, payload, options).await })).await
     }
 
     async fn put_multipart_opts(
@@ -176,18 +197,18 @@ impl ObjectStore for RoleBucket {
     }
 
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
-        let got = self.inner.get_opts(at, options).await;
+        let got = self.doom.around(self.inner.get_opts(at, options)).await;
         self.trace.note(format_args!("{} gets {at}: {}", self.role, if got.is_ok() { "ok" } else { "no" }));
         got
     }
 
     fn delete_stream(&self, at: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        let inner = self.inner.clone();
+        let (inner, doom) = (self.inner.clone(), self.doom.clone());
         at.then(move |path| {
-            let inner = inner.clone();
+            let (inner, doom) = (inner.clone(), doom.clone());
             async move {
                 let path = path?;
-                sent(async move { inner.delete(&path).await.map(|()| path) }).await
+                doom.around(sent(async move { inner.delete(&path).await.map(|()| path) })).await
             }
         })
         .boxed()
@@ -196,7 +217,10 @@ impl ObjectStore for RoleBucket {
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let prefix_text = prefix.map(ToString::to_string).unwrap_or_default();
         self.trace.note(format_args!("{} lists {prefix_text}", self.role));
-        self.inner.list(prefix)
+        let (doom, listed) = (self.doom.clone(), self.inner.list(prefix));
+        futures::stream::once(async move { doom.around(async { Ok::<_, Error>(listed) }).await })
+            .try_flatten()
+            .boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use agent::faults::store::{FaultyStore, StoreFaults};
 use agent::repository::NewRepository;
 use agent::store::Store;
-use agent::{Environment, Failure, Repository};
+use agent::{Environment, Failure, Repository, Stop};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use schema::keys::Identity;
@@ -36,7 +36,8 @@ pub async fn build(
     loud: bool,
     folder: &std::path::Path,
 ) -> Result<(Arc<World>, Arc<History>, Option<Arc<Identity>>), Failure> {
-    let environment: Arc<dyn Environment> = Arc::new(SimEnvironment::new(plan.seed));
+    let clock = Arc::new(SimEnvironment::new(plan.seed));
+    let environment: Arc<dyn Environment> = clock.clone();
     let trace = Arc::new(Trace::new(environment.clone(), loud));
     let history = History::new(trace.clone());
     let store = FaultyStore::new(
@@ -58,17 +59,23 @@ pub async fn build(
     let (bus, accident) = (plan.bus.clone(), plan.accident.clone());
     let wires = Wires::new(environment.clone(), trace.clone(), server, bus, accident);
     let sources = sources(&plan, &environment);
+    history.ledger().begin(repository.key.clone(), identity.clone(), sources.clone());
     let folder = folder.to_owned();
     let world = World {
         plan,
         environment,
+        clock,
         trace,
         wires,
         store,
+        ledger: history.ledger().clone(),
         repository,
         sources,
         folder,
         crashed: Mutex::default(),
+        over: Stop::default(),
+        done: Mutex::default(),
+        faults: Mutex::default(),
     };
     Ok((Arc::new(world), history, identity))
 }

@@ -20,6 +20,10 @@ use storer::Storer;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::bucket::RoleBucket;
+use super::counts::Counts;
+use super::doom::Doom;
+use super::environment::SimEnvironment;
+use super::ledger::Ledger;
 use super::plan::Plan;
 use super::sources::Sources;
 use super::trace::Trace;
@@ -32,12 +36,16 @@ pub struct World {
     pub plan: Plan,
     /// Clock and randomness.
     pub environment: Arc<dyn Environment>,
+    /// The same clock, which can leap.
+    pub clock: Arc<SimEnvironment>,
     /// What happened.
     pub trace: Arc<Trace>,
     /// The bus.
     pub wires: Arc<Wires>,
     /// The bucket with its faults.
     pub store: FaultyStore,
+    /// What the bucket holds, and must hold.
+    pub ledger: Arc<Ledger>,
     /// The repository, with a store of its own.
     pub repository: Repository,
     /// The sources of each host.
@@ -46,6 +54,12 @@ pub struct World {
     pub folder: PathBuf,
     /// Lives of roles that ended by a crash, as their context's host names them.
     pub crashed: Mutex<BTreeSet<String>>,
+    /// Nobody begins anything any more.
+    pub over: Stop,
+    /// What people did.
+    pub done: Mutex<Counts>,
+    /// What went wrong on purpose, beside what bus and bucket count themselves.
+    pub faults: Mutex<Counts>,
 }
 
 impl World {
@@ -67,9 +81,35 @@ impl World {
 
     /// The repository as a role sees it.
     pub fn repository(&self, name: &str) -> Repository {
+        self.repository_until(name, &Doom::none())
+    }
+
+    /// The repository as somebody sees it until they die.
+    pub fn repository_until(&self, name: &str, doom: &Doom) -> Repository {
         let bucket = RoleBucket::new(name, Arc::new(self.store.clone()), self.trace.clone());
+        let bucket = bucket.doomed(doom.clone());
         let store = Store::new(Arc::new(bucket), "", "bucket", self.environment.clone());
         Repository { store, ..self.repository.clone() }
+    }
+
+    /// The index as somebody asks it.
+    pub fn index(&self, name: &str) -> IndexClient {
+        IndexClient::new(self.wires.bus(name), self.environment.clone(), self.shards())
+    }
+
+    /// Whether who is named so has died.
+    pub fn has_crashed(&self, host: &str) -> bool {
+        self.crashed.lock().unwrap_or_else(PoisonError::into_inner).contains(host)
+    }
+
+    /// Counts what somebody did.
+    pub fn count(&self, what: &'static str) {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).add(what, 1);
+    }
+
+    /// Counts what went wrong on purpose.
+    pub fn count_fault(&self, what: &'static str) {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).add(what, 1);
     }
 
     fn random_below(&self, limit: Duration) -> Duration {

@@ -1,8 +1,10 @@
 //! Virtual time and seeded randomness: the seam that makes a run repeat itself.
 //!
 //! Time is tokio's paused clock: it moves only when nothing else can, so that long waits are free. It must be made
-//! inside a runtime that started paused.
+//! inside a runtime that started paused. It can also leap, as on machines that were suspended: the clock shows later
+//! and no timer has run, so that months cost no more than what is done in them, and what was on its way is stale.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,13 +20,21 @@ const BEGINNING_MS: u64 = 1_900_000_000_000;
 #[derive(Debug)]
 pub struct SimEnvironment {
     start: tokio::time::Instant,
+    leapt_ms: AtomicU64,
     random: Mutex<StdRng>,
 }
 
 impl SimEnvironment {
     /// Time begins now.
     pub fn new(seed: u64) -> Self {
-        Self { start: tokio::time::Instant::now(), random: Mutex::new(StdRng::seed_from_u64(seed)) }
+        let random = Mutex::new(StdRng::seed_from_u64(seed));
+        Self { start: tokio::time::Instant::now(), leapt_ms: AtomicU64::new(0), random }
+    }
+
+    /// So much time has gone by, and nobody could do anything in it.
+    pub fn leap(&self, time: Duration) {
+        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.leapt_ms.fetch_add(ms, Ordering::Relaxed);
     }
 }
 
@@ -35,7 +45,7 @@ impl Environment for SimEnvironment {
     }
 
     fn elapsed(&self) -> Duration {
-        self.start.elapsed()
+        self.start.elapsed() + Duration::from_millis(self.leapt_ms.load(Ordering::Relaxed))
     }
 
     async fn sleep(&self, duration: Duration) {

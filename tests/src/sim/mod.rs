@@ -2,6 +2,7 @@
 //!
 //! * [`plan`]: what a seed stands for.
 //! * [`mod@run`]: one run of a plan.
+//! * [`ledger`]: what must hold at every moment.
 //! * [`oracle`]: what must hold at its end.
 //!
 //! Nothing here knows how roles work: faults come through the seams, and what is checked is what an operator relies on.
@@ -11,8 +12,12 @@ pub mod build;
 pub mod client;
 pub mod cluster;
 pub mod content;
+pub mod counts;
+pub mod doom;
 pub mod environment;
+pub mod ledger;
 pub mod oracle;
+pub mod people;
 pub mod plan;
 pub mod run;
 pub mod server;

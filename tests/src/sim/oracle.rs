@@ -12,6 +12,7 @@ use agent::index::IndexClient;
 use agent::local::LocalBus;
 use agent::repository::AtSlot;
 use agent::{Context, Failure, Repository, Stop};
+use collector::{Announce, Collector, Limits, Patience, Settings};
 use indexer::Indexer;
 use restorer::{Restorer, Target};
 use rustix::fs::{SeekFrom, seek};
@@ -20,20 +21,29 @@ use schema::keys::Identity;
 use schema::messages::{FailureKind, JobOutcome};
 use schema::names::{self, Slot};
 use schema::root::Root;
+use schema::session::SessionKind;
 
 use super::bucket::History;
 use super::client::Job;
 use super::cluster::World;
 use super::content::{BLOCK, Content};
 
+/// Collections after which nothing is left to collect.
+const COLLECTIONS: u32 = 8;
+
 /// Checks everything; what is broken is noted in the trace.
 pub async fn check(world: &World, history: &History, identity: Option<Arc<Identity>>, jobs: &[Job]) {
+    outcomes(world, jobs);
+    sessions(world, history).await;
+    if world.plan.life.collectors > 0
+        && let Err(failure) = collected(world).await
+    {
+        world.trace.wrong(format!("progress: what is left cannot be collected: {failure}"));
+    }
     let roots = match slots(world).await {
         Ok(roots) => roots,
         Err(failure) => return world.trace.wrong(format!("one-winner: {failure}")),
     };
-    outcomes(world, jobs, &roots);
-    sessions(world, history).await;
     if let Err(failure) = readable(world, identity, &roots).await {
         world.trace.wrong(format!("sealed-is-readable: the bucket could not be checked: {failure}"));
     }
@@ -42,9 +52,13 @@ pub async fn check(world: &World, history: &History, identity: Option<Arc<Identi
 /// `one-winner`: every slot holds a commit that belongs there, or a tombstone.
 async fn slots(world: &World) -> Result<Vec<Root>, Failure> {
     let mut roots = Vec::new();
+    let has_collected = world.plan.life.collectors > 0;
     for listed in world.repository.store.list(names::SNAPSHOTS).await? {
         let slot = Slot::parse_key(&listed.key).map_err(Failure::from)?;
         match world.repository.at_slot(slot).await? {
+            AtSlot::Snapshot(_) if has_collected && world.ledger.is_forgotten(slot) => {
+                world.trace.wrong(format!("progress: {} is forgotten, and is not collected", listed.key));
+            }
             AtSlot::Snapshot(root) => roots.push(*root),
             AtSlot::Tombstone => {}
             AtSlot::Nothing => world.trace.wrong(format!("one-winner: {} vanished", listed.key)),
@@ -53,16 +67,22 @@ async fn slots(world: &World) -> Result<Vec<Root>, Failure> {
     Ok(roots)
 }
 
-/// `progress`: what clients were told is what the bucket says.
-fn outcomes(world: &World, jobs: &[Job], roots: &[Root]) {
-    let mut by_job: BTreeMap<JobId, Vec<&Root>> = BTreeMap::new();
-    roots.iter().for_each(|root| by_job.entry(root.job).or_default().push(root));
+/// `progress`: what clients were told is what was committed.
+fn outcomes(world: &World, jobs: &[Job]) {
+    let ledger = &world.ledger;
+    let mut by_job: BTreeMap<JobId, Vec<Root>> = BTreeMap::new();
+    let commits = ledger.commits().into_iter();
+    for root in commits.filter(|root| ledger.kind(root.slot.session) == Some(SessionKind::Backup)) {
+        by_job.entry(root.job).or_default().push(root);
+    }
     for job in jobs {
         let sealed = by_job.remove(&job.job).unwrap_or_default();
         match &job.outcome {
             Some(JobOutcome::Sealed { slot, .. }) if sealed.iter().any(|root| root.slot == *slot) => {
-                if sealed.len() > 1 {
-                    world.trace.wrong(format!("progress: job {} made {} snapshots", job.job, sealed.len()));
+                // One that was forgotten shows nobody any more that its job is done.
+                let kept = sealed.iter().filter(|root| !ledger.is_forgotten(root.slot)).count();
+                if kept > 1 {
+                    world.trace.wrong(format!("progress: job {} made {kept} snapshots", job.job));
                 }
             }
             // Nobody remembers a job that failed: when it is delivered again, its source may hold still.
@@ -91,7 +111,7 @@ fn failed(world: &World, job: &Job, kind: FailureKind, why: &str) {
     let expected = match kind {
         FailureKind::Device => volume.changes_after.is_some() && why.contains("lv"),
         FailureKind::Store => world.plan.has_outage(),
-        FailureKind::Revoked => world.plan.has_cancel(),
+        FailureKind::Revoked => world.plan.has_cancel() || world.plan.life.revokes(),
         _ => false,
     };
     if !expected {
@@ -113,6 +133,27 @@ async fn sessions(world: &World, history: &History) {
             world.trace.wrong(format!("progress: {key} is left though every job has ended"));
         }
     }
+}
+
+/// `progress`: when everybody has ended, all that no snapshot needs is collected.
+async fn collected(world: &World) -> Result<(), Failure> {
+    let patience = Patience { wait: Duration::ZERO, revoke_after: Some(Duration::ZERO) };
+    let limits = Limits { max_repack: u64::MAX, repack_below: 50 };
+    let (memory, announce) = (1 << 20, Announce::default());
+    let settings = Settings { limits, memory, patience, exclusive: false, announce };
+    let collector = Collector::new(world.repository.clone(), settings, Stop::default());
+    for _ in 0..COLLECTIONS {
+        if collector.prune().await?.epoch.is_some() {
+            continue;
+        }
+        let garbage = world.ledger.garbage();
+        if !garbage.is_empty() {
+            world.trace.wrong(format!("progress: nobody needs {garbage:?}, and they are not collected"));
+        }
+        return Ok(());
+    }
+    world.trace.wrong("progress: collections go on and on".into());
+    Ok(())
 }
 
 /// `sealed-is-readable` and `restored-equals-read`, from the bucket alone.

@@ -2,6 +2,8 @@
 //!
 //! Everything random about a run is decided here or drawn from the run's environment, so that the seed says it all.
 
+mod life;
+
 use std::time::Duration;
 
 use agent::faults::bus::BusFaults;
@@ -11,6 +13,8 @@ use rand::{RngExt, SeedableRng};
 
 use super::sources::Tracking;
 use super::wires::Accident;
+
+pub use life::{Collecting, Life};
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = schema::limits::BLOCK;
@@ -128,6 +132,8 @@ pub struct Plan {
     pub absence: Duration,
     /// At most one accident.
     pub accident: Accident,
+    /// What goes on besides backups.
+    pub life: Life,
     /// The n-th write to the bucket after its creation fails in this way.
     pub write_fault: Option<(u64, agent::faults::store::WriteFault)>,
 }
@@ -201,6 +207,7 @@ impl Plan {
             upsets: Vec::new(),
             absence: Duration::from_secs(2),
             accident: Accident::None,
+            life: Life::default(),
             write_fault: None,
         }
     }

@@ -3,7 +3,7 @@
 //! Every run ends: whatever waits is bounded in virtual time, and what takes longer is a broken invariant.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use agent::faults::store::StoreFaults;
@@ -14,7 +14,9 @@ use schema::root::Tracking;
 use super::build::{build, scratch};
 use super::client::{self, Job};
 use super::cluster::{Cluster, World};
+use super::counts::Counts;
 use super::oracle;
+use super::people::People;
 use super::plan::{Plan, Upset};
 
 /// Virtual time in which queues must be empty after the last job, and roles must have ended after they were told to.
@@ -35,14 +37,10 @@ pub struct Report {
     pub found_out: usize,
     /// Jobs that failed, with kind and reason.
     pub failed: Vec<(FailureKind, String)>,
-    /// Roles that died.
-    pub crashes: usize,
-    /// Restarts of the message server.
-    pub server_restarts: usize,
-    /// Faults of the bus.
-    pub bus_faults: u64,
-    /// Faults of the bucket, slowness left out.
-    pub store_faults: u64,
+    /// What was done in the bucket, and by people.
+    pub done: Counts,
+    /// Faults that were injected.
+    pub faults: Counts,
     /// Messages sent, and answers given.
     pub messages: u64,
     /// Answers and acknowledgements given.
@@ -91,16 +89,16 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
     let (world, history, identity) =
         build(plan, loud, folder.path()).await.map_err(|why| broken(why.to_string()))?;
     let cluster = Arc::new(Cluster::start(&world));
-    let jobs = client::submit(&world);
+    let (people, jobs) = (People::begin(&world), client::submit(&world));
     weather(&world, &cluster).await;
     let jobs = client::settle(&world, jobs).await;
+    people.finish(&world).await;
     drain(&world).await;
     if let Some(cluster) = Arc::into_inner(cluster)
         && !cluster.finish(CALM).await
     {
         world.trace.wrong("progress: a role did not end when it was told to".into());
     }
-    let [memory, disk] = world.wires.injected();
     let (messages, answers, accident) = world.wires.counts();
     let (lines, trace) = world.trace.summary();
     let took = world.environment.elapsed();
@@ -109,16 +107,12 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
     if !wrong.is_empty() {
         return Err(Broken { seed, wrong });
     }
-    let store = world.store.injected();
+    let faults = faults(&world);
     let failed = |job: &Job| match &job.outcome {
         Some(JobOutcome::Failed { kind, why }) => Some((*kind, why.clone())),
         _ => None,
     };
     let failed: Vec<_> = jobs.iter().filter_map(failed).collect();
-    let upsets = |server: bool| {
-        let is = |upset: &&(Duration, Upset)| matches!(upset.1, Upset::Server) == server;
-        world.plan.upsets.iter().filter(is).count()
-    };
     Ok(Report {
         seed,
         sealed: jobs.len() - failed.len(),
@@ -126,10 +120,8 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
         tracked: jobs.iter().filter(|job| is_tracked(job)).count(),
         found_out: jobs.iter().filter(|job| is_found_out(job)).count(),
         failed,
-        crashes: upsets(false),
-        server_restarts: upsets(true),
-        bus_faults: memory.total() + disk.total(),
-        store_faults: store.total() - store.slow,
+        done: done(&world),
+        faults,
         messages,
         answers,
         accident,
@@ -138,6 +130,31 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
         trace,
         took,
     })
+}
+
+/// What was done.
+fn done(world: &World) -> Counts {
+    let mut done = world.ledger.counts();
+    done.merge(&world.done.lock().unwrap_or_else(PoisonError::into_inner));
+    done
+}
+
+/// What went wrong on purpose.
+fn faults(world: &World) -> Counts {
+    let mut faults = world.faults.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    world.wires.injected().iter().for_each(|injected| faults.add_bus(injected));
+    faults.add_store(&world.store.injected());
+    for (_, upset) in &world.plan.upsets {
+        let what = match upset {
+            Upset::Crash { .. } => "crashes of roles",
+            Upset::Restart { .. } => "stops of roles",
+            Upset::Server => "restarts of the message server",
+            Upset::Outage(_) => "outages of the bucket",
+            Upset::Cancel { .. } => "sessions cancelled",
+        };
+        faults.add(what, 1);
+    }
+    faults
 }
 
 fn is_marked(job: &Job) -> bool {

@@ -1,0 +1,154 @@
+//! Who else uses a repository, over months: collectors, those who forget and copy snapshots, those who read them; and
+//! the time that goes by.
+//!
+//! Each draws what it does from the plan's seed, goes on until it is over, and may die in the middle.
+
+mod collecting;
+mod forgetting;
+mod reading;
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use agent::sessions::OpenSession;
+use agent::{Failure, Repository};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use schema::names::Slot;
+use schema::session::{Session, SessionKind};
+use tokio::task::JoinSet;
+
+use super::cluster::World;
+
+/// One of how many sessions ends by the death of who drives it.
+const DEATHS: u64 = 10;
+/// Within how long.
+const LIFE: Duration = Duration::from_secs(2);
+
+/// Everybody of a plan.
+#[derive(Debug)]
+pub struct People(JoinSet<()>);
+
+impl People {
+    /// They begin.
+    pub fn begin(world: &Arc<World>) -> Self {
+        let mut people = JoinSet::new();
+        let life = &world.plan.life;
+        if !life.leaps.is_empty() {
+            people.spawn(leap(world.clone()));
+            people.spawn(forgetting::forget(Person::new(world, "forgetter", 0)));
+            people.spawn(forgetting::copy(Person::new(world, "copier", 0)));
+        }
+        for number in 0..life.collectors {
+            people.spawn(collecting::collect(Person::new(world, "collector", number)));
+        }
+        for number in 0..life.restorers {
+            people.spawn(reading::restore(Person::new(world, "restorer", number)));
+        }
+        Self(people)
+    }
+
+    /// Waits until each has finished what it was doing.
+    pub async fn finish(mut self, world: &World) {
+        world.over.raise();
+        while let Some(ended) = self.0.join_next().await {
+            if let Err(why) = ended {
+                world.trace.wrong(format!("somebody panicked: {why}"));
+            }
+        }
+    }
+}
+
+async fn leap(world: Arc<World>) {
+    for (pause, time) in &world.plan.life.leaps {
+        world.environment.sleep(*pause).await;
+        world.clock.leap(*time);
+        world.trace.note(format_args!("{} hours go by", time.as_secs() / 3600));
+    }
+}
+
+/// One of them.
+struct Person {
+    world: Arc<World>,
+    random: StdRng,
+    name: String,
+    lives: u32,
+}
+
+impl Person {
+    fn new(world: &Arc<World>, role: &str, number: usize) -> Self {
+        let name = format!("{role}-{number}");
+        let tag = name.bytes().fold(0_u64, |tag, byte| tag.wrapping_mul(131).wrapping_add(u64::from(byte)));
+        let random = StdRng::seed_from_u64(world.plan.seed ^ tag);
+        Self { world: world.clone(), random, name, lives: 0 }
+    }
+
+    fn repository(&self) -> Repository {
+        self.world.repository(&self.name)
+    }
+
+    /// Waits a while; says no when it is over.
+    async fn pause(&mut self, most: Duration) -> bool {
+        let drawn = self.random_below(most);
+        self.world.environment.timeout(drawn, self.world.over.raised()).await.is_none()
+    }
+
+    fn random_below(&mut self, most: Duration) -> Duration {
+        Duration::from_micros(self.random.random_range(0..=most.as_micros() as u64))
+    }
+
+    fn one_of<T: Copy>(&mut self, things: &[T]) -> Option<T> {
+        (!things.is_empty()).then(|| things[self.random.random_range(0..things.len())])
+    }
+
+    fn count(&self, what: &'static str) {
+        self.world.count(what);
+    }
+
+    /// Who drives a session of this life.
+    fn host(&self) -> String {
+        format!("{}/{}", self.name, self.lives)
+    }
+
+    /// What is left of this life's sessions has nobody who drives it.
+    fn die(&self) {
+        self.world.trace.note(format_args!("{} dies", self.name));
+        self.world.crashed.lock().unwrap_or_else(PoisonError::into_inner).insert(self.host());
+    }
+
+    /// Another life begins: how long it takes, when it is to end in the middle of something.
+    fn next_life(&mut self) -> Option<Duration> {
+        self.lives += 1;
+        let dies = self.random.random_range(0..DEATHS) == 0;
+        dies.then(|| self.random_below(LIFE))
+    }
+
+    /// What is done in a life, unless that ends before.
+    async fn live<T>(&self, limit: Option<Duration>, life: impl Future<Output = T>) -> Option<T> {
+        let Some(limit) = limit else { return Some(life.await) };
+        let ended = self.world.environment.timeout(limit, life).await;
+        if ended.is_none() {
+            self.die();
+            self.world.count_fault("deaths of those who copy and restore");
+        }
+        ended
+    }
+
+    /// Opens a session; one that commits makes a slot of its own for `volume`.
+    async fn begin(&self, kind: SessionKind, at: Slot) -> Result<OpenSession, Failure> {
+        let environment = &self.world.environment;
+        let id = environment.session_id();
+        let session = Session {
+            id,
+            kind,
+            slot: (kind == SessionKind::Copy).then_some(Slot { session: id, ..at }),
+            job: environment.job_id(),
+            volume: at.volume.to_string(),
+            host: self.host(),
+            started_ms: environment.now_ms(),
+            checkpoint: None,
+            ended: None,
+        };
+        OpenSession::begin(self.repository(), session).await
+    }
+}

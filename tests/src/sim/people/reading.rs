@@ -1,0 +1,126 @@
+//! Those who read snapshots beside everything else: a restore's session, without the threads of a restorer, which
+//! would make a seed take another course each time.
+//!
+//! What a session protects stays whole until it ends, also when the snapshot is forgotten meanwhile.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use agent::maps::MapReader;
+use agent::repository::AtSlot;
+use agent::sessions::OpenSession;
+use agent::{Failure, Repository};
+use schema::ChunkId;
+use schema::map::Content;
+use schema::messages::Copy;
+use schema::names::Slot;
+use schema::session::SessionKind;
+
+use super::Person;
+use super::forgetting::slots;
+
+/// Attempts on one leaf, and the pause between two: an index may be behind until it compares itself with the bucket.
+const TRIES: u32 = 80;
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Reads some snapshot after the other until it is over.
+pub(super) async fn restore(mut person: Person) {
+    let world = person.world.clone();
+    while person.pause(world.plan.life.restoring).await {
+        let limit = person.next_life();
+        let Ok(slots) = slots(&person).await else { continue };
+        let Some(slot) = person.one_of(&slots) else { continue };
+        let life = async {
+            let open = person.begin(SessionKind::Restore, slot).await?;
+            let read = read(&person, &open, slot).await;
+            open.end().await?;
+            read
+        };
+        match person.live(limit, life).await {
+            Some(Ok(done)) => person.count(done),
+            Some(Err(failure)) => {
+                world.trace.note(format_args!("{} cannot read {slot}: {failure}", person.name));
+                person.die();
+                person.count("restores that failed");
+            }
+            None => {}
+        }
+    }
+}
+
+async fn read(person: &Person, open: &OpenSession, slot: Slot) -> Result<&'static str, Failure> {
+    let repository = person.repository();
+    // What an epoch sweeps already is protected by nothing that begins now.
+    let is_proposed = person.world.ledger.is_proposed(slot);
+    let AtSlot::Snapshot(root) = repository.at_slot(slot).await? else {
+        return Ok("restores that came too late");
+    };
+    let index = person.world.index(&person.name);
+    let map = MapReader::new(repository.clone(), index.clone(), (*root).clone())?;
+    for leaf in 0..map.geometry().leaves() {
+        let mut tries = 0;
+        while let Err(failure) = read_leaf(person, &repository, open, &map, leaf).await {
+            let is_protected = !is_proposed && !person.world.ledger.has_ended(open.session().id);
+            if !is_protected {
+                return Ok("restores that nothing protected any more");
+            }
+            if let Some(chunk) = person.world.ledger.lost(&root) {
+                let id = open.session().id;
+                let wrong = format!("never-collect-live: {chunk} of {slot} went while session {id} read it");
+                person.world.trace.wrong(wrong);
+                return Err(failure);
+            }
+            tries += 1;
+            if tries >= TRIES {
+                return Err(failure);
+            }
+            person.world.environment.sleep(PAUSE).await;
+        }
+    }
+    Ok("snapshots restored")
+}
+
+async fn read_leaf(
+    person: &Person,
+    repository: &Repository,
+    open: &OpenSession,
+    map: &MapReader,
+    leaf: u64,
+) -> Result<(), Failure> {
+    let leaf = map.leaf(leaf).await?;
+    let chunks = leaf.pieces().iter().filter_map(|piece| match piece.content {
+        Content::Chunk(id) => Some(id),
+        Content::Zero => None,
+    });
+    let chunks: Vec<ChunkId> = chunks.collect::<BTreeSet<_>>().into_iter().collect();
+    for (chunk, mut copies) in chunks.iter().zip(map.locate(&chunks).await?) {
+        let mut counting = BTreeSet::new();
+        for copy in &copies {
+            if open.counts(copy.pack).await? {
+                counting.insert(copy.pack);
+            }
+        }
+        copies.sort_by_key(|copy| !counting.contains(&copy.pack));
+        read_chunk(person, repository, chunk, &copies).await?;
+    }
+    Ok(())
+}
+
+async fn read_chunk(
+    person: &Person,
+    repository: &Repository,
+    chunk: &ChunkId,
+    copies: &[Copy],
+) -> Result<(), Failure> {
+    let mut last = Failure::damaged(format!("chunk {chunk} is in no pack that is known"));
+    for copy in copies {
+        match repository.read_frame(copy).await {
+            Ok(frame) => match person.world.ledger.check_frame(chunk, &frame) {
+                Ok(()) => return Ok(()),
+                Err(why) => last = Failure::damaged(why),
+            },
+            Err(failure) => last = failure,
+        }
+    }
+    Err(last)
+}
