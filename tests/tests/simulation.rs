@@ -15,7 +15,7 @@ use tests::sim::{Accident, Plan, Report, run};
 
 /// Seeds of an ordinary run, of minutes and of months, and how many times more of a long one.
 const SEEDS: u64 = 300;
-const MONTHS: u64 = 20;
+const MONTHS: u64 = 24;
 const LONG: u64 = 20;
 
 fn is_long() -> bool {
