@@ -16,6 +16,7 @@ mod embedded;
 mod fan_out;
 mod far;
 mod kills;
+mod lasting;
 mod memory;
 mod object_store;
 mod prune;
