@@ -2,7 +2,8 @@
 //!
 //! Content cannot be opened here, and what is moved badly would be lost with its old pack. So every frame is read
 //! twice, a structure chunk is opened, and a new pack is read back before it counts. A pack with anything odd in it
-//! is left as it is. New packs are durable, with their data keys, and announced before any old one is condemned.
+//! is left as it is. New packs are durable, with their data keys, and announced before any old one is condemned. Of
+//! several copies the oldest counts, so that the names of new packs are older than those of all that they come from.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -48,8 +49,10 @@ pub(crate) async fn rewrite(
     announce: &Announce,
     packs: &[&Holding],
 ) -> Result<Rewritten, Failure> {
+    let oldest = packs.iter().map(|holding| holding.pack.time_ms()).min().unwrap_or_default();
     let mut rewriter = Rewriter {
         repository: sources.repository,
+        time_ms: oldest.saturating_sub(1),
         announce,
         open: BTreeMap::new(),
         opener: Opener::new(sources.repository.key.chunk_ids())?,
@@ -82,6 +85,8 @@ fn stop(stop: &Stop) -> Result<(), Failure> {
 
 struct Rewriter<'a> {
     repository: &'a Repository,
+    /// The time in the names of new packs.
+    time_ms: u64,
     announce: &'a Announce,
     /// Packs being filled, by kind and retention class.
     open: BTreeMap<(Domain, u8), PackBuilder>,
@@ -90,6 +95,11 @@ struct Rewriter<'a> {
 }
 
 impl Rewriter<'_> {
+    /// A fresh name for a pack.
+    fn name(&self) -> PackId {
+        PackId::from_parts(self.time_ms, u128::from_le_bytes(self.repository.environment().random()) >> 48)
+    }
+
     async fn add(&mut self, pack: &Pack, holding: &Holding) -> Result<(), Failure> {
         let entries = pack.footer.entries.iter().enumerate();
         let needed: Vec<PackEntry> =
@@ -159,11 +169,8 @@ impl Rewriter<'_> {
         frame: &Bytes,
         key: Option<&SealedKey>,
     ) -> Result<bool, Failure> {
-        let repository = self.repository;
-        let new = || {
-            let (repo, pack) = (repository.key.repo(), repository.environment().pack_id());
-            PackBuilder::new(PackHeader { repo, pack, kind: kind.0, class: kind.1 })
-        };
+        let (repo, name) = (self.repository.key.repo(), self.name());
+        let new = || PackBuilder::new(PackHeader { repo, pack: name, kind: kind.0, class: kind.1 });
         let builder = self.open.entry(kind).or_insert_with(new);
         let Some(session) = pack.footer.sessions.first() else { return Ok(false) };
         if key.is_some_and(|key| builder.clashes_with(key)) || !builder.add_sessions(&pack.footer.sessions) {
@@ -210,7 +217,7 @@ impl Rewriter<'_> {
             tracing::debug!(%error, attempt, "an upload failed; trying again under a new name");
             environment.sleep(pause).await;
             pause *= 2;
-            builder = builder.renamed(environment.pack_id());
+            builder = builder.renamed(self.name());
         }
         unreachable!("the loop returns")
     }

@@ -1,21 +1,37 @@
 //! Where structure chunks are: copies of map nodes and leaves, found by the footers of the packs that hold them.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 
 use agent::{Failure, Repository, maps};
 use bytes::Bytes;
 use futures::TryStreamExt;
-use schema::messages::Copy;
-use schema::{ChunkId, Domain, PackId};
+use schema::messages::{Copy, FailureKind};
+use schema::{ChunkId, Domain, PackId, names};
 
 use crate::footers::{Footers, Found};
 use crate::live::half;
+
+/// Copies that could not be opened and are remembered; more than these are an alarm.
+const FAILED_MAX: usize = 1 << 16;
+
+/// Copies of structure chunks that could not be opened though another one could. Nothing relies on them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Failed(BTreeSet<(u128, PackId)>);
+
+impl Failed {
+    /// Whether the copy of a chunk in this pack is one of them.
+    pub(crate) fn has(&self, id: &ChunkId, pack: PackId) -> bool {
+        !self.0.is_empty() && self.0.contains(&(half(id), pack))
+    }
+}
 
 /// Copies of structure chunks, sorted; 40 bytes each.
 pub(crate) struct Structure {
     /// Packs whose footers were read as they were written; of others, the next reading may be better.
     packs: BTreeSet<PackId>,
     copies: Vec<([u8; 16], Copy)>,
+    failed: Mutex<Failed>,
 }
 
 impl Structure {
@@ -24,7 +40,7 @@ impl Structure {
         footers: &Footers,
         packs: impl IntoIterator<Item = PackId>,
     ) -> Result<Self, Failure> {
-        let mut structure = Self { packs: BTreeSet::new(), copies: Vec::new() };
+        let mut structure = Self { packs: BTreeSet::new(), copies: Vec::new(), failed: Mutex::default() };
         structure.add(footers, packs).await?;
         Ok(structure)
     }
@@ -60,14 +76,53 @@ impl Structure {
         Ok(())
     }
 
-    /// Reads a chunk from any copy that is whole, the newest first.
+    /// Reads a chunk from the oldest copy that can be opened, and notes those before it. Copies in whole packs come first.
     pub(crate) async fn read(&self, repository: &Repository, id: ChunkId) -> Result<Bytes, Failure> {
-        let half = half(&id).to_be_bytes();
+        let mut failure = None;
+        let mut tried = Vec::new();
+        for copy in self.copies_of(&id) {
+            match maps::read_structure(repository, id, &[copy]).await {
+                Ok(bytes) => return self.note(id, &tried).map(|()| bytes),
+                // Whether the chunk is lost is not known while one of its copies cannot be reached.
+                Err(one) if failure.is_none() || one.kind != FailureKind::Damaged => failure = Some(one),
+                Err(_) => {}
+            }
+            tried.push(copy.pack);
+        }
+        match failure {
+            Some(failure) => Err(failure),
+            None => maps::read_structure(repository, id, &[]).await,
+        }
+    }
+
+    fn copies_of(&self, id: &ChunkId) -> Vec<Copy> {
+        let half = half(id).to_be_bytes();
         let start = self.copies.partition_point(|(of, _)| *of < half);
         let mut copies: Vec<Copy> =
             self.copies[start..].iter().take_while(|(of, _)| *of == half).map(|(_, copy)| *copy).collect();
-        copies.reverse();
-        maps::read_structure(repository, id, &copies).await
+        copies.sort_by_key(|copy| (!self.packs.contains(&copy.pack), copy.pack));
+        copies
+    }
+
+    fn note(&self, id: ChunkId, packs: &[PackId]) -> Result<(), Failure> {
+        if packs.is_empty() {
+            return Ok(());
+        }
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.0.extend(packs.iter().map(|pack| (half(&id), *pack)));
+        match failed.0.len() <= FAILED_MAX {
+            true => Ok(()),
+            false => Err(Failure::damaged(format!(
+                "more than {FAILED_MAX} copies of parts of maps cannot be opened, the last one in {}: nothing is deleted \
+                 (`lvkeep check` says more)",
+                names::pack(packs[0])
+            ))),
+        }
+    }
+
+    /// The copies that could not be opened so far.
+    pub(crate) fn failed(&self) -> Failed {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Reads a chunk of which no whole copy was found, once more after looking for new packs.

@@ -166,6 +166,21 @@ async fn a_verdict_is_made_of_what_is_there_whatever_an_epoch_condemns() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_verdict_believes_no_copy_that_is_newer_than_what_it_would_replace() {
+    let world = World::plain().await;
+    world.backup("a", &[1, 2, 3]).await;
+    let condemned = world.packs().await.into_iter().collect();
+    let nobody = SessionId::from_bytes([9; 16]);
+    world.pack_with(Domain::Data, &[chunk(1), chunk(2), chunk(3)], 3, nobody).await;
+    let epoch = Epoch { number: 1, forgotten: Vec::new(), condemned };
+    let key = names::epoch(1);
+    let bytes = world.repository.seal(&key, &epoch).unwrap();
+    world.repository.store.put(&key, bytes).await.unwrap();
+    world.prune_to_the_end().await;
+    assert_eq!(world.check().await, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn damaged_packs_stay_and_nothing_relies_on_them() {
     let world = World::plain().await;
     world.backup("a", &[1, 2, 3, 4]).await;
