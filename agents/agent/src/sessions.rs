@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use schema::epoch::{Epoch, Verdict};
 use schema::messages::{FailureKind, JobOutcome};
 use schema::names::{self, Slot};
 use schema::root::Root;
@@ -15,9 +14,9 @@ use schema::session::{Checkpoint, Session, SessionKind};
 use schema::{JobId, Object, PackId, SessionId};
 use tokio::sync::Mutex;
 
-use crate::Failure;
 use crate::repository::{AtSlot, Repository, can_be_pack};
 use crate::store::Created;
+use crate::{Failure, epochs};
 
 /// An open session: its object exists, and its epoch was read after that.
 #[derive(Debug)]
@@ -281,28 +280,11 @@ pub async fn forget_end(repository: &Repository, note: SessionId) -> Result<(), 
 /// What the latest epoch condemns: its verdict, or before there is one, everything that it proposed. An epoch that is
 /// finished condemns packs that are gone anyway, so that nobody needs to know whether it is.
 async fn condemned_by_latest_epoch(repository: &Repository) -> Result<BTreeSet<PackId>, Failure> {
-    let listed = repository.store.list(names::EPOCHS).await?;
-    let numbers = listed.iter().filter_map(|l| names::parse_epoch(&l.key).ok());
-    let Some(latest) = numbers.map(|(number, _)| number).max() else { return Ok(BTreeSet::new()) };
-    let verdict_key = names::verdict(latest);
-    // The epoch is read before its verdict is looked for: a verdict that appears in between condemns fewer packs.
-    let epoch: Option<Epoch> = repository.read(&names::epoch(latest)).await?;
-    if let Some(verdict) = repository.read::<Verdict>(&verdict_key).await? {
-        check_number(Verdict::WHAT, verdict.number, latest)?;
-        return Ok(verdict.delete.into_iter().collect());
-    }
-    match epoch {
-        Some(epoch) => {
-            check_number(Epoch::WHAT, epoch.number, latest)?;
-            Ok(epoch.condemned.into_iter().collect())
-        }
-        None => Ok(BTreeSet::new()),
-    }
-}
-
-fn check_number(what: &str, found: u64, expected: u64) -> Result<(), Failure> {
-    match found == expected {
-        true => Ok(()),
-        false => Err(Failure::damaged(format!("{what} {expected} says that it is {found}"))),
-    }
+    let Some(latest) = epochs::latest(repository).await? else { return Ok(BTreeSet::new()) };
+    let condemned = match (latest.verdict, latest.epoch) {
+        (Some(verdict), _) => verdict.delete,
+        (None, Some(epoch)) => epoch.condemned,
+        (None, None) => Vec::new(),
+    };
+    Ok(condemned.into_iter().collect())
 }

@@ -95,7 +95,7 @@ pub(crate) async fn list_and_mark(sources: &Sources<'_>, memory: u64) -> Result<
     let mut structure = Structure::of(sources.footers, packs.iter().map(|holding| holding.pack)).await?;
     let mut from = 0;
     while from < LISTS {
-        let mut live = mark(sources, &mut structure, &visible, LiveIds::new(from, memory)).await?;
+        let mut live = mark(sources, &mut structure, &visible, LiveIds::new(from, memory), None).await?;
         let failed = structure.failed();
         count(sources, &packs, &mut live, &failed).await?;
         judge(sources, &mut packs, &live, &open, &failed).await?;

@@ -225,7 +225,7 @@ impl Collector {
 
     /// Steps 5 and 6. A verdict that came meanwhile holds.
     async fn decide(&self, epoch: &Epoch) -> Result<Verdict, Failure> {
-        if let Some(verdict) = epochs::verdict(&self.repository, epoch.number).await? {
+        if let Some(verdict) = agent::epochs::verdict(&self.repository, epoch.number).await? {
             return Ok(verdict);
         }
         let delete: Vec<PackId> =

@@ -1,7 +1,8 @@
 //! Marking: which chunks the snapshots need.
 //!
 //! Maps share nodes and leaves; each is read once, as far as memory for the ids of what was read suffices. A part of a
-//! map that cannot be read stops everything, unless its snapshot has been seen to be gone.
+//! map that cannot be read stops everything, unless its snapshot has been seen to be gone: a slot is never deleted, so
+//! that only a tombstone says so, and not even that one while somebody counts on the snapshot.
 
 use std::collections::HashSet;
 
@@ -33,23 +34,26 @@ pub(crate) struct Sources<'a> {
     pub(crate) stop: &'a Stop,
 }
 
-/// Marks what these snapshots need, as far as it is within the range of `live`.
+/// Marks what these snapshots need, as far as it is within the range of `live`. The second mark is of an epoch.
 pub(crate) async fn mark(
     sources: &Sources<'_>,
     structure: &mut Structure,
     slots: &[Slot],
     live: LiveIds,
+    second_of: Option<u64>,
 ) -> Result<LiveIds, Failure> {
-    let mut walk = Walk { sources, structure, live, visited: HashSet::new() };
-    let at_slot = |slot: Slot| sources.repository.at_slot(slot);
+    let mut walk = Walk { sources, structure, live, visited: HashSet::new(), second_of };
+    let at_slot = |slot: Slot| async move { Ok((slot, sources.repository.at_slot(slot).await?)) };
     let mut roots = stream::iter(slots.to_vec()).map(at_slot).buffered(AT_ONCE);
-    while let Some(at_slot) = roots.try_next().await.map_err(|failure| {
+    while let Some((slot, at_slot)) = roots.try_next().await.map_err(|failure: Failure| {
         failure.context(
             "a snapshot cannot be read, so that nobody knows what it needs (forget it if it is lost)",
         )
     })? {
-        if let AtSlot::Snapshot(root) = at_slot {
-            walk.snapshot(&root).await?;
+        match at_slot {
+            AtSlot::Snapshot(root) => walk.snapshot(&root).await?,
+            AtSlot::Tombstone => walk.check_swept(slot).await?,
+            AtSlot::Nothing => return Err(not_there(slot)),
         }
     }
     walk.live.seal();
@@ -61,6 +65,7 @@ struct Walk<'a> {
     structure: &'a mut Structure,
     live: LiveIds,
     visited: HashSet<ChunkId>,
+    second_of: Option<u64>,
 }
 
 impl Walk<'_> {
@@ -77,7 +82,25 @@ impl Walk<'_> {
                  check` says more; a snapshot that is lost can be forgotten)",
                 root.volume, root.slot.session
             ))),
-            AtSlot::Nothing | AtSlot::Tombstone => Ok(()),
+            AtSlot::Tombstone => self.check_swept(root.slot).await,
+            AtSlot::Nothing => Err(not_there(root.slot)),
+        }
+    }
+
+    /// Whether a snapshot that was listed may be a tombstone by now. Whoever sweeps one that this epoch keeps goes by a
+    /// later epoch, and has seen this one's verdict.
+    async fn check_swept(&self, slot: Slot) -> Result<(), Failure> {
+        let Some(number) = self.second_of else { return Ok(()) };
+        match agent::epochs::verdict(self.sources.repository, number).await? {
+            Some(_) => Ok(()),
+            None => Err(Failure::new(
+                FailureKind::Store,
+                format!(
+                    "{} was overwritten by nobody who may while collection {number} was under way: nothing is deleted; find \
+                     out who did it, and run `lvkeep prune` again",
+                    slot.snapshot()
+                ),
+            )),
         }
     }
 
@@ -149,6 +172,15 @@ impl Walk<'_> {
     async fn read_again(&mut self, id: ChunkId) -> Result<Bytes, Failure> {
         self.structure.read_again(self.sources.repository, self.sources.footers, id).await
     }
+}
+
+/// One wrong answer must not make a snapshot's packs look unneeded.
+fn not_there(slot: Slot) -> Failure {
+    let key = slot.snapshot();
+    let why = format!(
+        "the object store lists {key} and does not give it: nothing is deleted; run `lvkeep prune` again"
+    );
+    Failure { kind: FailureKind::Store, retry: true, why }
 }
 
 /// Marks what a leaf names.

@@ -105,10 +105,15 @@ pub(crate) async fn open_of(
     sessions: &BTreeSet<SessionId>,
 ) -> Result<Vec<(Waiting, Option<Session>)>, Failure> {
     let mut open = Vec::new();
+    let mut absent = false;
     for session in listed(repository).await?.intersection(sessions).copied() {
         let body = match repository.read::<Session>(&names::session(session)).await {
             Ok(Some(body)) => body,
-            Ok(None) => continue,
+            Ok(None) => {
+                absent = true;
+                open.push((Waiting { session, about: None }, None));
+                continue;
+            }
             Err(failure) => {
                 tracing::warn!(%failure, "a session object cannot be read; its session is waited for all the same");
                 open.push((Waiting { session, about: None }, None));
@@ -118,6 +123,11 @@ pub(crate) async fn open_of(
         let (volume, host) = (body.volume.clone(), body.host.clone());
         let about = About { kind: body.kind, volume, host, started_ms: body.started_ms };
         open.push((Waiting { session, about: Some(about) }, Some(body)));
+    }
+    if absent {
+        // One wrong answer must not end a session: that its object is gone, another listing has to say.
+        let listed = listed(repository).await?;
+        open.retain(|(waiting, _)| listed.contains(&waiting.session));
     }
     Ok(open)
 }

@@ -43,7 +43,8 @@ pub(crate) async fn mark_again_and_reprieve(
     let mut risk = Risk::default();
     let mut from = 0;
     while from < LISTS {
-        let live = match mark(sources, &mut structure, &needed, LiveIds::new(from, memory)).await {
+        let live = LiveIds::new(from, memory);
+        let live = match mark(sources, &mut structure, &needed, live, Some(epoch.number)).await {
             Ok(live) => live,
             // Nothing is deleted by what cannot be known, and the epoch can end all the same.
             Err(failure) if failure.kind == FailureKind::Damaged => {
