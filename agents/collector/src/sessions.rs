@@ -2,7 +2,8 @@
 //!
 //! The first listing after the epoch is kept beside it, so that whoever goes on later waits for those alone: later
 //! sessions have read the epoch. A session whose slot is decided can commit nothing else; its object is all that is left
-//! of it. Whether another one is dead, only the operator knows, or a limit that the operator set.
+//! of it. Whether another one is dead, only the operator knows, or a limit that the operator set. What only notes how a
+//! restore's job ended reads nothing: it is not waited for, and it stays until the job cannot come again.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -108,6 +109,7 @@ pub(crate) async fn open_of(
     let mut absent = false;
     for session in listed(repository).await?.intersection(sessions).copied() {
         let body = match repository.read::<Session>(&names::session(session)).await {
+            Ok(Some(body)) if body.ended.is_some() => continue,
             Ok(Some(body)) => body,
             Ok(None) => {
                 absent = true;

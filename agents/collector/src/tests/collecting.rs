@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use agent::repository::AtSlot;
-use schema::{Domain, names};
+use schema::messages::{FailureKind, JobOutcome};
+use schema::{Domain, JobId, names};
 
 use super::fixture::*;
 use crate::{Collector, Latest, Limits, Patience, latest, unfinished};
@@ -195,4 +196,20 @@ async fn the_object_of_a_session_that_has_committed_is_waited_for_no_more() {
     assert!(report.waits.is_empty() && report.swept.snapshots == 2);
     assert_eq!(world.repository.store.head(&key).await.unwrap(), None);
     assert_eq!(world.check().await, 3);
+}
+
+/// Were it removed, an agent that is given the job again would restore over what is in use by now.
+#[tokio::test(start_paused = true)]
+async fn a_note_that_a_restore_has_ended_is_not_waited_for_and_stays() {
+    let (world, _) = littered(false).await;
+    let outcome = JobOutcome::Failed { kind: FailureKind::Revoked, why: "stopped".into() };
+    let job = JobId::from_bytes([5; 16]);
+    let note = agent::sessions::note_end(&world.repository, job, "v", "host", &outcome).await.unwrap();
+    world.repository.environment().sleep(Duration::from_secs(7200)).await;
+    let mut settings = World::settings();
+    settings.patience = Patience { revoke_after: Some(Duration::from_secs(3600)), ..settings.patience };
+    let collector = Collector::new(world.repository.clone(), settings, Default::default());
+    let report = collector.prune().await.unwrap();
+    assert!(report.waits.is_empty() && report.swept.packs > 0, "{report:?}");
+    assert!(world.repository.store.head(&names::session(note)).await.unwrap().is_some());
 }
