@@ -205,30 +205,59 @@ pub fn revoked(session: &Session) -> Failure {
 }
 
 /// Revokes a session by occupying its slot with a tombstone; whatever stands there then is decided for ever. Only then
-/// its object is deleted.
+/// its object is deleted, and only then what stands there is read: also where that fails, the session is over.
 pub async fn revoke(repository: &Repository, session: &Session) -> Result<AtSlot, Failure> {
-    let at_slot = match session.slot {
-        None => AtSlot::Nothing,
-        Some(slot) => match repository.store.create(&slot.snapshot(), Bytes::new()).await? {
-            Created::Won => AtSlot::Tombstone,
-            Created::Lost(_) => repository.at_slot(slot).await?,
-        },
+    let won = match session.slot {
+        None => false,
+        Some(slot) => occupy(repository, slot).await?,
     };
     repository.store.delete(&names::session(session.id)).await?;
-    Ok(at_slot)
+    match session.slot {
+        None => Ok(AtSlot::Nothing),
+        Some(_) if won => Ok(AtSlot::Tombstone),
+        Some(slot) => repository.at_slot(slot).await,
+    }
 }
 
-/// All sessions whose objects exist.
+/// Puts a tombstone in a slot unless something stands there; whether it did. A store that lets everybody win who creates
+/// would overwrite a commit: it is asked first.
+async fn occupy(repository: &Repository, slot: Slot) -> Result<bool, Failure> {
+    let key = slot.snapshot();
+    if repository.store.head(&key).await?.is_some() {
+        return Ok(false);
+    }
+    Ok(repository.store.create(&key, Bytes::new()).await? == Created::Won)
+}
+
+/// The slot of a session, where something stands at it: for a session whose object cannot be read.
+pub async fn decided_slot(repository: &Repository, session: SessionId) -> Result<Option<Slot>, Failure> {
+    let listed = repository.store.list(names::SNAPSHOTS).await?;
+    let mut slots = listed.iter().filter_map(|listed| Slot::parse_key(&listed.key).ok());
+    Ok(slots.find(|slot| slot.session == session))
+}
+
+/// All sessions whose objects exist and can be read.
 pub async fn list(repository: &Repository) -> Result<Vec<Session>, Failure> {
+    let sessions = list_all(repository).await?;
+    Ok(sessions.into_iter().filter_map(|(_, session)| session).collect())
+}
+
+/// All sessions whose objects exist; none where one cannot be read.
+pub async fn list_all(repository: &Repository) -> Result<Vec<(SessionId, Option<Session>)>, Failure> {
     let mut sessions = Vec::new();
     for listed in repository.store.list(names::SESSIONS).await? {
+        let Ok(id) = names::parse_session(&listed.key) else { continue };
         match repository.read::<Session>(&listed.key).await {
-            Ok(Some(session)) => sessions.push(session),
-            Ok(None) => {}
-            Err(failure) => tracing::warn!(%failure, "a session object cannot be read"),
+            Ok(Some(session)) => sessions.push((id, Some(session))),
+            Ok(None) if listed.size > 0 => {}
+            Ok(None) => sessions.push((id, None)),
+            Err(failure) => {
+                tracing::warn!(%failure, "a session object cannot be read");
+                sessions.push((id, None));
+            }
         }
     }
-    sessions.sort_by_key(|session| session.id);
+    sessions.sort_by_key(|(id, _)| *id);
     Ok(sessions)
 }
 

@@ -8,7 +8,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use agent::repository::AtSlot;
 use agent::store::Created;
 use agent::{Failure, Repository, Stop};
 use schema::epoch::Awaited;
@@ -155,7 +154,8 @@ async fn still_open(
 /// Ends what is left of a session whose slot is decided, and decides the slot of one that is declared dead.
 async fn is_over(repository: &Repository, session: &Session, patience: Patience) -> Result<bool, Failure> {
     let decided = match session.slot {
-        Some(slot) => !matches!(repository.at_slot(slot).await?, AtSlot::Nothing),
+        // Whatever stands there, also what cannot be read.
+        Some(slot) => repository.store.head(&slot.snapshot()).await?.is_some(),
         None => false,
     };
     if decided {

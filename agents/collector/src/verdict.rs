@@ -47,7 +47,7 @@ pub(crate) async fn mark_again_and_reprieve(
         let live = match mark(sources, &mut structure, &needed, live, Some(epoch.number)).await {
             Ok(live) => live,
             // Nothing is deleted by what cannot be known, and the epoch can end all the same.
-            Err(failure) if failure.kind == FailureKind::Damaged => {
+            Err(failure) if matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused) => {
                 tracing::error!(%failure, "all packs of this collection are reprieved");
                 return Ok(Vec::new());
             }

@@ -180,6 +180,31 @@ async fn a_verdict_believes_no_copy_that_is_newer_than_what_it_would_replace() {
     assert_eq!(world.check().await, 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_root_that_gets_unreadable_during_a_collection_reprieves_everything_and_the_epoch_ends() {
+    let (world, _) = littered(false).await;
+    let lost = world.backup("lost", &[70, 71, 72]).await;
+    let mut early = world.begin("early").await.unwrap();
+    early.store(&[1, 2]).await.unwrap();
+    let object = names::session(early.open.session().id);
+    assert_eq!(world.prune().await.unwrap().waits.len(), 1);
+    let (store, own) = (&world.repository.store, early.open.slot().unwrap());
+    let body = store.get(&object).await.unwrap().unwrap();
+    early.commit().await.unwrap().unwrap();
+    // Its driver died before it could delete its object, and a newer lvkeep wrote what nobody here can read.
+    store.put(&object, body).await.unwrap();
+    for slot in [own, lost] {
+        let mut newer = store.get(&slot.snapshot()).await.unwrap().unwrap().to_vec();
+        newer[5] = 0xff;
+        store.put(&slot.snapshot(), newer.into()).await.unwrap();
+    }
+    let before = world.packs().await;
+    assert_eq!(world.prune().await.unwrap_err().kind, FailureKind::Refused);
+    assert_eq!(store.head(&object).await.unwrap(), None);
+    assert_eq!(world.packs().await, before);
+    assert_eq!(latest(&world.repository).await.unwrap(), Latest::Finished { next: 2 });
+}
+
 fn hiding(world: &World) -> (FaultyStore, Collector) {
     let environment = world.repository.store.environment().clone();
     let store = FaultyStore::new(world.inner.clone(), environment, StoreFaults::default());
