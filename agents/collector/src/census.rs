@@ -17,10 +17,6 @@ use crate::live::{LISTS, LiveIds, half};
 use crate::mark::{Sources, mark};
 use crate::structure::{Failed, Structure};
 
-/// Chunks with several copies that are told apart at once, 17 bytes each, and half as much again for the table; of more,
-/// every copy counts as needed.
-const DOUBLES_MAX: usize = 1 << 20;
-
 /// What is known of one pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
@@ -81,7 +77,8 @@ pub(crate) struct Census {
 }
 
 /// Step 1: forgotten markers, packs, open sessions, and what all snapshots need that are not forgotten.
-pub(crate) async fn list_and_mark(sources: &Sources<'_>, memory: u64) -> Result<Census, Failure> {
+pub(crate) async fn list_and_mark(sources: &Sources<'_>) -> Result<Census, Failure> {
+    let budget = sources.budget;
     let store = &sources.repository.store;
     let forgotten: BTreeSet<Slot> = slots(&store.list(names::FORGOTTEN).await?);
     let mut packs: Vec<Holding> =
@@ -92,10 +89,11 @@ pub(crate) async fn list_and_mark(sources: &Sources<'_>, memory: u64) -> Result<
     let (forgotten, visible): (Vec<Slot>, Vec<Slot>) =
         existing.into_iter().partition(|slot| forgotten.contains(slot));
 
-    let mut structure = Structure::of(sources.footers, packs.iter().map(|holding| holding.pack)).await?;
+    let mut structure =
+        Structure::of(sources.footers, packs.iter().map(|holding| holding.pack), budget.structure).await?;
     let mut from = 0;
     while from < LISTS {
-        let mut live = mark(sources, &mut structure, &visible, LiveIds::new(from, memory), None).await?;
+        let mut live = mark(sources, &mut structure, &visible, LiveIds::new(from, budget.live), None).await?;
         let failed = structure.failed();
         count(sources, &packs, &mut live, &failed).await?;
         judge(sources, &mut packs, &live, &open, &failed).await?;
@@ -141,7 +139,7 @@ async fn judge(
     failed: &Failed,
 ) -> Result<(), Failure> {
     let ids: Vec<PackId> = packs.iter().map(|holding| holding.pack).collect();
-    let mut doubles = Doubles::default();
+    let mut doubles = Doubles { met: HashSet::new(), max: sources.budget.doubles };
     let mut gone = BTreeSet::new();
     let mut footers = std::pin::pin!(sources.footers.read(ids).map_ok(|(_, found)| found));
     // Packs come in order, the oldest first: of two copies, the earlier one stays.
@@ -173,16 +171,18 @@ fn stays(pack: &Pack, size: u64, open: &BTreeSet<SessionId>) -> Option<Stays> {
     pack.footer.sessions.iter().any(|session| open.contains(session)).then_some(Stays::Session)
 }
 
-/// Chunks with several copies, of which one has been met.
-#[derive(Default)]
-struct Doubles(HashSet<u128>);
+/// Chunks with several copies, of which one has been met. Of those that do not fit, every copy counts as needed.
+struct Doubles {
+    met: HashSet<u128>,
+    max: usize,
+}
 
 impl Doubles {
     /// Whether no copy of a chunk has been met before, as far as that is remembered.
     fn is_first(&mut self, chunk: u128) -> bool {
-        match self.0.len() < DOUBLES_MAX {
-            true => self.0.insert(chunk),
-            false => !self.0.contains(&chunk),
+        match self.met.len() < self.max {
+            true => self.met.insert(chunk),
+            false => !self.met.contains(&chunk),
         }
     }
 }

@@ -21,7 +21,7 @@ use schema::{Domain, PackId, names};
 use crate::announce::Announce;
 use crate::census::Holding;
 use crate::footers::{Found, Pack};
-use crate::interrupted;
+use crate::go_on;
 use crate::mark::Sources;
 
 /// Bytes between two needed frames that are read along rather than asked around.
@@ -54,13 +54,14 @@ pub(crate) async fn rewrite(
         repository: sources.repository,
         time_ms: oldest.saturating_sub(1),
         announce,
+        stop: sources.stop,
         open: BTreeMap::new(),
         opener: Opener::new(sources.repository.key.chunk_ids())?,
         done: Rewritten::default(),
     };
     let mut old = Vec::new();
     for holding in packs {
-        stop(sources.stop)?;
+        go_on(sources.stop)?;
         let Found::Pack(pack) = sources.footers.one(holding.pack).await? else { continue };
         match rewriter.add(&pack, holding).await {
             Ok(()) => old.push(holding.pack),
@@ -70,17 +71,10 @@ pub(crate) async fn rewrite(
             Err(failure) => return Err(failure),
         }
     }
-    stop(sources.stop)?;
+    go_on(sources.stop)?;
     rewriter.close_all().await?;
     rewriter.done.old = old;
     Ok(rewriter.done)
-}
-
-fn stop(stop: &Stop) -> Result<(), Failure> {
-    match stop.is_raised() {
-        true => Err(interrupted()),
-        false => Ok(()),
-    }
 }
 
 struct Rewriter<'a> {
@@ -88,6 +82,7 @@ struct Rewriter<'a> {
     /// The time in the names of new packs.
     time_ms: u64,
     announce: &'a Announce,
+    stop: &'a Stop,
     /// Packs being filled, by kind and retention class.
     open: BTreeMap<(Domain, u8), PackBuilder>,
     opener: Opener,
@@ -112,7 +107,8 @@ impl Rewriter<'_> {
             }
             for entry in entries {
                 let start = (u64::from(entry.offset) - range.start) as usize;
-                let frame = bytes.slice(start..start + entry.len as usize);
+                // A slice would keep all of the read in memory until the pack is full.
+                let frame = Bytes::copy_from_slice(&bytes[start..start + entry.len as usize]);
                 self.frame(pack, entry, frame).await.map_err(|e| e.context(&key))?;
             }
         }
@@ -172,11 +168,14 @@ impl Rewriter<'_> {
         let (repo, name) = (self.repository.key.repo(), self.name());
         let new = || PackBuilder::new(PackHeader { repo, pack: name, kind: kind.0, class: kind.1 });
         let builder = self.open.entry(kind).or_insert_with(new);
-        let Some(session) = pack.footer.sessions.first() else { return Ok(false) };
-        if key.is_some_and(|key| builder.clashes_with(key)) || !builder.add_sessions(&pack.footer.sessions) {
+        // A footer names sessions so that the packs of open ones stay. None of these is open: one says that it is whole.
+        let Some(session) = builder.sessions().first().or(pack.footer.sessions.first()).copied() else {
+            return Ok(false);
+        };
+        if key.is_some_and(|key| builder.clashes_with(key)) {
             return Ok(false);
         }
-        if builder.push(&[header], frame.clone(), *session).is_err() {
+        if builder.push(&[header], frame.clone(), session).is_err() {
             return Ok(false);
         }
         if let Some(key) = key {
@@ -206,7 +205,7 @@ impl Rewriter<'_> {
                 Ok(()) => {
                     self.done.bytes += self.read_back(pack, &parts).await?;
                     self.done.new += 1;
-                    return self.announce.stored(pack, &footer.entries).await;
+                    return self.announce.stored(pack, &footer.entries, self.stop).await;
                 }
                 Err(error) => error,
             };

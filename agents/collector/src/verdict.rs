@@ -20,14 +20,10 @@ use crate::live::{LISTS, LiveIds, half};
 use crate::mark::{Sources, mark};
 use crate::structure::{Failed, Structure};
 
-/// Needed chunks of condemned packs that are told apart, some 50 bytes each; packs with more are reprieved.
-const AT_RISK_MAX: usize = 1 << 21;
-
 /// Which of an epoch's packs are to be deleted.
 pub(crate) async fn mark_again_and_reprieve(
     sources: &Sources<'_>,
     epoch: &Epoch,
-    memory: u64,
 ) -> Result<Vec<PackId>, Failure> {
     // Packs before snapshots, both after the last session that was waited for has ended.
     let listed = epochs::packs(sources.repository).await?;
@@ -38,12 +34,13 @@ pub(crate) async fn mark_again_and_reprieve(
         epoch.condemned.iter().filter(|pack| listed.contains(pack)).copied().collect();
     condemned.sort_unstable();
     condemned.dedup();
-    let mut structure = Structure::of(sources.footers, listed.iter().copied()).await?;
+    let mut structure =
+        Structure::of(sources.footers, listed.iter().copied(), sources.budget.structure).await?;
 
-    let mut risk = Risk::default();
+    let mut risk = Risk { max: sources.budget.at_risk, ..Risk::default() };
     let mut from = 0;
     while from < LISTS {
-        let live = LiveIds::new(from, memory);
+        let live = LiveIds::new(from, sources.budget.live);
         let live = match mark(sources, &mut structure, &needed, live, Some(epoch.number)).await {
             Ok(live) => live,
             // Nothing is deleted by what cannot be known, and the epoch can end all the same.
@@ -68,6 +65,8 @@ pub(crate) async fn mark_again_and_reprieve(
 struct Risk {
     /// With the oldest condemned pack that holds them.
     chunks: HashMap<u128, PackId>,
+    /// Packs with more than so many are reprieved.
+    max: usize,
     failed: Failed,
     reprieved: HashSet<PackId>,
 }
@@ -88,7 +87,7 @@ impl Risk {
             };
             let needed = pack.footer.entries.iter().filter(|entry| live.contains(&entry.id) == Some(true));
             for entry in needed.filter(|entry| !self.failed.has(&entry.id, id)) {
-                if self.chunks.len() >= AT_RISK_MAX {
+                if self.chunks.len() >= self.max {
                     self.reprieved.insert(id);
                     break;
                 }

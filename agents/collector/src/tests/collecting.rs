@@ -1,11 +1,16 @@
 use std::time::Duration;
 
+use agent::Stop;
 use agent::repository::AtSlot;
 use schema::messages::{FailureKind, JobOutcome};
 use schema::{Domain, JobId, names};
 
 use super::fixture::*;
-use crate::{Collector, Latest, Limits, Patience, latest, unfinished};
+use crate::budget::Budget;
+use crate::footers::Footers;
+use crate::mark::Sources;
+use crate::structure::{self, Structure};
+use crate::{Collector, Latest, Limits, Patience, census, latest, unfinished};
 
 #[tokio::test(start_paused = true)]
 async fn what_nobody_needs_is_deleted_and_what_is_needed_moves() {
@@ -70,11 +75,11 @@ async fn what_somebody_calls_a_copy_replaces_none() {
     let first = world.backup("a", &(1..13).collect::<Vec<_>>()).await;
     let AtSlot::Snapshot(root) = world.repository.at_slot(first).await.unwrap() else { panic!() };
     let leaf = world.structure(&root).await;
-    world
-        .pack_with(Domain::Data, &[chunk(1), chunk(2), chunk(50), chunk(51), chunk(52)], 2, session(9))
-        .await;
+    let needed: Vec<u64> = (50..54).collect();
+    let seeds = [1, 2].iter().chain(&needed).map(|seed| chunk(*seed));
+    world.pack_with(Domain::Data, &seeds.collect::<Vec<_>>(), 2, session(9)).await;
     world.pack_with(Domain::Structure, &[leaf], 1, session(9)).await;
-    world.backup("b", &[50, 51, 52]).await;
+    world.backup("b", &needed).await;
     world.prune_to_the_end().await;
     assert_eq!(world.check().await, 2);
 
@@ -212,4 +217,18 @@ async fn a_note_that_a_restore_has_ended_is_not_waited_for_and_stays() {
     let report = collector.prune().await.unwrap();
     assert!(report.waits.is_empty() && report.swept.packs > 0, "{report:?}");
     assert!(world.repository.store.head(&names::session(note)).await.unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_fit_in_memory_is_gone_through_in_parts() {
+    let (world, _) = littered(false).await;
+    let (stop, budget) = (Stop::default(), Budget::new(1 << 20));
+    let footers = Footers::new(world.repository.clone(), budget.footers);
+    let sources = Sources { repository: &world.repository, footers: &footers, stop: &stop, budget };
+    let expected = census::list_and_mark(&sources).await.unwrap().packs;
+    let budget = Budget { structure: 100, visited: 1, ..budget };
+    let structure = Structure::of(&footers, world.packs().await, budget.structure).await.unwrap();
+    assert!(structure.range().end < structure::LISTS, "{:?}", structure.range());
+    let found = census::list_and_mark(&Sources { budget, ..sources }).await.unwrap().packs;
+    assert_eq!(found, expected);
 }
