@@ -116,7 +116,7 @@ macro_rules! ulid_text {
     ($name:ident, $what:literal) => {
         impl $name {
             /// An id from a time (milliseconds since 1970) and 80 random bits. Order by time is a convenience
-            /// for people; nothing relies on it.
+            /// for people; no safety relies on it.
             pub fn from_parts(time_ms: u64, random: u128) -> Self {
                 Self(ulid::Ulid::from_parts(time_ms, random).to_bytes())
             }

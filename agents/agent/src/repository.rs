@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use schema::config::{CHUNKER_BLOCK_ALIGNED, Config, ConfigHead};
 use schema::keys::{Identity, SealedKey, WriterKey};
+use schema::limits::{PACK_FOOTER_MAX, PACK_MAX};
 use schema::messages::{Copy, FailureKind};
 use schema::names::{self, Slot};
 use schema::pack::{self, PackFooter, PackHeader, TRAILER_LEN};
@@ -16,6 +17,9 @@ use crate::{Environment, Failure};
 
 /// Bytes read from a pack's end in the hope that its footer is inside.
 const FOOTER_GUESS: u64 = 64 << 10;
+
+/// Bytes of the largest pack.
+const WHOLE_MAX: u64 = PACK_MAX + (PACK_FOOTER_MAX + TRAILER_LEN) as u64;
 
 /// An opened repository.
 #[derive(Debug, Clone)]
@@ -214,30 +218,45 @@ impl Repository {
 
     /// A pack's footer, from its end. A torn one is rebuilt from the frames.
     pub async fn read_footer(&self, id: PackId) -> Result<(PackHeader, PackFooter), Failure> {
+        let error = match self.read_intact_footer(id).await {
+            Err(failure) if matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused) => failure,
+            read => return read,
+        };
+        let key = names::pack(id);
+        match self.store.head(&key).await? {
+            Some(size) if size > WHOLE_MAX => return Err(error.context("it is larger than a pack can be")),
+            Some(_) => {}
+            None => return Err(error),
+        }
+        let named = |e: schema::FormatError| Failure::from(e).context(&key);
+        tracing::warn!(pack = %id, %error, "a pack's footer is unreadable; reading its frames instead");
+        let whole = self.store.get(&key).await?.unwrap_or_default();
+        let (header, entries) = pack::salvage(&whole).map_err(named)?;
+        self.check_header(id, &header)?;
+        Ok((header, PackFooter { entries, keys: Vec::new(), sessions: Vec::new() }))
+    }
+
+    /// A pack's footer, from its end, as it was written.
+    pub async fn read_intact_footer(&self, id: PackId) -> Result<(PackHeader, PackFooter), Failure> {
         let key = names::pack(id);
         let named = |e: schema::FormatError| Failure::from(e).context(&key);
         let (end, size) = self.store.get_suffix(&key, FOOTER_GUESS).await?;
-        let parsed = match pack::Trailer::parse(&end, size) {
-            Ok(trailer) => {
-                let suffix = self.suffix(&key, &trailer, end, size).await?;
-                let header = self.store.get_range(&key, 0..pack::PACK_HEADER_LEN as u64).await?;
-                trailer.footer(&header, &suffix, size)
-            }
-            Err(error) => Err(error),
-        };
-        let (header, footer) = match parsed {
-            Ok(parsed) => parsed,
-            Err(error) => {
-                tracing::warn!(pack = %id, %error, "a pack's footer is unreadable; reading its frames instead");
-                let whole = self.store.get(&key).await?.unwrap_or_default();
-                let (header, entries) = pack::salvage(&whole).map_err(named)?;
-                (header, PackFooter { entries, keys: Vec::new(), sessions: Vec::new() })
-            }
-        };
-        if header.repo != self.key.repo() || header.pack != id {
-            return Err(Failure::damaged(format!("{key} is another pack, or of another repository")));
-        }
+        let trailer = pack::Trailer::parse(&end, size).map_err(named)?;
+        let suffix = self.suffix(&key, &trailer, end, size).await?;
+        let header = self.store.get_range(&key, 0..pack::PACK_HEADER_LEN as u64).await?;
+        let (header, footer) = trailer.footer(&header, &suffix, size).map_err(named)?;
+        self.check_header(id, &header)?;
         Ok((header, footer))
+    }
+
+    fn check_header(&self, id: PackId, header: &PackHeader) -> Result<(), Failure> {
+        match header.repo == self.key.repo() && header.pack == id {
+            true => Ok(()),
+            false => {
+                let key = names::pack(id);
+                Err(Failure::damaged(format!("{key} is another pack, or of another repository")))
+            }
+        }
     }
 
     /// One frame.

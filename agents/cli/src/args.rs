@@ -477,6 +477,9 @@ pub struct StatusArgs {
 pub struct CancelArgs {
     /// The session's id, as `status` shows it
     pub session: String,
+    /// Also when its object cannot be read and nothing says where it would commit; nobody may drive it any more
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `host ...`.

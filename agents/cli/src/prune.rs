@@ -45,7 +45,9 @@ impl Waits {
                     "{kind} of {volume} on {host} since {started} (`lvkeep cancel {session}` if it is dead)"
                 )
             }
-            _ => format!("session {session}, whose object cannot be read"),
+            _ => format!(
+                "session {session}, whose object cannot be read (`lvkeep cancel --force {session}` if it is dead)"
+            ),
         }
     }
 }

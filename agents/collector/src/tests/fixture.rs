@@ -168,6 +168,7 @@ impl World {
             host: "host".into(),
             started_ms: self.environment.now_ms(),
             checkpoint: None,
+            ended: None,
         };
         let open = OpenSession::begin(self.repository.clone(), session).await?;
         let parent = open.choose_parent().await?;
@@ -193,6 +194,7 @@ impl World {
             host: "host".into(),
             started_ms: 0,
             checkpoint: None,
+            ended: None,
         };
         let open = OpenSession::begin(self.repository.clone(), session).await?;
         let swept = match crate::latest(&self.repository).await? {
@@ -262,14 +264,24 @@ impl World {
         visible.len()
     }
 
+    /// From any copy that can be opened.
     async fn chunk(&self, id: ChunkId, copies: &BTreeMap<ChunkId, Vec<(PackId, u32, u32)>>) -> Vec<u8> {
         let mut opener = Opener::new(self.repository.key.chunk_ids()).unwrap();
-        let (pack, offset, len) =
-            copies.get(&id).unwrap_or_else(|| panic!("never-collect-live: {id} is gone"))[0];
-        let range = u64::from(offset)..u64::from(offset + len);
-        let frame = self.repository.store.get_range(&names::pack(pack), range).await.unwrap();
-        let key = self.key(pack, id).await;
-        opener.open(&id, &frame, &key).unwrap().to_vec()
+        let copies = copies.get(&id).unwrap_or_else(|| panic!("never-collect-live: {id} is gone"));
+        for (pack, offset, len) in copies.iter().copied() {
+            let range = u64::from(offset)..u64::from(offset + len);
+            let frame = self.repository.store.get_range(&names::pack(pack), range).await.unwrap();
+            let key = self.key(pack, id).await;
+            if let Ok(plain) = opener.open(&id, &frame, &key) {
+                return plain.to_vec();
+            }
+        }
+        panic!("never-collect-live: no copy of {id} can be opened, of {}", copies.len());
+    }
+
+    /// The top of a map.
+    pub async fn structure(&self, root: &Root) -> Vec<u8> {
+        self.chunk(root.top.unwrap(), &self.copies().await.unwrap()).await
     }
 
     /// The key of a chunk, opened from its pack's own footer.
@@ -299,6 +311,17 @@ impl World {
 
     /// Stores frames in one pack, on behalf of a session.
     pub async fn pack(&self, kind: Domain, chunks: &[Vec<u8>], session: SessionId) -> PackId {
+        self.pack_with(kind, chunks, 0, session).await
+    }
+
+    /// The first `bad` frames have the names of chunks and do not hold them.
+    pub async fn pack_with(
+        &self,
+        kind: Domain,
+        chunks: &[Vec<u8>],
+        bad: usize,
+        session: SessionId,
+    ) -> PackId {
         let pack = self.environment.pack_id();
         let header = PackHeader { repo: self.repository.key.repo(), pack, kind, class: 0 };
         let mut builder = PackBuilder::new(header);
@@ -307,11 +330,14 @@ impl World {
             (Domain::Data, Some(key)) => key.frame_key(),
             (Domain::Data, None) => FrameKey::plain(),
         };
-        for chunk in chunks {
+        for (number, chunk) in chunks.iter().enumerate() {
             let mut frame = Vec::new();
             let id = self.repository.key.chunk_ids().id(kind, chunk);
             Sealer::new(1).unwrap().seal(id, chunk, &key, &mut frame).unwrap();
             let header = FrameHeader::parse(&frame).unwrap();
+            if number < bad {
+                frame.last_mut().into_iter().for_each(|byte| *byte ^= 1);
+            }
             builder.push(&[header], frame.into(), session).unwrap();
         }
         if let (Domain::Data, Some(key)) = (kind, &self.data_key) {

@@ -1,6 +1,8 @@
 //! The steps of a collector, as this crate takes them.
 
-use crate::world::{Bounds, Broken, COLLECTORS, Epoch, SESSIONS, Set, Slot, Step, World, has, members};
+use crate::world::{
+    Bounds, Broken, COLLECTORS, Epoch, SESSIONS, Set, Slot, Stage, Step, World, has, members,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CollectorStep {
@@ -76,7 +78,10 @@ fn proposals(bounds: &Bounds, world: &World, number: usize) -> Vec<CollectorStep
 /// A session that is declared dead loses its slot first, and its object once the slot is decided.
 fn revocation(bounds: &Bounds, world: &World, session: usize) -> CollectorStep {
     match world.slots[1 + session] {
-        Slot::Nothing if bounds.broken != Some(Broken::RevokesByDeletingTheSession) => {
+        Slot::Nothing
+            if bounds.broken != Some(Broken::RevokesByDeletingTheSession)
+                && !has(bounds.restores, session) =>
+        {
             CollectorStep::OccupySlot(session)
         }
         _ => CollectorStep::DeleteObject(session),
@@ -146,7 +151,10 @@ pub fn take(bounds: &Bounds, world: &mut World, number: usize, step: CollectorSt
         CollectorStep::OccupySlot(session) => {
             world.sessions[session].revoked |= world.create_slot(1 + session, Slot::Tombstone);
         }
-        CollectorStep::DeleteObject(session) => world.sessions[session].object = false,
+        CollectorStep::DeleteObject(session) => {
+            world.sessions[session].object = false;
+            world.sessions[session].revoked |= has(bounds.restores, session);
+        }
         CollectorStep::WaitIsOver => {
             collector.awaited = 0;
             collector.step = Step::ListingPacks;
@@ -233,7 +241,13 @@ pub fn revoked_one(world: &World) -> bool {
     world.sessions.iter().any(|session| session.revoked)
 }
 
-/// Whether the snapshot of any session is there.
-pub fn committed_all(world: &World, sessions: usize) -> bool {
-    (0..sessions).all(|number| has(world.decided, 1 + number) && world.sessions[number].committed)
+/// Whether every session committed, or restored.
+pub fn done_all(bounds: &Bounds, world: &World) -> bool {
+    (0..bounds.sessions).all(|number| {
+        let session = &world.sessions[number];
+        match has(bounds.restores, number) {
+            true => session.stage == Stage::Ended && !session.revoked,
+            false => has(world.decided, 1 + number) && session.committed,
+        }
+    })
 }

@@ -17,6 +17,7 @@ const NEVER_COLLECT_LIVE: &str = "never-collect-live";
 const ONE_WINNER: &str = "one-winner";
 const SEALED_IS_READABLE: &str = "sealed-is-readable";
 const PROGRESS: &str = "progress";
+const READ_TO_THE_END: &str = "what a restore reads stays until it ends";
 
 /// What may happen next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,6 +86,9 @@ impl Model for Bounds {
             Property::always(SEALED_IS_READABLE, |_, world: &World| {
                 world.snapshots() & !world.markers == 0 || world.packs != 0
             }),
+            Property::always(READ_TO_THE_END, |bounds: &Bounds, world: &World| {
+                world.packs != 0 || !session::is_reading(bounds, world)
+            }),
             Property::always(ONE_WINNER, |_, world: &World| {
                 !world.two_winners && world.sessions.iter().all(|s| !(s.committed && s.revoked))
             }),
@@ -99,9 +103,7 @@ impl Model for Bounds {
             }),
             Property::sometimes(
                 "every session commits and something is swept",
-                |bounds: &Bounds, world: &World| {
-                    world.swept && collector::committed_all(world, bounds.sessions)
-                },
+                |bounds: &Bounds, world: &World| world.swept && collector::done_all(bounds, world),
             ),
         ]
     }
@@ -109,6 +111,7 @@ impl Model for Bounds {
 
 const SMALL: Bounds = Bounds {
     sessions: 1,
+    restores: 0,
     collectors: 1,
     epochs: 1,
     packs: 1,
@@ -173,6 +176,19 @@ fn two_sessions_and_one_collector() {
 }
 
 #[test]
+fn a_restore_and_two_collections() {
+    holds("one restore, one collector, two epochs", Bounds { restores: 1, epochs: 2, ..SMALL });
+}
+
+#[test]
+fn a_restore_and_a_session_and_one_collector() {
+    let long = is_long();
+    let bounds =
+        Bounds { sessions: 2, restores: 1, late_packs: long, rewrite: long, progress: long, ..SMALL };
+    holds("one restore, one session, one collector, one epoch", bounds);
+}
+
+#[test]
 fn larger_bounds() {
     if !is_long() {
         return println!("only with LVKEEP_TEST_LONG=1");
@@ -199,4 +215,10 @@ fn each_shortcut_is_caught() {
     is_caught(Broken::ChoosesParentBeforeItsObject, plain, LIVE);
     is_caught(Broken::UnforgetsWhatIsSwept, plain, LIVE);
     is_caught(Broken::EndsWithoutAnAnswer, SMALL, LIVE);
+    let restore = Bounds { restores: 1, epochs: 2, ..SMALL };
+    for broken in
+        [Broken::ChoosesParentBeforeItsObject, Broken::DeletesBeforeWaiting, Broken::ListsSessionsBeforeEpoch]
+    {
+        is_caught(broken, restore, &[READ_TO_THE_END]);
+    }
 }

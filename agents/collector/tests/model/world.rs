@@ -28,6 +28,8 @@ pub fn has(set: Set, member: usize) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub sessions: usize,
+    /// Those of them that restore: they have no slot, and read one snapshot.
+    pub restores: Set,
     pub collectors: usize,
     pub epochs: usize,
     /// Packs that exist at the start.
