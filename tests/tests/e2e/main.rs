@@ -22,5 +22,6 @@ mod prune;
 mod rescue;
 mod restorer;
 mod snapbacks;
+mod spans;
 mod streams;
 mod undo;
