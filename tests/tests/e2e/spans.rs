@@ -1,4 +1,4 @@
-//! One large volume that the restorers of one host bring back together, one of which dies.
+//! One large volume that the restorers of one host bring back together: one of them dies, and another one sleeps.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -8,9 +8,9 @@ use rustix::process::Signal;
 use tests::e2e::{Agent, Machine, Site, eventually, random_file, same_bytes};
 
 const LEAF: u64 = 64 << 20;
-const LEAVES: u64 = 6;
+const LEAVES: u64 = 4;
 /// Content in each leaf.
-const CONTENT: u64 = 12 << 20;
+const CONTENT: u64 = 4 << 20;
 
 /// An image of some leaves, most of which is empty.
 fn image(machine: &Machine) -> String {
@@ -40,9 +40,10 @@ fn writes(agent: &Agent, target: &Path) -> bool {
     open.filter_map(|entry| is_open(entry.ok()?.file_name())).any(|is| is)
 }
 
-/// Which of the two has taken the job: it locks the target exclusively before another one joins.
-fn owner(agents: &[Agent; 2], target: &Path) -> usize {
-    eventually("an agent has begun", || (0..2).find(|number| writes(&agents[*number], target)))
+/// Whether this agent says that it has begun a span of a target.
+fn helps(agent: &Agent, target: &Path) -> bool {
+    let path = target.to_str().expect("a path in UTF-8");
+    agent.err().lines().any(|line| line.contains("taking part") && line.contains(path))
 }
 
 #[test]
@@ -54,7 +55,8 @@ fn agents_of_a_host_share_a_volume_and_outlive_each_other() {
     let folder = Path::new(&place.place(".")).canonicalize().expect("the folder");
     let allowed = folder.to_str().expect("a path in UTF-8");
     let mut worker = site.agent("worker", &["indexer"], &[]);
-    let start = || site.agent_with("new", &["restorer"], &["--target", allowed], "[agent]\nspan = \"64MiB\"");
+    let start =
+        || site.agent_with("new", &["restorer"], &["--target", allowed, "-v"], "[agent]\nspan = \"64MiB\"");
     let mut agents = [start(), start()];
     let nats = site.nats.url();
     for owner_dies in [false, true] {
@@ -64,18 +66,29 @@ fn agents_of_a_host_share_a_volume_and_outlive_each_other() {
         worker.signal(Signal::STOP);
         let order = ["--json", "restore", "--nats", &nats, "--to-host", "new", "vm/disk@latest", name];
         let running = site.operator.start(&order);
-        let owner = owner(&agents, &target);
-        let dies = if owner_dies { owner } else { 1 - owner };
-        eventually("both write", || (0..2).all(|number| writes(&agents[number], &target)).then_some(()));
+        let helper = eventually("somebody helps", || (0..2).find(|number| helps(&agents[*number], &target)));
+        let [dies, sleeps] = if owner_dies { [1 - helper, helper] } else { [helper, 1 - helper] };
+        // Whatever the one does that dies, it is in the middle: the end needs both.
+        agents[sleeps].signal(Signal::STOP);
         worker.signal(Signal::CONT);
         let written = || std::fs::metadata(&target).is_ok_and(|found| found.blocks() > 0);
         eventually("something is written", || written().then_some(()));
+        assert!(agents.iter().all(|agent| writes(agent, &target)));
         agents[dies].kill();
+        agents[dies].start_again();
+        if owner_dies {
+            let waits = || agents[dies].err().contains("waiting for another restore");
+            eventually("who takes the job waits for who helped", || waits().then_some(()));
+        }
+        agents[sleeps].signal(Signal::CONT);
         running.end().ok();
         same_bytes(&image, &target);
+        // A guest begins; nobody of the restore comes late.
+        let guest = vec![0xab; (LEAVES * LEAF) as usize];
+        std::fs::write(&target, &guest).expect("a guest writes");
         let is_left = || !agents.iter().any(|agent| writes(agent, &target));
         eventually("everybody lets go", || is_left().then_some(()));
+        assert!(std::fs::read(&target).expect("the target") == guest, "owner dies: {owner_dies}");
         eventually("no session stays", || (site.archive.open_sessions() == 0).then_some(()));
-        agents[dies].start_again();
     }
 }
