@@ -35,6 +35,7 @@ pub(crate) struct Claim {
 struct State {
     file: Option<File>,
     is_alone: bool,
+    has_held: bool,
     kept: Option<ReadingId>,
     place: Option<Arc<dyn Place>>,
     marked: bool,
@@ -92,7 +93,12 @@ impl Claim {
     pub fn keep(&self, file: &File, is_alone: bool) {
         // Without another handle, the lock ends with the file.
         let mut state = self.state();
-        (state.file, state.is_alone) = (file.try_clone().ok(), is_alone);
+        (state.file, state.is_alone, state.has_held) = (file.try_clone().ok(), is_alone, true);
+    }
+
+    /// Whether it holds the target, or has held it.
+    pub fn has_held(&self) -> bool {
+        self.state().has_held
     }
 
     /// What is held of the target that `found` describes, and whether nobody else has it: opened once more, it would be

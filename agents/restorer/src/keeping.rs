@@ -123,8 +123,8 @@ impl Restorer {
         }
     }
 
-    /// The path of a target that the same snapshot was restored to, which an agent may read.
-    pub(crate) fn donor(&self, target: &Target, name: &str) -> Result<PathBuf, Failure> {
+    /// The path of a target that is named beside this one, which an agent may read.
+    pub(crate) fn path_of(&self, target: &Target, name: &str) -> Result<PathBuf, Failure> {
         let path = self.read_at(&Target::new(name, false))?;
         target.check_donor(name, &path).map(|()| path)
     }

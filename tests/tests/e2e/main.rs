@@ -23,5 +23,6 @@ mod prune;
 mod rescue;
 mod restorer;
 mod snapbacks;
+mod spans;
 mod streams;
 mod undo;

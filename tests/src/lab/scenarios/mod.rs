@@ -245,7 +245,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "restored_in_bulk",
-        about: "a plan of thick and thin volumes, by two agents of which one is killed",
+        about: "a plan of thick and thin volumes, by two agents of which one is killed; large ones by two agents each",
         run: bulk::restored_in_bulk,
     },
     Scenario {
