@@ -15,8 +15,10 @@ pub enum SessionKind {
     Copy,
     /// Stores what a restore overwrites.
     Undo,
-    /// Restores; it has no slot.
+    /// Restores; it has no slot. While it runs, what was kept for its undo carries its job.
     Restore,
+    /// Commits a forgotten snapshot again.
+    Unforget,
 }
 
 /// The body of `sessions/<ulid>`.
