@@ -208,7 +208,9 @@ impl Restorer {
         target: Target,
         progress: impl Fn(Progress),
     ) -> Result<Report, Failure> {
-        self.run_as(self.fresh_ids(), root, Purpose::Restore(target), &progress).await
+        let fresh = self.fresh_ids();
+        let ids = Ids { job: target.keeper().unwrap_or(fresh.job), ..fresh };
+        self.run_as(ids, root, Purpose::Restore(target), &progress).await
     }
 
     /// Reads and verifies all that a snapshot needs, and writes nothing.

@@ -16,6 +16,7 @@ use rustix::fs::{
     CWD, FlockOperation, Mode, OFlags, ResolveFlags, SeekFrom, flock, major, minor, openat2, seek,
 };
 use rustix::io::Errno;
+use schema::JobId;
 use schema::messages::{FailureKind, Preparation};
 use schema::root::Root;
 
@@ -33,6 +34,7 @@ pub struct Target {
     with_content: bool,
     keep_going: bool,
     donor: Option<PathBuf>,
+    kept_by: Option<JobId>,
     full: bool,
     range: Option<Range<u64>>,
     preparation: Preparation,
@@ -61,6 +63,7 @@ impl Target {
             with_content: false,
             keep_going: false,
             donor: None,
+            kept_by: None,
             full: false,
             range: None,
             preparation,
@@ -73,6 +76,13 @@ impl Target {
     pub fn with_content(mut self) -> Self {
         self.with_content = true;
         self
+    }
+
+    /// The same, and what stands there was kept by this job for an undo: the restore's session carries it, so that nobody
+    /// forgets what was kept before the restore has ended.
+    pub fn kept_by(mut self, job: JobId) -> Self {
+        self.kept_by = Some(job);
+        self.with_content()
     }
 
     /// Restores the rest when something cannot be read any more; that is zero then, and the report names it.
@@ -124,6 +134,11 @@ impl Target {
     /// What is held of it.
     pub(crate) fn claim(&self) -> &Claim {
         &self.claim
+    }
+
+    /// The job that kept what stands there.
+    pub(crate) fn keeper(&self) -> Option<JobId> {
+        self.kept_by
     }
 
     /// The path as it was given.
