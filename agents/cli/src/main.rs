@@ -15,6 +15,8 @@ mod draft;
 mod embedded;
 mod environment;
 mod exit;
+mod forget;
+mod hold;
 mod host;
 mod init;
 mod keys;
@@ -27,6 +29,7 @@ mod options;
 mod plan;
 mod progress;
 mod restore;
+mod retention;
 mod select;
 mod send;
 mod sessions;
@@ -94,6 +97,12 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Init(args) => done(init::run(app, args).await),
         Command::Backup(args) => done(backup::run(app, args).await),
         Command::Snapshots(args) => done(snapshots::run(app, args).await),
+        Command::Forget(args) => done(forget::run(app, args).await),
+        Command::Unforget(args) => done(forget::unforget(app, args).await),
+        Command::Hold(args) => done(hold::hold(app, args).await),
+        Command::Release(args) => done(hold::release(app, args).await),
+        Command::Tag(args) => done(hold::tag(app, args).await),
+        Command::Note(args) => done(hold::note(app, args).await),
         Command::Show(args) => done(show::show(app, args).await),
         Command::Diff(args) => done(show::diff(app, args).await),
         Command::FindChange(args) => done(show::find_change(app, args).await),

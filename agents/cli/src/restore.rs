@@ -183,13 +183,13 @@ async fn restore_all(
     let (mut donor, mut lost) = (None, None);
     for (order, kept) in all.iter().zip(kept) {
         let mut target = order.to().only(range.clone()).keep_going(args.keep_going);
-        if kept.is_some() {
-            target = target.with_content();
+        if let Some(kept) = &kept {
+            target = target.kept_by(kept.job);
         }
         if let Some(donor) = &donor {
             target = target.after(donor);
         }
-        let done = one(app, &restorer, order, target, kept).await?;
+        let done = one(app, &restorer, order, target, kept.map(|kept| kept.id)).await?;
         lost = lost.or(done.lost());
         if order.options.verify {
             verify::compare(app, work, &order.root, &order.target).await?;

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use agent::Failure;
 use anyhow::{Context, bail};
+use schema::JobId;
 use schema::messages::{BackupJob, JobOutcome};
 use schema::root::Root;
 
@@ -18,14 +19,22 @@ use crate::progress::Display;
 use crate::restore::Order;
 use crate::{backup, restore, select, text};
 
-/// What names of volumes begin with that are kept for an undo; the host and the target follow.
-pub const NAMES: &str = "undo/";
+pub use schema::names::UNDO_VOLUMES as NAMES;
+
 /// Where logical volumes have names that stay.
 const MAPPER: &str = "/dev/mapper";
 
-/// Keeps what stands on a target as a snapshot, says so, and returns its id. Nothing is kept where there is no target
+/// What was kept of a target.
+pub struct Kept {
+    /// The snapshot.
+    pub id: String,
+    /// The job that kept it.
+    pub job: JobId,
+}
+
+/// Keeps what stands on a target as a snapshot, and says so. Nothing is kept where there is no target
 /// yet, or an empty file.
-pub async fn keep(app: &App, work: &mut Embedded, target: &str) -> anyhow::Result<Option<String>> {
+pub async fn keep(app: &App, work: &mut Embedded, target: &str) -> anyhow::Result<Option<Kept>> {
     let source = restore::path(target)?;
     if is_empty(&source) {
         return Ok(None);
@@ -56,7 +65,7 @@ pub async fn keep(app: &App, work: &mut Embedded, target: &str) -> anyhow::Resul
             let id = slot.session.to_string();
             app.say(format!("what stands on {target} is kept as {id}: `lvkeep undo {id}` puts it back"));
             name_earlier(app, work, &job.volume, &id).await?;
-            Ok(Some(id))
+            Ok(Some(Kept { id, job: job.job }))
         }
         JobOutcome::Failed { kind, why } => Err(anyhow::Error::from(Failure::new(kind, why))
             .context(format!("cannot keep what stands on {target}, which was not changed"))),

@@ -17,5 +17,6 @@ mod memory;
 mod object_store;
 mod rescue;
 mod restorer;
+mod retention;
 mod streams;
 mod undo;
