@@ -25,6 +25,7 @@ pub struct OpenSession {
     repository: Repository,
     session: Session,
     condemned: BTreeSet<PackId>,
+    sweeping: BTreeSet<Slot>,
     packs: Mutex<Packs>,
 }
 
@@ -56,9 +57,9 @@ impl OpenSession {
             ));
         }
         match look(&repository).await {
-            Ok((condemned, seen)) => {
+            Ok((Latest { condemned, sweeping }, seen)) => {
                 let packs = Mutex::new(Packs { seen, missing: BTreeSet::new() });
-                Ok(Self { repository, session, condemned, packs })
+                Ok(Self { repository, session, condemned, sweeping, packs })
             }
             Err(failure) => {
                 // Nobody will drive this session, and a collector would wait for it.
@@ -103,6 +104,11 @@ impl OpenSession {
             false => packs.missing.insert(pack),
         };
         Ok(exists)
+    }
+
+    /// Whether the epoch of step 2 sweeps this snapshot.
+    pub fn sweeps(&self, slot: Slot) -> bool {
+        self.sweeping.contains(&slot)
     }
 
     /// A pack that this process itself has just uploaded, or that was announced after it was durable, may have been
@@ -181,12 +187,21 @@ impl OpenSession {
     }
 }
 
-/// Steps 2 and 3: what the latest epoch condemns, and only then the packs that exist.
-async fn look(repository: &Repository) -> Result<(BTreeSet<PackId>, BTreeSet<PackId>), Failure> {
-    let condemned = condemned_by_latest_epoch(repository).await?;
+/// What the latest epoch says.
+#[derive(Default)]
+struct Latest {
+    /// Packs that it deletes.
+    condemned: BTreeSet<PackId>,
+    /// Forgotten snapshots that it sweeps.
+    sweeping: BTreeSet<Slot>,
+}
+
+/// Steps 2 and 3: what the latest epoch says, and only then the packs that exist.
+async fn look(repository: &Repository) -> Result<(Latest, BTreeSet<PackId>), Failure> {
+    let latest = latest_epoch(repository).await?;
     let listed = repository.list_packs().await?;
     let packs = listed.into_iter().filter(|(_, size)| can_be_pack(*size)).map(|(pack, _)| pack);
-    Ok((condemned, packs.collect()))
+    Ok((latest, packs.collect()))
 }
 
 /// The highest generation; of equal ones, the later slot.
@@ -266,6 +281,7 @@ pub async fn note_end(
         started_ms: environment.now_ms(),
         checkpoint: None,
         ended: Some(outcome.clone()),
+        undo: Vec::new(),
     };
     let key = names::session(session.id);
     let bytes = repository.seal(&key, &session)?;
@@ -280,24 +296,25 @@ pub async fn forget_end(repository: &Repository, note: SessionId) -> Result<(), 
 
 /// What the latest epoch condemns: its verdict, or before there is one, everything that it proposed. An epoch that is
 /// finished condemns packs that are gone anyway, so that nobody needs to know whether it is.
-async fn condemned_by_latest_epoch(repository: &Repository) -> Result<BTreeSet<PackId>, Failure> {
+async fn latest_epoch(repository: &Repository) -> Result<Latest, Failure> {
     let listed = repository.store.list(names::EPOCHS).await?;
     let numbers = listed.iter().filter_map(|l| names::parse_epoch(&l.key).ok());
-    let Some(latest) = numbers.map(|(number, _)| number).max() else { return Ok(BTreeSet::new()) };
+    let Some(latest) = numbers.map(|(number, _)| number).max() else { return Ok(Latest::default()) };
     let verdict_key = names::verdict(latest);
     // The epoch is read before its verdict is looked for: a verdict that appears in between condemns fewer packs.
     let epoch: Option<Epoch> = repository.read(&names::epoch(latest)).await?;
-    if let Some(verdict) = repository.read::<Verdict>(&verdict_key).await? {
+    let verdict: Option<Verdict> = repository.read(&verdict_key).await?;
+    let mut found = Latest::default();
+    if let Some(epoch) = epoch {
+        check_number(Epoch::WHAT, epoch.number, latest)?;
+        found.condemned = epoch.condemned.into_iter().collect();
+        found.sweeping = epoch.forgotten.into_iter().collect();
+    }
+    if let Some(verdict) = verdict {
         check_number(Verdict::WHAT, verdict.number, latest)?;
-        return Ok(verdict.delete.into_iter().collect());
+        found.condemned = verdict.delete.into_iter().collect();
     }
-    match epoch {
-        Some(epoch) => {
-            check_number(Epoch::WHAT, epoch.number, latest)?;
-            Ok(epoch.condemned.into_iter().collect())
-        }
-        None => Ok(BTreeSet::new()),
-    }
+    Ok(found)
 }
 
 fn check_number(what: &str, found: u64, expected: u64) -> Result<(), Failure> {

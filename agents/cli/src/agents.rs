@@ -23,7 +23,7 @@ use volume_lvm::Tools;
 
 use crate::app::App;
 use crate::args::Role;
-use crate::{bus, embedded, host, lvm, metrics, open, restore, text};
+use crate::{bus, embedded, host, lvm, metrics, open, restore, retention, text};
 
 /// How often a restorer tells how far it is, at least.
 const BEAT: Duration = Duration::from_secs(1);
@@ -203,7 +203,8 @@ impl Starting<'_> {
             ..conductor::Settings::default()
         };
         let conductor = Conductor::new(self.context.clone(), self.repository()?, self.index(), conducting);
-        self.tasks.spawn(conductor.run());
+        let retention = retention::policies(&self.app.settings.retention.value)?;
+        self.tasks.spawn(conductor.with_retention(retention).run());
         Ok(())
     }
 

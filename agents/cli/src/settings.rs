@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::{Global, IoPriority, Role};
 use crate::lvm::Lvm;
+use crate::retention::{self, Policy};
 
 /// Volumes at once, of one host, at most.
 pub const AT_ONCE_MAX: usize = 64;
@@ -41,6 +42,8 @@ pub struct File {
     redeliver: Option<String>,
     reads: Option<usize>,
     lvm: Option<Lvm>,
+    #[serde(default)]
+    retention: Vec<Policy>,
     #[serde(default)]
     agent: AgentFile,
 }
@@ -129,6 +132,8 @@ pub struct Settings {
     pub reads: Setting<usize>,
     /// How logical volumes are treated.
     pub lvm: Setting<Lvm>,
+    /// What is kept of which volumes; a conductor forgets the rest after each backup. Empty: everything.
+    pub retention: Setting<Vec<Policy>>,
     /// Agent: roles.
     pub roles: Setting<Vec<Role>>,
     /// Agent: workers.
@@ -272,6 +277,7 @@ pub fn resolve(global: &Global, extra: Extra, matches: &ArgMatches) -> anyhow::R
         redeliver: r.pick("redeliver", None, seconds("redeliver", &file.redeliver)?, 30.0),
         reads: r.pick("reads", None, file.reads, 2),
         lvm: r.pick("lvm", None, file.lvm.filter(|lvm| *lvm != Lvm::default()), Lvm::default()),
+        retention: r.list("retention", Vec::new(), file.retention),
         roles: r.list("roles", extra.roles, file.agent.roles),
         workers: r.pick("workers", extra.workers, file.agent.workers, workers),
         metrics: r.optional("metrics", extra.metrics, file.agent.metrics),
@@ -305,6 +311,7 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
     }
     settings.lvm.value.settings(&Default::default())?;
     settings.lvm.value.audit()?;
+    retention::policies(&settings.retention.value)?;
     if settings.host.value.is_empty() {
         bail!("host: this host has no name; set one");
     }

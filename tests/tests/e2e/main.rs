@@ -21,6 +21,7 @@ mod object_store;
 mod prune;
 mod rescue;
 mod restorer;
+mod retention;
 mod snapbacks;
 mod streams;
 mod undo;
