@@ -46,6 +46,10 @@ counters! {
     snapshots_forgotten => "Snapshots forgotten by policies of the configuration.",
     /// Sessions after which the policies could not be applied.
     retentions_failed => "Backups after which the policies of the configuration could not be applied.",
+    /// Collections that an agent brought to their end by itself.
+    collections => "Collections that this agent finished.",
+    /// Collections that it could not.
+    collections_failed => "Collections of this agent that failed, and are tried again.",
     /// Leaves asked for again.
     leaves_redriven => "Map leaves that were asked for again.",
     /// Microseconds that readers waited for buffers or queues.

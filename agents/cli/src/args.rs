@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use keeping::{ForgetArgs, HoldArgs, Keep, NoteArgs, ReleaseArgs, TagArgs, UnforgetArgs};
-pub use prune::PruneArgs;
+pub use prune::{MAX_REPACK, PruneArgs, REPACK_BELOW};
 pub use streams::{ApplyArgs, InputFormat, SendArgs, StreamFormat, words};
 
 /// Backs up logical volumes, disk images and block devices into one deduplicated, compressed, encrypted archive,

@@ -11,6 +11,7 @@ mod bulk;
 mod bus;
 mod cat;
 mod check;
+mod collecting;
 mod draft;
 mod embedded;
 mod environment;

@@ -26,6 +26,7 @@ struct Status {
     bytes: u64,
     volumes: Vec<Volume>,
     sessions: Vec<Session>,
+    last_collection: Option<u64>,
     collection: Option<Collection>,
     agents: Vec<Agent>,
 }
@@ -97,6 +98,7 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
         host: session.host,
         started: text::rfc3339(session.started_ms),
     };
+    let collections = collector::standing(&repository).await?;
     let status = Status {
         repository: repository.store.location().to_owned(),
         encrypted: repository.key.encrypted(),
@@ -105,7 +107,8 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
         bytes: packs.iter().map(|(_, size)| size).sum(),
         volumes: newest.into_iter().map(volume).collect(),
         sessions: sessions::list(&repository).await?.into_iter().map(session).collect(),
-        collection: collector::unfinished(&repository).await?.map(collection),
+        last_collection: collections.finished,
+        collection: collections.unfinished.map(collection),
         agents: match app.settings.nats.value.is_some() {
             true => agents(app).await?,
             false => Vec::new(),
@@ -216,7 +219,12 @@ fn describe(app: &App, status: &Status) -> String {
         true => "no session is open".to_owned(),
         false => table.text(),
     });
-    lines.extend(status.collection.as_ref().map(Collection::lines));
+    match &status.collection {
+        Some(collection) => lines.push(collection.lines()),
+        None => lines.extend(
+            status.last_collection.map(|number| format!("the last collection was {number}, and is finished")),
+        ),
+    }
     if app.settings.nats.value.is_some() {
         let mut table = text::Table::new(&["agent", "pid", "roles", "version"]);
         for agent in &status.agents {
