@@ -185,6 +185,11 @@ byte_id!(
 );
 ulid_text!(PackId, "pack id");
 byte_id!(
+    /// One hold, or one change of a snapshot's tags or note.
+    MarkId, 16, "mark id"
+);
+ulid_text!(MarkId, "mark id");
+byte_id!(
     /// One stream of changes, random; a connection that takes up another's work carries the same one.
     StreamId, 16, "stream id"
 );

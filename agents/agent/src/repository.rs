@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use schema::config::{CHUNKER_BLOCK_ALIGNED, Config, ConfigHead};
 use schema::keys::{Identity, SealedKey, WriterKey};
 use schema::limits::{PACK_FOOTER_MAX, PACK_MAX};
@@ -10,13 +11,15 @@ use schema::messages::{Copy, FailureKind};
 use schema::names::{self, Slot};
 use schema::pack::{self, PackFooter, PackHeader, TRAILER_LEN};
 use schema::root::Root;
-use schema::{Domain, Object, PackId, RepoId};
+use schema::{Domain, Object, PackId, RepoId, VolumeKey};
 
 use crate::store::{Created, Listed, Store, StoreError};
 use crate::{Environment, Failure};
 
 /// Bytes read from a pack's end in the hope that its footer is inside.
 const FOOTER_GUESS: u64 = 64 << 10;
+/// Roots read at once.
+const ROOTS_AT_ONCE: usize = 16;
 
 /// Bytes of the largest pack.
 const WHOLE_MAX: u64 = PACK_MAX + (PACK_FOOTER_MAX + TRAILER_LEN) as u64;
@@ -155,9 +158,23 @@ impl Repository {
 
     /// The slots below `snapshots/` (one volume's, or all) that hold more than a tombstone and are not forgotten.
     /// Markers are listed before slots, as the protocol asks.
-    pub async fn visible_slots(&self, volume: Option<schema::VolumeKey>) -> Result<Vec<Slot>, Failure> {
+    pub async fn visible_slots(&self, volume: Option<VolumeKey>) -> Result<Vec<Slot>, Failure> {
+        let (forgotten, mut slots) = self.listed_slots(volume).await?;
+        slots.retain(|slot| !forgotten.contains(slot));
+        Ok(slots)
+    }
+
+    /// The slots that hold more than a tombstone and are forgotten.
+    pub async fn forgotten_slots(&self, volume: Option<VolumeKey>) -> Result<Vec<Slot>, Failure> {
+        let (forgotten, mut slots) = self.listed_slots(volume).await?;
+        slots.retain(|slot| forgotten.contains(slot));
+        Ok(slots)
+    }
+
+    /// The markers, and then the slots that hold more than a tombstone, in order.
+    async fn listed_slots(&self, volume: Option<VolumeKey>) -> Result<(BTreeSet<Slot>, Vec<Slot>), Failure> {
         let folder = |base: &str| volume.map_or_else(|| base.to_owned(), |v| format!("{base}/{v}"));
-        let forgotten: BTreeSet<Slot> = self
+        let forgotten = self
             .store
             .list(&folder(names::FORGOTTEN))
             .await?
@@ -169,10 +186,27 @@ impl Repository {
             .iter()
             .filter(|listed| listed.size > 0)
             .filter_map(|listed| Slot::parse_key(&listed.key).ok())
-            .filter(|slot| !forgotten.contains(slot))
             .collect();
         slots.sort();
-        Ok(slots)
+        Ok((forgotten, slots))
+    }
+
+    /// The roots of all visible snapshots, or of one volume's; in the order of their slots.
+    pub async fn roots(&self, volume: Option<VolumeKey>) -> Result<Vec<Root>, Failure> {
+        self.roots_at(self.visible_slots(volume).await?).await
+    }
+
+    /// The roots that stand at these slots; those without one are left out.
+    pub async fn roots_at(&self, slots: Vec<Slot>) -> Result<Vec<Root>, Failure> {
+        let mut roots = Vec::new();
+        for some in slots.chunks(ROOTS_AT_ONCE) {
+            for found in try_join_all(some.iter().map(|slot| self.at_slot(*slot))).await? {
+                if let AtSlot::Snapshot(root) = found {
+                    roots.push(*root);
+                }
+            }
+        }
+        Ok(roots)
     }
 
     /// The ids of all packs that a listing shows, with their sizes.

@@ -24,6 +24,7 @@ pub struct OpenSession {
     repository: Repository,
     session: Session,
     condemned: BTreeSet<PackId>,
+    sweeping: BTreeSet<Slot>,
     packs: Mutex<Packs>,
 }
 
@@ -55,9 +56,9 @@ impl OpenSession {
             ));
         }
         match look(&repository).await {
-            Ok((condemned, seen)) => {
+            Ok((Latest { condemned, sweeping }, seen)) => {
                 let packs = Mutex::new(Packs { seen, missing: BTreeSet::new() });
-                Ok(Self { repository, session, condemned, packs })
+                Ok(Self { repository, session, condemned, sweeping, packs })
             }
             Err(failure) => {
                 // Nobody will drive this session, and a collector would wait for it.
@@ -102,6 +103,11 @@ impl OpenSession {
             false => packs.missing.insert(pack),
         };
         Ok(exists)
+    }
+
+    /// Whether the epoch of step 2 sweeps this snapshot.
+    pub fn sweeps(&self, slot: Slot) -> bool {
+        self.sweeping.contains(&slot)
     }
 
     /// A pack that this process itself has just uploaded, or that was announced after it was durable, may have been
@@ -180,12 +186,21 @@ impl OpenSession {
     }
 }
 
-/// Steps 2 and 3: what the latest epoch condemns, and only then the packs that exist.
-async fn look(repository: &Repository) -> Result<(BTreeSet<PackId>, BTreeSet<PackId>), Failure> {
-    let condemned = condemned_by_latest_epoch(repository).await?;
+/// What the latest epoch says.
+#[derive(Default)]
+struct Latest {
+    /// Packs that it deletes.
+    condemned: BTreeSet<PackId>,
+    /// Forgotten snapshots that it sweeps.
+    sweeping: BTreeSet<Slot>,
+}
+
+/// Steps 2 and 3: what the latest epoch says, and only then the packs that exist.
+async fn look(repository: &Repository) -> Result<(Latest, BTreeSet<PackId>), Failure> {
+    let latest = latest_epoch(repository).await?;
     let listed = repository.list_packs().await?;
     let packs = listed.into_iter().filter(|(_, size)| can_be_pack(*size)).map(|(pack, _)| pack);
-    Ok((condemned, packs.collect()))
+    Ok((latest, packs.collect()))
 }
 
 /// The highest generation; of equal ones, the later slot.
@@ -294,6 +309,7 @@ pub async fn note_end(
         started_ms: environment.now_ms(),
         checkpoint: None,
         ended: Some(outcome.clone()),
+        undo: Vec::new(),
     };
     let key = names::session(session.id);
     let bytes = repository.seal(&key, &session)?;
@@ -308,12 +324,12 @@ pub async fn forget_end(repository: &Repository, note: SessionId) -> Result<(), 
 
 /// What the latest epoch condemns: its verdict, or before there is one, everything that it proposed. An epoch that is
 /// finished condemns packs that are gone anyway, so that nobody needs to know whether it is.
-async fn condemned_by_latest_epoch(repository: &Repository) -> Result<BTreeSet<PackId>, Failure> {
-    let Some(latest) = epochs::latest(repository).await? else { return Ok(BTreeSet::new()) };
-    let condemned = match (latest.verdict, latest.epoch) {
-        (Some(verdict), _) => verdict.delete,
-        (None, Some(epoch)) => epoch.condemned,
-        (None, None) => Vec::new(),
-    };
-    Ok(condemned.into_iter().collect())
+async fn latest_epoch(repository: &Repository) -> Result<Latest, Failure> {
+    let Some(latest) = epochs::latest(repository).await? else { return Ok(Latest::default()) };
+    let (mut condemned, sweeping) =
+        latest.epoch.map(|epoch| (epoch.condemned, epoch.forgotten)).unwrap_or_default();
+    if let Some(verdict) = latest.verdict {
+        condemned = verdict.delete;
+    }
+    Ok(Latest { condemned: condemned.into_iter().collect(), sweeping: sweeping.into_iter().collect() })
 }

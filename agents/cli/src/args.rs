@@ -1,5 +1,6 @@
 //! The command line. Every setting here can also come from the environment or from the configuration file.
 
+mod keeping;
 mod prune;
 mod streams;
 
@@ -7,7 +8,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use prune::PruneArgs;
+pub use keeping::{ForgetArgs, HoldArgs, Keep, NoteArgs, ReleaseArgs, TagArgs, UnforgetArgs};
+pub use prune::{MAX_REPACK, PruneArgs, REPACK_BELOW};
 pub use streams::{ApplyArgs, InputFormat, SendArgs, StreamFormat, words};
 
 /// Backs up logical volumes, disk images and block devices into one deduplicated, compressed, encrypted archive,
@@ -84,6 +86,18 @@ pub enum Command {
     Backup(BackupArgs),
     /// List snapshots
     Snapshots(SnapshotsArgs),
+    /// Forget snapshots that rules do not keep, or that are named; nothing is deleted until it is collected
+    Forget(ForgetArgs),
+    /// Bring a forgotten snapshot back, until it is collected
+    Unforget(UnforgetArgs),
+    /// Hold a snapshot: nothing forgets it until it is released
+    Hold(HoldArgs),
+    /// Let a snapshot that is held be forgotten again
+    Release(ReleaseArgs),
+    /// Change the tags of a snapshot
+    Tag(TagArgs),
+    /// Set the note of a snapshot
+    Note(NoteArgs),
     /// Show everything about one snapshot
     Show(ShowArgs),
     /// Show the ranges in which two snapshots differ
@@ -245,6 +259,9 @@ pub struct SnapshotsArgs {
     /// Only snapshots of this moment and earlier; a date means its end
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
+    /// The snapshots that are forgotten, and not collected yet
+    #[arg(long)]
+    pub forgotten: bool,
 }
 
 /// `find-change`.

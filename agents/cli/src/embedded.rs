@@ -18,7 +18,7 @@ use volume_lvm::LvmVolumes;
 use crate::app::App;
 use crate::lvm::{self, Hold};
 use crate::settings::Settings;
-use crate::{open, text};
+use crate::{open, retention, text};
 
 /// Shards of an index that one process has to itself.
 const SHARDS: u16 = 1;
@@ -158,7 +158,9 @@ impl Embedded {
             sessions: settings.reads.value,
             ..conductor::Settings::default()
         };
-        work.tasks.spawn(conductor::Conductor::new(context, repository, index, conducting).run());
+        let retention = retention::policies(&settings.retention.value)?;
+        let conductor = conductor::Conductor::new(context, repository, index, conducting);
+        work.tasks.spawn(conductor.with_retention(retention).run());
         Ok(work)
     }
 

@@ -11,12 +11,15 @@ mod bulk;
 mod bus;
 mod cat;
 mod check;
+mod collecting;
 mod draft;
 mod embedded;
 mod environment;
 mod exit;
 mod fan;
 mod far;
+mod forget;
+mod hold;
 mod host;
 mod init;
 mod keys;
@@ -30,6 +33,7 @@ mod plan;
 mod progress;
 mod prune;
 mod restore;
+mod retention;
 mod select;
 mod send;
 mod sessions;
@@ -98,6 +102,12 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Init(args) => done(init::run(app, args).await),
         Command::Backup(args) => done(backup::run(app, args).await),
         Command::Snapshots(args) => done(snapshots::run(app, args).await),
+        Command::Forget(args) => done(forget::run(app, args).await),
+        Command::Unforget(args) => done(forget::unforget(app, args).await),
+        Command::Hold(args) => done(hold::hold(app, args).await),
+        Command::Release(args) => done(hold::release(app, args).await),
+        Command::Tag(args) => done(hold::tag(app, args).await),
+        Command::Note(args) => done(hold::note(app, args).await),
         Command::Show(args) => done(show::show(app, args).await),
         Command::Diff(args) => done(show::diff(app, args).await),
         Command::FindChange(args) => done(show::find_change(app, args).await),

@@ -2,8 +2,8 @@
 
 use std::ops;
 
-use agent::Failure;
 use agent::maps::MapReader;
+use agent::{Failure, marks};
 use indexer::Wish;
 use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Geometry, Leaf};
@@ -24,6 +24,9 @@ struct Shown<'a> {
     top: Option<String>,
     time: String,
     sealed: String,
+    note: Option<String>,
+    /// Why nothing forgets it.
+    held: Option<String>,
     #[serde(flatten)]
     root: Fields<'a>,
 }
@@ -47,7 +50,10 @@ struct Fields<'a> {
 /// `lvkeep show`.
 pub async fn show(app: &App, args: &ShowArgs) -> anyhow::Result<()> {
     let repository = app.repository().await?;
-    let root = select::snapshot(&repository, &args.snapshot).await?;
+    let mut root = select::snapshot(&repository, &args.snapshot).await?;
+    let marks = marks::of(&repository, root.slot).await?;
+    let labels = marks.labels(&root);
+    root.tags = labels.tags;
     let layout = schema::facts::unfolded(&root.layout);
     let shown = Shown {
         id: root.slot.session.to_string(),
@@ -56,6 +62,8 @@ pub async fn show(app: &App, args: &ShowArgs) -> anyhow::Result<()> {
         top: root.top.map(|top| top.to_string()),
         time: text::rfc3339(root.time_ms),
         sealed: text::rfc3339(root.sealed_ms),
+        note: labels.note,
+        held: marks.why_held(),
         root: Fields {
             volume: &root.volume,
             host: &root.host,
@@ -96,6 +104,8 @@ fn describe(root: &Root, shown: &Shown<'_>) -> String {
     if !root.tags.is_empty() {
         lines.push(format!("tags        {}", root.tags.join(", ")));
     }
+    lines.extend(shown.note.as_ref().map(|note| format!("note        {note}")));
+    lines.extend(shown.held.as_ref().map(|why| format!("held        {why}")));
     if root.changed_while_read {
         lines.push("the source CHANGED WHILE IT WAS READ: this snapshot is not of one moment".to_owned());
     }

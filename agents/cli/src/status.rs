@@ -27,6 +27,7 @@ struct Status {
     bytes: u64,
     volumes: Vec<Volume>,
     sessions: Vec<Session>,
+    last_collection: Option<u64>,
     collection: Option<Collection>,
     agents: Vec<Agent>,
 }
@@ -113,6 +114,7 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
         let too_old = limit.is_some_and(|limit| age_ms as f64 > limit * 1000.0);
         Volume { volume, last: text::rfc3339(time), age_seconds, too_old }
     };
+    let collections = collector::standing(&repository).await?;
     let status = Status {
         repository: repository.store.location().to_owned(),
         encrypted: repository.key.encrypted(),
@@ -121,7 +123,8 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
         bytes: packs.iter().map(|(_, size)| size).sum(),
         volumes: newest.into_iter().map(volume).collect(),
         sessions: sessions::list_all(&repository).await?.into_iter().map(Session::from).collect(),
-        collection: collector::unfinished(&repository).await?.map(collection),
+        last_collection: collections.finished,
+        collection: collections.unfinished.map(collection),
         agents: match app.settings.nats.value.is_some() {
             true => agents(app).await?,
             false => Vec::new(),
@@ -232,7 +235,12 @@ fn describe(app: &App, status: &Status) -> String {
         true => "no session is open".to_owned(),
         false => table.text(),
     });
-    lines.extend(status.collection.as_ref().map(Collection::lines));
+    match &status.collection {
+        Some(collection) => lines.push(collection.lines()),
+        None => lines.extend(
+            status.last_collection.map(|number| format!("the last collection was {number}, and is finished")),
+        ),
+    }
     if app.settings.nats.value.is_some() {
         let mut table = text::Table::new(&["agent", "pid", "roles", "version"]);
         for agent in &status.agents {

@@ -3,10 +3,10 @@
 //! Of a chunk with several copies only the oldest counts as needed: nobody here can tell what a copy of content holds,
 //! and a later one may come from a host that was taken over. A copy of a part of a map that could not be opened is none.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use agent::Failure;
 use agent::repository::can_be_pack;
+use agent::{Failure, Repository, marks};
 use futures::TryStreamExt;
 use schema::names::{self, Slot};
 use schema::pack::PackEntry;
@@ -70,17 +70,22 @@ impl Holding {
 /// What stands in the bucket.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Census {
-    /// Forgotten snapshots that were not collected yet.
+    /// Forgotten snapshots that were not collected yet, and that nothing holds.
     pub(crate) forgotten: Vec<Slot>,
     /// Packs, in order.
     pub(crate) packs: Vec<Holding>,
 }
 
-/// Step 1: forgotten markers, packs, open sessions, and what all snapshots need that are not forgotten.
+/// Step 1: forgotten markers, holds, packs, open sessions, and what all snapshots need that are not forgotten.
 pub(crate) async fn list_and_mark(sources: &Sources<'_>) -> Result<Census, Failure> {
     let budget = sources.budget;
     let store = &sources.repository.store;
-    let forgotten: BTreeSet<Slot> = slots(&store.list(names::FORGOTTEN).await?);
+    let mut forgotten: BTreeSet<Slot> = slots(&store.list(names::FORGOTTEN).await?);
+    for (slot, why) in held(sources.repository, &forgotten).await? {
+        let id = slot.session;
+        tracing::warn!(snapshot = %id, why, "a forgotten snapshot is held, and stays: `lvkeep unforget {id}` brings it back");
+        forgotten.remove(&slot);
+    }
     let mut packs: Vec<Holding> =
         sources.repository.list_packs().await?.into_iter().map(|(id, size)| Holding::new(id, size)).collect();
     packs.sort_by_key(|holding| holding.pack);
@@ -100,6 +105,19 @@ pub(crate) async fn list_and_mark(sources: &Sources<'_>) -> Result<Census, Failu
         from = live.range().end;
     }
     Ok(Census { forgotten, packs })
+}
+
+/// Which forgotten snapshots are held, and why: whoever forgot them died before bringing them back. Holds are looked for
+/// after markers, and whoever holds looks for the marker after the hold stands: one of both sees the other.
+async fn held(
+    repository: &Repository,
+    forgotten: &BTreeSet<Slot>,
+) -> Result<BTreeMap<Slot, String>, Failure> {
+    if forgotten.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let marks = marks::among(repository, forgotten).await?;
+    Ok(marks.into_iter().filter_map(|(slot, marks)| Some((slot, marks.why_held()?))).collect())
 }
 
 /// The slots in a listing that hold more than a tombstone.

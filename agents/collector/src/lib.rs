@@ -29,7 +29,7 @@ pub use announce::Announce;
 pub use epochs::{Latest, latest};
 pub use plan::{Limits, Sums};
 pub use sessions::{About, Patience, Waiting};
-pub use state::{Unfinished, unfinished};
+pub use state::{Standing, Unfinished, standing, unfinished};
 pub use sweep::Swept;
 
 use budget::Budget;

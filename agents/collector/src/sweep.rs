@@ -1,9 +1,9 @@
 //! Step 7: carries a verdict out. By anybody, any number of times: it only says what is gone for ever.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use agent::store::StoreErrorKind;
-use agent::{Failure, Repository, Stop};
+use agent::{Failure, Repository, Stop, marks};
 use bytes::Bytes;
 use schema::PackId;
 use schema::epoch::{Epoch, Verdict};
@@ -56,7 +56,9 @@ async fn tombstone_roots(
     stop: &Stop,
 ) -> Result<(), Failure> {
     let roots = epochs::roots(repository).await?;
-    for slot in epoch.forgotten.iter().filter(|slot| roots.contains(slot)) {
+    let left: BTreeSet<Slot> = epoch.forgotten.iter().filter(|slot| roots.contains(slot)).copied().collect();
+    delete_marks(repository, &left).await?;
+    for slot in &left {
         go_on(stop)?;
         match repository.store.put(&slot.snapshot(), Bytes::new()).await {
             Ok(()) => swept.snapshots += 1,
@@ -66,6 +68,17 @@ async fn tombstone_roots(
             }
             Err(error) => return Err(error.into()),
         }
+    }
+    Ok(())
+}
+
+/// What was said of a snapshot goes before it: afterwards nobody would look for it.
+async fn delete_marks(repository: &Repository, slots: &BTreeSet<Slot>) -> Result<(), Failure> {
+    if slots.is_empty() {
+        return Ok(());
+    }
+    for batch in marks::keys(repository, slots).await?.chunks(BATCH) {
+        repository.store.delete_all(batch).await?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 mod collecting;
 mod faults;
 mod fixture;
+mod holds;
 mod interleaved;
 mod refusing;

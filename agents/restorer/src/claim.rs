@@ -41,6 +41,7 @@ struct State {
     marked: bool,
     busy: bool,
     first: Option<Slot>,
+    undo: Vec<(JobId, Slot)>,
 }
 
 impl Claim {
@@ -134,6 +135,16 @@ impl Claim {
     /// Where what stood on the target before an attempt that died is kept.
     pub fn kept_first(&self) -> Option<Slot> {
         self.state().first
+    }
+
+    /// What stands on the target is kept in this slot, by this backup.
+    pub fn undone_by(&self, job: JobId, slot: Slot) {
+        self.state().undo.push((job, slot));
+    }
+
+    /// By which backups what stood on the target is kept, and where.
+    pub fn undo(&self) -> Vec<(JobId, Slot)> {
+        self.state().undo.clone()
     }
 
     /// The job, where it may be delivered again.

@@ -32,7 +32,6 @@ mod tracked;
 mod unit;
 
 pub use differences::Differences;
-pub use keeping::UNDO;
 pub use report::{Hole, Progress, Report};
 pub use restorer::{Restorer, SAMPLE, Settings};
 pub use service::Serving;

@@ -13,6 +13,7 @@ use agent::{Audit, Context, Failure, Place, Repository, Stop, Targets, Wish};
 use schema::keys::Identity;
 use schema::limits::LEAF_SPAN;
 use schema::messages::FailureKind;
+use schema::names::Slot;
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
 use schema::{JobId, SessionId, StreamId};
@@ -193,16 +194,24 @@ impl Restorer {
         if !self.settings.protect {
             return self.to_target(ids.job, root, keys, None, purpose, progress).await;
         }
-        let session = match self.begin(ids, &root).await {
+        let undo = match &purpose {
+            Purpose::Restore(target) => target.claim().undo(),
+            _ => Vec::new(),
+        };
+        let session = match self.begin(ids, &root, &undo).await {
             Ok(session) => Arc::new(session),
             // A full or read-only store must not keep anybody from restoring.
-            Err(failure) if failure.kind == FailureKind::Store => {
+            Err(failure) if failure.kind == FailureKind::Store && undo.is_empty() => {
                 tracing::warn!(%failure, "reading without protection: a collection at the same time would end this");
                 return self.to_target(ids.job, root, keys, None, purpose, progress).await;
             }
             Err(failure) => return Err(failure),
         };
-        let result = match self.check_slot(&root).await {
+        let checked = match self.check_slot(&root).await {
+            Ok(()) => self.check_undo(&undo).await,
+            Err(failure) => Err(failure),
+        };
+        let result = match checked {
             Ok(()) => self.to_target(ids.job, root, keys, Some(session.clone()), purpose, progress).await,
             Err(failure) => Err(failure),
         };
@@ -214,7 +223,7 @@ impl Restorer {
         result
     }
 
-    async fn begin(&self, ids: Ids, root: &Root) -> Result<OpenSession, Failure> {
+    async fn begin(&self, ids: Ids, root: &Root, undo: &[(JobId, Slot)]) -> Result<OpenSession, Failure> {
         let session = Session {
             id: ids.session,
             kind: SessionKind::Restore,
@@ -225,6 +234,7 @@ impl Restorer {
             started_ms: self.context.environment.now_ms(),
             checkpoint: None,
             ended: None,
+            undo: undo.iter().map(|(job, _)| *job).collect(),
         };
         OpenSession::begin(self.repository.clone(), session).await.map_err(|e| {
             e.context(format!("cannot protect the snapshot of {} while it is read", root.volume))
@@ -239,6 +249,21 @@ impl Restorer {
             }
             AtSlot::Snapshot(_) | AtSlot::Nothing => Ok(()),
         }
+    }
+
+    /// What was kept for an undo may have been forgotten before the session protected it. Whoever forgets looks for the
+    /// session after the marker stands.
+    async fn check_undo(&self, undo: &[(JobId, Slot)]) -> Result<(), Failure> {
+        for (_, slot) in undo {
+            if self.repository.store.head(&slot.forgotten()).await?.is_some() {
+                let id = slot.session;
+                return Err(Failure::refused(format!(
+                    "what stands on the target was kept as {id}, which was forgotten before the restore began: nothing was \
+                     overwritten; start the restore again"
+                )));
+            }
+        }
+        Ok(())
     }
 
     async fn to_target(

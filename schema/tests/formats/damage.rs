@@ -4,8 +4,9 @@ use bytes::Bytes;
 use schema::chunk::{FRAME_HEADER_LEN, FrameHeader, Opener, split_frames};
 use schema::config::{Config, ConfigHead};
 use schema::keys::{DataKey, FrameKey, Identity, KEY_PLAIN, WriterKey};
-use schema::limits::LEAF_SPAN;
+use schema::limits::{LEAF_SPAN, NOTE_MAX, TAG_MAX, TAGS_MAX};
 use schema::map::{Leaf, Node};
+use schema::mark::{Mark, Says};
 use schema::messages::{About, Flush, Message, Refusal};
 use schema::root::Root;
 use schema::{Domain, FormatError, Object, RepoId, Result, names, pack};
@@ -129,6 +130,8 @@ fn every_flipped_bit_of_an_object_is_refused() {
     refused::<Root>("root", &writer, &slot().snapshot());
     refused::<schema::session::Session>("session", &writer, &names::session(session_id()));
     refused::<schema::root::Forgotten>("forgotten", &writer, &slot().forgotten());
+    refused::<schema::mark::Mark>("hold", &writer, &slot().mark(mark_id()));
+    refused::<schema::mark::Mark>("labels", &writer, &slot().labels(3));
     refused::<schema::epoch::Epoch>("epoch", &writer, &names::epoch(3));
     refused::<schema::epoch::Verdict>("verdict", &writer, &names::verdict(3));
     refused::<schema::epoch::Awaited>("awaited", &writer, &names::awaited(3));
@@ -166,6 +169,19 @@ fn a_moved_root_is_refused() {
         Root::open(&plain, &writer(&identity()), &slot().snapshot()).is_err(),
         "not as encrypted as its repository"
     );
+}
+
+#[test]
+fn a_mark_of_another_snapshot_or_out_of_bounds_is_refused() {
+    assert!(hold().check(parent()).is_err());
+    let says = |tags: Vec<String>, note: usize| {
+        let says = Says::Labels { number: 1, tags, note: Some("n".repeat(note)) };
+        Mark { says, ..labels() }.check(slot())
+    };
+    assert!(says(vec!["t".repeat(TAG_MAX); TAGS_MAX], NOTE_MAX).is_ok());
+    assert!(says(vec![String::new(); TAGS_MAX + 1], 0).is_err());
+    assert!(says(vec!["t".repeat(TAG_MAX + 1)], 0).is_err());
+    assert!(says(Vec::new(), NOTE_MAX + 1).is_err());
 }
 
 fn open_config(bytes: &[u8], identity: Option<&Identity>) -> Result<(Config, bool)> {

@@ -16,7 +16,7 @@ use schema::limits::LEAF_SPAN;
 use schema::map::{Leaf, Node};
 use schema::messages::Message;
 use schema::pack::{self, PACK_HEADER_LEN};
-use schema::{Domain, Object, facts, names};
+use schema::{Domain, MarkId, Object, facts, names};
 
 use crate::samples::*;
 use crate::{files, messages, stream};
@@ -69,11 +69,18 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("config-plain", config().encode(&plain, NONCE).unwrap()),
         ("root-plain", root().seal(&plain, &slot.snapshot(), NONCE).unwrap()),
         ("session-plain", session().seal(&plain, &names::session(session_id()), NONCE).unwrap()),
+        ("session-undo", undoable_session().seal(&plain, &names::session(session_id()), NONCE).unwrap()),
         ("session-ended", ended_session().seal(&plain, &names::session(session_id()), NONCE).unwrap()),
         ("forgotten-plain", forgotten().seal(&plain, &slot.forgotten(), NONCE).unwrap()),
         ("epoch-plain", epoch().seal(&plain, &names::epoch(3), NONCE).unwrap()),
         ("verdict-plain", verdict().seal(&plain, &names::verdict(3), NONCE).unwrap()),
         ("awaited-plain", awaited().seal(&plain, &names::awaited(3), NONCE).unwrap()),
+        ("hold-plain", hold().seal(&plain, &slot.mark(mark_id()), NONCE).unwrap()),
+        ("labels-plain", labels().seal(&plain, &slot.labels(3), NONCE).unwrap()),
+        ("hold", hold().seal(&writer, &slot.mark(mark_id()), NONCE).unwrap()),
+        ("labels", labels().seal(&writer, &slot.labels(3), NONCE).unwrap()),
+        ("mark-keys.txt", format!("{}\n{}\n", slot.mark(mark_id()), slot.labels(3)).into_bytes()),
+        ("session-unforget", unforgetting().seal(&writer, &names::session(session_id()), NONCE).unwrap()),
         ("root", root().seal(&writer, &slot.snapshot(), NONCE).unwrap()),
         ("forgotten", forgotten().seal(&writer, &slot.forgotten(), NONCE).unwrap()),
         ("session", session().seal(&writer, &names::session(session_id()), NONCE).unwrap()),
@@ -223,13 +230,21 @@ fn objects_open() {
     for (writer, plain) in [(&writer, ""), (&plain_writer(), "-plain")] {
         opens(&format!("root{plain}"), writer, &slot.snapshot(), &root());
         opens(&format!("forgotten{plain}"), writer, &slot.forgotten(), &forgotten());
+        opens(&format!("hold{plain}"), writer, &slot.mark(mark_id()), &hold());
+        opens(&format!("labels{plain}"), writer, &slot.labels(3), &labels());
         opens(&format!("session{plain}"), writer, &names::session(session_id()), &session());
         opens(&format!("epoch{plain}"), writer, &names::epoch(3), &epoch());
         opens(&format!("verdict{plain}"), writer, &names::verdict(3), &verdict());
         opens(&format!("awaited{plain}"), writer, &names::awaited(3), &awaited());
     }
+    opens("session-undo", &plain_writer(), &names::session(session_id()), &undoable_session());
     opens("session-ended", &plain_writer(), &names::session(session_id()), &ended_session());
+    opens("session-unforget", &writer, &names::session(session_id()), &unforgetting());
     assert_eq!(root().check(slot).unwrap(), root());
+    assert_eq!(hold().check(slot).unwrap(), hold());
+    let keys = String::from_utf8(golden("mark-keys.txt")).unwrap();
+    let ids = [mark_id(), MarkId::from_parts(3, 0)];
+    assert!(keys.lines().map(|key| names::parse_mark(key).unwrap()).eq(ids.map(|id| (slot, id))));
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod object_store;
 mod prune;
 mod rescue;
 mod restorer;
+mod retention;
 mod snapbacks;
 mod spans;
 mod streams;

@@ -129,6 +129,7 @@ fn open_session(machine: &Machine) -> (SessionId, Slot) {
         started_ms: repository.environment().now_ms(),
         checkpoint: None,
         ended: None,
+        undo: Vec::new(),
     };
     let key = names::session(id);
     let sealed = repository.seal(&key, &session).expect("a session object");

@@ -169,6 +169,7 @@ impl World {
             started_ms: self.environment.now_ms(),
             checkpoint: None,
             ended: None,
+            undo: Vec::new(),
         };
         let open = OpenSession::begin(self.repository.clone(), session).await?;
         let parent = open.choose_parent().await?;
@@ -195,6 +196,7 @@ impl World {
             started_ms: 0,
             checkpoint: None,
             ended: None,
+            undo: Vec::new(),
         };
         let open = OpenSession::begin(self.repository.clone(), session).await?;
         let swept = match crate::latest(&self.repository).await? {
@@ -216,6 +218,23 @@ impl World {
         let committed = open.commit(&root).await?;
         open.end().await?;
         Ok((committed == Commit::Won).then_some(new))
+    }
+
+    /// What came back in another slot than `from` must hold what that one held.
+    pub async fn expect_back(&self, from: Slot) {
+        let visible = self.visible().await;
+        let mut plaintext = self.plaintext.lock().unwrap();
+        let content = plaintext[&from].clone();
+        for slot in visible {
+            plaintext.entry(slot).or_insert_with(|| content.clone());
+        }
+    }
+
+    pub async fn root(&self, slot: Slot) -> Root {
+        match self.repository.at_slot(slot).await.unwrap() {
+            AtSlot::Snapshot(root) => *root,
+            other => panic!("{slot} is {other:?}"),
+        }
     }
 
     pub async fn visible(&self) -> Vec<Slot> {

@@ -8,6 +8,7 @@ use crate::world::{
 pub enum CollectorStep {
     /// `latest`, and where nothing is unfinished the listing of forgotten markers.
     Latest,
+    ListHolds,
     Rewrite,
     CreateEpoch(Set),
     ListSessions,
@@ -33,6 +34,7 @@ pub fn steps(bounds: &Bounds, world: &World, number: usize, epochs: usize) -> Ve
             vec![CollectorStep::Latest]
         }
         Step::Idle => Vec::new(),
+        Step::ListingHolds => vec![CollectorStep::ListHolds],
         Step::Proposing => proposals(bounds, world, number),
         Step::ListingSessions => vec![CollectorStep::ListSessions],
         Step::KeepingList => vec![CollectorStep::KeepList],
@@ -105,9 +107,12 @@ pub fn take(bounds: &Bounds, world: &mut World, number: usize, step: CollectorSt
             let latest = world.latest();
             let epoch = world.epochs[latest];
             if world.is_finished(latest) {
-                collector.step = Step::Proposing;
+                collector.step = if bounds.holds { Step::ListingHolds } else { Step::Proposing };
                 collector.epoch = latest as u8 + 1;
-                collector.forgotten = world.markers & world.snapshots();
+                collector.forgotten = match bounds.broken {
+                    Some(Broken::ListsHoldsBeforeMarkers) => !world.held(),
+                    _ => world.markers & world.snapshots(),
+                };
                 if bounds.broken == Some(Broken::ListsSessionsBeforeEpoch) {
                     collector.awaited = open_sessions(world);
                 }
@@ -121,6 +126,14 @@ pub fn take(bounds: &Bounds, world: &mut World, number: usize, step: CollectorSt
                     }
                 }
             }
+        }
+        CollectorStep::ListHolds => {
+            collector.forgotten &= match bounds.broken {
+                Some(Broken::ListsHoldsBeforeMarkers) => world.markers & world.snapshots(),
+                Some(Broken::SweepsWhatIsHeld) => Set::MAX,
+                _ => !world.held(),
+            };
+            collector.step = Step::Proposing;
         }
         CollectorStep::Rewrite => {
             world.packs |= 1 << (6 + number);
@@ -232,7 +245,7 @@ pub fn finishes(bounds: &Bounds, world: &World) -> bool {
 fn is_clean(world: &World) -> bool {
     let needed = u32::from(world.snapshots() != 0);
     world.is_finished(world.latest())
-        && world.markers & world.snapshots() == 0
+        && world.markers & world.snapshots() & !world.held() == 0
         && world.packs.count_ones() <= needed
 }
 
