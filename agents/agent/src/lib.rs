@@ -18,6 +18,7 @@ pub mod environment;
 pub mod failure;
 pub mod faults;
 pub mod index;
+pub mod keys;
 pub mod local;
 pub mod maps;
 pub mod mounts;
