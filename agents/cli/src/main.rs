@@ -11,6 +11,7 @@ mod bulk;
 mod bus;
 mod cat;
 mod check;
+mod copy;
 mod draft;
 mod embedded;
 mod environment;
@@ -108,6 +109,7 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => done(verify::run(app, args).await),
         Command::Send(args) => done(send::run(app, args).await),
         Command::Apply(args) => done(apply::run(app, args).await),
+        Command::Copy(args) => done(copy::run(app, args).await),
         Command::Check(args) => done(check::run(app, args).await),
         Command::Prune(args) => done(prune::run(app, args).await),
         Command::Agent(_) => done(agents::run(app).await),
