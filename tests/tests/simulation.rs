@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use agent::faults::store::WriteFault;
+use tests::is_long;
 use tests::sim::plan::Upset;
 use tests::sim::sources::Tracking;
 use tests::sim::{Accident, Plan, Report, run};
@@ -13,10 +14,6 @@ use tests::sim::{Accident, Plan, Report, run};
 /// Seeds of an ordinary run, and how many times more of a long one.
 const SEEDS: u64 = 600;
 const LONG: u64 = 20;
-
-fn is_long() -> bool {
-    std::env::var("LVKEEP_TEST_LONG").is_ok_and(|long| long == "1")
-}
 
 fn number(variable: &str) -> Option<u64> {
     let number = std::env::var(variable).ok()?;

@@ -128,6 +128,7 @@ fn open_session(machine: &Machine) -> (SessionId, Slot) {
         host: "elsewhere".into(),
         started_ms: repository.environment().now_ms(),
         checkpoint: None,
+        ended: None,
     };
     let key = names::session(id);
     let sealed = repository.seal(&key, &session).expect("a session object");

@@ -179,24 +179,14 @@ pub const SCENARIOS: &[Scenario] = &[
         run: held::pools_that_fill_up,
     },
     Scenario {
-        name: "killed_on_thick_at_odd_steps",
-        about: "kill -9 at every other step of a thick volume's backup, then a clean run",
-        run: kills::killed_on_thick_at_odd_steps,
+        name: "killed_on_thick",
+        about: "kill -9 at steps of a thick volume's backup, then a clean run",
+        run: kills::killed_on_thick,
     },
     Scenario {
-        name: "killed_on_thick_at_even_steps",
-        about: "the same at the steps between",
-        run: kills::killed_on_thick_at_even_steps,
-    },
-    Scenario {
-        name: "killed_on_thin_at_odd_steps",
-        about: "kill -9 at every other step of a thin volume's backup, then a clean run",
-        run: kills::killed_on_thin_at_odd_steps,
-    },
-    Scenario {
-        name: "killed_on_thin_at_even_steps",
-        about: "the same at the steps between",
-        run: kills::killed_on_thin_at_even_steps,
+        name: "killed_on_thin",
+        about: "kill -9 at steps of a thin volume's backup, then a clean run",
+        run: kills::killed_on_thin,
     },
     Scenario {
         name: "ended_on_thin",
