@@ -103,6 +103,13 @@ async fn protected(
     let identity = open::identity(&app.settings, from.key.repo())?.map(Arc::new);
     let verbatim = from.key.shares_keys(&to.key);
     let verified = identity.is_some() || !from.key.encrypted();
+    if verbatim && !verified && !args.unverified {
+        return Err(Failure::refused(
+            "without an identity what is copied cannot be verified on the way: give --identity, or --unverified and run \
+             `lvkeep check --read-data` where it was copied to",
+        )
+        .into());
+    }
     let mut report = Report {
         dry_run: args.dry_run,
         copied: Vec::new(),
@@ -123,9 +130,6 @@ async fn protected(
         let (first, second) = (side(&work_from), side(&work_to));
         let context = work_to.context.clone();
         let copier = Copier::new(context, first, second, identity, settings, &plan.listing.roots)?;
-        if !copier.verifies() {
-            app.say("without an identity frames are copied as they are, and not opened: `lvkeep check --read-data` does");
-        }
         let ended = tokio::select! {
             biased;
             ended = each(app, &copier, protection, &plan.missing) => ended,
@@ -153,7 +157,11 @@ async fn protected(
 /// Which snapshots are asked for and missing. What restores have overwritten is only copied when it is asked for.
 async fn plan(args: &CopyArgs, from: &Repository, to: &Repository) -> anyhow::Result<Plan> {
     let listing = copier::snapshots(from).await?;
-    let there = copier::snapshots(to).await?.origins(to);
+    let there = copier::snapshots(to).await?;
+    for (slot, failure) in &there.damaged {
+        tracing::warn!(%slot, %failure, "a snapshot of the second repository cannot be read; it is copied anew");
+    }
+    let there = there.origins(to);
     let mut chosen =
         snapshots::filtered(&listing.roots, &args.of, args.since.as_deref(), args.until.as_deref())?;
     let wants_undo = args.of.volume.as_ref().is_some_and(|pattern| pattern.starts_with(undo::NAMES));

@@ -106,9 +106,13 @@ impl Leaves<'_> {
             Some(base) => base.names(number).await,
             None => BTreeMap::new(),
         };
-        names.extend(self.names().iter());
-        let wanted = wanted(leaf, start, |id| !names.contains_key(id));
-        let ids: Vec<ChunkId> = wanted.iter().map(|wanted| wanted.id).collect();
+        let mut wanted = wanted(leaf, start, |id| !names.contains_key(id));
+        {
+            let known = self.names();
+            names.extend(wanted.iter().filter_map(|one| Some((one.id, *known.get(&one.id)?))));
+        }
+        wanted.retain(|one| !names.contains_key(&one.id));
+        let ids: Vec<ChunkId> = wanted.iter().map(|one| one.id).collect();
         let brought = Mutex::new(BTreeMap::new());
         self.each(wanted, async |found, wanted| self.seal(found, wanted, &brought).await).await?;
         names.extend(brought.into_inner().unwrap_or_else(PoisonError::into_inner));

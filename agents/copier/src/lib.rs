@@ -17,6 +17,8 @@ mod leaves;
 mod listing;
 mod protection;
 mod reads;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -139,14 +141,8 @@ impl Copier {
         Ok(Self { context, from, to, settings, opening, sealing, sources })
     }
 
-    /// Whether frames move as they are.
-    pub fn is_verbatim(&self) -> bool {
+    pub(crate) fn is_verbatim(&self) -> bool {
         matches!(self.sealing, Sealing::Verbatim(_))
-    }
-
-    /// Whether every chunk is opened and compared with its id on the way.
-    pub fn verifies(&self) -> bool {
-        self.opening.is_some()
     }
 
     /// Copies one snapshot, unless it is there already. `protection` was begun before the first repository was listed.

@@ -31,6 +31,7 @@ const RESTRICTED: [(&str, Rule); 3] = [
             "conductor",
             "restorer",
             "collector",
+            "copier",
             "exporter",
             BINARY,
             "tests",

@@ -25,6 +25,9 @@ pub struct CopyArgs {
     /// Only snapshots of this moment and earlier; a date means its end
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
+    /// Without an identity, move frames as they are between repositories that share their keys: damaged ones, too
+    #[arg(long)]
+    pub unverified: bool,
     /// Say which snapshots would be copied, and copy none
     #[arg(long)]
     pub dry_run: bool,
