@@ -20,6 +20,7 @@ pub mod failure;
 pub mod faults;
 pub mod forgetting;
 pub mod index;
+pub mod keys;
 pub mod local;
 pub mod maps;
 pub mod marks;

@@ -58,17 +58,28 @@ pub enum AtSlot {
 impl Repository {
     /// Makes a repository where none is.
     pub async fn init(store: Store, new: &NewRepository) -> Result<Self, Failure> {
+        let environment = store.environment().clone();
+        let repo = RepoId::from_bytes(environment.random());
+        let key = WriterKey::new(repo, new.recipients.clone(), &environment.random())
+            .map_err(|wrong| Failure::refused(wrong.to_string()))?;
+        Self::make(store, key, new.pack_size).await
+    }
+
+    /// Makes a repository that shares the keys of another one, for its recipients.
+    pub async fn init_like(store: Store, other: &WriterKey, pack_size: u64) -> Result<Self, Failure> {
+        let repo = RepoId::from_bytes(store.environment().random());
+        Self::make(store, other.like(repo), pack_size).await
+    }
+
+    async fn make(store: Store, key: WriterKey, pack_size: u64) -> Result<Self, Failure> {
         if store.get(names::CONFIG).await?.is_some() {
             return Err(Failure::refused(format!("{} holds a repository already", store.location())));
         }
         let environment = store.environment().clone();
         let promise = store.probe().await?;
-        let repo = RepoId::from_bytes(environment.random());
-        let key = WriterKey::new(repo, new.recipients.clone(), &environment.random())
-            .map_err(|wrong| Failure::refused(wrong.to_string()))?;
         let config = Config {
             created_ms: environment.now_ms(),
-            pack_size: new.pack_size,
+            pack_size,
             chunker: CHUNKER_BLOCK_ALIGNED.to_owned(),
             store: promise,
             key_generation: key.generation(),
@@ -304,7 +315,7 @@ impl Repository {
         let mut keys = Vec::new();
         for listed in self.store.list(names::KEYS).await? {
             let sealed = self.sealed_key(&listed.key).await?;
-            let key = schema::keys::DataKey::unseal(self.key.repo(), &sealed, identity)
+            let key = schema::keys::DataKey::unseal(self.key.family(), &sealed, identity)
                 .map_err(|e| Failure::from(e).context(&listed.key))?;
             keys.push(key);
         }

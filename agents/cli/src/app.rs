@@ -38,6 +38,9 @@ impl App {
                 io_priority: args.io_priority,
                 ..Extra::default()
             },
+            Command::Copy(args) => {
+                Extra { level: args.level, limit_upload: args.limit_upload.clone(), ..Extra::default() }
+            }
             Command::Send(args) => Extra { limit_read: args.limit_read.clone(), ..Extra::default() },
             Command::Agent(args) => Extra {
                 roles: args.roles.clone(),

@@ -1,5 +1,6 @@
 //! The command line. Every setting here can also come from the environment or from the configuration file.
 
+mod copy;
 mod keeping;
 mod prune;
 mod streams;
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use copy::CopyArgs;
 pub use keeping::{ForgetArgs, HoldArgs, Keep, NoteArgs, ReleaseArgs, TagArgs, UnforgetArgs};
 pub use prune::{MAX_REPACK, PruneArgs, REPACK_BELOW};
 pub use streams::{ApplyArgs, InputFormat, SendArgs, StreamFormat, words};
@@ -118,6 +120,8 @@ pub enum Command {
     Send(SendArgs),
     /// Apply a stream of changes, as `send` and --snapback write it
     Apply(ApplyArgs),
+    /// Bring snapshots to a second repository, which may be elsewhere
+    Copy(CopyArgs),
     /// Check that every snapshot can be restored
     Check(CheckArgs),
     /// Delete what no snapshot needs any more, beside backups and restores
@@ -164,6 +168,10 @@ pub struct InitArgs {
     /// Where to write the writer key
     #[arg(long, value_name = "FILE")]
     pub key_out: Option<PathBuf>,
+    /// Share the keys and recipients of this other repository, so that `copy` moves between both what is stored as it is;
+    /// --key or --identity opens it, or its files in the user's folders
+    #[arg(long, value_name = "REPO", conflicts_with_all = ["recipients", "identity_out", "no_encryption"])]
+    pub like: Option<String>,
     /// Store everything readable by anyone who can read the bucket
     #[arg(long, conflicts_with = "recipients")]
     pub no_encryption: bool,

@@ -92,7 +92,31 @@ impl Embedded {
     /// Starts an index, for commands that read everything.
     pub async fn reading_all(app: &App) -> anyhow::Result<Self> {
         let repository = app.repository().await?;
+        Self::indexed(app, repository).await
+    }
+
+    /// The same for a repository that is open.
+    pub async fn indexed(app: &App, repository: Repository) -> anyhow::Result<Self> {
         Self::start(app, repository, reading_bus(app), None).await
+    }
+
+    /// Starts what stores chunks that come from elsewhere: a storer and an index.
+    pub async fn storing(app: &App, repository: Repository) -> anyhow::Result<Self> {
+        let queue = chunk_queue(&app.settings, repository.config.pack_size)?;
+        let bus = LocalBus::new(app.environment.clone(), queue);
+        let mut work = Self::start(app, repository, bus, None).await?;
+        work.store(app);
+        Ok(work)
+    }
+
+    fn store(&mut self, app: &App) {
+        let settings = storer::Settings {
+            uploads: 2,
+            max_age: Duration::from_secs_f64(app.settings.pack_max_age.value),
+            shards: SHARDS,
+            limit: limit(app, app.settings.limit_upload.value),
+        };
+        self.tasks.spawn(Storer::new(self.context.clone(), self.repository.clone(), settings).run());
     }
 
     /// Starts every role that a backup needs. Without `hold`, logical volumes are read as the devices that they are, and
@@ -143,13 +167,7 @@ impl Embedded {
             work.tasks.spawn(hasher.run());
         }
 
-        let storing = storer::Settings {
-            uploads: 2,
-            max_age: Duration::from_secs_f64(settings.pack_max_age.value),
-            shards: SHARDS,
-            limit: limit(app, settings.limit_upload.value),
-        };
-        work.tasks.spawn(Storer::new(context.clone(), repository.clone(), storing).run());
+        work.store(app);
 
         let conducting = conductor::Settings {
             ask_again: Duration::from_secs_f64(settings.ask_again.value),

@@ -98,7 +98,7 @@ fn unseal(
     identity: &Identity,
     name: &str,
 ) -> anyhow::Result<DataKey> {
-    DataKey::unseal(repository.key.repo(), sealed, identity)
+    DataKey::unseal(repository.key.family(), sealed, identity)
         .map_err(Failure::from)
         .with_context(|| name.to_owned())
 }

@@ -12,6 +12,7 @@ mod bus;
 mod cat;
 mod check;
 mod collecting;
+mod copy;
 mod draft;
 mod embedded;
 mod environment;
@@ -118,6 +119,7 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => done(verify::run(app, args).await),
         Command::Send(args) => done(send::run(app, args).await),
         Command::Apply(args) => done(apply::run(app, args).await),
+        Command::Copy(args) => done(copy::run(app, args).await),
         Command::Check(args) => done(check::run(app, args).await),
         Command::Prune(args) => done(prune::run(app, args).await),
         Command::Agent(_) => done(agents::run(app).await),

@@ -13,7 +13,6 @@ mod differences;
 mod helping;
 mod hold;
 mod keeping;
-mod keys;
 mod pipeline;
 mod plan;
 mod pool;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use agent::index::IndexClient;
+use agent::keys::DataKeys;
 use agent::maps::MapReader;
 use agent::repository::AtSlot;
 use agent::sessions::OpenSession;
@@ -21,7 +22,6 @@ use tokio::sync::mpsc;
 
 use crate::compare::Compare;
 use crate::differences::Differences;
-use crate::keys::DataKeys;
 use crate::pipeline;
 use crate::reading::Reading;
 pub(crate) use crate::report::{Progress, Report};

@@ -10,7 +10,7 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use schema::chunk::{Codec, FRAME_HEADER_LEN, FrameHeader, Opener};
-use schema::config::{ConfigHead, KNOWN_FEATURES};
+use schema::config::{ConfigHead, FEATURE_BASE, FEATURE_SHARED_KEYS};
 use schema::keys::{DataKey, FrameKey, Identity, KEY_PLAIN, KEY_STRUCTURE, SealedKey, WriterKey};
 use schema::limits::LEAF_SPAN;
 use schema::map::{Leaf, Node};
@@ -53,6 +53,8 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("identity.txt", identity.to_file().as_bytes().to_vec()),
         ("writer-key-plain.txt", plain.to_file().as_bytes().to_vec()),
         ("writer-key.txt", writer.to_file().as_bytes().to_vec()),
+        ("writer-key-like-plain.txt", like(&plain).to_file().as_bytes().to_vec()),
+        ("writer-key-like.txt", like(&writer).to_file().as_bytes().to_vec()),
         ("frame-raw-plain", raw(&none)),
         ("frame-raw-data", raw(&data)),
         ("frame-structure", map(&structure)),
@@ -67,6 +69,7 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("leaf", leaf().encode()),
         ("node", node().encode()),
         ("config-plain", config().encode(&plain, NONCE).unwrap()),
+        ("config-like-plain", config().encode(&like(&plain), NONCE).unwrap()),
         ("root-plain", root().seal(&plain, &slot.snapshot(), NONCE).unwrap()),
         ("session-plain", session().seal(&plain, &names::session(session_id()), NONCE).unwrap()),
         ("session-undo", undoable_session().seal(&plain, &names::session(session_id()), NONCE).unwrap()),
@@ -207,12 +210,14 @@ fn folded_facts_are_read() {
 
 #[test]
 fn configs_are_read() {
-    let features: Vec<String> = KNOWN_FEATURES.iter().map(|feature| (*feature).to_owned()).collect();
-    for (name, want, identity) in
-        [("config-plain", plain_writer(), None), ("config", writer(&identity()), Some(&identity()))]
-    {
+    for (name, want, identity, features) in [
+        ("config-plain", plain_writer(), None, &[FEATURE_BASE][..]),
+        ("config-like-plain", like(&plain_writer()), None, &[FEATURE_BASE, FEATURE_SHARED_KEYS]),
+        ("config", writer(&identity()), Some(&identity()), &[FEATURE_BASE]),
+    ] {
+        let features: Vec<String> = features.iter().map(|feature| (*feature).to_owned()).collect();
         let head = ConfigHead::parse(&golden(name)).unwrap();
-        assert_eq!((head.repo, head.encrypted), (repo(), identity.is_some()), "{name}");
+        assert_eq!((head.repo, head.encrypted), (want.repo(), identity.is_some()), "{name}");
         assert_eq!((&head.read_features, &head.write_features), (&features, &features), "{name}");
         head.check_writable().unwrap();
         let key = head.writer_key(identity).unwrap();
@@ -254,6 +259,8 @@ fn keys_are_read() {
     let writer = writer(&identity());
     assert_eq!(WriterKey::from_file(&text("writer-key.txt")).unwrap(), writer);
     assert_eq!((writer.recipients(), writer.generation()), (&identity().recipients()[..], 1));
+    assert_eq!(WriterKey::from_file(&text("writer-key-like-plain.txt")).unwrap(), like(&plain_writer()));
+    assert_eq!(WriterKey::from_file(&text("writer-key-like.txt")).unwrap(), like(&writer));
     let opened = DataKey::unseal(repo(), &sealed_data_key(), &identity()).unwrap();
     assert_eq!(opened.id(), data_key().id());
     opens("frame-raw-data", &incompressible(), &opened.frame_key(), Codec::Raw);

@@ -309,6 +309,37 @@ fn geometry_at_its_edges() {
 }
 
 #[test]
+fn repositories_that_share_keys_open_each_others_data_keys_and_no_objects() {
+    let first = writer(&identity());
+    let second = samples::like(&first);
+    let third = second.like(RepoId::from_bytes(bytes(0x12)));
+    let stranger = WriterKey::new(second.repo(), identity().recipients(), &bytes(0x21)).unwrap();
+    assert_eq!((third.family(), third.recipients()), (first.repo(), first.recipients()));
+    for key in [&first, &second, &third] {
+        assert!(key.shares_keys(&first) && first.shares_keys(key) && !key.shares_keys(&stranger));
+        assert_eq!(key.chunk_ids().id(Domain::Data, b"x"), first.chunk_ids().id(Domain::Data, b"x"));
+        let sealed = data_key().seal(key).unwrap();
+        let opened = schema::keys::DataKey::unseal(third.family(), &sealed, &identity()).unwrap();
+        assert_eq!(opened.id(), data_key().id());
+        assert_eq!(&WriterKey::from_file(&key.to_file()).unwrap(), key);
+        assert_eq!(&WriterKey::unseal(&key.seal().unwrap(), &identity()).unwrap(), key);
+    }
+    let slot = samples::slot();
+    let sealed = samples::root().seal(&first, &slot.snapshot(), [0; 12]).unwrap();
+    assert!(schema::root::Root::open(&sealed, &second, &slot.snapshot()).is_err());
+    let name = "0".repeat(26);
+    for (text, good) in [
+        (format!("{}/{name}", first.repo()), true),
+        (first.repo().to_string(), false),
+        (format!("{}/", first.repo()), false),
+        (format!("x/{name}"), false),
+    ] {
+        let parsed = text.parse::<schema::facts::Origin>();
+        assert_eq!(parsed.map(|origin| origin.to_string()).ok(), good.then_some(text));
+    }
+}
+
+#[test]
 fn keys_with_one_more_recipient_and_with_too_many() {
     let key = writer(&identity());
     let other = schema::keys::Identity::generate();

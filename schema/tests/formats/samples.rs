@@ -56,6 +56,11 @@ pub fn writer(identity: &Identity) -> WriterKey {
     WriterKey::new(repo(), identity.recipients(), &bytes(0x20)).unwrap()
 }
 
+/// The keys of a repository that shares those of [`writer`] or [`plain_writer`].
+pub fn like(key: &WriterKey) -> WriterKey {
+    key.like(RepoId::from_bytes(bytes(0x11)))
+}
+
 pub fn data_key() -> DataKey {
     DataKey::new(&bytes(0x80))
 }

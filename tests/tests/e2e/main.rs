@@ -10,6 +10,7 @@ mod bad_targets;
 mod bulk;
 mod bulk_guests;
 mod commands;
+mod copies;
 mod damage;
 mod distributed;
 mod embedded;
