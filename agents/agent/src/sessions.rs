@@ -11,7 +11,7 @@ use schema::messages::{FailureKind, JobOutcome};
 use schema::names::{self, Slot};
 use schema::root::Root;
 use schema::session::{Checkpoint, Session, SessionKind};
-use schema::{JobId, Object, PackId, SessionId};
+use schema::{JobId, PackId, SessionId};
 use tokio::sync::Mutex;
 
 use crate::repository::{AtSlot, Repository, can_be_pack};

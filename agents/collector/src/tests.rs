@@ -2,4 +2,5 @@ mod collecting;
 mod faults;
 mod fixture;
 mod interleaved;
+mod moment;
 mod refusing;
