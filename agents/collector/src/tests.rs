@@ -3,4 +3,5 @@ mod faults;
 mod fixture;
 mod holds;
 mod interleaved;
+mod moment;
 mod refusing;

@@ -49,6 +49,7 @@ pub(crate) async fn copy(
         started_ms: context.environment.now_ms(),
         checkpoint: None,
         ended: None,
+        undo: Vec::new(),
     };
     let session = OpenSession::begin(to.clone(), session).await?;
     let driven = tokio::select! {

@@ -25,6 +25,7 @@ impl Protection {
             started_ms: context.environment.now_ms(),
             checkpoint: None,
             ended: None,
+            undo: Vec::new(),
         };
         let location = repository.store.location().to_owned();
         let session = match OpenSession::begin(repository.clone(), session).await {

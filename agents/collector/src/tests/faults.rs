@@ -61,14 +61,16 @@ async fn crashes_do_no_harm_to_encrypted_repositories() {
 #[tokio::test(start_paused = true)]
 async fn a_collector_that_is_told_to_stop_stops_also_while_it_deletes() {
     let (base, _) = littered(false).await;
-    let (mut number, mut deleting) = (0, 0);
-    loop {
+    let passes = Moment::new(base.fork().inner, 0, At::Passes);
+    prune_over(&base, &passes).await.unwrap();
+    let mut deleting = 0;
+    for number in 0..passes.count() {
         let world = base.fork();
         let stop = Stop::default();
         let raised = stop.clone();
         let act = Box::pin(async move { raised.raise() });
         let moment = Moment::act(world.inner.clone(), number, act);
-        let repository = world.over(Arc::new(moment.clone()));
+        let repository = world.over(Arc::new(moment));
         let ended = Collector::new(repository, World::settings(), stop).prune().await;
         if let Err(failure) = ended {
             assert_eq!(failure.kind, FailureKind::Revoked, "operation {number}: {failure}");
@@ -77,10 +79,6 @@ async fn a_collector_that_is_told_to_stop_stops_also_while_it_deletes() {
         assert_eq!(world.check().await, 2, "operation {number}");
         world.prune_to_the_end().await;
         assert_eq!(world.check().await, 2, "operation {number}");
-        number += 1;
-        if moment.count() <= number {
-            break;
-        }
     }
     assert!(deleting > 0);
 }

@@ -30,7 +30,7 @@ use schema::{ChunkId, Domain, JobId, PackId, ReadingId, SessionId};
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
     pub leaves: u64,
-    /// Chunks that each leaf names, a power of two.
+    /// Chunks that each leaf names, 1,024 at most.
     pub chunks: u64,
 }
 
@@ -77,10 +77,13 @@ fn data_chunk(number: u64) -> ChunkId {
     ChunkId::parse(&id).expect("a data chunk")
 }
 
+/// As many chunks of 64 KiB; the rest is zero.
 fn leaf(number: u64, chunks: u64) -> Vec<u8> {
-    let (first, len) = (2 * number * chunks, (LEAF_SPAN / chunks) as u32);
-    let piece = |at| Piece { len, content: Content::Chunk(data_chunk(first + at)) };
-    Leaf::new(LEAF_SPAN, (0..chunks).map(piece)).expect("a leaf").encode()
+    let first = 2 * number * chunks;
+    let piece = |at| Piece { len: 64 << 10, content: Content::Chunk(data_chunk(first + at)) };
+    let left = (LEAF_SPAN - chunks * (64 << 10)) as u32;
+    let rest = (left > 0).then_some(Piece { len: left, content: Content::Zero });
+    Leaf::new(LEAF_SPAN, (0..chunks).map(piece).chain(rest)).expect("a leaf").encode()
 }
 
 fn pack_id(kind: u8, number: u64) -> PackId {

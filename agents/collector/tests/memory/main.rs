@@ -51,7 +51,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What is kept at most beside the ids of needed chunks, with a memory of 256 MiB for those.
+/// What does not depend on the number of chunks, or has a share of its own: footers that are kept, packs that were made,
+/// reads under way.
 const BESIDES: usize = 256 << 20;
 
 fn settings(memory: u64) -> Settings {

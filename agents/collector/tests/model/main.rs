@@ -234,9 +234,7 @@ fn each_shortcut_is_caught() {
     is_caught(Broken::UnforgetsWhatIsSwept, plain, LIVE);
     is_caught(Broken::EndsWithoutAnAnswer, SMALL, LIVE);
     let restore = Bounds { restores: 1, epochs: 2, ..SMALL };
-    for broken in
-        [Broken::ChoosesParentBeforeItsObject, Broken::DeletesBeforeWaiting, Broken::ListsSessionsBeforeEpoch]
-    {
+    for broken in [Broken::ChoosesParentBeforeItsObject, Broken::DeletesBeforeWaiting] {
         is_caught(broken, restore, &[READ_TO_THE_END]);
     }
     let held = Bounds { holds: true, ..plain };
