@@ -99,7 +99,7 @@ async fn protected(
     from: Repository,
     to: Repository,
 ) -> anyhow::Result<()> {
-    let plan = plan(args, &from, &to).await?;
+    let plan = plan(app, args, &from, &to).await?;
     let identity = open::identity(&app.settings, from.key.repo())?.map(Arc::new);
     let verbatim = from.key.shares_keys(&to.key);
     let verified = identity.is_some() || !from.key.encrypted();
@@ -155,7 +155,7 @@ async fn protected(
 }
 
 /// Which snapshots are asked for and missing. What restores have overwritten is only copied when it is asked for.
-async fn plan(args: &CopyArgs, from: &Repository, to: &Repository) -> anyhow::Result<Plan> {
+async fn plan(app: &App, args: &CopyArgs, from: &Repository, to: &Repository) -> anyhow::Result<Plan> {
     let listing = copier::snapshots(from).await?;
     let there = copier::snapshots(to).await?;
     for (slot, failure) in &there.damaged {
@@ -163,7 +163,7 @@ async fn plan(args: &CopyArgs, from: &Repository, to: &Repository) -> anyhow::Re
     }
     let there = there.origins(to);
     let mut chosen =
-        snapshots::filtered(&listing.roots, &args.of, args.since.as_deref(), args.until.as_deref())?;
+        snapshots::filtered(app, &listing.roots, &args.of, args.since.as_deref(), args.until.as_deref())?;
     let wants_undo = args.of.volume.as_ref().is_some_and(|pattern| pattern.starts_with(undo::NAMES));
     chosen.retain(|root| wants_undo || !root.volume.starts_with(undo::NAMES));
     let all = chosen.len();

@@ -42,9 +42,9 @@ async fn a_copy_holds_the_same_and_the_next_brings_the_difference() {
         let roots = [world.volume(1, &first).await, world.volume(2, &second).await];
         let one = copied(world.copy(&roots[0]).await);
         let two = copied(world.copy(&roots[1]).await);
-        assert!(one.statistics.chunks_new > 5 && one.fetched > 400_000 / 4, "{one:?}");
+        assert!(one.statistics.chunks_new > 5 && one.fetched > 10_000, "{one:?}");
         assert_eq!((two.statistics.chunks_new, two.statistics.bytes_new), (1, 64 << 10), "{two:?}");
-        assert!(two.fetched < 128 << 10, "{two:?}");
+        assert!(two.fetched < one.fetched / 2, "{one:?} {two:?}");
         let there = world.second.roots().await;
         assert_eq!(there.iter().map(|root| root.generation).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(there[1].parent, Some(there[0].slot));
