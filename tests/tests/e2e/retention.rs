@@ -11,7 +11,7 @@ fn prepared(backups: u8) -> (Machine, Vec<String>) {
     // It names this host, and chooses no snapshots.
     machine.set("LVKEEP_HOST", "m");
     machine.run(&["init"]).ok();
-    random_file(&machine.place("disk.img"), 2 << 20, 1);
+    random_file(machine.place("disk.img"), 2 << 20, 1);
     let ids = (1..=backups).map(|number| back_up(&machine, number)).collect();
     (machine, ids)
 }
