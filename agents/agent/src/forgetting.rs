@@ -8,7 +8,7 @@
 //! then the marker and the slot, (4) the commit, (5) its object is deleted. What the epoch sweeps stays forgotten.
 
 use schema::messages::FailureKind;
-use schema::names::{Slot, UNDO_VOLUMES};
+use schema::names::{self, Slot, UNDO_VOLUMES};
 use schema::root::{Forgotten, Root};
 use schema::session::{Session, SessionKind};
 use schema::{JobId, SessionId};
@@ -57,12 +57,23 @@ pub async fn protected(repository: &Repository, root: &Root) -> Result<Option<St
     if !root.volume.starts_with(UNDO_VOLUMES) {
         return Ok(None);
     }
-    let sessions = sessions::list(repository).await?;
-    let restore = sessions.iter().find(|one| one.undo.contains(&root.job));
-    Ok(restore.map(|session| {
-        let (id, host) = (session.id, &session.host);
-        format!("the restore that it was kept for has not ended: session {id} on {host} (`lvkeep cancel {id}` if it is dead)")
-    }))
+    for listed in repository.store.list(names::SESSIONS).await? {
+        match repository.read::<Session>(&listed.key).await {
+            Ok(Some(Session { id, host, undo, .. })) if undo.contains(&root.job) => {
+                return Ok(Some(format!(
+                    "the restore that it was kept for has not ended: session {id} on {host} (`lvkeep cancel {id}` if it is \
+                     dead)"
+                )));
+            }
+            Ok(_) => {}
+            Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
+            Err(failure) => {
+                let why = failure.why;
+                return Ok(Some(format!("a session that may be of its restore cannot be read: {why}")));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Holds a snapshot: from then on nothing forgets it, and no collection sweeps it. Refused when it is forgotten.

@@ -137,8 +137,8 @@ fn open_session(machine: &Machine) -> (SessionId, Slot) {
     (id, slot)
 }
 
-/// Whether a moment has come, by what is in the repository.
-type HasCome = Box<dyn Fn(&str) -> bool>;
+/// Whether a moment has come in a repository.
+type Moment = Box<dyn Fn(&str) -> bool>;
 
 #[test]
 fn a_killed_prune_is_gone_on_with_by_the_next() {
@@ -147,7 +147,7 @@ fn a_killed_prune_is_gone_on_with_by_the_next() {
     copy(Path::new(&repo), Path::new(&kept));
     let packs = |at_least: usize| move |repo: &str| count(&format!("{repo}/packs")) >= at_least;
     let before = count(&format!("{repo}/packs"));
-    let moments: [(&str, HasCome); 6] = [
+    let moments: [(&str, Moment); 6] = [
         ("it has begun", Box::new(|_| true)),
         ("a pack is written", Box::new(packs(before + 1))),
         ("the epoch is there", Box::new(|repo| count(&format!("{repo}/gc")) >= 1)),

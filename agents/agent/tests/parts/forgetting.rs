@@ -180,6 +180,9 @@ async fn what_a_restore_may_have_to_undo_stays_until_it_ends() {
     world.put(&key, world.repository.seal(&key, &restore).unwrap()).await;
     let refused = forgetting::forget(&world.repository, &root, "test").await.unwrap();
     assert!(matches!(&refused, Forgot::Protected(why) if why.contains("lvkeep cancel")), "{refused:?}");
+    world.put(&key, "damaged".into()).await;
+    let refused = forgetting::forget(&world.repository, &root, "test").await.unwrap();
+    assert!(matches!(&refused, Forgot::Protected(why) if why.contains(&key)), "{refused:?}");
     world.repository.store.delete(&key).await.unwrap();
     assert_eq!(forgetting::forget(&world.repository, &root, "test").await.unwrap(), Forgot::Done);
 }

@@ -80,7 +80,7 @@ pub struct World {
     pub identity: Option<Arc<Identity>>,
     data_key: Option<DataKey>,
     environment: Arc<dyn Environment>,
-    plaintext: Arc<Mutex<BTreeMap<Slot, Vec<u8>>>>,
+    pub plaintext: Arc<Mutex<BTreeMap<Slot, Vec<u8>>>>,
 }
 
 impl World {
@@ -214,23 +214,6 @@ impl World {
         let committed = open.commit(&root).await?;
         open.end().await?;
         Ok((committed == Commit::Won).then_some(new))
-    }
-
-    /// What came back in another slot than `from` must hold what that one held.
-    pub async fn expect_back(&self, from: Slot) {
-        let visible = self.visible().await;
-        let mut plaintext = self.plaintext.lock().unwrap();
-        let content = plaintext[&from].clone();
-        for slot in visible {
-            plaintext.entry(slot).or_insert_with(|| content.clone());
-        }
-    }
-
-    pub async fn root(&self, slot: Slot) -> Root {
-        match self.repository.at_slot(slot).await.unwrap() {
-            AtSlot::Snapshot(root) => *root,
-            other => panic!("{slot} is {other:?}"),
-        }
     }
 
     pub async fn visible(&self) -> Vec<Slot> {
