@@ -61,10 +61,7 @@ pub(crate) async fn mark(
 }
 
 /// What stands at these slots, in their order.
-fn at_slots<'a>(
-    sources: &'a Sources<'_>,
-    slots: &[Slot],
-) -> impl Stream<Item = Result<(Slot, AtSlot), Failure>> {
+fn at_slots(sources: &Sources<'_>, slots: &[Slot]) -> impl Stream<Item = Result<(Slot, AtSlot), Failure>> {
     let at_slot = move |slot: Slot| async move {
         match sources.repository.at_slot(slot).await {
             Ok(found) => Ok((slot, found)),
