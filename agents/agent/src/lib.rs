@@ -19,6 +19,7 @@ pub mod failure;
 pub mod faults;
 pub mod index;
 pub mod local;
+mod looks;
 pub mod maps;
 pub mod mounts;
 pub mod near;

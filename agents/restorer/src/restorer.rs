@@ -317,7 +317,7 @@ impl Restorer {
 
     /// Reads the map of a snapshot.
     pub(crate) fn map(&self, root: Root) -> Result<Arc<MapReader>, Failure> {
-        Ok(Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root)?))
+        Ok(Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root)?.thorough()))
     }
 
     pub(crate) fn work(&self, source: Source, task: Task) -> Arc<Work> {
