@@ -19,6 +19,7 @@ mod kills;
 mod memory;
 mod object_store;
 mod prune;
+mod reading;
 mod rescue;
 mod restorer;
 mod snapbacks;
