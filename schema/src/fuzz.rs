@@ -92,6 +92,8 @@ fn message(bytes: &[u8]) {
         body::<messages::Answers>,
         body::<messages::Locate>,
         body::<messages::Located>,
+        body::<messages::Seek>,
+        body::<messages::Sought>,
         body::<messages::Refusal>,
         body::<messages::AskParentLeaf>,
         body::<messages::ParentLeaf>,

@@ -6,11 +6,12 @@ use std::time::Duration;
 use agent::index::IndexClient;
 use agent::local::LocalBus;
 use agent::rate::RateLimit;
-use agent::{Context, Failure, Repository, Stop, Volumes};
+use agent::{Context, Failure, Protection, Repository, Stop, Volumes};
 use anyhow::{Context as _, bail};
 use hasher::{ContentKey, Hasher};
 use indexer::{Indexer, Locator, LocatorSettings, OpenError, Wish};
 use reader::{Files, Reader};
+use schema::root::Root;
 use storer::Storer;
 use tokio::task::JoinSet;
 use volume_lvm::LvmVolumes;
@@ -37,6 +38,8 @@ pub struct Embedded {
     pub repository: Repository,
     /// Asks the index.
     pub index: IndexClient,
+    /// What protects what is read, for those who read.
+    pub protection: Option<Protection>,
     tasks: JoinSet<Result<(), Failure>>,
     readers: JoinSet<Result<(), Failure>>,
     stop_readers: Stop,
@@ -84,20 +87,30 @@ pub fn index_settings(
 
 impl Embedded {
     /// Starts what knows where the chunks of some snapshots are, for commands that read them: the index, where this host
-    /// has a cache of it, and otherwise what is found of these snapshots alone.
+    /// has a cache of it, and otherwise what is found of these snapshots alone. They are protected from before that on.
     pub async fn reading(app: &App, repository: Repository, wishes: &[Wish]) -> anyhow::Result<Self> {
-        Self::start(app, repository, reading_bus(app), Some(wishes)).await
+        let protection = Some(protect(app, &repository, wishes).await?);
+        let work = Self::start(app, repository, reading_bus(app), Some(wishes)).await?;
+        Ok(Self { protection, ..work })
     }
 
-    /// Starts an index, for commands that read everything.
+    /// Starts an index, for commands that read everything. All snapshots are protected from before that on.
     pub async fn reading_all(app: &App) -> anyhow::Result<Self> {
         let repository = app.repository().await?;
-        Self::indexed(app, repository).await
+        let protection = Some(app.protected.begin(app, &repository, None).await?);
+        let work = Self::start(app, repository, reading_bus(app), None).await?;
+        Ok(Self { protection, ..work })
     }
 
-    /// The same for a repository that is open.
+    /// Starts an index over a repository that is open, for commands that read everything in another way.
     pub async fn indexed(app: &App, repository: Repository) -> anyhow::Result<Self> {
         Self::start(app, repository, reading_bus(app), None).await
+    }
+
+    /// Starts every role that a backup needs, for commands that also read these snapshots.
+    pub async fn reading_and_writing(app: &App, wishes: &[Wish]) -> anyhow::Result<Self> {
+        let protection = Some(protect(app, &app.repository().await?, wishes).await?);
+        Ok(Self { protection, ..Self::writing(app, None).await? })
     }
 
     /// Starts what stores chunks that come from elsewhere: a storer and an index.
@@ -213,6 +226,7 @@ impl Embedded {
             context,
             repository,
             index,
+            protection: None,
             tasks: JoinSet::new(),
             readers: JoinSet::new(),
             stop_readers: Stop::default(),
@@ -257,6 +271,11 @@ impl Embedded {
         self.stop_index.raise();
         join(&mut self.indexers).await;
     }
+}
+
+async fn protect(app: &App, repository: &Repository, wishes: &[Wish]) -> anyhow::Result<Protection> {
+    let roots: Vec<&Root> = wishes.iter().map(|wish| &wish.root).collect();
+    app.protected.begin(app, repository, Some(&roots)).await
 }
 
 async fn join(tasks: &mut JoinSet<Result<(), Failure>>) {

@@ -32,6 +32,7 @@ mod open;
 mod options;
 mod plan;
 mod progress;
+mod protect;
 mod prune;
 mod restore;
 mod retention;
@@ -92,7 +93,11 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
         .worker_threads(app.settings.workers.value.max(1) + 2)
         .enable_all()
         .build()?;
-    let result = runtime.block_on(dispatch(&app, &cli.command));
+    let result = runtime.block_on(async {
+        let result = dispatch(&app, &cli.command).await;
+        app.protected.end().await;
+        result
+    });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result
 }

@@ -130,14 +130,15 @@ pub struct Range {
 
 /// `lvkeep diff`.
 pub async fn diff(app: &App, args: &DiffArgs) -> anyhow::Result<()> {
+    app.stop_on_signals()?;
     let repository = app.repository().await?;
     let a = select::snapshot(&repository, &args.a).await?;
     let b = select::snapshot(&repository, &args.b).await?;
     let work = Embedded::reading(app, repository, &[Wish::map(a.clone()), Wish::map(b.clone())]).await?;
-    let map = |root| MapReader::new(work.repository.clone(), work.index.clone(), root);
-    let (a, b) = (map(a)?, map(b)?);
-    let ranges = changed(&a, &b, 0..u64::MAX).await?;
+    let (a, b) = (map(&work, a)?, map(&work, b)?);
+    let ranges = app.unless_stopped(changed(&a, &b, 0..u64::MAX)).await;
     work.finish().await;
+    let ranges = ranges?;
     let bytes: u64 = ranges.iter().map(|range| range.len).sum();
     let value = serde_json::json!({ "ranges": ranges, "bytes": bytes });
     app.print(&value, || {
@@ -146,6 +147,10 @@ pub async fn diff(app: &App, args: &DiffArgs) -> anyhow::Result<()> {
         lines.push(format!("{} changed in {} ranges", text::size(bytes), ranges.len()));
         lines.join("\n")
     })
+}
+
+fn map(work: &Embedded, root: Root) -> Result<MapReader, Failure> {
+    Ok(MapReader::new(work.repository.clone(), work.index.clone(), root)?.thorough())
 }
 
 /// Ranges that differ, of what is looked at, neighbours joined.
@@ -225,6 +230,7 @@ struct Changed {
 
 /// `lvkeep find-change`.
 pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()> {
+    app.stop_on_signals()?;
     let repository = app.repository().await?;
     let offset = settings::parse_size("OFFSET", &args.offset)?;
     let length = settings::parse_size("--length", &args.length)?;
@@ -234,10 +240,10 @@ pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()>
         let why = format!("volume {:?} has no snapshot (`lvkeep snapshots` lists volumes)", args.volume);
         return Err(Failure::refused(why).into());
     }
-    let map = |root: &Root| Wish { part: within.clone(), ..Wish::map(root.clone()) };
-    let maps: Vec<Wish> = roots.iter().map(map).collect();
+    let wish = |root: &Root| Wish { part: within.clone(), ..Wish::map(root.clone()) };
+    let maps: Vec<Wish> = roots.iter().map(wish).collect();
     let work = Embedded::reading(app, repository, &maps).await?;
-    let found = changes(&work, roots, within).await;
+    let found = app.unless_stopped(changes(&work, roots, within)).await;
     work.finish().await;
     let found = found?;
     app.print(&found, || {
@@ -265,7 +271,7 @@ async fn changes(
     let mut found = Vec::new();
     let mut before: Option<MapReader> = None;
     for root in roots {
-        let now = MapReader::new(work.repository.clone(), work.index.clone(), root)?;
+        let now = map(work, root)?;
         let ranges = match &before {
             // In the first one all of it is new, as far as it has any.
             None => {

@@ -21,6 +21,7 @@ mod lasting;
 mod memory;
 mod object_store;
 mod prune;
+mod reading;
 mod rescue;
 mod restorer;
 mod retention;
