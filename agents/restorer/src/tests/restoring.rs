@@ -215,6 +215,7 @@ async fn one_session_protects_many_restores() {
         job: environment.job_id(),
         volume: "all of them",
         host: "host",
+        undo: &[],
     };
     let protection = Protection::begin(&fixture.repository, by).await.unwrap();
     let open = fixture.sessions().await;
