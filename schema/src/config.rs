@@ -22,8 +22,12 @@ const FEATURES_MAX: usize = 64;
 /// Bytes of the readable part.
 const HEAD_MAX: usize = SEALED_KEY_MAX;
 
+/// What every repository requires.
+pub const FEATURE_BASE: &str = "base-1";
+/// Data keys belong to the first of several repositories that share their keys.
+pub const FEATURE_SHARED_KEYS: &str = "shared-keys-1";
 /// Features that this build knows; a repository may require any of them.
-pub const KNOWN_FEATURES: &[&str] = &["base-1"];
+pub const KNOWN_FEATURES: &[&str] = &[FEATURE_BASE, FEATURE_SHARED_KEYS];
 
 /// The readable part of `config`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,10 +79,11 @@ pub struct Config {
 pub const CHUNKER_BLOCK_ALIGNED: &str = "block-aligned-16k-64k-256k";
 
 impl Config {
-    /// The bytes of `config` of a new repository, which requires what this build has. `nonce` is 12 fresh random bytes.
+    /// The bytes of `config` of a new repository, which requires what it needs. `nonce` is 12 fresh random bytes.
     pub fn encode(&self, writer: &WriterKey, nonce: [u8; 12]) -> Result<Vec<u8>> {
-        let known: Vec<String> = KNOWN_FEATURES.iter().map(|f| (*f).to_owned()).collect();
-        self.encode_requiring(&known, &known, writer, nonce)
+        let shared = writer.is_shared().then_some(FEATURE_SHARED_KEYS);
+        let needed: Vec<String> = [FEATURE_BASE].into_iter().chain(shared).map(str::to_owned).collect();
+        self.encode_requiring(&needed, &needed, writer, nonce)
     }
 
     /// The bytes of `config` of a repository that requires these features to be read and to be written.

@@ -5,12 +5,15 @@
 //! of every volume carries it.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::limits::{FACT_FOLDED_MAX, FACT_MAX, FACT_PLAIN_MAX};
-use crate::{FormatError, Result};
+use crate::root::Root;
+use crate::{FormatError, RepoId, Result, SessionId};
 
 /// The sources of the run of a group, with blanks between.
 pub const GROUP_MEMBERS: &str = "group_members";
@@ -32,9 +35,45 @@ pub const GROUP_BACKUP: &str = "vgcfgbackup";
 /// Why there is no [`GROUP_BACKUP`].
 pub const GROUP_BACKUP_LEFT_OUT: &str = "vgcfgbackup_left_out";
 
+/// Of which repository's snapshot a snapshot is a copy: [`Origin`] as text.
+pub const COPIED_FROM: &str = "copied_from";
+
 /// What follows the name of a fact that is folded.
 pub const FOLDED: &str = ".zst.base64";
 const LEVEL: i32 = 9;
+
+/// Where a snapshot was made: the same for it and for all copies of it, and of those.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Origin {
+    /// The repository.
+    pub repo: RepoId,
+    /// The session that made it there, which is its id.
+    pub snapshot: SessionId,
+}
+
+impl Origin {
+    /// The origin of a snapshot that stands in this repository.
+    pub fn of(root: &Root, repo: RepoId) -> Self {
+        let copied = root.layout.get(COPIED_FROM).and_then(|text| text.parse().ok());
+        copied.unwrap_or(Self { repo, snapshot: root.slot.session })
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.repo, self.snapshot)
+    }
+}
+
+impl FromStr for Origin {
+    type Err = FormatError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = || FormatError::invalid("origin of a copy", format!("{text:?} is not REPOSITORY/SNAPSHOT"));
+        let (repo, snapshot) = text.split_once('/').ok_or_else(bad)?;
+        Ok(Self { repo: repo.parse()?, snapshot: snapshot.parse()? })
+    }
+}
 
 /// A fact with a text of any length, as it is kept in a layout.
 ///

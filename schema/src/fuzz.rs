@@ -12,7 +12,9 @@ use bytes::Bytes;
 
 use crate::keys::{DataKey, Identity, SealedKey, WriterKey};
 use crate::messages::{self, Message, Payload};
-use crate::{KeyId, Object, RepoId, chunk, config, epoch, lvmsync, map, names, pack, root, session, stream};
+use crate::{
+    KeyId, Object, RepoId, chunk, config, epoch, lvmsync, map, mark, names, pack, root, session, stream,
+};
 
 /// A name and a parser.
 pub type Target = (&'static str, fn(&[u8]));
@@ -31,6 +33,7 @@ pub const TARGETS: &[Target] = &[
     ("config", |b| drop(config::ConfigHead::parse(b).and_then(|head| head.writer_key(None)))),
     ("root", object::<root::Root>),
     ("forgotten", object::<root::Forgotten>),
+    ("mark", object::<mark::Mark>),
     ("session", object::<session::Session>),
     ("epoch", object::<epoch::Epoch>),
     ("verdict", object::<epoch::Verdict>),
@@ -49,6 +52,7 @@ pub const TARGETS: &[Target] = &[
         drop(names::parse_pack(&text));
         drop(names::parse_epoch(&text));
         drop(names::parse_session(&text));
+        drop(names::parse_mark(&text));
     }),
 ];
 
@@ -88,6 +92,8 @@ fn message(bytes: &[u8]) {
         body::<messages::Answers>,
         body::<messages::Locate>,
         body::<messages::Located>,
+        body::<messages::Seek>,
+        body::<messages::Sought>,
         body::<messages::Refusal>,
         body::<messages::AskParentLeaf>,
         body::<messages::ParentLeaf>,

@@ -116,7 +116,7 @@ macro_rules! ulid_text {
     ($name:ident, $what:literal) => {
         impl $name {
             /// An id from a time (milliseconds since 1970) and 80 random bits. Order by time is a convenience
-            /// for people; nothing relies on it.
+            /// for people; no safety relies on it.
             pub fn from_parts(time_ms: u64, random: u128) -> Self {
                 Self(ulid::Ulid::from_parts(time_ms, random).to_bytes())
             }
@@ -184,6 +184,11 @@ byte_id!(
     PackId, 16, "pack id"
 );
 ulid_text!(PackId, "pack id");
+byte_id!(
+    /// One hold, or one change of a snapshot's tags or note.
+    MarkId, 16, "mark id"
+);
+ulid_text!(MarkId, "mark id");
 byte_id!(
     /// One stream of changes, random; a connection that takes up another's work carries the same one.
     StreamId, 16, "stream id"

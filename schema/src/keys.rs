@@ -19,13 +19,17 @@ use crate::crypt::Secret;
 use crate::{ChunkId, Domain, FormatError, KeyId, RepoId, Result, VolumeKey, limits};
 
 const WRITER_KEY_PREFIX: &str = "LVKEEP-WRITER-KEY-1-";
-/// Version of the bodies of writer keys and data keys.
+/// Version of the bodies of data keys, and of writer keys of repositories that share keys with no earlier one.
 const KEY_VERSION: u16 = 1;
+/// Version of the body of a writer key that names a family.
+const KEY_VERSION_FAMILY: u16 = 2;
 
 /// What a host needs to name chunks and to read and write structure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriterKey {
     repo: RepoId,
+    /// The first of the repositories that share these keys, if that is another one.
+    family: Option<RepoId>,
     generation: u32,
     encrypted: bool,
     recipients: Vec<String>,
@@ -44,6 +48,8 @@ struct WriterKeyBody {
     chunk_id: Vec<u8>,
     #[serde(with = "serde_bytes")]
     structure: Vec<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    family: Option<RepoId>,
 }
 
 impl WriterKey {
@@ -55,6 +61,7 @@ impl WriterKey {
         structure.copy_from_slice(&random[32..]);
         Ok(Self {
             repo,
+            family: None,
             generation: 1,
             encrypted: !recipients.is_empty(),
             recipients,
@@ -63,9 +70,31 @@ impl WriterKey {
         })
     }
 
+    /// The key of another repository with the same secrets and recipients: equal chunks have equal ids in both, and data
+    /// keys of either open the frames of both.
+    pub fn like(&self, repo: RepoId) -> Self {
+        Self { repo, family: Some(self.family()), generation: 1, ..self.clone() }
+    }
+
     /// The repository that the key belongs to.
     pub fn repo(&self) -> RepoId {
         self.repo
+    }
+
+    /// What the data keys of all repositories that share these keys belong to: the first of them.
+    pub fn family(&self) -> RepoId {
+        self.family.unwrap_or(self.repo)
+    }
+
+    /// Whether the keys are those of an earlier repository.
+    pub fn is_shared(&self) -> bool {
+        self.family.is_some()
+    }
+
+    /// Whether frames of one repository are frames of the other.
+    pub fn shares_keys(&self, other: &Self) -> bool {
+        let secrets = |key: &Self| (key.family(), key.encrypted, key.chunk_id.clone(), key.structure.clone());
+        secrets(self) == secrets(other)
     }
 
     /// Counts changes of the recipients; a host with a lower one seals to an outdated list.
@@ -134,20 +163,27 @@ impl WriterKey {
 
     fn encode(&self) -> Zeroizing<Vec<u8>> {
         let body = WriterKeyBody {
-            version: KEY_VERSION,
+            version: self.family.map_or(KEY_VERSION, |_| KEY_VERSION_FAMILY),
             repo: self.repo,
             generation: self.generation,
             encrypted: self.encrypted,
             recipients: self.recipients.clone(),
             chunk_id: self.chunk_id.bytes().to_vec(),
             structure: self.structure.bytes().to_vec(),
+            family: self.family,
         };
         Zeroizing::new(crate::wire::encode(&body))
     }
 
     fn decode(bytes: &[u8]) -> Result<Self> {
-        let body: WriterKeyBody = crate::wire::decode_versioned("writer key", KEY_VERSION, bytes)?;
+        let body: WriterKeyBody = crate::wire::decode_versioned("writer key", KEY_VERSION_FAMILY, bytes)?;
         check_recipients(&body.recipients)?;
+        if body.family.is_some() != (body.version == KEY_VERSION_FAMILY) {
+            return Err(FormatError::invalid(
+                "writer key",
+                "its version and its family do not belong together",
+            ));
+        }
         if body.encrypted == body.recipients.is_empty() {
             return Err(FormatError::invalid(
                 "writer key",
@@ -161,6 +197,7 @@ impl WriterKey {
         };
         Ok(Self {
             repo: body.repo,
+            family: body.family,
             generation: body.generation,
             encrypted: body.encrypted,
             chunk_id: secret(&body.chunk_id)?,
@@ -332,7 +369,7 @@ impl DataKey {
     pub fn seal(&self, writer: &WriterKey) -> Result<SealedKey> {
         let body = DataKeyBody {
             version: KEY_VERSION,
-            repo: writer.repo,
+            repo: writer.family(),
             id: self.id,
             secret: self.secret.bytes().to_vec(),
         };
@@ -341,12 +378,13 @@ impl DataKey {
         Ok(SealedKey { id: self.id, sealed, generation: writer.generation })
     }
 
-    /// Opens a sealed key and checks that it is the one it is filed as.
-    pub fn unseal(repo: RepoId, key: &SealedKey, identity: &Identity) -> Result<Self> {
+    /// Opens a sealed key and checks that it is the one it is filed as, of the repository that the writer key calls its
+    /// family.
+    pub fn unseal(family: RepoId, key: &SealedKey, identity: &Identity) -> Result<Self> {
         let what = "data key";
         let opened = identity.open(what, &key.sealed)?;
         let body: DataKeyBody = crate::wire::decode_versioned(what, KEY_VERSION, &opened)?;
-        if body.repo != repo || body.id != key.id {
+        if body.repo != family || body.id != key.id {
             return Err(FormatError::invalid(what, "it belongs to another repository or key"));
         }
         if index_of(&body.id) < KEY_DATA_FIRST {

@@ -19,6 +19,7 @@ pub mod keys;
 pub mod limits;
 pub mod lvmsync;
 pub mod map;
+pub mod mark;
 pub mod messages;
 pub mod names;
 mod object;
@@ -31,7 +32,8 @@ pub mod wire;
 
 pub use error::FormatError;
 pub use ids::{
-    BlobDigest, ChunkId, Domain, JobId, KeyId, PackId, ReadingId, RepoId, SessionId, StreamId, VolumeKey,
+    BlobDigest, ChunkId, Domain, JobId, KeyId, MarkId, PackId, ReadingId, RepoId, SessionId, StreamId,
+    VolumeKey,
 };
 pub use object::{Object, ObjectKind};
 

@@ -50,6 +50,12 @@ pub const RECIPIENTS_MAX: usize = 64;
 pub const PACK_FOOTER_MAX: usize = 96 << 20;
 /// Volumes that are frozen together.
 pub const GROUP_MEMBERS_MAX: usize = 256;
+/// Tags of one snapshot.
+pub const TAGS_MAX: usize = 256;
+/// Bytes of a tag.
+pub const TAG_MAX: usize = 256;
+/// Bytes of a note.
+pub const NOTE_MAX: usize = 4 << 10;
 /// Bytes of a volume's name.
 pub const VOLUME_NAME_MAX: usize = 1024;
 /// Bytes of a path in a message.

@@ -176,9 +176,11 @@ fn inside_volume(offset: u64) -> Result<()> {
 
 mod reading;
 mod restoring;
+mod seeking;
 mod sharing;
 pub use reading::*;
 pub use restoring::*;
+pub use seeking::*;
 pub use sharing::*;
 
 /// An operator asks for a backup of one volume.

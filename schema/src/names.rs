@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FormatError, KeyId, PackId, Result, SessionId, VolumeKey};
+use crate::{FormatError, KeyId, MarkId, PackId, Result, SessionId, VolumeKey};
 
 /// The `config` object.
 pub const CONFIG: &str = "config";
@@ -18,12 +18,16 @@ pub const PACKS: &str = "packs";
 pub const SNAPSHOTS: &str = "snapshots";
 /// Where forgotten markers are.
 pub const FORGOTTEN: &str = "forgotten";
+/// Where holds, tags and notes of snapshots are; they may be deleted.
+pub const MARKS: &str = "marks";
 /// Where sessions are.
 pub const SESSIONS: &str = "sessions";
 /// Where data keys are.
 pub const KEYS: &str = "keys";
 /// Where the collector's epochs are.
 pub const EPOCHS: &str = "gc";
+/// What names of volumes begin with that are kept for an undo; the host and the target follow.
+pub const UNDO_VOLUMES: &str = "undo/";
 /// Where the probe races its creators; everything below is deleted again.
 pub const PROBES: &str = "probe";
 
@@ -93,6 +97,15 @@ pub fn parse_epoch(key: &str) -> Result<(u64, bool)> {
     Ok((number.parse().map_err(|_| bad())?, is_verdict))
 }
 
+/// The snapshot and the mark that a key names.
+pub fn parse_mark(key: &str) -> Result<(Slot, MarkId)> {
+    let rest = key.strip_prefix(MARKS).and_then(|rest| rest.strip_prefix('/'));
+    let (slot, id) = rest
+        .and_then(|rest| rest.rsplit_once('/'))
+        .ok_or_else(|| FormatError::invalid("mark name", format!("{key:?} is not one")))?;
+    Ok((slot.parse()?, id.parse()?))
+}
+
 /// A commit slot: where exactly one session commits its snapshot, or a tombstone stands for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Slot {
@@ -111,6 +124,21 @@ impl Slot {
     /// The key of its forgotten marker.
     pub fn forgotten(&self) -> String {
         format!("{FORGOTTEN}/{self}")
+    }
+
+    /// Where its marks are.
+    pub fn marks(&self) -> String {
+        format!("{MARKS}/{self}")
+    }
+
+    /// The key of one of its marks.
+    pub fn mark(&self, id: MarkId) -> String {
+        format!("{MARKS}/{self}/{id}")
+    }
+
+    /// The key of its labels of this number: the mark id whose time is the number, and whose random bits are zero.
+    pub fn labels(&self, number: u64) -> String {
+        self.mark(MarkId::from_parts(number, 0))
     }
 
     /// The slot that a key below `snapshots/` or `forgotten/` names.

@@ -1,4 +1,4 @@
-//! The envelope of small objects: roots, sessions, markers, epochs.
+//! The envelope of small objects: roots, sessions, markers, marks, epochs.
 //!
 //! ```text
 //! "LVKO" version u16 = 1, kind u8, cipher u8, repo id 16, nonce 12, body length u32, body, tag 16
@@ -38,6 +38,8 @@ pub enum ObjectKind {
     Verdict = 5,
     /// The sealed part of `config`.
     Config = 6,
+    /// A hold, tags or a note of a snapshot.
+    Mark = 7,
     /// The sessions that an epoch of the collector waits for.
     Awaited = 9,
 }

@@ -10,8 +10,6 @@
 //!
 //! `class` is reserved for retention classes; 0 until then. A torn footer loses nothing: frames describe themselves.
 
-use std::collections::BTreeSet;
-
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
@@ -239,17 +237,6 @@ impl PackBuilder {
             self.footer.sessions.push(session);
         }
         Ok(())
-    }
-
-    /// Notes further sessions whose chunks are inside; false, and nothing is noted, when there is no room for them.
-    pub fn add_sessions(&mut self, sessions: &[SessionId]) -> bool {
-        let mut known: BTreeSet<SessionId> = self.footer.sessions.iter().copied().collect();
-        let fresh: Vec<SessionId> = sessions.iter().copied().filter(|id| known.insert(*id)).collect();
-        let fits = known.len() <= PACK_SESSIONS_MAX;
-        if fits {
-            self.footer.sessions.extend(fresh);
-        }
-        fits
     }
 
     /// Whether a key with this key's index but another id is inside already: then the frame must go elsewhere.

@@ -18,6 +18,8 @@ pub enum SessionKind {
     Undo,
     /// Restores; it has no slot.
     Restore,
+    /// Commits a forgotten snapshot again.
+    Unforget,
 }
 
 /// The body of `sessions/<ulid>`.
@@ -42,6 +44,10 @@ pub struct Session {
     /// How its job ended. A session that says so reads nothing: it stays until its job cannot come again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<JobOutcome>,
+    /// The backups by which a restore's target is kept for an undo. What they committed is not forgotten while the session
+    /// is open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undo: Vec<JobId>,
 }
 
 impl Object for Session {

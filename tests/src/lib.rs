@@ -3,3 +3,8 @@
 pub mod e2e;
 pub mod lab;
 pub mod sim;
+
+/// Whether there is time for all that is worth trying: `cargo xtask test --long`. An ordinary run tries a part of it.
+pub fn is_long() -> bool {
+    std::env::var("LVKEEP_TEST_LONG").is_ok_and(|long| long == "1")
+}

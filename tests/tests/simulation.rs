@@ -8,6 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use agent::faults::store::WriteFault;
+use tests::is_long;
 use tests::sim::counts::Counts;
 use tests::sim::plan::Upset;
 use tests::sim::sources::Tracking;
@@ -17,10 +18,6 @@ use tests::sim::{Accident, Plan, Report, run};
 const SEEDS: u64 = 300;
 const MONTHS: u64 = 24;
 const LONG: u64 = 20;
-
-fn is_long() -> bool {
-    std::env::var("LVKEEP_TEST_LONG").is_ok_and(|long| long == "1")
-}
 
 fn number(variable: &str) -> Option<u64> {
     let number = std::env::var(variable).ok()?;

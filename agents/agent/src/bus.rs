@@ -166,6 +166,11 @@ impl Service {
         Self(format!("index.{shard}"))
     }
 
+    /// The same shard, for whoever wants it to look at the bucket first: that may take minutes.
+    pub fn seek(shard: u16) -> Self {
+        Self(format!("seek.{shard}"))
+    }
+
     /// What only a session's conductor knows: the parent's map, and what is still wanted.
     pub fn conductor(session: SessionId) -> Self {
         Self(format!("conductor.{session}"))

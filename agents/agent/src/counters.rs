@@ -42,6 +42,14 @@ counters! {
     sessions_sealed => "Sessions that were sealed.",
     /// Sessions failed.
     sessions_failed => "Sessions that failed by name.",
+    /// Snapshots that policies of the configuration let go.
+    snapshots_forgotten => "Snapshots forgotten by policies of the configuration.",
+    /// Sessions after which the policies could not be applied.
+    retentions_failed => "Backups after which the policies of the configuration could not be applied.",
+    /// Collections that an agent brought to their end by itself.
+    collections => "Collections that this agent finished.",
+    /// Collections that it could not.
+    collections_failed => "Collections of this agent that failed, and are tried again.",
     /// Leaves asked for again.
     leaves_redriven => "Map leaves that were asked for again.",
     /// Microseconds that readers waited for buffers or queues.

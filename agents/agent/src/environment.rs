@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use schema::{JobId, PackId, SessionId};
+use schema::{JobId, MarkId, PackId, SessionId};
 
 /// Time and randomness.
 #[async_trait]
@@ -47,6 +47,12 @@ impl dyn Environment {
     pub fn pack_id(&self) -> PackId {
         let (ms, random) = self.ulid_parts();
         PackId::from_parts(ms, random)
+    }
+
+    /// A fresh mark id.
+    pub fn mark_id(&self) -> MarkId {
+        let (ms, random) = self.ulid_parts();
+        MarkId::from_parts(ms, random)
     }
 
     /// A fresh job id.

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use schema::ChunkId;
 use schema::SessionId;
-use schema::messages::{About, Answer, Answers, Ask, Copy, Locate, Located, Message, Payload};
+use schema::messages::{About, Answer, Answers, Ask, Copy, Locate, Located, Message, Payload, Seek, Sought};
 
 use crate::bus::{Bus, BusError, Service};
 use crate::{Environment, Failure};
 
 /// How long one question may take.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How long looking at the bucket may take: a listing of all packs, and the footers of new ones.
+const LOOK_LIMIT: Duration = Duration::from_secs(600);
 /// Chunks in one question for places: the answer still fits a message when each has ten copies.
 const LOCATED: usize = 2048;
 /// Tries of one question.
@@ -59,6 +61,24 @@ impl IndexClient {
         Ok(located)
     }
 
+    /// All copies of a chunk that there are, by an answerer that has looked at the bucket: before this was asked, if it is
+    /// one of those in `looked`, and otherwise since. Who answered is told, too.
+    pub async fn seek(
+        &self,
+        about: &About,
+        id: &ChunkId,
+        looked: &[u64],
+    ) -> Result<(Vec<Copy>, u64), Failure> {
+        let asked = Seek { shards: self.shards, ids: vec![*id], looked: looked.to_vec() };
+        let service = Service::seek(id.shard(self.shards));
+        let Sought { mut copies, by } =
+            self.one(&service, Message::new(about, &asked), LOOK_LIMIT).await?.read()?;
+        match copies.pop() {
+            Some(copies) => Ok((copies, by)),
+            None => Err(Failure::refused("the index was asked where a chunk is, and answered nothing")),
+        }
+    }
+
     async fn scatter<Q: Payload, A: Payload, T: Clone>(
         &self,
         about: &About,
@@ -73,7 +93,8 @@ impl IndexClient {
         let asked =
             places.iter().enumerate().filter(|(_, places)| !places.is_empty()).map(|(shard, places)| {
                 let message = Message::new(about, &question(places.iter().map(|p| ids[*p]).collect()));
-                self.one(shard as u16, places, message)
+                let service = Service::index(shard as u16);
+                async move { Ok::<_, Failure>((places, self.one(&service, message, LIMIT).await?)) }
             });
         let mut out: Vec<Option<T>> = vec![None; ids.len()];
         for (places, answer) in futures::future::try_join_all(asked).await? {
@@ -85,17 +106,11 @@ impl IndexClient {
         whole.ok_or_else(|| Failure::refused("the index answered for fewer chunks than it was asked"))
     }
 
-    async fn one<'a>(
-        &self,
-        shard: u16,
-        places: &'a [usize],
-        message: Message,
-    ) -> Result<(&'a [usize], Message), Failure> {
-        let service = Service::index(shard);
+    async fn one(&self, service: &Service, message: Message, limit: Duration) -> Result<Message, Failure> {
         let mut last = None;
         for _ in 0..TRIES {
-            match self.bus.request(&service, message.clone(), LIMIT).await {
-                Ok(answer) => return Ok((places, answer)),
+            match self.bus.request(service, message.clone(), limit).await {
+                Ok(answer) => return Ok(answer),
                 Err(error) if error.is_transient() => last = Some(error),
                 Err(error) => return Err(error.into()),
             }

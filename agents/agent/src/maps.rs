@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use schema::ChunkId;
 use schema::chunk::Opener;
 use schema::map::{Content, Geometry, Leaf, Node, Piece};
 use schema::messages::{About, Copy, FailureKind};
 use schema::root::Root;
+use schema::{ChunkId, PackId};
 
 use crate::Failure;
 use crate::index::IndexClient;
+use crate::looks::Looks;
 use crate::repository::Repository;
 
 /// Nodes kept while a map is walked: one per level suffices.
@@ -24,13 +25,20 @@ pub struct MapReader {
     root: Root,
     geometry: Geometry,
     nodes: Mutex<BTreeMap<ChunkId, Node>>,
+    looks: Option<Looks>,
 }
 
 impl MapReader {
     /// A reader of the map of `root`.
     pub fn new(repository: Repository, index: IndexClient, root: Root) -> Result<Self, Failure> {
         let geometry = Geometry::new(root.size)?;
-        Ok(Self { repository, index, root, geometry, nodes: Mutex::default() })
+        Ok(Self { repository, index, root, geometry, nodes: Mutex::default(), looks: None })
+    }
+
+    /// Before anything counts as lost, the index looks at the bucket again.
+    pub fn thorough(mut self) -> Self {
+        self.looks = Some(Looks::new(self.repository.clone(), self.index.clone()));
+        self
     }
 
     /// The snapshot.
@@ -100,9 +108,40 @@ impl MapReader {
     /// The plaintext of a structure chunk, from any copy that is whole.
     pub async fn structure(&self, id: ChunkId) -> Result<Bytes, Failure> {
         let copies = self.index.locate(&self.about(), &[id]).await?.pop().unwrap_or_default();
-        read_structure(&self.repository, id, &copies)
-            .await
-            .map_err(|e| e.context(format!("the map of {} ({})", self.root.volume, self.root.slot)))
+        let read = match read_structure(&self.repository, id, &copies).await {
+            Err(failure) if failure.kind == FailureKind::Damaged => {
+                self.read_elsewhere(id, copies, failure).await
+            }
+            read => read,
+        };
+        read.map_err(|e| e.context(format!("the map of {} ({})", self.root.volume, self.root.slot)))
+    }
+
+    /// The same, of which no copy that the index named can be read.
+    async fn read_elsewhere(
+        &self,
+        id: ChunkId,
+        mut tried: Vec<Copy>,
+        mut failure: Failure,
+    ) -> Result<Bytes, Failure> {
+        while let Some(more) = self.seek(&id, &tried).await? {
+            match read_structure(&self.repository, id, &more).await {
+                Err(why) if why.kind == FailureKind::Damaged => failure = why,
+                read => return read,
+            }
+            tried.extend(more);
+        }
+        Err(failure)
+    }
+
+    /// Copies of a chunk that nobody has tried yet, none of which the index knew; none when there are no others. Fails
+    /// when that cannot be known. Nobody looks unless this is [thorough](Self::thorough).
+    pub async fn seek(&self, id: &ChunkId, tried: &[Copy]) -> Result<Option<Vec<Copy>>, Failure> {
+        let Some(looks) = &self.looks else { return Ok(None) };
+        let packs: Vec<PackId> = tried.iter().map(|copy| copy.pack).collect();
+        let found = looks.seek(&self.about(), id, &packs).await?;
+        let more: Vec<Copy> = found.into_iter().filter(|copy| !tried.contains(copy)).collect();
+        Ok(Some(more).filter(|more| !more.is_empty()))
     }
 
     /// Where chunks are.

@@ -3,19 +3,26 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use schema::config::{CHUNKER_BLOCK_ALIGNED, Config, ConfigHead};
 use schema::keys::{Identity, SealedKey, WriterKey};
+use schema::limits::{PACK_FOOTER_MAX, PACK_MAX};
 use schema::messages::{Copy, FailureKind};
 use schema::names::{self, Slot};
 use schema::pack::{self, PackFooter, PackHeader, TRAILER_LEN};
 use schema::root::Root;
-use schema::{Domain, Object, PackId, RepoId};
+use schema::{Domain, Object, PackId, RepoId, VolumeKey};
 
 use crate::store::{Created, Listed, Store, StoreError};
 use crate::{Environment, Failure};
 
 /// Bytes read from a pack's end in the hope that its footer is inside.
 const FOOTER_GUESS: u64 = 64 << 10;
+/// Roots read at once.
+const ROOTS_AT_ONCE: usize = 16;
+
+/// Bytes of the largest pack.
+const WHOLE_MAX: u64 = PACK_MAX + (PACK_FOOTER_MAX + TRAILER_LEN) as u64;
 
 /// An opened repository.
 #[derive(Debug, Clone)]
@@ -51,17 +58,28 @@ pub enum AtSlot {
 impl Repository {
     /// Makes a repository where none is.
     pub async fn init(store: Store, new: &NewRepository) -> Result<Self, Failure> {
+        let environment = store.environment().clone();
+        let repo = RepoId::from_bytes(environment.random());
+        let key = WriterKey::new(repo, new.recipients.clone(), &environment.random())
+            .map_err(|wrong| Failure::refused(wrong.to_string()))?;
+        Self::make(store, key, new.pack_size).await
+    }
+
+    /// Makes a repository that shares the keys of another one, for its recipients.
+    pub async fn init_like(store: Store, other: &WriterKey, pack_size: u64) -> Result<Self, Failure> {
+        let repo = RepoId::from_bytes(store.environment().random());
+        Self::make(store, other.like(repo), pack_size).await
+    }
+
+    async fn make(store: Store, key: WriterKey, pack_size: u64) -> Result<Self, Failure> {
         if store.get(names::CONFIG).await?.is_some() {
             return Err(Failure::refused(format!("{} holds a repository already", store.location())));
         }
         let environment = store.environment().clone();
         let promise = store.probe().await?;
-        let repo = RepoId::from_bytes(environment.random());
-        let key = WriterKey::new(repo, new.recipients.clone(), &environment.random())
-            .map_err(|wrong| Failure::refused(wrong.to_string()))?;
         let config = Config {
             created_ms: environment.now_ms(),
-            pack_size: new.pack_size,
+            pack_size,
             chunker: CHUNKER_BLOCK_ALIGNED.to_owned(),
             store: promise,
             key_generation: key.generation(),
@@ -151,9 +169,23 @@ impl Repository {
 
     /// The slots below `snapshots/` (one volume's, or all) that hold more than a tombstone and are not forgotten.
     /// Markers are listed before slots, as the protocol asks.
-    pub async fn visible_slots(&self, volume: Option<schema::VolumeKey>) -> Result<Vec<Slot>, Failure> {
+    pub async fn visible_slots(&self, volume: Option<VolumeKey>) -> Result<Vec<Slot>, Failure> {
+        let (forgotten, mut slots) = self.listed_slots(volume).await?;
+        slots.retain(|slot| !forgotten.contains(slot));
+        Ok(slots)
+    }
+
+    /// The slots that hold more than a tombstone and are forgotten.
+    pub async fn forgotten_slots(&self, volume: Option<VolumeKey>) -> Result<Vec<Slot>, Failure> {
+        let (forgotten, mut slots) = self.listed_slots(volume).await?;
+        slots.retain(|slot| forgotten.contains(slot));
+        Ok(slots)
+    }
+
+    /// The markers, and then the slots that hold more than a tombstone, in order.
+    async fn listed_slots(&self, volume: Option<VolumeKey>) -> Result<(BTreeSet<Slot>, Vec<Slot>), Failure> {
         let folder = |base: &str| volume.map_or_else(|| base.to_owned(), |v| format!("{base}/{v}"));
-        let forgotten: BTreeSet<Slot> = self
+        let forgotten = self
             .store
             .list(&folder(names::FORGOTTEN))
             .await?
@@ -165,10 +197,27 @@ impl Repository {
             .iter()
             .filter(|listed| listed.size > 0)
             .filter_map(|listed| Slot::parse_key(&listed.key).ok())
-            .filter(|slot| !forgotten.contains(slot))
             .collect();
         slots.sort();
-        Ok(slots)
+        Ok((forgotten, slots))
+    }
+
+    /// The roots of all visible snapshots, or of one volume's; in the order of their slots.
+    pub async fn roots(&self, volume: Option<VolumeKey>) -> Result<Vec<Root>, Failure> {
+        self.roots_at(self.visible_slots(volume).await?).await
+    }
+
+    /// The roots that stand at these slots; those without one are left out.
+    pub async fn roots_at(&self, slots: Vec<Slot>) -> Result<Vec<Root>, Failure> {
+        let mut roots = Vec::new();
+        for some in slots.chunks(ROOTS_AT_ONCE) {
+            for found in try_join_all(some.iter().map(|slot| self.at_slot(*slot))).await? {
+                if let AtSlot::Snapshot(root) = found {
+                    roots.push(*root);
+                }
+            }
+        }
+        Ok(roots)
     }
 
     /// The ids of all packs that a listing shows, with their sizes.
@@ -214,30 +263,45 @@ impl Repository {
 
     /// A pack's footer, from its end. A torn one is rebuilt from the frames.
     pub async fn read_footer(&self, id: PackId) -> Result<(PackHeader, PackFooter), Failure> {
+        let error = match self.read_intact_footer(id).await {
+            Err(failure) if matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused) => failure,
+            read => return read,
+        };
+        let key = names::pack(id);
+        match self.store.head(&key).await? {
+            Some(size) if size > WHOLE_MAX => return Err(error.context("it is larger than a pack can be")),
+            Some(_) => {}
+            None => return Err(error),
+        }
+        let named = |e: schema::FormatError| Failure::from(e).context(&key);
+        tracing::warn!(pack = %id, %error, "a pack's footer is unreadable; reading its frames instead");
+        let whole = self.store.get(&key).await?.unwrap_or_default();
+        let (header, entries) = pack::salvage(&whole).map_err(named)?;
+        self.check_header(id, &header)?;
+        Ok((header, PackFooter { entries, keys: Vec::new(), sessions: Vec::new() }))
+    }
+
+    /// A pack's footer, from its end, as it was written.
+    pub async fn read_intact_footer(&self, id: PackId) -> Result<(PackHeader, PackFooter), Failure> {
         let key = names::pack(id);
         let named = |e: schema::FormatError| Failure::from(e).context(&key);
         let (end, size) = self.store.get_suffix(&key, FOOTER_GUESS).await?;
-        let parsed = match pack::Trailer::parse(&end, size) {
-            Ok(trailer) => {
-                let suffix = self.suffix(&key, &trailer, end, size).await?;
-                let header = self.store.get_range(&key, 0..pack::PACK_HEADER_LEN as u64).await?;
-                trailer.footer(&header, &suffix, size)
-            }
-            Err(error) => Err(error),
-        };
-        let (header, footer) = match parsed {
-            Ok(parsed) => parsed,
-            Err(error) => {
-                tracing::warn!(pack = %id, %error, "a pack's footer is unreadable; reading its frames instead");
-                let whole = self.store.get(&key).await?.unwrap_or_default();
-                let (header, entries) = pack::salvage(&whole).map_err(named)?;
-                (header, PackFooter { entries, keys: Vec::new(), sessions: Vec::new() })
-            }
-        };
-        if header.repo != self.key.repo() || header.pack != id {
-            return Err(Failure::damaged(format!("{key} is another pack, or of another repository")));
-        }
+        let trailer = pack::Trailer::parse(&end, size).map_err(named)?;
+        let suffix = self.suffix(&key, &trailer, end, size).await?;
+        let header = self.store.get_range(&key, 0..pack::PACK_HEADER_LEN as u64).await?;
+        let (header, footer) = trailer.footer(&header, &suffix, size).map_err(named)?;
+        self.check_header(id, &header)?;
         Ok((header, footer))
+    }
+
+    fn check_header(&self, id: PackId, header: &PackHeader) -> Result<(), Failure> {
+        match header.repo == self.key.repo() && header.pack == id {
+            true => Ok(()),
+            false => {
+                let key = names::pack(id);
+                Err(Failure::damaged(format!("{key} is another pack, or of another repository")))
+            }
+        }
     }
 
     /// One frame.
@@ -251,7 +315,7 @@ impl Repository {
         let mut keys = Vec::new();
         for listed in self.store.list(names::KEYS).await? {
             let sealed = self.sealed_key(&listed.key).await?;
-            let key = schema::keys::DataKey::unseal(self.key.repo(), &sealed, identity)
+            let key = schema::keys::DataKey::unseal(self.key.family(), &sealed, identity)
                 .map_err(|e| Failure::from(e).context(&listed.key))?;
             keys.push(key);
         }

@@ -7,17 +7,16 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use schema::epoch::{Epoch, Verdict};
 use schema::messages::{FailureKind, JobOutcome};
 use schema::names::{self, Slot};
 use schema::root::Root;
 use schema::session::{Checkpoint, Session, SessionKind};
-use schema::{JobId, Object, PackId, SessionId};
+use schema::{JobId, PackId, SessionId};
 use tokio::sync::Mutex;
 
-use crate::Failure;
 use crate::repository::{AtSlot, Repository, can_be_pack};
 use crate::store::Created;
+use crate::{Failure, epochs};
 
 /// An open session: its object exists, and its epoch was read after that.
 #[derive(Debug)]
@@ -25,6 +24,7 @@ pub struct OpenSession {
     repository: Repository,
     session: Session,
     condemned: BTreeSet<PackId>,
+    sweeping: BTreeSet<Slot>,
     packs: Mutex<Packs>,
 }
 
@@ -56,9 +56,9 @@ impl OpenSession {
             ));
         }
         match look(&repository).await {
-            Ok((condemned, seen)) => {
+            Ok((Latest { condemned, sweeping }, seen)) => {
                 let packs = Mutex::new(Packs { seen, missing: BTreeSet::new() });
-                Ok(Self { repository, session, condemned, packs })
+                Ok(Self { repository, session, condemned, sweeping, packs })
             }
             Err(failure) => {
                 // Nobody will drive this session, and a collector would wait for it.
@@ -103,6 +103,11 @@ impl OpenSession {
             false => packs.missing.insert(pack),
         };
         Ok(exists)
+    }
+
+    /// Whether the epoch of step 2 sweeps this snapshot.
+    pub fn sweeps(&self, slot: Slot) -> bool {
+        self.sweeping.contains(&slot)
     }
 
     /// A pack that this process itself has just uploaded, or that was announced after it was durable, may have been
@@ -181,12 +186,21 @@ impl OpenSession {
     }
 }
 
-/// Steps 2 and 3: what the latest epoch condemns, and only then the packs that exist.
-async fn look(repository: &Repository) -> Result<(BTreeSet<PackId>, BTreeSet<PackId>), Failure> {
-    let condemned = condemned_by_latest_epoch(repository).await?;
+/// What the latest epoch says.
+#[derive(Default)]
+struct Latest {
+    /// Packs that it deletes.
+    condemned: BTreeSet<PackId>,
+    /// Forgotten snapshots that it sweeps.
+    sweeping: BTreeSet<Slot>,
+}
+
+/// Steps 2 and 3: what the latest epoch says, and only then the packs that exist.
+async fn look(repository: &Repository) -> Result<(Latest, BTreeSet<PackId>), Failure> {
+    let latest = latest_epoch(repository).await?;
     let listed = repository.list_packs().await?;
     let packs = listed.into_iter().filter(|(_, size)| can_be_pack(*size)).map(|(pack, _)| pack);
-    Ok((condemned, packs.collect()))
+    Ok((latest, packs.collect()))
 }
 
 /// The highest generation; of equal ones, the later slot.
@@ -206,30 +220,59 @@ pub fn revoked(session: &Session) -> Failure {
 }
 
 /// Revokes a session by occupying its slot with a tombstone; whatever stands there then is decided for ever. Only then
-/// its object is deleted.
+/// its object is deleted, and only then what stands there is read: also where that fails, the session is over.
 pub async fn revoke(repository: &Repository, session: &Session) -> Result<AtSlot, Failure> {
-    let at_slot = match session.slot {
-        None => AtSlot::Nothing,
-        Some(slot) => match repository.store.create(&slot.snapshot(), Bytes::new()).await? {
-            Created::Won => AtSlot::Tombstone,
-            Created::Lost(_) => repository.at_slot(slot).await?,
-        },
+    let won = match session.slot {
+        None => false,
+        Some(slot) => occupy(repository, slot).await?,
     };
     repository.store.delete(&names::session(session.id)).await?;
-    Ok(at_slot)
+    match session.slot {
+        None => Ok(AtSlot::Nothing),
+        Some(_) if won => Ok(AtSlot::Tombstone),
+        Some(slot) => repository.at_slot(slot).await,
+    }
 }
 
-/// All sessions whose objects exist.
+/// Puts a tombstone in a slot unless something stands there; whether it did. A store that lets everybody win who creates
+/// would overwrite a commit: it is asked first.
+async fn occupy(repository: &Repository, slot: Slot) -> Result<bool, Failure> {
+    let key = slot.snapshot();
+    if repository.store.head(&key).await?.is_some() {
+        return Ok(false);
+    }
+    Ok(repository.store.create(&key, Bytes::new()).await? == Created::Won)
+}
+
+/// The slot of a session, where something stands at it: for a session whose object cannot be read.
+pub async fn decided_slot(repository: &Repository, session: SessionId) -> Result<Option<Slot>, Failure> {
+    let listed = repository.store.list(names::SNAPSHOTS).await?;
+    let mut slots = listed.iter().filter_map(|listed| Slot::parse_key(&listed.key).ok());
+    Ok(slots.find(|slot| slot.session == session))
+}
+
+/// All sessions whose objects exist and can be read.
 pub async fn list(repository: &Repository) -> Result<Vec<Session>, Failure> {
+    let sessions = list_all(repository).await?;
+    Ok(sessions.into_iter().filter_map(|(_, session)| session).collect())
+}
+
+/// All sessions whose objects exist; none where one cannot be read.
+pub async fn list_all(repository: &Repository) -> Result<Vec<(SessionId, Option<Session>)>, Failure> {
     let mut sessions = Vec::new();
     for listed in repository.store.list(names::SESSIONS).await? {
+        let Ok(id) = names::parse_session(&listed.key) else { continue };
         match repository.read::<Session>(&listed.key).await {
-            Ok(Some(session)) => sessions.push(session),
-            Ok(None) => {}
-            Err(failure) => tracing::warn!(%failure, "a session object cannot be read"),
+            Ok(Some(session)) => sessions.push((id, Some(session))),
+            Ok(None) if listed.size > 0 => {}
+            Ok(None) => sessions.push((id, None)),
+            Err(failure) => {
+                tracing::warn!(%failure, "a session object cannot be read");
+                sessions.push((id, None));
+            }
         }
     }
-    sessions.sort_by_key(|session| session.id);
+    sessions.sort_by_key(|(id, _)| *id);
     Ok(sessions)
 }
 
@@ -266,6 +309,7 @@ pub async fn note_end(
         started_ms: environment.now_ms(),
         checkpoint: None,
         ended: Some(outcome.clone()),
+        undo: Vec::new(),
     };
     let key = names::session(session.id);
     let bytes = repository.seal(&key, &session)?;
@@ -280,29 +324,12 @@ pub async fn forget_end(repository: &Repository, note: SessionId) -> Result<(), 
 
 /// What the latest epoch condemns: its verdict, or before there is one, everything that it proposed. An epoch that is
 /// finished condemns packs that are gone anyway, so that nobody needs to know whether it is.
-async fn condemned_by_latest_epoch(repository: &Repository) -> Result<BTreeSet<PackId>, Failure> {
-    let listed = repository.store.list(names::EPOCHS).await?;
-    let numbers = listed.iter().filter_map(|l| names::parse_epoch(&l.key).ok());
-    let Some(latest) = numbers.map(|(number, _)| number).max() else { return Ok(BTreeSet::new()) };
-    let verdict_key = names::verdict(latest);
-    // The epoch is read before its verdict is looked for: a verdict that appears in between condemns fewer packs.
-    let epoch: Option<Epoch> = repository.read(&names::epoch(latest)).await?;
-    if let Some(verdict) = repository.read::<Verdict>(&verdict_key).await? {
-        check_number(Verdict::WHAT, verdict.number, latest)?;
-        return Ok(verdict.delete.into_iter().collect());
+async fn latest_epoch(repository: &Repository) -> Result<Latest, Failure> {
+    let Some(latest) = epochs::latest(repository).await? else { return Ok(Latest::default()) };
+    let (mut condemned, sweeping) =
+        latest.epoch.map(|epoch| (epoch.condemned, epoch.forgotten)).unwrap_or_default();
+    if let Some(verdict) = latest.verdict {
+        condemned = verdict.delete;
     }
-    match epoch {
-        Some(epoch) => {
-            check_number(Epoch::WHAT, epoch.number, latest)?;
-            Ok(epoch.condemned.into_iter().collect())
-        }
-        None => Ok(BTreeSet::new()),
-    }
-}
-
-fn check_number(what: &str, found: u64, expected: u64) -> Result<(), Failure> {
-    match found == expected {
-        true => Ok(()),
-        false => Err(Failure::damaged(format!("{what} {expected} says that it is {found}"))),
-    }
+    Ok(Latest { condemned: condemned.into_iter().collect(), sweeping: sweeping.into_iter().collect() })
 }

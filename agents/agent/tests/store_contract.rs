@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use agent::Environment;
 use agent::contract::store as contract;
+use agent::faults::listing::LateListing;
 use agent::faults::store::{FaultyStore, Injected, LATE_MAX, Refusal, StoreFaults, WriteFault};
 use agent::store::{Created, Store, StoreErrorKind};
 use bytes::Bytes;
@@ -145,6 +146,16 @@ async fn a_store_that_ignores_conditions_is_found_out() {
     contract::without_create(&store).await;
     handle.quiet();
     assert!(!store.probe().await.unwrap().conditional_create, "being weak is no fault that ends");
+}
+
+#[tokio::test]
+async fn a_store_that_lists_late_is_found_out() {
+    for lag in 1..5 {
+        let store = store(LateListing::new(Arc::new(InMemory::new()), lag), "");
+        let error = store.probe().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Unfit, "{error}");
+        assert!(error.to_string().contains("must list every completed write"), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -23,7 +23,8 @@ use volume_lvm::Tools;
 
 use crate::app::App;
 use crate::args::Role;
-use crate::{bus, embedded, host, lvm, metrics, open, restore, text};
+use crate::collecting::Collecting;
+use crate::{bus, embedded, host, lvm, metrics, open, prune, restore, retention, text};
 
 /// How often a restorer tells how far it is, at least.
 const BEAT: Duration = Duration::from_secs(1);
@@ -202,8 +203,15 @@ impl Starting<'_> {
             ask_again: Duration::from_secs_f64(self.app.settings.ask_again.value),
             ..conductor::Settings::default()
         };
-        let conductor = Conductor::new(self.context.clone(), self.repository()?, self.index(), conducting);
-        self.tasks.spawn(conductor.run());
+        let (context, repository) = (self.context.clone(), self.repository()?);
+        if let Some(seconds) = self.app.settings.prune_every.value {
+            let (mut collected, every) = (repository.clone(), Duration::from_secs_f64(seconds));
+            prune::delete_in_batches(self.app, &mut collected)?;
+            self.tasks.spawn(Collecting::new(self.app, context.clone(), collected, every).run());
+        }
+        let conductor = Conductor::new(context, repository, self.index(), conducting);
+        let retention = retention::policies(&self.app.settings.retention.value)?;
+        self.tasks.spawn(conductor.with_retention(retention).run());
         Ok(())
     }
 

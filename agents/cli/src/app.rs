@@ -9,8 +9,9 @@ use serde::Serialize;
 
 use crate::args::{Cli, Command};
 use crate::environment::SystemEnvironment;
+use crate::protect::Protected;
 use crate::settings::{Extra, Settings, resolve};
-use crate::{open, text};
+use crate::{embedded, open, text};
 
 /// One run of the program.
 pub struct App {
@@ -22,6 +23,8 @@ pub struct App {
     pub stop: Stop,
     /// Counters of this process.
     pub counters: Arc<Counters>,
+    /// What protects what is read, until the end.
+    pub protected: Protected,
     /// Results as JSON.
     pub json: bool,
     quiet: bool,
@@ -38,6 +41,9 @@ impl App {
                 io_priority: args.io_priority,
                 ..Extra::default()
             },
+            Command::Copy(args) => {
+                Extra { level: args.level, limit_upload: args.limit_upload.clone(), ..Extra::default() }
+            }
             Command::Send(args) => Extra { limit_read: args.limit_read.clone(), ..Extra::default() },
             Command::Agent(args) => Extra {
                 roles: args.roles.clone(),
@@ -54,6 +60,7 @@ impl App {
             environment: Arc::new(SystemEnvironment::new()),
             stop: Stop::default(),
             counters: Arc::default(),
+            protected: Protected::default(),
             json: cli.global.json,
             quiet: cli.global.quiet || cli.global.json,
         })
@@ -142,6 +149,18 @@ impl App {
             }
         });
         Ok(())
+    }
+
+    /// Does something that does not look at the stop flag, until that is raised.
+    pub async fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = Result<T, agent::Failure>>,
+    ) -> Result<T, agent::Failure> {
+        tokio::select! {
+            biased;
+            () = self.stop.raised() => Err(embedded::interrupted()),
+            done = work => done,
+        }
     }
 
     /// `config show`.

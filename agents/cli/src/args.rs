@@ -1,5 +1,7 @@
 //! The command line. Every setting here can also come from the environment or from the configuration file.
 
+mod copy;
+mod keeping;
 mod prune;
 mod streams;
 
@@ -7,7 +9,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use prune::PruneArgs;
+pub use copy::CopyArgs;
+pub use keeping::{ForgetArgs, HoldArgs, Keep, NoteArgs, ReleaseArgs, TagArgs, UnforgetArgs};
+pub use prune::{MAX_REPACK, PruneArgs, REPACK_BELOW};
 pub use streams::{ApplyArgs, InputFormat, SendArgs, StreamFormat, words};
 
 /// Backs up logical volumes, disk images and block devices into one deduplicated, compressed, encrypted archive,
@@ -84,6 +88,18 @@ pub enum Command {
     Backup(BackupArgs),
     /// List snapshots
     Snapshots(SnapshotsArgs),
+    /// Forget snapshots that rules do not keep, or that are named; nothing is deleted until it is collected
+    Forget(ForgetArgs),
+    /// Bring a forgotten snapshot back, until it is collected
+    Unforget(UnforgetArgs),
+    /// Hold a snapshot: nothing forgets it until it is released
+    Hold(HoldArgs),
+    /// Let a snapshot that is held be forgotten again
+    Release(ReleaseArgs),
+    /// Change the tags of a snapshot
+    Tag(TagArgs),
+    /// Set the note of a snapshot
+    Note(NoteArgs),
     /// Show everything about one snapshot
     Show(ShowArgs),
     /// Show the ranges in which two snapshots differ
@@ -104,6 +120,8 @@ pub enum Command {
     Send(SendArgs),
     /// Apply a stream of changes, as `send` and --snapback write it
     Apply(ApplyArgs),
+    /// Bring snapshots to a second repository, which may be elsewhere
+    Copy(CopyArgs),
     /// Check that every snapshot can be restored
     Check(CheckArgs),
     /// Delete what no snapshot needs any more, beside backups and restores
@@ -150,6 +168,10 @@ pub struct InitArgs {
     /// Where to write the writer key
     #[arg(long, value_name = "FILE")]
     pub key_out: Option<PathBuf>,
+    /// Share the keys and recipients of this other repository, so that `copy` moves between both what is stored as it is;
+    /// --key or --identity opens it, or its files in the user's folders
+    #[arg(long, value_name = "REPO", conflicts_with_all = ["recipients", "identity_out", "no_encryption"])]
+    pub like: Option<String>,
     /// Store everything readable by anyone who can read the bucket
     #[arg(long, conflicts_with = "recipients")]
     pub no_encryption: bool,
@@ -245,6 +267,9 @@ pub struct SnapshotsArgs {
     /// Only snapshots of this moment and earlier; a date means its end
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
+    /// The snapshots that are forgotten, and not collected yet
+    #[arg(long)]
+    pub forgotten: bool,
 }
 
 /// `find-change`.
@@ -477,6 +502,9 @@ pub struct StatusArgs {
 pub struct CancelArgs {
     /// The session's id, as `status` shows it
     pub session: String,
+    /// Also when its object cannot be read and nothing says where it would commit; nobody may drive it any more
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `host ...`.

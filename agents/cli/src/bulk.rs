@@ -76,7 +76,7 @@ pub async fn run(app: &App, path: &Path) -> anyhow::Result<()> {
     let wishes: Vec<Wish> = ours().map(|planned| planned.order.wish()).collect();
     let mut work = match (wishes.is_empty(), keeps) {
         (true, _) => None,
-        (false, true) => Some(Embedded::writing(app, None).await?),
+        (false, true) => Some(Embedded::reading_and_writing(app, &wishes).await?),
         (false, false) => Some(Embedded::reading(app, repository.clone(), &wishes).await?),
     };
     let outcomes = match &mut work {

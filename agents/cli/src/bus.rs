@@ -69,7 +69,7 @@ pub async fn connect_agent(
         let all: Vec<u16> = (0..settings.index_shards.value).collect();
         let owned = if settings.shards.value.is_empty() { &all } else { &settings.shards.value };
         near.queues.extend(owned.iter().map(|shard| Queue::stored(*shard)));
-        near.services.extend(owned.iter().map(|shard| Service::index(*shard)));
+        near.services.extend(owned.iter().flat_map(|shard| [Service::index(*shard), Service::seek(*shard)]));
     }
     let chunk_queue = match repository {
         Some(repository) if roles.contains(&Role::Storer) => {

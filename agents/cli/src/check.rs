@@ -115,7 +115,7 @@ fn damage(failure: Failure) -> Result<String, Failure> {
 /// Reads the whole map, and asks for a copy of every chunk in a pack that exists.
 async fn structure(app: &App, work: &Embedded, root: &Root) -> Result<Vec<String>, Failure> {
     let packs: BTreeSet<_> = work.repository.list_packs().await?.into_iter().map(|(pack, _)| pack).collect();
-    let map = MapReader::new(work.repository.clone(), work.index.clone(), root.clone())?;
+    let map = MapReader::new(work.repository.clone(), work.index.clone(), root.clone())?.thorough();
     let mut problems = Vec::new();
     let mut missing = 0;
     for leaf in 0..map.geometry().leaves() {

@@ -30,8 +30,8 @@ pub async fn run(app: &App, args: &PlanArgs) -> anyhow::Result<()> {
     }
     args.options.preparation()?;
     let repository = app.repository().await?;
-    let all = select::roots(&repository, None).await?;
-    let mut chosen = snapshots::filtered(&all, &args.of, None, args.at.as_deref())?;
+    let (all, _) = select::labelled(&repository).await?;
+    let mut chosen = snapshots::filtered(app, &all, &args.of, None, args.at.as_deref())?;
     // What was kept for an undo is put back by that.
     chosen.retain(|root| !root.volume.starts_with(undo::NAMES));
     let roots = latest(chosen);

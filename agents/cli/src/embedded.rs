@@ -6,11 +6,12 @@ use std::time::Duration;
 use agent::index::IndexClient;
 use agent::local::LocalBus;
 use agent::rate::RateLimit;
-use agent::{Context, Failure, Repository, Stop, Volumes};
+use agent::{Context, Failure, Protection, Repository, Stop, Volumes};
 use anyhow::{Context as _, bail};
 use hasher::{ContentKey, Hasher};
 use indexer::{Indexer, Locator, LocatorSettings, OpenError, Wish};
 use reader::{Files, Reader};
+use schema::root::Root;
 use storer::Storer;
 use tokio::task::JoinSet;
 use volume_lvm::LvmVolumes;
@@ -18,7 +19,7 @@ use volume_lvm::LvmVolumes;
 use crate::app::App;
 use crate::lvm::{self, Hold};
 use crate::settings::Settings;
-use crate::{open, text};
+use crate::{open, retention, text};
 
 /// Shards of an index that one process has to itself.
 const SHARDS: u16 = 1;
@@ -37,6 +38,8 @@ pub struct Embedded {
     pub repository: Repository,
     /// Asks the index.
     pub index: IndexClient,
+    /// What protects what is read, for those who read.
+    pub protection: Option<Protection>,
     tasks: JoinSet<Result<(), Failure>>,
     readers: JoinSet<Result<(), Failure>>,
     stop_readers: Stop,
@@ -84,15 +87,49 @@ pub fn index_settings(
 
 impl Embedded {
     /// Starts what knows where the chunks of some snapshots are, for commands that read them: the index, where this host
-    /// has a cache of it, and otherwise what is found of these snapshots alone.
+    /// has a cache of it, and otherwise what is found of these snapshots alone. They are protected from before that on.
     pub async fn reading(app: &App, repository: Repository, wishes: &[Wish]) -> anyhow::Result<Self> {
-        Self::start(app, repository, reading_bus(app), Some(wishes)).await
+        let protection = Some(protect(app, &repository, wishes).await?);
+        let work = Self::start(app, repository, reading_bus(app), Some(wishes)).await?;
+        Ok(Self { protection, ..work })
     }
 
-    /// Starts an index, for commands that read everything.
+    /// Starts an index, for commands that read everything. All snapshots are protected from before that on.
     pub async fn reading_all(app: &App) -> anyhow::Result<Self> {
         let repository = app.repository().await?;
+        let protection = Some(app.protected.begin(app, &repository, None).await?);
+        let work = Self::start(app, repository, reading_bus(app), None).await?;
+        Ok(Self { protection, ..work })
+    }
+
+    /// Starts an index over a repository that is open, for commands that read everything in another way.
+    pub async fn indexed(app: &App, repository: Repository) -> anyhow::Result<Self> {
         Self::start(app, repository, reading_bus(app), None).await
+    }
+
+    /// Starts every role that a backup needs, for commands that also read these snapshots.
+    pub async fn reading_and_writing(app: &App, wishes: &[Wish]) -> anyhow::Result<Self> {
+        let protection = Some(protect(app, &app.repository().await?, wishes).await?);
+        Ok(Self { protection, ..Self::writing(app, None).await? })
+    }
+
+    /// Starts what stores chunks that come from elsewhere: a storer and an index.
+    pub async fn storing(app: &App, repository: Repository) -> anyhow::Result<Self> {
+        let queue = chunk_queue(&app.settings, repository.config.pack_size)?;
+        let bus = LocalBus::new(app.environment.clone(), queue);
+        let mut work = Self::start(app, repository, bus, None).await?;
+        work.store(app);
+        Ok(work)
+    }
+
+    fn store(&mut self, app: &App) {
+        let settings = storer::Settings {
+            uploads: 2,
+            max_age: Duration::from_secs_f64(app.settings.pack_max_age.value),
+            shards: SHARDS,
+            limit: limit(app, app.settings.limit_upload.value),
+        };
+        self.tasks.spawn(Storer::new(self.context.clone(), self.repository.clone(), settings).run());
     }
 
     /// Starts every role that a backup needs. Without `hold`, logical volumes are read as the devices that they are, and
@@ -143,13 +180,7 @@ impl Embedded {
             work.tasks.spawn(hasher.run());
         }
 
-        let storing = storer::Settings {
-            uploads: 2,
-            max_age: Duration::from_secs_f64(settings.pack_max_age.value),
-            shards: SHARDS,
-            limit: limit(app, settings.limit_upload.value),
-        };
-        work.tasks.spawn(Storer::new(context.clone(), repository.clone(), storing).run());
+        work.store(app);
 
         let conducting = conductor::Settings {
             ask_again: Duration::from_secs_f64(settings.ask_again.value),
@@ -158,7 +189,9 @@ impl Embedded {
             sessions: settings.reads.value,
             ..conductor::Settings::default()
         };
-        work.tasks.spawn(conductor::Conductor::new(context, repository, index, conducting).run());
+        let retention = retention::policies(&settings.retention.value)?;
+        let conductor = conductor::Conductor::new(context, repository, index, conducting);
+        work.tasks.spawn(conductor.with_retention(retention).run());
         Ok(work)
     }
 
@@ -193,6 +226,7 @@ impl Embedded {
             context,
             repository,
             index,
+            protection: None,
             tasks: JoinSet::new(),
             readers: JoinSet::new(),
             stop_readers: Stop::default(),
@@ -237,6 +271,11 @@ impl Embedded {
         self.stop_index.raise();
         join(&mut self.indexers).await;
     }
+}
+
+async fn protect(app: &App, repository: &Repository, wishes: &[Wish]) -> anyhow::Result<Protection> {
+    let roots: Vec<&Root> = wishes.iter().map(|wish| &wish.root).collect();
+    app.protected.begin(app, repository, Some(&roots)).await
 }
 
 async fn join(tasks: &mut JoinSet<Result<(), Failure>>) {

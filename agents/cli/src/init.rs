@@ -1,10 +1,10 @@
 //! `init`: makes a repository, its writer key, and an identity unless recipients are given.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use agent::repository::NewRepository;
 use agent::{Failure, Repository};
-use anyhow::bail;
+use anyhow::{Context, bail};
 use schema::keys::Identity;
 use serde::Serialize;
 
@@ -25,6 +25,8 @@ pub struct Made {
     recipients: Vec<String>,
     writer_key: Option<PathBuf>,
     identity: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    like: Option<String>,
     conditional_create: bool,
 }
 
@@ -40,6 +42,7 @@ pub async fn make_default(app: &App) -> anyhow::Result<Repository> {
         recipients: Vec::new(),
         identity_out: None,
         key_out: None,
+        like: None,
         no_encryption: false,
         pack_size: "32MiB".to_owned(),
     };
@@ -53,11 +56,8 @@ async fn make(app: &App, args: &InitArgs) -> anyhow::Result<(Made, Repository)> 
     if !(PACK_MIN..=PACK_MAX).contains(&pack_size) {
         bail!("pack-size: {} is not between 1MiB and 512MiB", args.pack_size);
     }
-    let identity = (args.recipients.is_empty() && !args.no_encryption).then(Identity::generate);
-    let recipients = match &identity {
-        Some(identity) => identity.recipients(),
-        None => args.recipients.clone(),
-    };
+    let makes_identity = args.recipients.is_empty() && !args.no_encryption && args.like.is_none();
+    let identity = makes_identity.then(Identity::generate);
     for path in [&args.identity_out, &args.key_out].into_iter().flatten() {
         if path.exists() {
             return Err(Failure::refused(format!(
@@ -67,8 +67,18 @@ async fn make(app: &App, args: &InitArgs) -> anyhow::Result<(Made, Repository)> 
             .into());
         }
     }
+    let like = match &args.like {
+        Some(like) => Some(open::other(app, like, app.settings.key.value.as_deref(), None).await?),
+        None => None,
+    };
     let store = open::store(&app.settings.repo.value, true, app.environment.clone())?;
-    let repository = Repository::init(store, &NewRepository { recipients, pack_size }).await?;
+    let repository = match &like {
+        Some(like) => Repository::init_like(store, &like.key, pack_size).await?,
+        None => {
+            let recipients = identity.as_ref().map_or(args.recipients.clone(), Identity::recipients);
+            Repository::init(store, &NewRepository { recipients, pack_size }).await?
+        }
+    };
     let usual = KeyFiles::of(repository.key.repo())?;
     let mut made = Made {
         repo: repository.store.location().to_owned(),
@@ -77,18 +87,32 @@ async fn make(app: &App, args: &InitArgs) -> anyhow::Result<(Made, Repository)> 
         recipients: repository.key.recipients().to_vec(),
         writer_key: None,
         identity: None,
+        like: like.as_ref().map(|like| like.store.location().to_owned()),
         conditional_create: repository.config.store.conditional_create,
     };
     // The identity first: a repository whose only identity is lost is lost.
     if let Some(identity) = identity {
-        let path = args.identity_out.clone().unwrap_or(usual.identity);
+        let path = args.identity_out.clone().unwrap_or_else(|| usual.identity.clone());
         open::write_secret(&path, &identity.to_file(), false)?;
         made.identity = Some(path);
+    }
+    if let Some(like) = &like {
+        link_identity(like, &usual.identity)?;
     }
     let path = args.key_out.clone().unwrap_or(usual.writer);
     open::write_secret(&path, &repository.key.to_file(), false)?;
     made.writer_key = Some(path);
     Ok((made, repository))
+}
+
+/// Where the identity of the repository whose keys are shared is in the user's folders, it is found for the new one, too.
+fn link_identity(like: &Repository, link: &Path) -> anyhow::Result<()> {
+    let identity = KeyFiles::of(like.key.repo())?.identity;
+    if identity.is_file() && !link.exists() {
+        let linked = std::os::unix::fs::symlink(&identity, link);
+        linked.with_context(|| format!("making {} a link to {}", link.display(), identity.display()))?;
+    }
+    Ok(())
 }
 
 fn describe(made: &Made) -> String {
@@ -97,6 +121,11 @@ fn describe(made: &Made) -> String {
         lines.push(format!(
             "  writer key  {}  (hosts that back up need it; it opens no content)",
             path.display()
+        ));
+    }
+    if let Some(like) = &made.like {
+        lines.push(format!(
+            "  like        {like}, whose keys it shares: `lvkeep copy` moves between both what is stored"
         ));
     }
     match (&made.identity, made.encrypted) {

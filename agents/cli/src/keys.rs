@@ -98,7 +98,7 @@ fn unseal(
     identity: &Identity,
     name: &str,
 ) -> anyhow::Result<DataKey> {
-    DataKey::unseal(repository.key.repo(), sealed, identity)
+    DataKey::unseal(repository.key.family(), sealed, identity)
         .map_err(Failure::from)
         .with_context(|| name.to_owned())
 }
@@ -106,6 +106,7 @@ fn unseal(
 /// `lvkeep key check`: the identity opens the writer key and every data key, and what each volume's newest snapshot
 /// begins with.
 pub async fn check(app: &App, path: &Path) -> anyhow::Result<()> {
+    app.stop_on_signals()?;
     let identity = Arc::new(open::read_identity(path)?);
     let store = open::store(&app.settings.repo.value, false, app.environment.clone())?;
     let head = Repository::head(&store).await?;

@@ -11,12 +11,16 @@ mod bulk;
 mod bus;
 mod cat;
 mod check;
+mod collecting;
+mod copy;
 mod draft;
 mod embedded;
 mod environment;
 mod exit;
 mod fan;
 mod far;
+mod forget;
+mod hold;
 mod host;
 mod init;
 mod keys;
@@ -28,8 +32,10 @@ mod open;
 mod options;
 mod plan;
 mod progress;
+mod protect;
 mod prune;
 mod restore;
+mod retention;
 mod select;
 mod send;
 mod sessions;
@@ -87,7 +93,11 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
         .worker_threads(app.settings.workers.value.max(1) + 2)
         .enable_all()
         .build()?;
-    let result = runtime.block_on(dispatch(&app, &cli.command));
+    let result = runtime.block_on(async {
+        let result = dispatch(&app, &cli.command).await;
+        app.protected.end().await;
+        result
+    });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result
 }
@@ -98,6 +108,12 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Init(args) => done(init::run(app, args).await),
         Command::Backup(args) => done(backup::run(app, args).await),
         Command::Snapshots(args) => done(snapshots::run(app, args).await),
+        Command::Forget(args) => done(forget::run(app, args).await),
+        Command::Unforget(args) => done(forget::unforget(app, args).await),
+        Command::Hold(args) => done(hold::hold(app, args).await),
+        Command::Release(args) => done(hold::release(app, args).await),
+        Command::Tag(args) => done(hold::tag(app, args).await),
+        Command::Note(args) => done(hold::note(app, args).await),
         Command::Show(args) => done(show::show(app, args).await),
         Command::Diff(args) => done(show::diff(app, args).await),
         Command::FindChange(args) => done(show::find_change(app, args).await),
@@ -108,6 +124,7 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => done(verify::run(app, args).await),
         Command::Send(args) => done(send::run(app, args).await),
         Command::Apply(args) => done(apply::run(app, args).await),
+        Command::Copy(args) => done(copy::run(app, args).await),
         Command::Check(args) => done(check::run(app, args).await),
         Command::Prune(args) => done(prune::run(app, args).await),
         Command::Agent(_) => done(agents::run(app).await),

@@ -14,6 +14,7 @@ use schema::RepoId;
 use schema::keys::{Identity, WriterKey};
 use schema::messages::FailureKind;
 
+use crate::app::App;
 use crate::settings::{Settings, folders};
 
 /// The directory of a repository that is one.
@@ -23,9 +24,18 @@ pub fn directory(repo: &str) -> Option<PathBuf> {
 
 /// Opens the store at a location. A directory is made only when `create` says so.
 pub fn store(repo: &str, create: bool, environment: Arc<dyn Environment>) -> anyhow::Result<Store> {
+    store_by(&Access::Usual, repo, create, environment)
+}
+
+fn store_by(
+    access: &Access,
+    repo: &str,
+    create: bool,
+    environment: Arc<dyn Environment>,
+) -> anyhow::Result<Store> {
     if let Some(bucket) = repo.strip_prefix("s3://") {
         let (bucket, prefix) = bucket.split_once('/').unwrap_or((bucket, ""));
-        let inner = s3(bucket, false).with_context(|| format!("opening {repo}"))?;
+        let inner = s3(access, bucket, false).with_context(|| format!("opening {repo}"))?;
         return Ok(Store::new(inner, prefix.trim_matches('/'), repo.trim_end_matches('/'), environment));
     }
     let Some(path) = directory(repo) else {
@@ -51,14 +61,55 @@ pub fn store(repo: &str, create: bool, environment: Arc<dyn Environment>) -> any
 pub fn batches(repo: &str) -> anyhow::Result<Option<Arc<dyn ObjectStore>>> {
     let Some(bucket) = repo.strip_prefix("s3://") else { return Ok(None) };
     let (bucket, _) = bucket.split_once('/').unwrap_or((bucket, ""));
-    s3(bucket, true).map(Some).with_context(|| format!("opening {repo}"))
+    s3(&Access::Usual, bucket, true).map(Some).with_context(|| format!("opening {repo}"))
 }
 
-fn s3(bucket: &str, batches: bool) -> anyhow::Result<Arc<dyn ObjectStore>> {
+/// Whose variables say how object storage is reached.
+enum Access {
+    /// The usual ones.
+    Usual,
+    /// Those of the second repository of a command, by their usual names.
+    Other(Vec<(String, String)>),
+}
+
+/// What begins the names of the second repository's variables, where it has others than the first.
+const OTHER: &str = "LVKEEP_OTHER_";
+
+impl Access {
+    /// Of the second repository: all of its own variables, or all of the first one's, and never a mixture.
+    fn other() -> Self {
+        let own = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            let name = name.to_str()?.strip_prefix(OTHER)?.to_owned();
+            name.starts_with("AWS_").then_some((name, value.into_string().ok()?))
+        };
+        let own: Vec<_> = std::env::vars_os().filter_map(own).collect();
+        if own.is_empty() { Self::Usual } else { Self::Other(own) }
+    }
+
+    fn value(&self, name: &str) -> Option<String> {
+        match self {
+            Self::Usual => std::env::var(name).ok(),
+            Self::Other(own) => own.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone()),
+        }
+    }
+
+    fn builder(&self) -> AmazonS3Builder {
+        let Self::Other(own) = self else { return AmazonS3Builder::from_env() };
+        own.iter().fold(AmazonS3Builder::new(), |builder, (name, value)| {
+            match name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() {
+                Ok(key) => builder.with_config(key, value),
+                Err(_) => builder,
+            }
+        })
+    }
+}
+
+fn s3(access: &Access, bucket: &str, batches: bool) -> anyhow::Result<Arc<dyn ObjectStore>> {
     let plain = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"]
         .iter()
-        .any(|name| std::env::var(name).is_ok_and(|url| url.starts_with("http://")));
-    let mut builder = AmazonS3Builder::from_env()
+        .any(|name| access.value(name).is_some_and(|url| url.starts_with("http://")));
+    let mut builder = access
+        .builder()
         .with_bucket_name(bucket)
         // Whoever repeats a request must know what it is: packs take a fresh name, conditional writes read first.
         .with_retry(object_store::RetryConfig { max_retries: 0, ..Default::default() })
@@ -178,17 +229,41 @@ pub async fn repository(
     environment: Arc<dyn Environment>,
 ) -> anyhow::Result<Repository> {
     let store = store(&settings.repo.value, false, environment)?;
+    opened(settings, store, settings.key.value.as_deref(), None).await
+}
+
+/// Opens the second repository of a command, with this writer key, its own key files, or an identity: the one that is
+/// named, or that of the repository `like`.
+pub async fn other(
+    app: &App,
+    repo: &str,
+    key: Option<&Path>,
+    like: Option<RepoId>,
+) -> anyhow::Result<Repository> {
+    let store = store_by(&Access::other(), repo, false, app.environment.clone())?;
+    opened(&app.settings, store, key, like).await
+}
+
+async fn opened(
+    settings: &Settings,
+    store: Store,
+    key: Option<&Path>,
+    like: Option<RepoId>,
+) -> anyhow::Result<Repository> {
     let head = Repository::head(&store).await?;
     let usual = KeyFiles::of(head.repo)?.writer;
-    let key = match &settings.key.value {
+    let key = match key {
         Some(path) => Some(read_writer_key(path)?),
         None if head.encrypted && usual.is_file() => Some(read_writer_key(&usual)?),
         None => None,
     };
-    let identity = match key.is_none() && head.encrypted {
-        true => identity(settings, head.repo)?,
-        false => None,
-    };
+    let mut opens = None;
+    if key.is_none() && head.encrypted {
+        for repo in [Some(head.repo), like].into_iter().flatten() {
+            opens = opens.or(identity(settings, repo)?);
+        }
+    }
+    let identity = opens;
     Ok(Repository::open(store, key, identity.as_ref()).await?)
 }
 

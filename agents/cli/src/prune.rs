@@ -45,7 +45,9 @@ impl Waits {
                     "{kind} of {volume} on {host} since {started} (`lvkeep cancel {session}` if it is dead)"
                 )
             }
-            _ => format!("session {session}, whose object cannot be read"),
+            _ => format!(
+                "session {session}, whose object cannot be read (`lvkeep cancel --force {session}` if it is dead)"
+            ),
         }
     }
 }
@@ -95,6 +97,11 @@ pub async fn run(app: &App, args: &PruneArgs) -> anyhow::Result<()> {
 async fn prepare(app: &App, repository: &mut Repository) -> anyhow::Result<()> {
     let promise = repository.store.probe().await.map_err(agent::Failure::from)?;
     repository.config.store.conditional_create &= promise.conditional_create;
+    delete_in_batches(app, repository)
+}
+
+/// Deletes by a client that takes many keys at once, where there is one.
+pub fn delete_in_batches(app: &App, repository: &mut Repository) -> anyhow::Result<()> {
     if let Some(batches) = open::batches(&app.settings.repo.value)? {
         repository.store = repository.store.clone().with_batches(batches);
     }

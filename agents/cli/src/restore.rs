@@ -171,7 +171,7 @@ async fn here(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
     let chosen = chosen(&repository, args).await?;
     let wishes: Vec<Wish> = chosen.iter().map(Order::wish).collect();
     let mut work = match args.options.undo {
-        true => Embedded::writing(app, None).await?,
+        true => Embedded::reading_and_writing(app, &wishes).await?,
         false => Embedded::reading(app, repository, &wishes).await?,
     };
     let restored = restore_all(app, args, chosen, &mut work).await;
@@ -318,7 +318,11 @@ pub fn make(app: &App, work: &Embedded, identity: Option<Arc<Identity>>) -> Rest
 /// A restorer of this process.
 pub fn make_with(work: &Embedded, identity: Option<Arc<Identity>>, settings: restorer::Settings) -> Restorer {
     let (context, repository, index) = (work.context.clone(), work.repository.clone(), work.index.clone());
-    Restorer::new(context, repository, index, identity, settings).with_targets(targets())
+    let restorer = Restorer::new(context, repository, index, identity, settings).with_targets(targets());
+    match &work.protection {
+        Some(protection) => restorer.protected(protection.clone()),
+        None => restorer,
+    }
 }
 
 /// The logical volumes of this host.

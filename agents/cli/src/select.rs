@@ -1,9 +1,10 @@
 //! Finds snapshots: by id, by a unique prefix of one, by NAME@latest, or by NAME@TIME.
 
-use agent::repository::AtSlot;
+use std::collections::BTreeMap;
+
+use agent::marks::{self, Marks};
 use agent::{Failure, Repository};
 use anyhow::bail;
-use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, civil};
@@ -14,28 +15,39 @@ use schema::root::Root;
 
 /// Characters of a date without a time.
 const DATE_LEN: usize = "2026-11-20".len();
-/// Roots read at once.
-const AT_ONCE: usize = 16;
 
 /// The roots of all visible snapshots, or of one volume's; oldest first.
 pub async fn roots(repository: &Repository, volume: Option<VolumeKey>) -> Result<Vec<Root>, Failure> {
-    let slots = repository.visible_slots(volume).await?;
-    let mut roots: Vec<Root> = read_all(repository, slots).await?;
-    roots.sort_by(|a, b| (&a.volume, a.generation, a.slot).cmp(&(&b.volume, b.generation, b.slot)));
-    Ok(roots)
+    Ok(in_order(repository.roots(volume).await?))
 }
 
-async fn read_all(repository: &Repository, slots: Vec<Slot>) -> Result<Vec<Root>, Failure> {
-    stream::iter(slots.into_iter().map(|slot| async move {
-        Ok(match repository.at_slot(slot).await? {
-            AtSlot::Snapshot(root) => Some(*root),
-            AtSlot::Nothing | AtSlot::Tombstone => None,
-        })
-    }))
-    .buffered(AT_ONCE)
-    .try_filter_map(|root| async { Ok(root) })
-    .try_collect()
-    .await
+/// The roots of all visible snapshots with the tags that they have now, and what their marks say.
+pub async fn labelled(repository: &Repository) -> Result<(Vec<Root>, BTreeMap<Slot, Marks>), Failure> {
+    let mut roots = roots(repository, None).await?;
+    let marks = marks::all(repository, None).await?;
+    for root in &mut roots {
+        if let Some(marks) = marks.get(&root.slot) {
+            root.tags = marks.labels(root).tags;
+        }
+    }
+    Ok((roots, marks))
+}
+
+/// The roots that are forgotten, and of which no visible snapshot is the same; oldest first.
+pub async fn all_forgotten(repository: &Repository) -> Result<Vec<Root>, Failure> {
+    let visible = repository.roots(None).await?;
+    let mut roots = repository.roots_at(repository.forgotten_slots(None).await?).await?;
+    let is_back = |root: &Root| {
+        let of_volume = visible.iter().filter(|one| one.volume == root.volume);
+        of_volume.into_iter().any(|one| Root { slot: root.slot, ..one.clone() } == *root)
+    };
+    roots.retain(|root| !is_back(root));
+    Ok(in_order(roots))
+}
+
+fn in_order(mut roots: Vec<Root>) -> Vec<Root> {
+    roots.sort_by(|a, b| (&a.volume, a.generation, a.slot).cmp(&(&b.volume, b.generation, b.slot)));
+    roots
 }
 
 /// The one snapshot that `text` means.
@@ -47,8 +59,39 @@ pub async fn snapshot(repository: &Repository, text: &str) -> anyhow::Result<Roo
 }
 
 async fn by_id(repository: &Repository, text: &str) -> anyhow::Result<Root> {
+    if let Some(root) = starting_with(repository, text, repository.visible_slots(None).await?).await? {
+        return Ok(root);
+    }
+    let forgotten = repository.forgotten_slots(None).await?;
+    if let Some(root) = starting_with(repository, text, forgotten).await? {
+        let (id, volume) = (root.slot.session, &root.volume);
+        bail!(Failure::refused(format!(
+            "snapshot {id} of {volume} is forgotten: `lvkeep unforget {id}` brings it back until it is collected"
+        )));
+    }
+    bail!(Failure::refused(format!(
+        "no snapshot has the id {text:?} (`lvkeep snapshots` lists them; a volume's newest is NAME@latest)"
+    )))
+}
+
+/// The one forgotten snapshot whose id begins with `text`.
+pub async fn forgotten(repository: &Repository, text: &str) -> anyhow::Result<Root> {
+    let forgotten = repository.forgotten_slots(None).await?;
+    if let Some(root) = starting_with(repository, text, forgotten).await? {
+        return Ok(root);
+    }
+    bail!(Failure::refused(format!(
+        "no forgotten snapshot has the id {text:?}: it was collected, or never forgotten (`lvkeep snapshots --forgotten` \
+         lists what can be brought back)"
+    )))
+}
+
+async fn starting_with(
+    repository: &Repository,
+    text: &str,
+    mut slots: Vec<Slot>,
+) -> anyhow::Result<Option<Root>> {
     let wanted = text.to_ascii_uppercase();
-    let mut slots = repository.visible_slots(None).await?;
     slots.retain(|slot| slot.session.to_string().starts_with(&wanted));
     if slots.len() > 1 {
         bail!(Failure::refused(format!(
@@ -56,12 +99,7 @@ async fn by_id(repository: &Repository, text: &str) -> anyhow::Result<Root> {
             slots.len()
         )));
     }
-    match read_all(repository, slots).await?.pop() {
-        Some(root) => Ok(root),
-        None => bail!(Failure::refused(format!(
-            "no snapshot has the id {text:?} (`lvkeep snapshots` lists them; a volume's newest is NAME@latest)"
-        ))),
-    }
+    Ok(repository.roots_at(slots).await?.pop())
 }
 
 async fn by_time(repository: &Repository, name: &str, when: &str) -> anyhow::Result<Root> {

@@ -1,9 +1,10 @@
 //! `cancel`: gives a session up by occupying its commit slot.
 
 use agent::repository::AtSlot;
-use agent::{Failure, Topic, sessions};
-use schema::SessionId;
-use schema::messages::{About, Cancel, Message};
+use agent::{Failure, Repository, Topic, sessions};
+use schema::messages::{About, Cancel, FailureKind, Message};
+use schema::session::Session;
+use schema::{SessionId, names};
 
 use crate::app::App;
 use crate::args::CancelArgs;
@@ -15,7 +16,7 @@ pub async fn cancel(app: &App, args: &CancelArgs) -> anyhow::Result<()> {
     let repository = app.repository().await?;
     let sessions = sessions::list(&repository).await?;
     let Some(session) = sessions.iter().find(|session| session.id == id) else {
-        return Err(Failure::refused(format!("no session {id} is open (`lvkeep status` lists them)")).into());
+        return cancel_unreadable(app, &repository, id, args.force).await;
     };
     let at_slot = sessions::revoke(&repository, session).await?;
     if app.settings.nats.value.is_some() {
@@ -38,4 +39,33 @@ pub async fn cancel(app: &App, args: &CancelArgs) -> anyhow::Result<()> {
             session.volume, session.job
         ),
     })
+}
+
+/// Removes a session object that says neither which volume nor which slot it is about. Where something stands at a slot
+/// of its name, nothing else is ever committed there; otherwise only the operator knows that nobody drives it.
+async fn cancel_unreadable(
+    app: &App,
+    repository: &Repository,
+    id: SessionId,
+    force: bool,
+) -> anyhow::Result<()> {
+    let key = names::session(id);
+    if repository.store.head(&key).await.map_err(Failure::from)?.is_none() {
+        return Err(Failure::refused(format!("no session {id} is open (`lvkeep status` lists them)")).into());
+    }
+    let why = match repository.read::<Session>(&key).await {
+        Err(failure) if failure.kind == FailureKind::Store => return Err(failure.into()),
+        Err(failure) => failure.why,
+        Ok(_) => format!("{key} is empty"),
+    };
+    if !force && sessions::decided_slot(repository, id).await?.is_none() {
+        let why = format!(
+            "{why}; nothing says where session {id} would commit: make sure that nobody drives it any more (one that is \
+             alive would lose its protection against `prune`), and give --force"
+        );
+        return Err(Failure::refused(why).into());
+    }
+    repository.store.delete(&key).await.map_err(Failure::from)?;
+    let value = serde_json::json!({ "session": id.to_string(), "volume": null });
+    app.print(&value, || format!("the object of session {id}, which could not be read, is removed"))
 }

@@ -11,8 +11,9 @@ use directories::ProjectDirs;
 use schema::limits::LEAF_SPAN;
 use serde::{Deserialize, Serialize};
 
-use crate::args::{Global, IoPriority, Role};
+use crate::args::{Global, IoPriority, MAX_REPACK, Role};
 use crate::lvm::Lvm;
+use crate::retention::{self, Policy};
 
 /// Volumes at once, of one host, at most.
 pub const AT_ONCE_MAX: usize = 64;
@@ -42,6 +43,8 @@ pub struct File {
     reads: Option<usize>,
     lvm: Option<Lvm>,
     #[serde(default)]
+    retention: Vec<Policy>,
+    #[serde(default)]
     agent: AgentFile,
 }
 
@@ -56,6 +59,8 @@ struct AgentFile {
     targets: Vec<PathBuf>,
     restores: Option<usize>,
     span: Option<String>,
+    prune_every: Option<String>,
+    max_repack: Option<String>,
     #[serde(default)]
     shards: Vec<u16>,
 }
@@ -129,6 +134,8 @@ pub struct Settings {
     pub reads: Setting<usize>,
     /// How logical volumes are treated.
     pub lvm: Setting<Lvm>,
+    /// What is kept of which volumes; a conductor forgets the rest after each backup. Empty: everything.
+    pub retention: Setting<Vec<Policy>>,
     /// Agent: roles.
     pub roles: Setting<Vec<Role>>,
     /// Agent: workers.
@@ -141,6 +148,10 @@ pub struct Settings {
     pub restores: Setting<usize>,
     /// Restorer: bytes of a volume that another agent of its host restores at once.
     pub span: Setting<u64>,
+    /// Conductor: how often it collects what nobody needs, in seconds; none: never.
+    pub prune_every: Setting<Option<f64>>,
+    /// Conductor: bytes that such a collection moves at most.
+    pub max_repack: Setting<u64>,
     /// Indexer: its shards; empty is all.
     pub shards: Setting<Vec<u16>>,
 }
@@ -244,6 +255,7 @@ pub fn resolve(global: &Global, extra: Extra, matches: &ArgMatches) -> anyhow::R
     let workers = std::thread::available_parallelism().map_or(1, usize::from) + 1;
     let memory = r.size("memory", global.memory.as_deref(), file.memory.as_deref())?;
     let span = r.size("span", None, file.agent.span.as_deref())?;
+    let max_repack = r.size("max_repack", None, file.agent.max_repack.as_deref())?;
     let seconds =
         |name: &str, text: &Option<String>| text.as_deref().map(|t| parse_seconds(name, t)).transpose();
     let settings = Settings {
@@ -272,12 +284,18 @@ pub fn resolve(global: &Global, extra: Extra, matches: &ArgMatches) -> anyhow::R
         redeliver: r.pick("redeliver", None, seconds("redeliver", &file.redeliver)?, 30.0),
         reads: r.pick("reads", None, file.reads, 2),
         lvm: r.pick("lvm", None, file.lvm.filter(|lvm| *lvm != Lvm::default()), Lvm::default()),
+        retention: r.list("retention", Vec::new(), file.retention),
         roles: r.list("roles", extra.roles, file.agent.roles),
         workers: r.pick("workers", extra.workers, file.agent.workers, workers),
         metrics: r.optional("metrics", extra.metrics, file.agent.metrics),
         targets: r.list("targets", extra.targets, file.agent.targets),
         restores: r.pick("restores", None, file.agent.restores, 2),
         span: Setting { value: span.value.unwrap_or(1 << 30), origin: span.origin },
+        prune_every: r.optional("prune_every", None, seconds("prune_every", &file.agent.prune_every)?),
+        max_repack: match max_repack.value {
+            Some(value) => Setting { value, origin: max_repack.origin },
+            None => Setting { value: parse_size("max_repack", MAX_REPACK)?, origin: Origin::Default },
+        },
         shards: r.list("shards", extra.shards, file.agent.shards),
     };
     check(&settings)?;
@@ -300,11 +318,15 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
     if !(1..=AT_ONCE_MAX).contains(&settings.restores.value) {
         bail!("restores: {} is not between 1 and {AT_ONCE_MAX}", settings.restores.value);
     }
+    if settings.prune_every.value.is_some_and(|seconds| seconds < 1.0) {
+        bail!("prune_every: less than a second is no pause between collections");
+    }
     if settings.span.value == 0 || !settings.span.value.is_multiple_of(LEAF_SPAN) {
         bail!("span: {} bytes are no multiple of 64MiB", settings.span.value);
     }
     settings.lvm.value.settings(&Default::default())?;
     settings.lvm.value.audit()?;
+    retention::policies(&settings.retention.value)?;
     if settings.host.value.is_empty() {
         bail!("host: this host has no name; set one");
     }

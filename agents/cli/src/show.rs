@@ -2,8 +2,8 @@
 
 use std::ops;
 
-use agent::Failure;
 use agent::maps::MapReader;
+use agent::{Failure, marks};
 use indexer::Wish;
 use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Geometry, Leaf};
@@ -24,6 +24,9 @@ struct Shown<'a> {
     top: Option<String>,
     time: String,
     sealed: String,
+    note: Option<String>,
+    /// Why nothing forgets it.
+    held: Option<String>,
     #[serde(flatten)]
     root: Fields<'a>,
 }
@@ -47,7 +50,10 @@ struct Fields<'a> {
 /// `lvkeep show`.
 pub async fn show(app: &App, args: &ShowArgs) -> anyhow::Result<()> {
     let repository = app.repository().await?;
-    let root = select::snapshot(&repository, &args.snapshot).await?;
+    let mut root = select::snapshot(&repository, &args.snapshot).await?;
+    let marks = marks::of(&repository, root.slot).await?;
+    let labels = marks.labels(&root);
+    root.tags = labels.tags;
     let layout = schema::facts::unfolded(&root.layout);
     let shown = Shown {
         id: root.slot.session.to_string(),
@@ -56,6 +62,8 @@ pub async fn show(app: &App, args: &ShowArgs) -> anyhow::Result<()> {
         top: root.top.map(|top| top.to_string()),
         time: text::rfc3339(root.time_ms),
         sealed: text::rfc3339(root.sealed_ms),
+        note: labels.note,
+        held: marks.why_held(),
         root: Fields {
             volume: &root.volume,
             host: &root.host,
@@ -96,6 +104,8 @@ fn describe(root: &Root, shown: &Shown<'_>) -> String {
     if !root.tags.is_empty() {
         lines.push(format!("tags        {}", root.tags.join(", ")));
     }
+    lines.extend(shown.note.as_ref().map(|note| format!("note        {note}")));
+    lines.extend(shown.held.as_ref().map(|why| format!("held        {why}")));
     if root.changed_while_read {
         lines.push("the source CHANGED WHILE IT WAS READ: this snapshot is not of one moment".to_owned());
     }
@@ -120,14 +130,15 @@ pub struct Range {
 
 /// `lvkeep diff`.
 pub async fn diff(app: &App, args: &DiffArgs) -> anyhow::Result<()> {
+    app.stop_on_signals()?;
     let repository = app.repository().await?;
     let a = select::snapshot(&repository, &args.a).await?;
     let b = select::snapshot(&repository, &args.b).await?;
     let work = Embedded::reading(app, repository, &[Wish::map(a.clone()), Wish::map(b.clone())]).await?;
-    let map = |root| MapReader::new(work.repository.clone(), work.index.clone(), root);
-    let (a, b) = (map(a)?, map(b)?);
-    let ranges = changed(&a, &b, 0..u64::MAX).await?;
+    let (a, b) = (map(&work, a)?, map(&work, b)?);
+    let ranges = app.unless_stopped(changed(&a, &b, 0..u64::MAX)).await;
     work.finish().await;
+    let ranges = ranges?;
     let bytes: u64 = ranges.iter().map(|range| range.len).sum();
     let value = serde_json::json!({ "ranges": ranges, "bytes": bytes });
     app.print(&value, || {
@@ -136,6 +147,10 @@ pub async fn diff(app: &App, args: &DiffArgs) -> anyhow::Result<()> {
         lines.push(format!("{} changed in {} ranges", text::size(bytes), ranges.len()));
         lines.join("\n")
     })
+}
+
+fn map(work: &Embedded, root: Root) -> Result<MapReader, Failure> {
+    Ok(MapReader::new(work.repository.clone(), work.index.clone(), root)?.thorough())
 }
 
 /// Ranges that differ, of what is looked at, neighbours joined.
@@ -215,6 +230,7 @@ struct Changed {
 
 /// `lvkeep find-change`.
 pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()> {
+    app.stop_on_signals()?;
     let repository = app.repository().await?;
     let offset = settings::parse_size("OFFSET", &args.offset)?;
     let length = settings::parse_size("--length", &args.length)?;
@@ -224,10 +240,10 @@ pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()>
         let why = format!("volume {:?} has no snapshot (`lvkeep snapshots` lists volumes)", args.volume);
         return Err(Failure::refused(why).into());
     }
-    let map = |root: &Root| Wish { part: within.clone(), ..Wish::map(root.clone()) };
-    let maps: Vec<Wish> = roots.iter().map(map).collect();
+    let wish = |root: &Root| Wish { part: within.clone(), ..Wish::map(root.clone()) };
+    let maps: Vec<Wish> = roots.iter().map(wish).collect();
     let work = Embedded::reading(app, repository, &maps).await?;
-    let found = changes(&work, roots, within).await;
+    let found = app.unless_stopped(changes(&work, roots, within)).await;
     work.finish().await;
     let found = found?;
     app.print(&found, || {
@@ -255,7 +271,7 @@ async fn changes(
     let mut found = Vec::new();
     let mut before: Option<MapReader> = None;
     for root in roots {
-        let now = MapReader::new(work.repository.clone(), work.index.clone(), root)?;
+        let now = map(work, root)?;
         let ranges = match &before {
             // In the first one all of it is new, as far as it has any.
             None => {

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::app::App;
 use crate::args::{Chosen, SnapshotsArgs};
+use crate::settings::Origin;
 use crate::{select, text};
 
 /// A snapshot, as it is printed.
@@ -35,6 +36,10 @@ pub struct Row {
     pub group_lacks: Vec<String>,
     /// Tags.
     pub tags: Vec<String>,
+    /// The operator's note.
+    pub note: Option<String>,
+    /// Nothing forgets it.
+    pub held: bool,
     /// The source changed while it was read.
     pub changed_while_read: bool,
     /// Whether the repository is encrypted.
@@ -56,6 +61,8 @@ impl Row {
             group: root.group.clone(),
             group_lacks: Vec::new(),
             tags: root.tags.clone(),
+            note: None,
+            held: false,
             changed_while_read: root.changed_while_read,
             encrypted,
         }
@@ -83,6 +90,7 @@ fn group_text(row: &Row) -> String {
 
 /// Those of the snapshots that are asked for, by what they are of and by their time.
 pub fn filtered(
+    app: &App,
     all: &[Root],
     of: &Chosen,
     since: Option<&str>,
@@ -99,7 +107,8 @@ pub fn filtered(
         };
         roots.retain(|root| root.group.as_ref().is_some_and(named));
     }
-    if let Some(pattern) = &of.host {
+    // The variable that names this host chooses nothing.
+    if let Some(pattern) = of.host.as_ref().filter(|_| app.settings.host.origin == Origin::Flag) {
         roots.retain(|root| text::matches(pattern, &root.host));
     }
     roots.retain(|root| of.tags.iter().all(|tag| root.tags.contains(tag)));
@@ -115,19 +124,25 @@ pub fn filtered(
 /// `lvkeep snapshots`.
 pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
     let repository = app.repository().await?;
-    let all = select::roots(&repository, None).await?;
-    let roots = filtered(&all, &args.of, args.since.as_deref(), args.until.as_deref())?;
+    let (all, marks) = match args.forgotten {
+        true => (select::all_forgotten(&repository).await?, BTreeMap::new()),
+        false => select::labelled(&repository).await?,
+    };
+    let roots = filtered(app, &all, &args.of, args.since.as_deref(), args.until.as_deref())?;
     let encrypted = repository.key.encrypted();
     let lacking = lacking(&all);
     let row = |root: &Root| {
         let lacks = root.group.as_deref().and_then(|group| lacking.get(group));
         let group_lacks = lacks.into_iter().flatten().map(|&source| source.to_owned()).collect();
-        Row { group_lacks, ..Row::new(root, encrypted) }
+        let marks = marks.get(&root.slot).cloned().unwrap_or_default();
+        let (note, held) = (marks.labels(root).note, marks.is_held());
+        Row { group_lacks, note, held, ..Row::new(root, encrypted) }
     };
     let rows: Vec<Row> = roots.iter().map(row).collect();
     app.print(&rows, || {
         let mut table = text::Table::new(&["id", "volume", "gen", "time", "size", "added", "group", "tags"]);
         for (row, root) in rows.iter().zip(&roots) {
+            let held = if row.held { " (held)" } else { "" };
             let mark = if row.changed_while_read { " (changed while read)" } else { "" };
             table.row([
                 row.id.clone(),
@@ -137,7 +152,7 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
                 text::size(row.size),
                 text::size(row.bytes_stored),
                 group_text(row),
-                format!("{}{mark}", row.tags.join(",")),
+                format!("{}{held}{mark}", row.tags.join(",")),
             ]);
         }
         let warning = if encrypted { "" } else { "\nThis repository is NOT ENCRYPTED." };

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use agent::{Bus, Failure, Topic, sessions};
+use schema::SessionId;
 use schema::messages::{About, AgentIsThere, Message, WhoIsThere};
 use serde::Serialize;
 
@@ -26,6 +27,7 @@ struct Status {
     bytes: u64,
     volumes: Vec<Volume>,
     sessions: Vec<Session>,
+    last_collection: Option<u64>,
     collection: Option<Collection>,
     agents: Vec<Agent>,
 }
@@ -45,6 +47,31 @@ struct Session {
     volume: String,
     host: String,
     started: String,
+}
+
+impl From<(SessionId, Option<schema::session::Session>)> for Session {
+    fn from((id, session): (SessionId, Option<schema::session::Session>)) -> Self {
+        let Some(session) = session else {
+            let (session, kind) = (id.to_string(), "unreadable".to_owned());
+            return Self {
+                session,
+                kind,
+                volume: String::new(),
+                host: String::new(),
+                started: String::new(),
+            };
+        };
+        Self {
+            session: id.to_string(),
+            kind: match session.ended {
+                Some(_) => "ended restore".to_owned(),
+                None => format!("{:?}", session.kind).to_lowercase(),
+            },
+            volume: session.volume,
+            host: session.host,
+            started: text::rfc3339(session.started_ms),
+        }
+    }
 }
 
 /// A collection that is not finished.
@@ -87,16 +114,7 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
         let too_old = limit.is_some_and(|limit| age_ms as f64 > limit * 1000.0);
         Volume { volume, last: text::rfc3339(time), age_seconds, too_old }
     };
-    let session = |session: schema::session::Session| Session {
-        session: session.id.to_string(),
-        kind: match session.ended {
-            Some(_) => "ended restore".to_owned(),
-            None => format!("{:?}", session.kind).to_lowercase(),
-        },
-        volume: session.volume,
-        host: session.host,
-        started: text::rfc3339(session.started_ms),
-    };
+    let collections = collector::standing(&repository).await?;
     let status = Status {
         repository: repository.store.location().to_owned(),
         encrypted: repository.key.encrypted(),
@@ -104,8 +122,9 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
         packs: packs.len(),
         bytes: packs.iter().map(|(_, size)| size).sum(),
         volumes: newest.into_iter().map(volume).collect(),
-        sessions: sessions::list(&repository).await?.into_iter().map(session).collect(),
-        collection: collector::unfinished(&repository).await?.map(collection),
+        sessions: sessions::list_all(&repository).await?.into_iter().map(Session::from).collect(),
+        last_collection: collections.finished,
+        collection: collections.unfinished.map(collection),
         agents: match app.settings.nats.value.is_some() {
             true => agents(app).await?,
             false => Vec::new(),
@@ -216,7 +235,12 @@ fn describe(app: &App, status: &Status) -> String {
         true => "no session is open".to_owned(),
         false => table.text(),
     });
-    lines.extend(status.collection.as_ref().map(Collection::lines));
+    match &status.collection {
+        Some(collection) => lines.push(collection.lines()),
+        None => lines.extend(
+            status.last_collection.map(|number| format!("the last collection was {number}, and is finished")),
+        ),
+    }
     if app.settings.nats.value.is_some() {
         let mut table = text::Table::new(&["agent", "pid", "roles", "version"]);
         for agent in &status.agents {

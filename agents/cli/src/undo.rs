@@ -17,7 +17,7 @@ use crate::restore::Order;
 use crate::{bus, restore, select, text};
 
 /// What names of volumes begin with that are kept for an undo; the host and the target follow.
-pub const NAMES: &str = restorer::UNDO;
+pub use schema::names::UNDO_VOLUMES as NAMES;
 
 /// The target of an order, held, and the id under which what stands there is kept where that is asked for. Nothing is
 /// kept where there is no target yet, or an empty file. Progress is bytes done and all of them.

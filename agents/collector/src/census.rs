@@ -1,12 +1,12 @@
 //! The census: what each pack holds that snapshots need. A proposal is made from it; it may be stale without harm.
 //!
-//! Of a chunk with several copies only the newest counts as needed: a copy that was stored again because an older one
-//! could not be read is the newer one.
+//! Of a chunk with several copies only the oldest counts as needed: nobody here can tell what a copy of content holds,
+//! and a later one may come from a host that was taken over. A copy of a part of a map that could not be opened is none.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use agent::Failure;
 use agent::repository::can_be_pack;
+use agent::{Failure, Repository, marks};
 use futures::TryStreamExt;
 use schema::names::{self, Slot};
 use schema::pack::PackEntry;
@@ -15,10 +15,7 @@ use schema::{PackId, SessionId};
 use crate::footers::{Found, Pack};
 use crate::live::{LISTS, LiveIds, half};
 use crate::mark::{Sources, mark};
-use crate::structure::Structure;
-
-/// Chunks with several copies that are told apart at once, some 50 bytes each; of more, every copy counts as needed.
-const DOUBLES_MAX: usize = 1 << 20;
+use crate::structure::{Failed, Structure};
 
 /// What is known of one pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,35 +54,38 @@ impl Holding {
         self.needed.get(frame / 8).is_some_and(|bits| bits & 1 << (frame % 8) != 0)
     }
 
-    /// Notes whether a frame of `len` bytes is needed.
-    pub fn set(&mut self, frame: usize, len: u32, needed: bool) {
-        if self.needs(frame) == needed {
+    /// Notes that a frame of `len` bytes is needed.
+    pub fn set(&mut self, frame: usize, len: u32) {
+        if self.needs(frame) {
             return;
         }
         if self.needed.len() <= frame / 8 {
             self.needed.resize(frame / 8 + 1, 0);
         }
-        self.needed[frame / 8] ^= 1 << (frame % 8);
-        match needed {
-            true => self.live_bytes += u64::from(len),
-            false => self.live_bytes -= u64::from(len),
-        }
+        self.needed[frame / 8] |= 1 << (frame % 8);
+        self.live_bytes += u64::from(len);
     }
 }
 
 /// What stands in the bucket.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Census {
-    /// Forgotten snapshots that were not collected yet.
+    /// Forgotten snapshots that were not collected yet, and that nothing holds.
     pub(crate) forgotten: Vec<Slot>,
     /// Packs, in order.
     pub(crate) packs: Vec<Holding>,
 }
 
-/// Step 1: forgotten markers, packs, open sessions, and what all snapshots need that are not forgotten.
-pub(crate) async fn list_and_mark(sources: &Sources<'_>, memory: u64) -> Result<Census, Failure> {
+/// Step 1: forgotten markers, holds, packs, open sessions, and what all snapshots need that are not forgotten.
+pub(crate) async fn list_and_mark(sources: &Sources<'_>) -> Result<Census, Failure> {
+    let budget = sources.budget;
     let store = &sources.repository.store;
-    let forgotten: BTreeSet<Slot> = slots(&store.list(names::FORGOTTEN).await?);
+    let mut forgotten: BTreeSet<Slot> = slots(&store.list(names::FORGOTTEN).await?);
+    for (slot, why) in held(sources.repository, &forgotten).await? {
+        let id = slot.session;
+        tracing::warn!(snapshot = %id, why, "a forgotten snapshot is held, and stays: `lvkeep unforget {id}` brings it back");
+        forgotten.remove(&slot);
+    }
     let mut packs: Vec<Holding> =
         sources.repository.list_packs().await?.into_iter().map(|(id, size)| Holding::new(id, size)).collect();
     packs.sort_by_key(|holding| holding.pack);
@@ -94,15 +94,30 @@ pub(crate) async fn list_and_mark(sources: &Sources<'_>, memory: u64) -> Result<
     let (forgotten, visible): (Vec<Slot>, Vec<Slot>) =
         existing.into_iter().partition(|slot| forgotten.contains(slot));
 
-    let mut structure = Structure::of(sources.footers, packs.iter().map(|holding| holding.pack)).await?;
+    let mut structure =
+        Structure::of(sources.footers, packs.iter().map(|holding| holding.pack), budget.structure).await?;
     let mut from = 0;
     while from < LISTS {
-        let mut live = mark(sources, &mut structure, &visible, LiveIds::new(from, memory)).await?;
-        count(sources, &packs, &mut live).await?;
-        judge(sources, &mut packs, &live, &open).await?;
+        let mut live = mark(sources, &mut structure, &visible, LiveIds::new(from, budget.live), None).await?;
+        let failed = structure.failed();
+        count(sources, &packs, &mut live, &failed).await?;
+        judge(sources, &mut packs, &live, &open, &failed).await?;
         from = live.range().end;
     }
     Ok(Census { forgotten, packs })
+}
+
+/// Which forgotten snapshots are held, and why: whoever forgot them died before bringing them back. Holds are looked for
+/// after markers, and whoever holds looks for the marker after the hold stands: one of both sees the other.
+async fn held(
+    repository: &Repository,
+    forgotten: &BTreeSet<Slot>,
+) -> Result<BTreeMap<Slot, String>, Failure> {
+    if forgotten.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let marks = marks::among(repository, forgotten).await?;
+    Ok(marks.into_iter().filter_map(|(slot, marks)| Some((slot, marks.why_held()?))).collect())
 }
 
 /// The slots in a listing that hold more than a tombstone.
@@ -119,11 +134,17 @@ fn entries(found: &Found) -> &[PackEntry] {
     }
 }
 
-async fn count(sources: &Sources<'_>, packs: &[Holding], live: &mut LiveIds) -> Result<(), Failure> {
+async fn count(
+    sources: &Sources<'_>,
+    packs: &[Holding],
+    live: &mut LiveIds,
+    failed: &Failed,
+) -> Result<(), Failure> {
     let ids: Vec<PackId> = packs.iter().map(|holding| holding.pack).collect();
     let mut footers = std::pin::pin!(sources.footers.read(ids));
-    while let Some((_, found)) = footers.try_next().await? {
-        entries(&found).iter().for_each(|entry| live.count(&entry.id));
+    while let Some((pack, found)) = footers.try_next().await? {
+        let copies = entries(&found).iter().filter(|entry| !failed.has(&entry.id, pack));
+        copies.for_each(|entry| live.count(&entry.id));
     }
     Ok(())
 }
@@ -133,12 +154,13 @@ async fn judge(
     packs: &mut Vec<Holding>,
     live: &LiveIds,
     open: &BTreeSet<SessionId>,
+    failed: &Failed,
 ) -> Result<(), Failure> {
     let ids: Vec<PackId> = packs.iter().map(|holding| holding.pack).collect();
-    let mut doubles = Doubles::default();
+    let mut doubles = Doubles { met: HashSet::new(), max: sources.budget.doubles };
     let mut gone = BTreeSet::new();
     let mut footers = std::pin::pin!(sources.footers.read(ids).map_ok(|(_, found)| found));
-    // Packs come in order, the newest last: of two copies, the later one stays.
+    // Packs come in order, the oldest first: of two copies, the earlier one stays.
     let mut number = 0;
     while let Some(found) = footers.try_next().await? {
         match &found {
@@ -148,17 +170,11 @@ async fn judge(
         }
         packs[number].frames = entries(&found).iter().map(|entry| u64::from(entry.len)).sum();
         for (frame, entry) in entries(&found).iter().enumerate() {
-            if live.contains(&entry.id) != Some(true) {
-                continue;
+            let is_needed =
+                live.contains(&entry.id) == Some(true) && !failed.has(&entry.id, packs[number].pack);
+            if is_needed && (!live.is_counted_twice(&entry.id) || doubles.is_first(half(&entry.id))) {
+                packs[number].set(frame, entry.len);
             }
-            let older = match live.is_counted_twice(&entry.id) {
-                true => doubles.replace(half(&entry.id), (number, frame, entry.len)),
-                false => None,
-            };
-            if let Some((older, frame, len)) = older {
-                packs[older].set(frame, len, false);
-            }
-            packs[number].set(frame, entry.len, true);
         }
         number += 1;
     }
@@ -173,16 +189,18 @@ fn stays(pack: &Pack, size: u64, open: &BTreeSet<SessionId>) -> Option<Stays> {
     pack.footer.sessions.iter().any(|session| open.contains(session)).then_some(Stays::Session)
 }
 
-/// The newest copy of chunks that have several: pack, frame, and its length.
-#[derive(Default)]
-struct Doubles(HashMap<u128, (usize, usize, u32)>);
+/// Chunks with several copies, of which one has been met. Of those that do not fit, every copy counts as needed.
+struct Doubles {
+    met: HashSet<u128>,
+    max: usize,
+}
 
 impl Doubles {
-    /// Notes a newer copy, and returns the one before it.
-    fn replace(&mut self, chunk: u128, copy: (usize, usize, u32)) -> Option<(usize, usize, u32)> {
-        match self.0.len() < DOUBLES_MAX || self.0.contains_key(&chunk) {
-            true => self.0.insert(chunk, copy),
-            false => None,
+    /// Whether no copy of a chunk has been met before, as far as that is remembered.
+    fn is_first(&mut self, chunk: u128) -> bool {
+        match self.met.len() < self.max {
+            true => self.met.insert(chunk),
+            false => !self.met.contains(&chunk),
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use agent::epochs::check_number;
 use agent::store::Created;
 use agent::{Failure, Repository};
 use schema::epoch::{Epoch, Verdict};
@@ -26,16 +27,12 @@ pub enum Latest {
 
 /// Step 0: where the latest collection stands.
 pub async fn latest(repository: &Repository) -> Result<Latest, Failure> {
-    let listed = repository.store.list(names::EPOCHS).await?;
-    let numbers = listed.iter().filter_map(|listed| names::parse_epoch(&listed.key).ok());
-    let Some(number) = numbers.map(|(number, _)| number).max() else {
+    let Some(found) = agent::epochs::latest(repository).await? else {
         return Ok(Latest::Finished { next: 1 });
     };
-    let finished = Latest::Finished { next: number + 1 };
-    // A body that shrank to nothing is of an epoch that is finished.
-    let Some(epoch) = repository.read::<Epoch>(&names::epoch(number)).await? else { return Ok(finished) };
-    same_number(Epoch::WHAT, epoch.number, number)?;
-    let Some(verdict) = verdict(repository, number).await? else { return Ok(Latest::Open(epoch)) };
+    let finished = Latest::Finished { next: found.number + 1 };
+    let Some(epoch) = found.epoch else { return Ok(finished) };
+    let Some(verdict) = found.verdict else { return Ok(Latest::Open(epoch)) };
     match is_finished(&verdict, &epoch, &packs(repository).await?, &roots(repository).await?) {
         true => Ok(finished),
         false => Ok(Latest::Decided(epoch, verdict)),
@@ -46,13 +43,6 @@ pub async fn latest(repository: &Repository) -> Result<Latest, Failure> {
 fn is_finished(verdict: &Verdict, epoch: &Epoch, packs: &BTreeSet<PackId>, roots: &BTreeSet<Slot>) -> bool {
     !verdict.delete.iter().any(|pack| packs.contains(pack))
         && !epoch.forgotten.iter().any(|slot| roots.contains(slot))
-}
-
-/// An epoch's verdict, if there is one.
-pub(crate) async fn verdict(repository: &Repository, number: u64) -> Result<Option<Verdict>, Failure> {
-    let Some(verdict) = repository.read::<Verdict>(&names::verdict(number)).await? else { return Ok(None) };
-    same_number(Verdict::WHAT, verdict.number, number)?;
-    Ok(Some(verdict))
 }
 
 /// The packs that a listing shows.
@@ -84,15 +74,8 @@ pub(crate) async fn create_verdict(repository: &Repository, verdict: Verdict) ->
         Created::Lost(found) => {
             let found =
                 Verdict::open(&found, &repository.key, &key).map_err(|e| Failure::from(e).context(&key))?;
-            same_number(Verdict::WHAT, found.number, verdict.number)?;
+            check_number(Verdict::WHAT, found.number, verdict.number)?;
             Ok(found)
         }
-    }
-}
-
-fn same_number(what: &str, found: u64, expected: u64) -> Result<(), Failure> {
-    match found == expected {
-        true => Ok(()),
-        false => Err(Failure::damaged(format!("{what} {expected} says that it is {found}"))),
     }
 }

@@ -14,9 +14,6 @@ use schema::{PackId, names};
 
 /// Footers that are read at once.
 const AT_ONCE: usize = 16;
-/// Entries of the footers that are kept; 48 bytes each.
-const KEPT_ENTRIES: usize = 1 << 20;
-
 /// A pack's header and footer.
 #[derive(Debug)]
 pub(crate) struct Pack {
@@ -46,6 +43,10 @@ pub(crate) enum Found {
 pub(crate) struct Footers {
     repository: Repository,
     kept: Mutex<Kept>,
+    /// Entries of the footers that are kept.
+    max: usize,
+    /// A pack whose footer is torn is read as a whole: one at a time.
+    whole: futures::lock::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -55,8 +56,9 @@ struct Kept {
 }
 
 impl Footers {
-    pub(crate) fn new(repository: Repository) -> Self {
-        Self { repository, kept: Mutex::default() }
+    /// Keeps footers with `max` entries together.
+    pub(crate) fn new(repository: Repository, max: usize) -> Self {
+        Self { repository, kept: Mutex::default(), max, whole: Default::default() }
     }
 
     /// Footers of these packs, in their order.
@@ -73,7 +75,14 @@ impl Footers {
         if let Some(kept) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).packs.get(&pack) {
             return Ok(Found::Pack(kept.clone()));
         }
-        let failure = match self.repository.read_footer(pack).await {
+        let intact = match self.repository.read_intact_footer(pack).await {
+            Err(failure) if failure.kind == FailureKind::Damaged => {
+                let _one = self.whole.lock().await;
+                self.repository.read_footer(pack).await
+            }
+            intact => intact,
+        };
+        let failure = match intact {
             Ok((header, footer)) => return Ok(Found::Pack(self.keep(pack, Pack { header, footer }))),
             Err(failure) => failure,
         };
@@ -92,7 +101,7 @@ impl Footers {
         let pack = Arc::new(pack);
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         // A torn footer is read anew each time: it may have been the reading that was torn.
-        if pack.is_whole() && kept.entries + pack.footer.entries.len() <= KEPT_ENTRIES {
+        if pack.is_whole() && kept.entries + pack.footer.entries.len() <= self.max {
             kept.entries += pack.footer.entries.len();
             kept.packs.insert(id, pack.clone());
         }

@@ -6,6 +6,7 @@
 //! when to give up waiting. It opens structure and never content, and asks the bucket alone: no index, no bus.
 
 mod announce;
+mod budget;
 mod census;
 mod epochs;
 mod footers;
@@ -28,9 +29,10 @@ pub use announce::Announce;
 pub use epochs::{Latest, latest};
 pub use plan::{Limits, Sums};
 pub use sessions::{About, Patience, Waiting};
-pub use state::{Unfinished, unfinished};
+pub use state::{Standing, Unfinished, standing, unfinished};
 pub use sweep::Swept;
 
+use budget::Budget;
 use census::Census;
 use footers::Footers;
 use mark::Sources;
@@ -47,8 +49,8 @@ const FORGOTTEN_MAX: usize = 1 << 18;
 pub struct Settings {
     /// How much is rewritten.
     pub limits: Limits,
-    /// Bytes for the ids of needed chunks, four and a half for each; more chunks take more passes over the maps. At
-    /// most as much again goes to what else is kept.
+    /// Bytes for the ids of needed chunks, four and a half for each; more chunks take more passes over the maps. As much
+    /// again goes to what else is kept of chunks and maps, and some 200 bytes to each pack and each snapshot.
     pub memory: u64,
     /// How long sessions are waited for.
     pub patience: Patience,
@@ -88,6 +90,7 @@ pub struct Collector {
     settings: Settings,
     stop: Stop,
     footers: Footers,
+    budget: Budget,
 }
 
 /// Whether an epoch could be brought to its end.
@@ -99,8 +102,9 @@ enum Ended {
 impl Collector {
     /// A collector that ends between two steps when `stop` is raised.
     pub fn new(repository: Repository, settings: Settings, stop: Stop) -> Self {
-        let footers = Footers::new(repository.clone());
-        Self { repository, settings, stop, footers }
+        let budget = Budget::new(settings.memory);
+        let footers = Footers::new(repository.clone(), budget.footers);
+        Self { repository, settings, stop, footers, budget }
     }
 
     /// Finishes what is unfinished, then collects what there is. Ends early, without an error, when it waits for
@@ -117,7 +121,7 @@ impl Collector {
                 },
             };
             let Some(epoch) = self.propose(next, &mut report).await? else { return Ok(report) };
-            self.go_on()?;
+            go_on(&self.stop)?;
             if epochs::create_epoch(&self.repository, &epoch).await? {
                 report.epoch = Some(epoch.number);
                 self.finish(Latest::Open(epoch), &mut report).await?;
@@ -158,20 +162,14 @@ impl Collector {
         )))
     }
 
-    fn go_on(&self) -> Result<(), Failure> {
-        match self.stop.is_raised() {
-            true => Err(interrupted()),
-            false => Ok(()),
-        }
-    }
-
     fn sources(&self) -> Sources<'_> {
-        Sources { repository: &self.repository, footers: &self.footers, stop: &self.stop }
+        let Self { repository, footers, stop, budget, .. } = self;
+        Sources { repository, footers, stop, budget: *budget }
     }
 
     /// Step 1.
     async fn census(&self) -> Result<(Census, Plan), Failure> {
-        let census = census::list_and_mark(&self.sources(), self.settings.memory).await?;
+        let census = census::list_and_mark(&self.sources()).await?;
         let plan = plan::plan(&census.packs, self.settings.limits);
         Ok((census, plan))
     }
@@ -207,13 +205,13 @@ impl Collector {
                 if !report.waits.is_empty() {
                     return Ok(Ended::Not);
                 }
-                self.go_on()?;
+                go_on(&self.stop)?;
                 let verdict = self.decide(&epoch).await?;
                 (epoch, verdict)
             }
         };
         report.epoch = Some(epoch.number);
-        let swept = sweep::sweep(&self.repository, &epoch, &verdict).await?;
+        let swept = sweep::sweep(&self.repository, &epoch, &verdict, &self.stop).await?;
         let finished = swept.is_finished();
         report.swept.snapshots += swept.snapshots;
         report.swept.packs += swept.packs;
@@ -225,12 +223,11 @@ impl Collector {
 
     /// Steps 5 and 6. A verdict that came meanwhile holds.
     async fn decide(&self, epoch: &Epoch) -> Result<Verdict, Failure> {
-        if let Some(verdict) = epochs::verdict(&self.repository, epoch.number).await? {
+        if let Some(verdict) = agent::epochs::verdict(&self.repository, epoch.number).await? {
             return Ok(verdict);
         }
-        let delete: Vec<PackId> =
-            verdict::mark_again_and_reprieve(&self.sources(), epoch, self.settings.memory).await?;
-        self.go_on()?;
+        let delete: Vec<PackId> = verdict::mark_again_and_reprieve(&self.sources(), epoch).await?;
+        go_on(&self.stop)?;
         epochs::create_verdict(&self.repository, Verdict { number: epoch.number, delete }).await
     }
 }
@@ -239,6 +236,14 @@ fn note(report: &mut Report, census: &Census, plan: &Plan) {
     report.sums = Some(plan.sums);
     report.forgotten = census.forgotten.len() as u64;
     report.dead = plan.dead.len() as u64;
+}
+
+/// Between two steps.
+fn go_on(stop: &Stop) -> Result<(), Failure> {
+    match stop.is_raised() {
+        true => Err(interrupted()),
+        false => Ok(()),
+    }
 }
 
 /// Somebody asked this process to stop.

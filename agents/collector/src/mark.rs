@@ -1,28 +1,31 @@
 //! Marking: which chunks the snapshots need.
 //!
-//! Maps share nodes and leaves; each is read once, as far as memory for the ids of what was read suffices. A part of a
-//! map that cannot be read stops everything, unless its snapshot has been seen to be gone.
+//! Maps share nodes and leaves; each is read once, as far as memory for the ids of what was read suffices: when that is
+//! full it begins anew, since snapshots come by volume, and those of one volume share most. Where not all places of parts
+//! of maps fit in memory, maps are walked once for each range of leaves.
+//!
+//! A part of a map that cannot be read stops everything, unless its snapshot has been seen to be gone: a slot is never
+//! deleted, so that only a tombstone says so, and not even that one while somebody counts on the snapshot.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use agent::repository::AtSlot;
 use agent::{Failure, Repository, Stop};
 use bytes::Bytes;
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 use schema::ChunkId;
-use schema::limits::NODE_FANOUT;
+use schema::limits::{MAP_DEPTH_MAX, NODE_FANOUT};
 use schema::map::{Content, Geometry, Leaf, Node};
 use schema::messages::FailureKind;
 use schema::names::Slot;
 use schema::root::Root;
 
+use crate::budget::Budget;
 use crate::footers::Footers;
-use crate::interrupted;
-use crate::live::LiveIds;
-use crate::structure::Structure;
+use crate::go_on;
+use crate::live::{LiveIds, half};
+use crate::structure::{self, Structure};
 
-/// Nodes and leaves that are remembered as read; 33 bytes each, and half as much again for the table.
-const VISITED_MAX: usize = 1 << 20;
 /// Roots, and leaves of one node, that are read at once. A leaf has 1 MiB at most.
 const AT_ONCE: usize = 16;
 
@@ -31,39 +34,93 @@ pub(crate) struct Sources<'a> {
     pub(crate) repository: &'a Repository,
     pub(crate) footers: &'a Footers,
     pub(crate) stop: &'a Stop,
+    pub(crate) budget: Budget,
 }
 
-/// Marks what these snapshots need, as far as it is within the range of `live`.
+/// Marks what these snapshots need, as far as it is within the range of `live`. The second mark is of an epoch.
 pub(crate) async fn mark(
     sources: &Sources<'_>,
     structure: &mut Structure,
     slots: &[Slot],
     live: LiveIds,
+    second_of: Option<u64>,
 ) -> Result<LiveIds, Failure> {
-    let mut walk = Walk { sources, structure, live, visited: HashSet::new() };
-    let at_slot = |slot: Slot| sources.repository.at_slot(slot);
-    let mut roots = stream::iter(slots.to_vec()).map(at_slot).buffered(AT_ONCE);
-    while let Some(at_slot) = roots.try_next().await.map_err(|failure| {
-        failure.context(
-            "a snapshot cannot be read, so that nobody knows what it needs (forget it if it is lost)",
-        )
-    })? {
-        if let AtSlot::Snapshot(root) = at_slot {
-            walk.snapshot(&root).await?;
+    let mut walk = Walk { sources, structure, live, visited: HashSet::new(), second_of };
+    let mut from = 0;
+    while from < structure::LISTS {
+        walk.structure.cover(sources.footers, from).await?;
+        if from == 0 && walk.structure.range().end < structure::LISTS {
+            walk.find_nodes(slots).await?;
         }
+        walk.visited.clear();
+        walk.snapshots(slots).await?;
+        from = walk.structure.range().end;
     }
     walk.live.seal();
     Ok(walk.live)
+}
+
+/// What stands at these slots, in their order.
+fn at_slots(sources: &Sources<'_>, slots: &[Slot]) -> impl Stream<Item = Result<(Slot, AtSlot), Failure>> {
+    let at_slot = move |slot: Slot| async move {
+        match sources.repository.at_slot(slot).await {
+            Ok(found) => Ok((slot, found)),
+            Err(failure) => Err(failure.context(
+                "a snapshot cannot be read, so that nobody knows what it needs (forget it if it is lost)",
+            )),
+        }
+    };
+    stream::iter(slots.to_vec()).map(at_slot).buffered(AT_ONCE)
 }
 
 struct Walk<'a> {
     sources: &'a Sources<'a>,
     structure: &'a mut Structure,
     live: LiveIds,
-    visited: HashSet<ChunkId>,
+    visited: HashSet<u128>,
+    second_of: Option<u64>,
 }
 
 impl Walk<'_> {
+    async fn snapshots(&mut self, slots: &[Slot]) -> Result<(), Failure> {
+        let mut roots = std::pin::pin!(at_slots(self.sources, slots));
+        while let Some((slot, at_slot)) = roots.try_next().await? {
+            match at_slot {
+                AtSlot::Snapshot(root) => self.snapshot(&root).await?,
+                AtSlot::Tombstone => self.check_swept(slot).await?,
+                AtSlot::Nothing => return Err(not_there(slot)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the nodes of these snapshots, whatever range of the table is in memory. What is not found is said by the
+    /// walk that needs it.
+    async fn find_nodes(&mut self, slots: &[Slot]) -> Result<(), Failure> {
+        let mut levels = vec![BTreeSet::new(); usize::from(MAP_DEPTH_MAX) + 1];
+        let mut roots = std::pin::pin!(at_slots(self.sources, slots));
+        while let Some((_, at_slot)) = roots.try_next().await? {
+            if let AtSlot::Snapshot(root) = at_slot {
+                let level = usize::from(Geometry::new(root.size)?.depth());
+                levels.get_mut(level).into_iter().for_each(|ids| ids.extend(root.top));
+            }
+        }
+        for level in (1..=MAP_DEPTH_MAX).rev() {
+            let ids = std::mem::take(&mut levels[usize::from(level)]);
+            self.structure.seek(self.sources.footers, &ids).await?;
+            for id in ids.into_iter().filter(|_| level > 1) {
+                let bytes = match self.structure.read(self.sources.repository, id).await {
+                    Err(failure) if failure.kind == FailureKind::Damaged => continue,
+                    read => read?,
+                };
+                let node = Node::parse(&bytes, level);
+                let below = &mut levels[usize::from(level) - 1];
+                node.iter().for_each(|node| below.extend(node.children().iter().copied().flatten()));
+            }
+        }
+        Ok(())
+    }
+
     async fn snapshot(&mut self, root: &Root) -> Result<(), Failure> {
         let Err(failure) = self.map(root).await else { return Ok(()) };
         // What was begun and not finished must not count as read when another snapshot shares it.
@@ -77,7 +134,25 @@ impl Walk<'_> {
                  check` says more; a snapshot that is lost can be forgotten)",
                 root.volume, root.slot.session
             ))),
-            AtSlot::Nothing | AtSlot::Tombstone => Ok(()),
+            AtSlot::Tombstone => self.check_swept(root.slot).await,
+            AtSlot::Nothing => Err(not_there(root.slot)),
+        }
+    }
+
+    /// Whether a snapshot that was listed may be a tombstone by now. Whoever sweeps one that this epoch keeps goes by a
+    /// later epoch, and has seen this one's verdict.
+    async fn check_swept(&self, slot: Slot) -> Result<(), Failure> {
+        let Some(number) = self.second_of else { return Ok(()) };
+        match agent::epochs::verdict(self.sources.repository, number).await? {
+            Some(_) => Ok(()),
+            None => Err(Failure::new(
+                FailureKind::Store,
+                format!(
+                    "{} was overwritten by nobody who may while collection {number} was under way: nothing is deleted; find \
+                     out who did it, and run `lvkeep prune` again",
+                    slot.snapshot()
+                ),
+            )),
         }
     }
 
@@ -87,9 +162,7 @@ impl Walk<'_> {
         let mut below: Vec<(ChunkId, u8, u64)> =
             root.top.map(|top| (top, geometry.depth(), 0)).into_iter().collect();
         while let Some((id, level, number)) = below.pop() {
-            if self.sources.stop.is_raised() {
-                return Err(interrupted());
-            }
+            go_on(self.sources.stop)?;
             if level == 0 {
                 self.leaves(geometry, vec![(id, number)]).await?;
                 continue;
@@ -109,7 +182,7 @@ impl Walk<'_> {
     }
 
     async fn leaves(&mut self, geometry: Geometry, mut leaves: Vec<(ChunkId, u64)>) -> Result<(), Failure> {
-        leaves.retain(|(id, _)| self.enter(id));
+        leaves.retain(|(id, _)| self.structure.covers(id) && self.enter(id));
         let mut missed = Vec::new();
         {
             let (structure, repository) = (&*self.structure, self.sources.repository);
@@ -133,10 +206,10 @@ impl Walk<'_> {
     /// Marks a structure chunk; whether what is below it must be read.
     fn enter(&mut self, id: &ChunkId) -> bool {
         self.live.insert(id);
-        match self.visited.len() < VISITED_MAX {
-            true => self.visited.insert(*id),
-            false => !self.visited.contains(id),
+        if self.visited.len() >= self.sources.budget.visited {
+            self.visited.clear();
         }
+        self.visited.insert(half(id))
     }
 
     async fn read(&mut self, id: ChunkId) -> Result<Bytes, Failure> {
@@ -149,6 +222,15 @@ impl Walk<'_> {
     async fn read_again(&mut self, id: ChunkId) -> Result<Bytes, Failure> {
         self.structure.read_again(self.sources.repository, self.sources.footers, id).await
     }
+}
+
+/// One wrong answer must not make a snapshot's packs look unneeded.
+fn not_there(slot: Slot) -> Failure {
+    let key = slot.snapshot();
+    let why = format!(
+        "the object store lists {key} and does not give it: nothing is deleted; run `lvkeep prune` again"
+    );
+    Failure { kind: FailureKind::Store, retry: true, why }
 }
 
 /// Marks what a leaf names.

@@ -96,7 +96,7 @@ mod tests {
     fn holding(number: u8, size: u64, live: u32) -> Holding {
         let mut holding = Holding { frames: size, ..Holding::new(PackId::from_bytes([number; 16]), size) };
         if live > 0 {
-            holding.set(0, live, true);
+            holding.set(0, live);
         }
         holding
     }
@@ -141,15 +141,12 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_needed_or_not_however_often_it_is_said() {
+    fn a_frame_is_needed_once_however_often_it_is_said() {
         let mut holding = holding(1, 100, 0);
-        holding.set(9, 7, true);
-        holding.set(9, 7, true);
-        holding.set(1, 2, true);
+        holding.set(9, 7);
+        holding.set(9, 7);
+        holding.set(1, 2);
         assert!(holding.needs(9) && holding.needs(1) && !holding.needs(0) && !holding.needs(1000));
         assert_eq!(holding.live_bytes, 9);
-        holding.set(9, 7, false);
-        holding.set(1000, 7, false);
-        assert_eq!(holding.live_bytes, 2);
     }
 }

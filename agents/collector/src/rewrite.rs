@@ -2,7 +2,8 @@
 //!
 //! Content cannot be opened here, and what is moved badly would be lost with its old pack. So every frame is read
 //! twice, a structure chunk is opened, and a new pack is read back before it counts. A pack with anything odd in it
-//! is left as it is. New packs are durable, with their data keys, and announced before any old one is condemned.
+//! is left as it is. New packs are durable, with their data keys, and announced before any old one is condemned. Of
+//! several copies the oldest counts, so that the names of new packs are older than those of all that they come from.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -20,7 +21,7 @@ use schema::{Domain, PackId, names};
 use crate::announce::Announce;
 use crate::census::Holding;
 use crate::footers::{Found, Pack};
-use crate::interrupted;
+use crate::go_on;
 use crate::mark::Sources;
 
 /// Bytes between two needed frames that are read along rather than asked around.
@@ -48,16 +49,19 @@ pub(crate) async fn rewrite(
     announce: &Announce,
     packs: &[&Holding],
 ) -> Result<Rewritten, Failure> {
+    let oldest = packs.iter().map(|holding| holding.pack.time_ms()).min().unwrap_or_default();
     let mut rewriter = Rewriter {
         repository: sources.repository,
+        time_ms: oldest.saturating_sub(1),
         announce,
+        stop: sources.stop,
         open: BTreeMap::new(),
         opener: Opener::new(sources.repository.key.chunk_ids())?,
         done: Rewritten::default(),
     };
     let mut old = Vec::new();
     for holding in packs {
-        stop(sources.stop)?;
+        go_on(sources.stop)?;
         let Found::Pack(pack) = sources.footers.one(holding.pack).await? else { continue };
         match rewriter.add(&pack, holding).await {
             Ok(()) => old.push(holding.pack),
@@ -67,22 +71,18 @@ pub(crate) async fn rewrite(
             Err(failure) => return Err(failure),
         }
     }
-    stop(sources.stop)?;
+    go_on(sources.stop)?;
     rewriter.close_all().await?;
     rewriter.done.old = old;
     Ok(rewriter.done)
 }
 
-fn stop(stop: &Stop) -> Result<(), Failure> {
-    match stop.is_raised() {
-        true => Err(interrupted()),
-        false => Ok(()),
-    }
-}
-
 struct Rewriter<'a> {
     repository: &'a Repository,
+    /// The time in the names of new packs.
+    time_ms: u64,
     announce: &'a Announce,
+    stop: &'a Stop,
     /// Packs being filled, by kind and retention class.
     open: BTreeMap<(Domain, u8), PackBuilder>,
     opener: Opener,
@@ -90,6 +90,11 @@ struct Rewriter<'a> {
 }
 
 impl Rewriter<'_> {
+    /// A fresh name for a pack.
+    fn name(&self) -> PackId {
+        PackId::from_parts(self.time_ms, u128::from_le_bytes(self.repository.environment().random()) >> 48)
+    }
+
     async fn add(&mut self, pack: &Pack, holding: &Holding) -> Result<(), Failure> {
         let entries = pack.footer.entries.iter().enumerate();
         let needed: Vec<PackEntry> =
@@ -102,7 +107,8 @@ impl Rewriter<'_> {
             }
             for entry in entries {
                 let start = (u64::from(entry.offset) - range.start) as usize;
-                let frame = bytes.slice(start..start + entry.len as usize);
+                // A slice would keep all of the read in memory until the pack is full.
+                let frame = Bytes::copy_from_slice(&bytes[start..start + entry.len as usize]);
                 self.frame(pack, entry, frame).await.map_err(|e| e.context(&key))?;
             }
         }
@@ -159,17 +165,17 @@ impl Rewriter<'_> {
         frame: &Bytes,
         key: Option<&SealedKey>,
     ) -> Result<bool, Failure> {
-        let repository = self.repository;
-        let new = || {
-            let (repo, pack) = (repository.key.repo(), repository.environment().pack_id());
-            PackBuilder::new(PackHeader { repo, pack, kind: kind.0, class: kind.1 })
-        };
+        let (repo, name) = (self.repository.key.repo(), self.name());
+        let new = || PackBuilder::new(PackHeader { repo, pack: name, kind: kind.0, class: kind.1 });
         let builder = self.open.entry(kind).or_insert_with(new);
-        let Some(session) = pack.footer.sessions.first() else { return Ok(false) };
-        if key.is_some_and(|key| builder.clashes_with(key)) || !builder.add_sessions(&pack.footer.sessions) {
+        // A footer names sessions so that the packs of open ones stay. None of these is open: one says that it is whole.
+        let Some(session) = builder.sessions().first().or(pack.footer.sessions.first()).copied() else {
+            return Ok(false);
+        };
+        if key.is_some_and(|key| builder.clashes_with(key)) {
             return Ok(false);
         }
-        if builder.push(&[header], frame.clone(), *session).is_err() {
+        if builder.push(&[header], frame.clone(), session).is_err() {
             return Ok(false);
         }
         if let Some(key) = key {
@@ -199,7 +205,7 @@ impl Rewriter<'_> {
                 Ok(()) => {
                     self.done.bytes += self.read_back(pack, &parts).await?;
                     self.done.new += 1;
-                    return self.announce.stored(pack, &footer.entries).await;
+                    return self.announce.stored(pack, &footer.entries, self.stop).await;
                 }
                 Err(error) => error,
             };
@@ -210,7 +216,7 @@ impl Rewriter<'_> {
             tracing::debug!(%error, attempt, "an upload failed; trying again under a new name");
             environment.sleep(pause).await;
             pause *= 2;
-            builder = builder.renamed(environment.pack_id());
+            builder = builder.renamed(self.name());
         }
         unreachable!("the loop returns")
     }

@@ -2,12 +2,12 @@
 //!
 //! The first listing after the epoch is kept beside it, so that whoever goes on later waits for those alone: later
 //! sessions have read the epoch. A session whose slot is decided can commit nothing else; its object is all that is left
-//! of it. Whether another one is dead, only the operator knows, or a limit that the operator set.
+//! of it. Whether another one is dead, only the operator knows, or a limit that the operator set. What only notes how a
+//! restore's job ended reads nothing: it is not waited for, and it stays until the job cannot come again.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use agent::repository::AtSlot;
 use agent::store::Created;
 use agent::{Failure, Repository, Stop};
 use schema::epoch::Awaited;
@@ -105,10 +105,16 @@ pub(crate) async fn open_of(
     sessions: &BTreeSet<SessionId>,
 ) -> Result<Vec<(Waiting, Option<Session>)>, Failure> {
     let mut open = Vec::new();
+    let mut absent = false;
     for session in listed(repository).await?.intersection(sessions).copied() {
         let body = match repository.read::<Session>(&names::session(session)).await {
+            Ok(Some(body)) if body.ended.is_some() => continue,
             Ok(Some(body)) => body,
-            Ok(None) => continue,
+            Ok(None) => {
+                absent = true;
+                open.push((Waiting { session, about: None }, None));
+                continue;
+            }
             Err(failure) => {
                 tracing::warn!(%failure, "a session object cannot be read; its session is waited for all the same");
                 open.push((Waiting { session, about: None }, None));
@@ -118,6 +124,11 @@ pub(crate) async fn open_of(
         let (volume, host) = (body.volume.clone(), body.host.clone());
         let about = About { kind: body.kind, volume, host, started_ms: body.started_ms };
         open.push((Waiting { session, about: Some(about) }, Some(body)));
+    }
+    if absent {
+        // One wrong answer must not end a session: that its object is gone, another listing has to say.
+        let listed = listed(repository).await?;
+        open.retain(|(waiting, _)| listed.contains(&waiting.session));
     }
     Ok(open)
 }
@@ -143,7 +154,8 @@ async fn still_open(
 /// Ends what is left of a session whose slot is decided, and decides the slot of one that is declared dead.
 async fn is_over(repository: &Repository, session: &Session, patience: Patience) -> Result<bool, Failure> {
     let decided = match session.slot {
-        Some(slot) => !matches!(repository.at_slot(slot).await?, AtSlot::Nothing),
+        // Whatever stands there, also what cannot be read.
+        Some(slot) => repository.store.head(&slot.snapshot()).await?.is_some(),
         None => false,
     };
     if decided {

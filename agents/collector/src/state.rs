@@ -30,7 +30,31 @@ pub struct Unfinished {
 
 /// The unfinished collection, if there is one. Changes nothing.
 pub async fn unfinished(repository: &Repository) -> Result<Option<Unfinished>, Failure> {
-    Ok(match latest(repository).await? {
+    Ok(standing(repository).await?.unfinished)
+}
+
+/// Where collections stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The last one that is finished.
+    pub finished: Option<u64>,
+    /// The one that is not.
+    pub unfinished: Option<Unfinished>,
+}
+
+/// Where collections stand. Changes nothing.
+pub async fn standing(repository: &Repository) -> Result<Standing, Failure> {
+    let latest = latest(repository).await?;
+    let finished = match &latest {
+        Latest::Finished { next } => next - 1,
+        Latest::Open(epoch) | Latest::Decided(epoch, _) => epoch.number.saturating_sub(1),
+    };
+    let finished = (finished > 0).then_some(finished);
+    Ok(Standing { finished, unfinished: of(repository, latest).await? })
+}
+
+async fn of(repository: &Repository, latest: Latest) -> Result<Option<Unfinished>, Failure> {
+    Ok(match latest {
         Latest::Finished { .. } => None,
         Latest::Open(epoch) => {
             let awaited = repository.read::<Awaited>(&names::awaited(epoch.number)).await?;

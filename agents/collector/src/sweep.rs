@@ -1,15 +1,15 @@
 //! Step 7: carries a verdict out. By anybody, any number of times: it only says what is gone for ever.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use agent::store::StoreErrorKind;
-use agent::{Failure, Repository};
+use agent::{Failure, Repository, Stop, marks};
 use bytes::Bytes;
 use schema::PackId;
 use schema::epoch::{Epoch, Verdict};
 use schema::names::{self, Slot};
 
-use crate::epochs;
+use crate::{epochs, go_on};
 
 /// Packs that are deleted between two looks at the flag that stops, and between two lines of the log.
 const BATCH: usize = 1000;
@@ -41,16 +41,25 @@ pub(crate) async fn sweep(
     repository: &Repository,
     epoch: &Epoch,
     verdict: &Verdict,
+    stop: &Stop,
 ) -> Result<Swept, Failure> {
     let mut swept = Swept::default();
-    tombstone_roots(repository, epoch, &mut swept).await?;
-    delete_packs(repository, verdict, &mut swept).await?;
+    tombstone_roots(repository, epoch, &mut swept, stop).await?;
+    delete_packs(repository, verdict, &mut swept, stop).await?;
     Ok(swept)
 }
 
-async fn tombstone_roots(repository: &Repository, epoch: &Epoch, swept: &mut Swept) -> Result<(), Failure> {
+async fn tombstone_roots(
+    repository: &Repository,
+    epoch: &Epoch,
+    swept: &mut Swept,
+    stop: &Stop,
+) -> Result<(), Failure> {
     let roots = epochs::roots(repository).await?;
-    for slot in epoch.forgotten.iter().filter(|slot| roots.contains(slot)) {
+    let left: BTreeSet<Slot> = epoch.forgotten.iter().filter(|slot| roots.contains(slot)).copied().collect();
+    delete_marks(repository, &left).await?;
+    for slot in &left {
+        go_on(stop)?;
         match repository.store.put(&slot.snapshot(), Bytes::new()).await {
             Ok(()) => swept.snapshots += 1,
             Err(error) if error.kind() == StoreErrorKind::Denied => {
@@ -63,7 +72,23 @@ async fn tombstone_roots(repository: &Repository, epoch: &Epoch, swept: &mut Swe
     Ok(())
 }
 
-async fn delete_packs(repository: &Repository, verdict: &Verdict, swept: &mut Swept) -> Result<(), Failure> {
+/// What was said of a snapshot goes before it: afterwards nobody would look for it.
+async fn delete_marks(repository: &Repository, slots: &BTreeSet<Slot>) -> Result<(), Failure> {
+    if slots.is_empty() {
+        return Ok(());
+    }
+    for batch in marks::keys(repository, slots).await?.chunks(BATCH) {
+        repository.store.delete_all(batch).await?;
+    }
+    Ok(())
+}
+
+async fn delete_packs(
+    repository: &Repository,
+    verdict: &Verdict,
+    swept: &mut Swept,
+    stop: &Stop,
+) -> Result<(), Failure> {
     let sizes: BTreeMap<PackId, u64> = repository.list_packs().await?.into_iter().collect();
     let keys: Vec<String> = verdict
         .delete
@@ -72,6 +97,7 @@ async fn delete_packs(repository: &Repository, verdict: &Verdict, swept: &mut Sw
         .map(|pack| names::pack(*pack))
         .collect();
     for batch in keys.chunks(BATCH) {
+        go_on(stop)?;
         let locked = repository.store.delete_all(batch).await?;
         for key in batch.iter().filter(|key| !locked.contains(key)) {
             swept.packs += 1;

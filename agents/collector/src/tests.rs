@@ -1,5 +1,7 @@
 mod collecting;
 mod faults;
 mod fixture;
+mod holds;
 mod interleaved;
+mod moment;
 mod refusing;

@@ -2,9 +2,10 @@
 //! that is not condemned.
 //!
 //! Which chunks are needed is asked of a set that has too many rather than too few; whether a copy stands elsewhere is
-//! asked by whole ids.
+//! asked by whole ids. A copy elsewhere counts only if it is older than all that are condemned: what moved is, and of
+//! others nobody knows what they hold.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use agent::Failure;
 use futures::{Stream, TryStreamExt};
@@ -17,45 +18,44 @@ use crate::epochs;
 use crate::footers::{Found, Pack};
 use crate::live::{LISTS, LiveIds, half};
 use crate::mark::{Sources, mark};
-use crate::structure::Structure;
-
-/// Needed chunks of condemned packs that are told apart, some 30 bytes each; packs with more are reprieved.
-const AT_RISK_MAX: usize = 1 << 21;
+use crate::structure::{Failed, Structure};
 
 /// Which of an epoch's packs are to be deleted.
 pub(crate) async fn mark_again_and_reprieve(
     sources: &Sources<'_>,
     epoch: &Epoch,
-    memory: u64,
 ) -> Result<Vec<PackId>, Failure> {
     // Packs before snapshots, both after the last session that was waited for has ended.
     let listed = epochs::packs(sources.repository).await?;
     let existing = epochs::roots(sources.repository).await?;
-    let needed: Vec<Slot> = existing.into_iter().filter(|slot| !epoch.forgotten.contains(slot)).collect();
+    let forgotten: BTreeSet<Slot> = epoch.forgotten.iter().copied().collect();
+    let needed: Vec<Slot> = existing.difference(&forgotten).copied().collect();
     let mut condemned: Vec<PackId> =
         epoch.condemned.iter().filter(|pack| listed.contains(pack)).copied().collect();
     condemned.sort_unstable();
     condemned.dedup();
-    let mut structure = Structure::of(sources.footers, listed.iter().copied()).await?;
+    let mut structure =
+        Structure::of(sources.footers, listed.iter().copied(), sources.budget.structure).await?;
 
-    let mut risk = Risk::default();
+    let mut risk = Risk { max: sources.budget.at_risk, ..Risk::default() };
     let mut from = 0;
     while from < LISTS {
-        let live = match mark(sources, &mut structure, &needed, LiveIds::new(from, memory)).await {
+        let live = LiveIds::new(from, sources.budget.live);
+        let live = match mark(sources, &mut structure, &needed, live, Some(epoch.number)).await {
             Ok(live) => live,
             // Nothing is deleted by what cannot be known, and the epoch can end all the same.
-            Err(failure) if failure.kind == FailureKind::Damaged => {
+            Err(failure) if matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused) => {
                 tracing::error!(%failure, "all packs of this collection are reprieved");
                 return Ok(Vec::new());
             }
             Err(failure) => return Err(failure),
         };
+        risk.failed = structure.failed();
         risk.gather(sources.footers.read(condemned.clone()), &live).await?;
         from = live.range().end;
     }
-    // Copies that were moved are in the newest packs.
     let outside: Vec<PackId> =
-        listed.iter().rev().filter(|pack| condemned.binary_search(pack).is_err()).copied().collect();
+        listed.iter().filter(|pack| condemned.binary_search(pack).is_err()).copied().collect();
     risk.find_elsewhere(sources.footers.read(outside)).await?;
     risk.reprieve(sources.footers.read(condemned)).await
 }
@@ -63,7 +63,11 @@ pub(crate) async fn mark_again_and_reprieve(
 /// Needed chunks that stand in condemned packs, and have not been found elsewhere.
 #[derive(Default)]
 struct Risk {
-    chunks: HashSet<u128>,
+    /// With the oldest condemned pack that holds them.
+    chunks: HashMap<u128, PackId>,
+    /// Packs with more than so many are reprieved.
+    max: usize,
+    failed: Failed,
     reprieved: HashSet<PackId>,
 }
 
@@ -82,40 +86,44 @@ impl Risk {
                 }
             };
             let needed = pack.footer.entries.iter().filter(|entry| live.contains(&entry.id) == Some(true));
-            for entry in needed {
-                if self.chunks.len() >= AT_RISK_MAX {
+            for entry in needed.filter(|entry| !self.failed.has(&entry.id, id)) {
+                if self.chunks.len() >= self.max {
                     self.reprieved.insert(id);
                     break;
                 }
-                self.chunks.insert(half(&entry.id));
+                // Packs come in order, the oldest first.
+                self.chunks.entry(half(&entry.id)).or_insert(id);
             }
         }
         Ok(())
     }
 
-    /// Drops what has a copy in one of these packs, until nothing is left to find.
+    /// Drops what has an older copy in one of these packs, until nothing is left to find.
     async fn find_elsewhere(&mut self, packs: impl Stream<Item = Packs>) -> Result<(), Failure> {
         let mut packs = std::pin::pin!(packs);
         while !self.chunks.is_empty()
-            && let Some((_, found)) = packs.try_next().await?
+            && let Some((id, found)) = packs.try_next().await?
         {
             if let Found::Pack(pack) = found
                 && pack.is_whole()
             {
-                self.forget(&pack);
+                self.forget(id, &pack);
             }
         }
         Ok(())
     }
 
-    /// What this pack holds is at risk no more.
-    fn forget(&mut self, pack: &Pack) {
-        for entry in &pack.footer.entries {
-            self.chunks.remove(&half(&entry.id));
+    /// What this pack holds is at risk no more, unless an older copy is.
+    fn forget(&mut self, id: PackId, pack: &Pack) {
+        for entry in pack.footer.entries.iter().filter(|entry| !self.failed.has(&entry.id, id)) {
+            let chunk = half(&entry.id);
+            if self.chunks.get(&chunk).is_some_and(|oldest| id <= *oldest) {
+                self.chunks.remove(&chunk);
+            }
         }
     }
 
-    /// Reprieves packs until nothing is at risk; returns the others.
+    /// Reprieves packs, the oldest first, until nothing is at risk; returns the others.
     async fn reprieve(mut self, condemned: impl Stream<Item = Packs>) -> Result<Vec<PackId>, Failure> {
         let mut condemned = std::pin::pin!(condemned);
         let mut delete = Vec::new();
@@ -125,9 +133,10 @@ impl Risk {
             if !pack.is_whole() {
                 continue;
             }
-            let at_risk = pack.footer.entries.iter().any(|entry| self.chunks.contains(&half(&entry.id)));
+            let mut copies = pack.footer.entries.iter().filter(|entry| !self.failed.has(&entry.id, id));
+            let at_risk = copies.any(|entry| self.chunks.contains_key(&half(&entry.id)));
             match at_risk || self.reprieved.contains(&id) {
-                true => self.forget(&pack),
+                true => self.forget(id, &pack),
                 false => delete.push(id),
             }
         }

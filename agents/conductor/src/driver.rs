@@ -142,6 +142,7 @@ impl Driver {
             started_ms,
             checkpoint: None,
             ended: None,
+            undo: Vec::new(),
         };
         let structure = Structure::new(context.clone(), index.clone(), &repository.key)?;
         let session = OpenSession::begin(repository.clone(), session).await?;

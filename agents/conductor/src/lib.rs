@@ -1,7 +1,7 @@
 //! The conductor: drives a session from its job to its sealed snapshot.
 //!
-//! It accounts for every byte, asks again for what got lost, writes the map, and commits. It sees structure and never
-//! content. One driver drives a session alone for the session's whole life; whoever takes a job over first occupies
+//! It accounts for every byte, asks again for what got lost, writes the map, and commits; then it forgets what the
+//! configuration's policies do not keep. It sees structure and never content. One driver drives a session alone for the session's whole life; whoever takes a job over first occupies
 //! the old session's slot, and then opens a session of its own.
 
 mod answers;
@@ -9,9 +9,11 @@ pub mod coverage;
 mod driver;
 mod parent;
 mod recent;
+pub mod retention;
 mod structure;
 mod takeover;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent::bus::Ticket;
@@ -21,6 +23,7 @@ use async_trait::async_trait;
 use schema::messages::{About, BackupJob, CloseReading, FailureKind, JobDone, JobOutcome, Message};
 
 use driver::{Driver, End};
+use retention::Policies;
 
 /// Sessions that a job may lose to a store or an index that does not answer.
 const SESSION_TRIES: u32 = 4;
@@ -61,12 +64,19 @@ pub struct Conductor {
     repository: Repository,
     index: IndexClient,
     settings: Settings,
+    retention: Arc<Policies>,
 }
 
 impl Conductor {
     /// A conductor of a repository's sessions.
     pub fn new(context: Context, repository: Repository, index: IndexClient, settings: Settings) -> Self {
-        Self { context, repository, index, settings }
+        Self { context, repository, index, settings, retention: Arc::default() }
+    }
+
+    /// Also forgets, after each session, what these policies do not keep of its volume.
+    pub fn with_retention(mut self, policies: Policies) -> Self {
+        self.retention = Arc::new(policies);
+        self
     }
 
     /// Takes jobs until the context's flag is raised; then hands back what is not finished.
@@ -99,6 +109,32 @@ impl Conductor {
             }
         }
         self.drive(job, ticket, track).await
+    }
+
+    /// Applies the policies after a backup. What cannot be forgotten is no failure of the backup.
+    async fn retain(&self, job: &BackupJob, notes: &mut Vec<String>) {
+        let by = format!("retention on {}", self.context.host);
+        let counters = &self.context.counters;
+        match retention::apply(&self.repository, &self.retention, &job.volume, &by).await {
+            Ok(applied) => {
+                counters.snapshots_forgotten.add(applied.forgotten.len() as u64);
+                for root in &applied.forgotten {
+                    tracing::info!(snapshot = %root.slot.session, volume = root.volume, "forgotten by a policy");
+                }
+                if !applied.forgotten.is_empty() {
+                    notes.push(format!(
+                        "{} older snapshots were forgotten by policy",
+                        applied.forgotten.len()
+                    ));
+                }
+                notes.extend(applied.notes);
+            }
+            Err(failure) => {
+                counters.retentions_failed.add(1);
+                tracing::warn!(%failure, volume = job.volume, "the backup is there; the policy could not be applied");
+                notes.push(format!("older snapshots were not forgotten by policy: {failure}"));
+            }
+        }
     }
 
     fn stops(&self) -> bool {
@@ -150,7 +186,7 @@ impl Handler for Conductor {
         let job: BackupJob = message.read()?;
         let span = tracing::info_span!("session", job = %job.job, volume = job.volume);
         let end = tracing::Instrument::instrument(self.drive_patiently(&job, ticket), span).await;
-        let outcome = match end {
+        let mut outcome = match end {
             Ok(End::Done(outcome)) => outcome,
             Ok(End::Distrusted) => JobOutcome::Failed {
                 kind: FailureKind::Other,
@@ -171,12 +207,20 @@ impl Handler for Conductor {
                 JobOutcome::Failed { kind: failure.kind, why: format!("{}: {}", job.volume, failure.why) }
             }
         };
-        match &outcome {
+        match &mut outcome {
             JobOutcome::Failed { why, .. } => {
                 self.context.counters.sessions_failed.add(1);
                 tracing::error!(%why, "a backup failed");
             }
-            _ => self.context.counters.sessions_sealed.add(1),
+            JobOutcome::Sealed { notes, .. } => {
+                self.context.counters.sessions_sealed.add(1);
+                if let Some(ticket) = ticket {
+                    // A job that cannot be extended is delivered again, and found to be done.
+                    let _ = ticket.extend().await;
+                }
+                self.retain(&job, notes).await;
+            }
+            JobOutcome::Restored { .. } => {}
         }
         let done = JobDone { job: job.job, outcome };
         self.context.bus.publish(&Queue::done(job.job), Message::new(&about, &done)).await?;

@@ -5,12 +5,12 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use agent::{Context, Failure, Repository};
 use schema::limits::MESSAGE_MAX;
-use schema::messages::{Answer, Answers, Ask, Copy, Locate, Located, PackStored};
+use schema::messages::{Answer, Answers, Ask, Copy, Locate, Located, PackStored, Seek, Sought};
 use schema::pack::PACK_HEADER_LEN;
 
 use crate::cache::{Cache, PackState};
@@ -81,6 +81,8 @@ pub(crate) struct Inner {
     pub(crate) sync_interval: Duration,
     claims: Mutex<Claims>,
     first: SyncReport,
+    /// By which others know that this process has looked at the bucket.
+    number: OnceLock<u64>,
 }
 
 impl fmt::Debug for Indexer {
@@ -106,7 +108,9 @@ impl Indexer {
         let first = sync.run(&cache, &context.stop).await?;
         tracing::info!(path = %settings.path.display(), ?first, "the index is up to date");
         let claims = Mutex::new(Claims::new(settings.give_up, CLAIMS));
-        let inner = Inner { context, cache, sync, sync_interval: settings.sync_interval, claims, first };
+        let sync_interval = settings.sync_interval;
+        let number = OnceLock::new();
+        let inner = Inner { context, cache, sync, sync_interval, claims, first, number };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -152,6 +156,23 @@ impl Indexer {
             copies.reverse();
             Ok(copies)
         }))
+    }
+
+    /// All copies that there are: looks at the bucket first, unless the asker knows that this has been done. Refused like
+    /// [`Self::ask`].
+    pub async fn seek(&self, seek: Seek) -> Result<Sought, Failure> {
+        let (Inner { cache, context, number, .. }, Seek { shards, ids, looked }) = (&*self.inner, seek);
+        let number = number.get_or_init(|| u64::from_le_bytes(context.environment.random()));
+        cache.shards().check(shards, &ids)?;
+        if !looked.contains(number) {
+            let report = self.sync().await?;
+            tracing::info!(
+                ?report,
+                "a chunk was not where it was said to be: the bucket was looked at again"
+            );
+        }
+        let Located { copies } = self.locate(&Locate { shards, ids })?;
+        Ok(Sought { copies, by: *number })
     }
 
     /// A pack is durable: its chunks are known from now on, and nobody's claim any more. An announcement of a pack

@@ -5,17 +5,18 @@
 //! [`LocatorSettings::memory`], and what goes to disk by the snapshots' own chunks: some 62 bytes for each. What the
 //! repository holds besides costs time, and 18 bytes of memory for each pack.
 
+mod seeking;
+
 use std::ops::Range;
 use std::path::PathBuf;
 
 use agent::repository::can_be_pack;
-use agent::{Answerer, Context, Failure, Repository, Service, maps};
-use async_trait::async_trait;
+use agent::{Context, Failure, Repository, maps};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use schema::limits::{CHUNK_AVERAGE, LEAF_SPAN, NODE_FANOUT};
 use schema::map::{Content, Geometry, Leaf, Node};
-use schema::messages::{FailureKind, Locate, Located, Message, Payload};
+use schema::messages::{FailureKind, Locate, Located};
 use schema::pack::PackEntry;
 use schema::root::Root;
 use schema::{ChunkId, Domain, PackId};
@@ -68,6 +69,8 @@ pub struct Locator {
     wanted: Wanted,
     table: Table,
     report: LocatorReport,
+    /// The packs that were looked at, in order.
+    known: Vec<PackId>,
 }
 
 /// The packs of a repository by what they hold. One whose header is damaged is in both.
@@ -98,6 +101,7 @@ impl Locator {
             wanted: Wanted::new(expected, memory / 2),
             table: Table::new(memory / 2, spill),
             report: LocatorReport::default(),
+            known: Vec::new(),
         };
         let packs = locator.packs().await?;
         let depth = |wish: &Wish| Geometry::new(wish.root.size).map(|geometry| geometry.depth());
@@ -115,6 +119,7 @@ impl Locator {
         if content {
             locator.look(&packs.data, Domain::Data).await?;
         }
+        locator.knows(packs);
         locator.report.spilled = locator.table.is_spilled();
         tracing::info!(report = ?locator.report, "found where the chunks are");
         Ok(locator)
@@ -134,45 +139,21 @@ impl Locator {
         located(asked.ids.iter().map(|id| self.table.copies(id)))
     }
 
-    /// Answers where chunks are, as the one shard of an index, until the context's flag is raised.
-    pub async fn run(self) -> Result<(), Failure> {
-        let context = self.context.clone();
-        agent::serve(&context, &Service::index(0), self).await
-    }
-
-    fn unless_stopped(&self) -> Result<(), Failure> {
-        match self.context.stop.is_raised() {
-            true => Err(Failure::new(FailureKind::Revoked, "stopped before the chunks were found")),
-            false => Ok(()),
-        }
-    }
-
-    /// Sorts the packs by what their headers say that they hold.
+    /// All packs that can hold anything, by what they hold.
     async fn packs(&mut self) -> Result<Packs, Failure> {
         let listed = self.repository.list_packs().await?;
         let listed: Vec<PackId> =
             listed.into_iter().filter(|(_, size)| can_be_pack(*size)).map(|(pack, _)| pack).collect();
         self.report.packs = listed.len() as u64;
-        let mut packs = Packs::default();
-        let repository = &self.repository;
-        let mut kinds = stream::iter(listed)
-            .map(|pack| async move { (pack, repository.read_header(pack).await) })
-            .buffer_unordered(AT_ONCE);
-        while let Some((pack, header)) = kinds.next().await {
-            self.unless_stopped()?;
-            let kind = match header {
-                Ok(header) => Some(header.kind),
-                Err(failure) if matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused) => None,
-                Err(failure) => return Err(failure),
-            };
-            if kind != Some(Domain::Data) {
-                packs.structure.push(pack);
-            }
-            if kind != Some(Domain::Structure) {
-                packs.data.push(pack);
-            }
-        }
-        Ok(packs)
+        sorted(&self.context, &self.repository, listed).await
+    }
+
+    /// These need not be looked at again.
+    fn knows(&mut self, packs: Packs) {
+        self.known.extend(packs.structure);
+        self.known.extend(packs.data);
+        self.known.sort_unstable();
+        self.known.dedup();
     }
 
     /// Keeps what these packs have of what is wanted.
@@ -182,7 +163,7 @@ impl Locator {
         let footer = |pack: PackId| async move { (pack, footer_of(repository, pack, kind).await) };
         let mut footers = stream::iter(packs.iter().copied()).map(footer).buffer_unordered(AT_ONCE);
         while let Some((pack, footer)) = footers.next().await {
-            self.unless_stopped()?;
+            unless_stopped(&self.context)?;
             // What cannot be read holds nothing that anybody could read.
             let Footer::Read(footer) = footer? else { continue };
             let entries = footer.entries.into_iter().filter(|entry| self.wanted.has(&entry.id));
@@ -230,24 +211,42 @@ impl Locator {
     }
 }
 
+fn unless_stopped(context: &Context) -> Result<(), Failure> {
+    match context.stop.is_raised() {
+        true => Err(Failure::new(FailureKind::Revoked, "stopped before the chunks were found")),
+        false => Ok(()),
+    }
+}
+
+/// Sorts packs by what their headers say that they hold.
+async fn sorted(context: &Context, repository: &Repository, listed: Vec<PackId>) -> Result<Packs, Failure> {
+    let mut packs = Packs::default();
+    let mut kinds = stream::iter(listed)
+        .map(|pack| async move { (pack, repository.read_header(pack).await) })
+        .buffer_unordered(AT_ONCE);
+    while let Some((pack, header)) = kinds.next().await {
+        unless_stopped(context)?;
+        let kind = match header {
+            Ok(header) => Some(header.kind),
+            Err(failure) if matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused) => None,
+            Err(failure) => return Err(failure),
+        };
+        if kind != Some(Domain::Data) {
+            packs.structure.push(pack);
+        }
+        if kind != Some(Domain::Structure) {
+            packs.data.push(pack);
+        }
+    }
+    Ok(packs)
+}
+
 /// A part of a map, unless none of its copies is whole.
 async fn structure(repository: &Repository, table: &Table, id: ChunkId) -> Result<Option<Bytes>, Failure> {
     match maps::read_structure(repository, id, &table.copies(&id)?).await {
         Ok(bytes) => Ok(Some(bytes)),
         Err(failure) if !failure.retry && failure.kind != FailureKind::Store => Ok(None),
         Err(failure) => Err(failure),
-    }
-}
-
-#[async_trait]
-impl Answerer for Locator {
-    async fn answer(&mut self, message: &Message) -> Result<Message, Failure> {
-        match message.kind()?.as_str() {
-            Locate::NAME => Ok(Message::new(&message.about()?, &self.locate(&message.read()?)?)),
-            kind => {
-                Err(Failure::refused(format!("only where chunks are is known here, and {kind:?} was asked")))
-            }
-        }
     }
 }
 
@@ -304,7 +303,7 @@ impl Walk {
 
     async fn next(&mut self, locator: &Locator) -> Result<Option<Vec<Part>>, Failure> {
         while let Some(part) = self.below.pop() {
-            locator.unless_stopped()?;
+            unless_stopped(&locator.context)?;
             if part.level == self.level {
                 return Ok(Some(vec![part]));
             }

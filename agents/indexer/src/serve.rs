@@ -21,8 +21,9 @@ impl Indexer {
         let mut tasks = JoinSet::new();
         for shard in self.inner.cache.shards().owned().iter().copied() {
             let (questions, announcements, indexer) = (context.clone(), context.clone(), self.clone());
-            let answerer = Questions(self.clone());
+            let (answerer, seeker, looks) = (Questions(self.clone()), Seeker(self.clone()), context.clone());
             tasks.spawn(async move { agent::serve(&questions, &Service::index(shard), answerer).await });
+            tasks.spawn(async move { agent::serve(&looks, &Service::seek(shard), seeker).await });
             tasks.spawn(async move {
                 agent::consume(&announcements, &Queue::stored(shard), WINDOW, Announcements(indexer)).await
             });
@@ -82,6 +83,16 @@ impl Answerer for Questions {
             Locate::NAME => Ok(Message::new(&about, &self.0.locate(&message.read()?)?)),
             _ => Err(Failure::refused(format!("the index does not answer {kind:?}"))),
         }
+    }
+}
+
+/// Beside the other questions, which do not wait for a look at the bucket.
+struct Seeker(Indexer);
+
+#[async_trait]
+impl Answerer for Seeker {
+    async fn answer(&mut self, message: &Message) -> Result<Message, Failure> {
+        Ok(Message::new(&message.about()?, &self.0.seek(message.read()?).await?))
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use agent::Failure;
 use agent::index::IndexClient;
 use indexer::{Indexer, OpenError, SyncReport, rebuild};
-use schema::messages::{About, Answer, Ask, FailureKind, Locate, Message, PackStored};
+use schema::messages::{About, Answer, Ask, FailureKind, Locate, Message, PackStored, Seek, Sought};
 use schema::{SessionId, names};
 use support::*;
 
@@ -374,6 +374,23 @@ async fn served_over_the_bus_by_two_processes_of_two_shards_each() {
             task.await.expect("no panic").expect("ended well");
         }
     }
+}
+
+#[tokio::test]
+async fn the_bucket_is_looked_at_for_whoever_does_not_know_that_it_was() {
+    let world = World::new().await;
+    let indexer = world.open(&world.settings("a")).await.expect("opened");
+    let sought = async |looked: Vec<u64>| {
+        indexer.seek(Seek { shards: 1, ids: world.ids([2]), looked }).await.expect("an answer")
+    };
+    let silent = world.put([1, 2]).await;
+    assert_eq!(locate(&indexer, &world.ids([2])), [vec![]]);
+    let Sought { copies, by } = sought(vec![]).await;
+    let found = copy_in(&silent, world.id(2));
+    assert_eq!(copies, [vec![found]]);
+    let later = copy_in(&world.put([2]).await, world.id(2));
+    assert_eq!(sought(vec![by ^ 1, by]).await.copies, [vec![found]]);
+    assert_eq!(sought(vec![by ^ 1]).await.copies, [vec![later, found]], "somebody else looked");
 }
 
 #[tokio::test(start_paused = true)]

@@ -35,11 +35,13 @@ pub(crate) struct Claim {
 struct State {
     file: Option<File>,
     is_alone: bool,
+    has_held: bool,
     kept: Option<ReadingId>,
     place: Option<Arc<dyn Place>>,
     marked: bool,
     busy: bool,
     first: Option<Slot>,
+    undo: Vec<(JobId, Slot)>,
 }
 
 impl Claim {
@@ -92,7 +94,12 @@ impl Claim {
     pub fn keep(&self, file: &File, is_alone: bool) {
         // Without another handle, the lock ends with the file.
         let mut state = self.state();
-        (state.file, state.is_alone) = (file.try_clone().ok(), is_alone);
+        (state.file, state.is_alone, state.has_held) = (file.try_clone().ok(), is_alone, true);
+    }
+
+    /// Whether it holds the target, or has held it.
+    pub fn has_held(&self) -> bool {
+        self.state().has_held
     }
 
     /// What is held of the target that `found` describes, and whether nobody else has it: opened once more, it would be
@@ -128,6 +135,16 @@ impl Claim {
     /// Where what stood on the target before an attempt that died is kept.
     pub fn kept_first(&self) -> Option<Slot> {
         self.state().first
+    }
+
+    /// What stands on the target is kept in this slot, by this backup.
+    pub fn undone_by(&self, job: JobId, slot: Slot) {
+        self.state().undo.push((job, slot));
+    }
+
+    /// By which backups what stood on the target is kept, and where.
+    pub fn undo(&self) -> Vec<(JobId, Slot)> {
+        self.state().undo.clone()
     }
 
     /// The job, where it may be delivered again.

@@ -133,9 +133,14 @@ impl Helping {
         let asked = Message::new(&About::nothing(), &AskTarget { session });
         let target: SharedTarget = self.request(session, asked).await?.read()?;
         let joined = self.join(session, target).await?;
+        let mut is_told = false;
         while self.may_go_on() {
             let Some(span) = self.ask(&joined, SpanNow::Idle).await? else { return Ok(()) };
             let offset = span.start;
+            if !std::mem::replace(&mut is_told, true) {
+                let path = &joined.target.path;
+                tracing::info!(path, "taking part in a restore of another agent of this host");
+            }
             let now = match self.restore(&joined, span).await {
                 Ok(figures) => SpanNow::Done { offset, figures },
                 Err(failure) => SpanNow::Failed { offset, why: failure.why },

@@ -16,6 +16,7 @@ use schema::SessionId;
 use schema::messages::{FailureKind, FileIdentity};
 
 use crate::sink::Opened;
+use crate::target::known_to_kernel;
 
 /// The attribute that names the sharing.
 const MARK: &str = "user.lvkeep.shared";
@@ -58,10 +59,10 @@ impl Hold {
             return Ok(None);
         }
         let hold = Self { file, path: opened.path.clone(), mark };
-        match (flock(&hold.file, FlockOperation::NonBlockingLockShared), is_file) {
-            (Ok(()), _) if hold.is_marked() => Ok(Some(hold)),
-            (Ok(()) | Err(Errno::WOULDBLOCK), true) => Err(Taken::Lost),
-            (_, _) => Ok(None),
+        match flock(&hold.file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) if hold.is_marked() => Ok(Some(hold)),
+            Ok(()) | Err(Errno::WOULDBLOCK) => Err(Taken::Lost),
+            Err(_) => Ok(None),
         }
     }
 
@@ -82,9 +83,9 @@ impl Hold {
                 Ok(())
             }
             Ok(()) => Err(Taken::Lost),
-            // The attempt may have cost the shared lock.
+            // The attempt may have cost the shared lock, and then somebody else may have it: by force, of a device.
             Err(_) => match flock(&self.file, FlockOperation::NonBlockingLockShared) {
-                Err(Errno::WOULDBLOCK) if self.mark.is_some() => Err(Taken::Lost),
+                Err(Errno::WOULDBLOCK) => Err(Taken::Lost),
                 _ => Err(Taken::Shared),
             },
         }
@@ -110,6 +111,18 @@ pub(crate) fn join(file: &File, path: &Path) -> Result<(), Failure> {
         let why = format!("cannot help to restore to {}: it cannot be locked ({why})", path.display());
         Failure::refused(why)
     })
+}
+
+/// Whether somebody has a lock of what stands at a path, and may write to it. Blocks.
+pub(crate) fn is_locked(path: &Path) -> bool {
+    let Ok(path) = path.canonicalize().map(known_to_kernel) else { return false };
+    let kind = std::fs::metadata(&path).map(|found| found.file_type());
+    if !kind.is_ok_and(|kind| kind.is_file() || kind.is_block_device()) {
+        return false;
+    }
+    // For writing, since network file systems lock nothing else.
+    let Ok(file) = File::options().read(true).write(true).open(path) else { return false };
+    matches!(flock(&file, FlockOperation::NonBlockingLockExclusive), Err(Errno::WOULDBLOCK))
 }
 
 /// Which file or device node it is.
@@ -176,6 +189,26 @@ mod tests {
         assert!(matches!(hold.take_back(), Err(Taken::Lost)), "it has it");
         drop(other);
         assert!(matches!(hold.take_back(), Err(Taken::Lost)), "it had it");
+    }
+
+    /// By force, a device may be restored to that is open exclusively.
+    #[test]
+    fn a_forced_restore_that_came_between_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("target");
+        let owner = opened(&path);
+        let hold = Hold { file: owner.file.try_clone().unwrap(), path: path.clone(), mark: None };
+        let helper = opened(&path).file;
+        join(&helper, &path).unwrap();
+        assert!(matches!(hold.take_back(), Err(Taken::Shared)));
+        assert!(is_locked(&path));
+        drop(helper);
+        flock(&owner.file, FlockOperation::Unlock).unwrap();
+        assert!(!is_locked(&path) && !is_locked(folder.path()) && !is_locked(&folder.path().join("none")));
+        let other = opened(&path);
+        Claim::default().lock(&other.file, &path).unwrap();
+        assert!(matches!(hold.take_back(), Err(Taken::Lost)));
+        assert!(is_locked(&path));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use agent::repository::AtSlot;
 use agent::{Failure, Queue, Stop, Topic};
 use schema::limits::VOLUME_NAME_MAX;
 use schema::messages::{self, About, BackupJob, FailureKind, JobDone, JobOutcome, Message};
-use schema::names::Slot;
+use schema::names::{Slot, UNDO_VOLUMES};
 use schema::root::Root;
 use schema::state::FileState;
 use schema::{JobId, ReadingId};
@@ -22,9 +22,6 @@ use crate::pipeline;
 use crate::restorer::{Restorer, blocking};
 use crate::sink::Before;
 use crate::target::{Circumstances, Target};
-
-/// What names of volumes begin with that are kept for an undo; the host and the target follow.
-pub const UNDO: &str = "undo/";
 
 /// A target that is held.
 struct Held {
@@ -72,6 +69,10 @@ impl Restorer {
                 )));
             }
             target.claim().kept_as(state);
+        }
+        target.claim().undone_by(undo, first);
+        if now.slot != first {
+            target.claim().undone_by(now.job, now.slot);
         }
         Ok(Some(first))
     }
@@ -123,8 +124,8 @@ impl Restorer {
         }
     }
 
-    /// The path of a target that the same snapshot was restored to, which an agent may read.
-    pub(crate) fn donor(&self, target: &Target, name: &str) -> Result<PathBuf, Failure> {
+    /// The path of a target that is named beside this one, which an agent may read.
+    pub(crate) fn path_of(&self, target: &Target, name: &str) -> Result<PathBuf, Failure> {
         let path = self.read_at(&Target::new(name, false))?;
         target.check_donor(name, &path).map(|()| path)
     }
@@ -139,7 +140,7 @@ impl Restorer {
     ) -> Result<(Slot, Root), Failure> {
         let host = self.context.host.to_string();
         let name = held.source.trim_start_matches("/dev/").trim_start_matches('/');
-        let volume = format!("{UNDO}{host}/{name}");
+        let volume = format!("{UNDO_VOLUMES}{host}/{name}");
         if volume.len() > VOLUME_NAME_MAX {
             return Err(Failure::refused(format!("its name is too long for the volume {volume}")));
         }

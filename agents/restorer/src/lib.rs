@@ -13,7 +13,6 @@ mod differences;
 mod helping;
 mod hold;
 mod keeping;
-mod keys;
 mod pipeline;
 mod plan;
 mod pool;
@@ -32,7 +31,6 @@ mod tracked;
 mod unit;
 
 pub use differences::Differences;
-pub use keeping::UNDO;
 pub use report::{Hole, Progress, Report};
 pub use restorer::{Restorer, SAMPLE, Settings};
 pub use service::Serving;

@@ -6,21 +6,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use agent::index::IndexClient;
+use agent::keys::DataKeys;
 use agent::maps::MapReader;
-use agent::repository::AtSlot;
 use agent::sessions::OpenSession;
-use agent::{Audit, Context, Failure, Place, Repository, Stop, Targets, Wish};
+use agent::{Audit, Context, Failure, Place, Protection, ReadBy, Repository, Stop, Targets, Wish};
 use schema::keys::Identity;
 use schema::limits::LEAF_SPAN;
 use schema::messages::FailureKind;
+use schema::names::Slot;
 use schema::root::Root;
-use schema::session::{Session, SessionKind};
 use schema::{JobId, SessionId, StreamId};
 use tokio::sync::mpsc;
 
 use crate::compare::Compare;
 use crate::differences::Differences;
-use crate::keys::DataKeys;
 use crate::pipeline;
 use crate::reading::Reading;
 pub(crate) use crate::report::{Progress, Report};
@@ -91,6 +90,7 @@ pub struct Restorer {
     pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) settings: Settings,
     turns: Turns,
+    protection: Option<Protection>,
     pub(crate) targets: Option<Arc<dyn Targets>>,
     pub(crate) sharing: Option<Sharing>,
 }
@@ -105,7 +105,15 @@ impl Restorer {
         settings: Settings,
     ) -> Self {
         let turns = Turns::new(&settings);
-        Self { context, repository, index, identity, settings, turns, targets: None, sharing: None }
+        let (protection, targets, sharing) = (None, None, None);
+        Self { context, repository, index, identity, settings, turns, protection, targets, sharing }
+    }
+
+    /// All that it reads is protected by this, which began before anybody looked where chunks are, and by no session of
+    /// its own. Which snapshots are there to be read was asked after that ([`Protection::check`]).
+    pub fn protected(mut self, protection: Protection) -> Self {
+        self.protection = Some(protection);
+        self
     }
 
     /// Also restores to places that `targets` finds: logical volumes. Everything else is a path.
@@ -118,7 +126,7 @@ impl Restorer {
     ///
     /// Fails by name: what was refused (nothing was changed then), which bytes of the volume have no readable copy, or
     /// what the target's device answered. A file that was made or filled for a restore that failed is removed or
-    /// emptied. Dropping the future leaves the session object and a partial target behind; raise the context's stop
+    /// emptied. Dropping the future leaves its session object and a partial target behind; raise the context's stop
     /// flag instead.
     pub async fn restore(
         &self,
@@ -190,55 +198,63 @@ impl Restorer {
         if !matches!(purpose, Purpose::Compare(_)) {
             keys.check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
         }
-        if !self.settings.protect {
-            return self.to_target(ids.job, root, keys, None, purpose, progress).await;
-        }
-        let session = match self.begin(ids, &root).await {
-            Ok(session) => Arc::new(session),
-            // A full or read-only store must not keep anybody from restoring.
-            Err(failure) if failure.kind == FailureKind::Store => {
-                tracing::warn!(%failure, "reading without protection: a collection at the same time would end this");
-                return self.to_target(ids.job, root, keys, None, purpose, progress).await;
-            }
-            Err(failure) => return Err(failure),
+        let undo = match &purpose {
+            Purpose::Restore(target) => target.claim().undo(),
+            _ => Vec::new(),
         };
-        let result = match self.check_slot(&root).await {
-            Ok(()) => self.to_target(ids.job, root, keys, Some(session.clone()), purpose, progress).await,
+        let shared = self.protection.as_ref();
+        let own = match shared {
+            // Whoever forgets what was kept for an undo looks for a session that names it.
+            Some(_) if undo.is_empty() => None,
+            None if !self.settings.protect => None,
+            _ => Some(self.protect(ids, &root, &undo).await?),
+        };
+        let protection = own.as_ref().or(shared).cloned();
+        let protection = protection.unwrap_or_else(|| Protection::none(&self.repository));
+        // Of what a shared one protects, that was asked when it began.
+        let checked = match own.is_some() && shared.is_none() {
+            true => protection.check(&root).await,
+            false => Ok(()),
+        };
+        let checked = match checked {
+            Ok(()) => self.check_undo(&undo).await,
+            Err(failure) => Err(failure),
+        };
+        let session = protection.session().cloned();
+        let result = match checked {
+            Ok(()) => self.to_target(ids.job, root.clone(), keys, session, purpose, progress).await,
             Err(failure) => Err(failure),
         };
         let result = match result {
-            Err(failure) => Err(explained(&session, failure).await),
+            Err(failure) => Err(protection.explained(&root, failure).await),
             done => done,
         };
-        end(session).await;
+        if let Some(own) = own {
+            own.end().await;
+        }
         result
     }
 
-    async fn begin(&self, ids: Ids, root: &Root) -> Result<OpenSession, Failure> {
-        let session = Session {
-            id: ids.session,
-            kind: SessionKind::Restore,
-            slot: None,
-            job: ids.job,
-            volume: root.volume.clone(),
-            host: self.context.host.to_string(),
-            started_ms: self.context.environment.now_ms(),
-            checkpoint: None,
-            ended: None,
-        };
-        OpenSession::begin(self.repository.clone(), session).await.map_err(|e| {
-            e.context(format!("cannot protect the snapshot of {} while it is read", root.volume))
-        })
+    async fn protect(&self, ids: Ids, root: &Root, undo: &[(JobId, Slot)]) -> Result<Protection, Failure> {
+        let Ids { job, session } = ids;
+        let undo: Vec<JobId> = undo.iter().map(|(job, _)| *job).collect();
+        let by = ReadBy { session, job, volume: &root.volume, host: &self.context.host, undo: &undo };
+        Protection::begin(&self.repository, by).await
     }
 
-    /// The root was read before the session began: it may have been collected since.
-    async fn check_slot(&self, root: &Root) -> Result<(), Failure> {
-        match self.repository.at_slot(root.slot).await? {
-            AtSlot::Tombstone => {
-                Err(Failure::refused(format!("the snapshot {} of {} was collected", root.slot, root.volume)))
+    /// What was kept for an undo may have been forgotten before the session protected it. Whoever forgets looks for the
+    /// session after the marker stands.
+    async fn check_undo(&self, undo: &[(JobId, Slot)]) -> Result<(), Failure> {
+        for (_, slot) in undo {
+            if self.repository.store.head(&slot.forgotten()).await?.is_some() {
+                let id = slot.session;
+                return Err(Failure::refused(format!(
+                    "what stands on the target was kept as {id}, which was forgotten before the restore began: nothing was \
+                     overwritten; start the restore again"
+                )));
             }
-            AtSlot::Snapshot(_) | AtSlot::Nothing => Ok(()),
         }
+        Ok(())
     }
 
     async fn to_target(
@@ -317,7 +333,7 @@ impl Restorer {
 
     /// Reads the map of a snapshot.
     pub(crate) fn map(&self, root: Root) -> Result<Arc<MapReader>, Failure> {
-        Ok(Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root)?))
+        Ok(Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root)?.thorough()))
     }
 
     pub(crate) fn work(&self, source: Source, task: Task) -> Arc<Work> {
@@ -429,35 +445,5 @@ pub(crate) async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(step).await {
         Ok(result) => result,
         Err(why) => Err(Failure::new(FailureKind::Other, format!("a restore's thread ended: {why}"))),
-    }
-}
-
-/// Says so when something was missing because nothing protected the snapshot any more.
-async fn explained(session: &OpenSession, failure: Failure) -> Failure {
-    let missing = matches!(failure.kind, FailureKind::Damaged | FailureKind::Store);
-    match missing && matches!(session.exists().await, Ok(false)) {
-        true => Failure::new(
-            FailureKind::Revoked,
-            format!(
-                "the snapshot of {} was collected while it was read, because this restore's session {} was declared \
-                 dead ({})",
-                session.session().volume,
-                session.session().id,
-                failure.why
-            ),
-        ),
-        false => failure,
-    }
-}
-
-/// Deletes the session object. Should that fail, a collection waits until the session is declared dead.
-async fn end(session: Arc<OpenSession>) {
-    let id = session.session().id;
-    let ended = match Arc::into_inner(session) {
-        Some(session) => session.end().await,
-        None => Err(Failure::new(FailureKind::Other, "a task still holds it")),
-    };
-    if let Err(failure) = ended {
-        tracing::warn!(session = %id, %failure, "cannot delete the session object of a restore");
     }
 }

@@ -9,7 +9,7 @@
 //! target, which no second delivery must overwrite.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,9 +26,10 @@ use tokio::sync::watch;
 
 use crate::claim::Claim;
 use crate::helping::{Helping, Own};
+use crate::hold;
 use crate::pipeline;
 use crate::report::{Hole, Progress, Report};
-use crate::restorer::{Ids, Purpose, Restorer};
+use crate::restorer::{Ids, Purpose, Restorer, blocking};
 use crate::sharing::Sharing;
 use crate::stopping::{Begun, Running};
 use crate::target::Target;
@@ -156,9 +157,11 @@ impl Jobs {
             return Ok((ended, false));
         }
         if let Some(ended) = self.noted(job.job).await? {
+            self.check_is_left(job, claim, &ended.2).await?;
             return Ok((self.remember(ended), true));
         }
         let (volume, outcome) = self.outcome(job, claim, &stop, ticket).await?;
+        self.check_is_left(job, claim, &outcome).await?;
         let ended = self.remember((job.job, volume, outcome));
         self.note(&ended).await;
         Ok((ended, false))
@@ -296,7 +299,7 @@ impl Jobs {
             target = if more.put_back { target.put_back() } else { target };
         }
         let Some(donor) = &job.donor else { return target };
-        match self.restorer.donor(&target, donor) {
+        match self.restorer.path_of(&target, donor) {
             Ok(path) => target.after(path),
             Err(failure) => {
                 tracing::warn!(job = %job.job, %failure, "everything is fetched");
@@ -337,6 +340,31 @@ impl Jobs {
         })?;
         let ended = sessions.into_iter().find_map(|session| Some((session.volume, session.ended?)));
         Ok(ended.map(|(volume, outcome)| (job, volume, outcome)))
+    }
+
+    /// Fails for now when a job would be told to have failed while somebody still writes to its target: an attempt that
+    /// died, and was not gone on with here, may have had help. Whoever was told might put something else there.
+    async fn check_is_left(
+        &self,
+        job: &RestoreJob,
+        claim: &Claim,
+        outcome: &JobOutcome,
+    ) -> Result<(), Failure> {
+        let JobOutcome::Failed { why, .. } = outcome else { return Ok(()) };
+        let target = self.target(job, Claim::default(), Stop::default());
+        let path = match self.restorer.path_of(&target, job.target()) {
+            Ok(path) if !claim.has_held() => path,
+            _ => return Ok(()),
+        };
+        match blocking(move || Ok(hold::is_locked(&path))).await? {
+            false => Ok(()),
+            true => {
+                let busy = claim.busy(Path::new(job.target()));
+                let failure = Failure { why: format!("{why}; {}", busy.why), ..busy };
+                tracing::warn!(job = %job.job, %failure, "waiting for another restore");
+                Err(failure)
+            }
+        }
     }
 
     /// Notes how a job ended, for whoever is given it again.

@@ -12,9 +12,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use agent::{Failure, Stop, mounts};
-use rustix::fs::{
-    CWD, FlockOperation, Mode, OFlags, ResolveFlags, SeekFrom, flock, major, minor, openat2, seek,
-};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
 use rustix::io::Errno;
 use schema::messages::{FailureKind, Preparation};
 use schema::root::Root;
@@ -24,6 +22,9 @@ use crate::keeping;
 use crate::sink::{Before, Opened};
 
 mod allowed;
+mod device;
+
+pub(crate) use device::known_to_kernel;
 
 /// Only root reads a restored disk until somebody decides otherwise.
 const MODE: u32 = 0o600;
@@ -240,25 +241,6 @@ impl Target {
         &self.preparation
     }
 
-    /// Opens the device of a place. One that is larger than the snapshot will be empty behind its end. Blocks.
-    pub(crate) fn open_place(&self, device: &Path, at: &Circumstances<'_>) -> Result<Opened, Failure> {
-        let path = device.canonicalize().map_err(|why| self.cannot_open(&why))?;
-        let metadata = std::fs::symlink_metadata(&path).map_err(|why| self.cannot_open(&why))?;
-        // Whoever keeps what is there may lose it.
-        if self.preparation.safety.is_none() {
-            self.check_source(&path, &metadata, at)?;
-        }
-        self.check_unmounted(&metadata)?;
-        let (file, is_alone) = self.open_device(&path, &metadata)?;
-        let size = self.size_for(&file, at.root)?;
-        let mut opened = Opened::new(file, path, at.root.volume.clone(), Before::Content);
-        opened.is_alone = is_alone;
-        if self.range.is_none() {
-            opened.behind = at.root.size..size;
-        }
-        Ok(opened)
-    }
-
     /// Checks everything, then opens the target and gives it the snapshot's size. Blocks.
     pub(crate) fn open(&self, at: &Circumstances<'_>) -> Result<Opened, Failure> {
         let path = self.check_path(at)?;
@@ -299,7 +281,7 @@ impl Target {
         let path = self.resolve()?;
         self.check_allowed(&path)?;
         self.check_forbidden(&path, at.forbidden)?;
-        Ok(path)
+        Ok(known_to_kernel(path))
     }
 
     fn open_there(&self, path: &Path, at: &Circumstances<'_>) -> Result<Option<Opened>, Failure> {
@@ -468,64 +450,8 @@ impl Target {
         }
     }
 
-    fn check_unmounted(&self, metadata: &Metadata) -> Result<(), Failure> {
-        let device = metadata.rdev();
-        match mounts::mounted(major(device), minor(device)) {
-            Some(mounted) if !self.force => {
-                let why = format!("it is mounted on {}: unmount it (force overwrites it)", mounted.display());
-                Err(self.refused(why))
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn open_path(&self, path: &Path, flags: OFlags) -> Result<File, Failure> {
         open_exactly(path, flags).map_err(|why| self.cannot_open(&why.into()))
-    }
-
-    /// Exclusive opening fails while the device is mounted or held by device mapper, md or another restore; the second
-    /// value says that it did not. The lock tells other restores from the rest, keeps them away where the device is in
-    /// use by force, and is held by whoever helped a restore that died. Udev may have it for a moment.
-    fn open_device(&self, path: &Path, metadata: &Metadata) -> Result<(File, bool), Failure> {
-        if let Some(held) = self.claim.held(metadata) {
-            return Ok(held);
-        }
-        match open_exactly(path, OFlags::EXCL) {
-            Ok(file) => {
-                self.lock_alone(&file, path)?;
-                self.claim.keep(&file, true);
-                Ok((file, true))
-            }
-            Err(Errno::BUSY) => {
-                let file = self.open_path(path, OFlags::empty())?;
-                self.claim.lock(&file, path)?;
-                if self.force {
-                    self.claim.keep(&file, false);
-                    tracing::warn!(path = %path.display(), "overwriting a device that is in use, by force");
-                    return Ok((file, false));
-                }
-                let user = mounts::holder(metadata.rdev());
-                let user = user.unwrap_or_else(|| "mounted, or held by another device".to_owned());
-                Err(self.refused(format!("the device is in use ({user})")))
-            }
-            Err(why) => Err(self.cannot_open(&why.into())),
-        }
-    }
-
-    /// Locks a device that is open exclusively. A job that finds it locked comes again; others wait here.
-    fn lock_alone(&self, file: &File, path: &Path) -> Result<(), Failure> {
-        let locked = match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) if self.claim.is_of_job() => return Err(self.claim.busy(path)),
-            Err(Errno::WOULDBLOCK) => {
-                tracing::warn!(path = %path.display(), "waiting for whoever has it locked");
-                flock(file, FlockOperation::LockExclusive)
-            }
-            locked => locked,
-        };
-        if let Err(why) = locked {
-            tracing::debug!(path = %path.display(), %why, "opened exclusively, without a lock");
-        }
-        Ok(())
     }
 
     /// The size of a target, which must hold what is restored.
@@ -552,19 +478,6 @@ impl Target {
                 root.size
             ))),
         }
-    }
-
-    fn check_device_size(&self, file: &File, root: &Root) -> Result<(), Failure> {
-        let size = self.size_for(file, root)?;
-        if size > root.size && self.range.is_none() && !self.force {
-            let why = format!(
-                "the device has {size} bytes, the snapshot of {} has only {}: what is stored behind its end would stay \
-                 there; force restores all the same",
-                root.volume, root.size
-            );
-            return Err(self.refused(why));
-        }
-        Ok(())
     }
 
     fn sized(&self, opened: Opened, size: u64) -> Result<Opened, Failure> {

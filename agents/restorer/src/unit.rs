@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use agent::counters::Counters;
+use agent::keys::DataKeys;
 use agent::maps::MapReader;
 use agent::sessions::OpenSession;
 use agent::{Failure, Repository, Stop};
@@ -20,7 +21,6 @@ use schema::names;
 use tokio::sync::Semaphore;
 
 use crate::compare::{Compare, not_zero};
-use crate::keys::DataKeys;
 use crate::pipeline::stopped;
 use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
 use crate::pool::Pool;
@@ -162,7 +162,7 @@ impl Unit {
 impl Work {
     /// Whether the rest is restored although this cannot be read.
     pub fn goes_on_after(&self, failure: &Failure) -> bool {
-        self.keep_going && failure.kind == FailureKind::Damaged && !failure.retry
+        self.keep_going && is_loss(failure)
     }
 
     /// What of a range is wanted.
@@ -220,6 +220,11 @@ impl Work {
             Err(why) => Err(Failure::new(FailureKind::Other, format!("restoring {}: {why}", self.volume))),
         }
     }
+}
+
+/// Whether what is missing will not come back.
+fn is_loss(failure: &Failure) -> bool {
+    failure.kind == FailureKind::Damaged && !failure.retry
 }
 
 impl Turns {
@@ -417,35 +422,34 @@ async fn leave_hole(work: &Arc<Work>, range: Range<u64>, why: &str) -> Result<Re
 }
 
 /// Writes a chunk from any copy that was not tried yet; then from any that the index has learnt of meanwhile, since a
-/// collection may have moved it to another pack.
+/// collection may have moved it to another pack; and before it is lost, from any that a look at the bucket shows.
 async fn rescue(work: &Arc<Work>, wanted: &Wanted, mut tried: Vec<Tried>) -> Result<Report, Failure> {
-    let mut copies = wanted.copies.clone();
+    let map = &work.source.map;
+    if let Some(report) = from_any(work, wanted, &wanted.copies, &mut tried).await? {
+        return Ok(report);
+    }
     let mut unasked = None;
-    for asked in [false, true] {
-        if asked {
-            let located = work.unless_halted(work.source.map.locate(&[wanted.id])).await?;
-            match located {
-                Ok(located) => copies = located.into_iter().flatten().filter(is_plausible).collect(),
-                // There may be more.
-                Err(failure) => unasked = Some(failure.context("cannot ask the index for more copies")),
+    match work.unless_halted(map.locate(&[wanted.id])).await? {
+        Ok(located) => {
+            let copies: Vec<Copy> = located.into_iter().flatten().collect();
+            if let Some(report) = from_any(work, wanted, &copies, &mut tried).await? {
+                return Ok(report);
             }
         }
-        for copy in std::mem::take(&mut copies) {
-            if tried.iter().any(|tried| tried.copy == copy) {
-                continue;
-            }
-            match one_copy(work, wanted, copy).await? {
-                Ok(mut report) => {
-                    let (volume, offset, chunk) = (&work.volume, wanted.offset(), wanted.id);
-                    for Tried { copy, why } in &tried {
-                        let pack = names::pack(copy.pack);
-                        tracing::warn!(volume, offset, %chunk, pack, %why, "read a chunk from another copy");
-                    }
-                    report.rescued += u64::from(!tried.is_empty());
+        // There may be more.
+        Err(failure) => unasked = Some(failure.context("cannot ask the index for more copies")),
+    }
+    let mut known: Vec<Copy> = tried.iter().map(|tried| tried.copy).collect();
+    while unasked.is_none() && is_loss(&unreadable(work, wanted, &tried)) {
+        match work.unless_halted(map.seek(&wanted.id, &known)).await? {
+            Ok(Some(more)) => {
+                if let Some(report) = from_any(work, wanted, &more, &mut tried).await? {
                     return Ok(report);
                 }
-                Err(why) => tried.push(Tried { copy, why }),
+                known.extend(more);
             }
+            Ok(None) => break,
+            Err(failure) => unasked = Some(failure),
         }
     }
     let failure = unreadable(work, wanted, &tried);
@@ -453,6 +457,33 @@ async fn rescue(work: &Arc<Work>, wanted: &Wanted, mut tried: Vec<Tried>) -> Res
         Some(unasked) => Failure { why: format!("{failure}; {unasked}"), ..unasked },
         None => failure,
     })
+}
+
+/// Writes a chunk from the first of these copies that is whole and was not tried yet.
+async fn from_any(
+    work: &Arc<Work>,
+    wanted: &Wanted,
+    copies: &[Copy],
+    tried: &mut Vec<Tried>,
+) -> Result<Option<Report>, Failure> {
+    for copy in copies.iter().filter(|copy| is_plausible(copy)) {
+        if tried.iter().any(|tried| tried.copy == *copy) {
+            continue;
+        }
+        match one_copy(work, wanted, *copy).await? {
+            Ok(mut report) => {
+                let (volume, offset, chunk) = (&work.volume, wanted.offset(), wanted.id);
+                for Tried { copy, why } in tried.iter() {
+                    let pack = names::pack(copy.pack);
+                    tracing::warn!(volume, offset, %chunk, pack, %why, "read a chunk from another copy");
+                }
+                report.rescued += u64::from(!tried.is_empty());
+                return Ok(Some(report));
+            }
+            Err(why) => tried.push(Tried { copy: *copy, why }),
+        }
+    }
+    Ok(None)
 }
 
 /// Reads one copy by itself. The outer result is the restore's, the inner one the copy's.

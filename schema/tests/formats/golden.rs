@@ -10,13 +10,13 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use schema::chunk::{Codec, FRAME_HEADER_LEN, FrameHeader, Opener};
-use schema::config::{ConfigHead, KNOWN_FEATURES};
+use schema::config::{ConfigHead, FEATURE_BASE, FEATURE_SHARED_KEYS};
 use schema::keys::{DataKey, FrameKey, Identity, KEY_PLAIN, KEY_STRUCTURE, SealedKey, WriterKey};
 use schema::limits::LEAF_SPAN;
 use schema::map::{Leaf, Node};
 use schema::messages::Message;
 use schema::pack::{self, PACK_HEADER_LEN};
-use schema::{Domain, Object, facts, names};
+use schema::{Domain, MarkId, Object, facts, names};
 
 use crate::samples::*;
 use crate::{files, messages, stream};
@@ -53,6 +53,8 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("identity.txt", identity.to_file().as_bytes().to_vec()),
         ("writer-key-plain.txt", plain.to_file().as_bytes().to_vec()),
         ("writer-key.txt", writer.to_file().as_bytes().to_vec()),
+        ("writer-key-like-plain.txt", like(&plain).to_file().as_bytes().to_vec()),
+        ("writer-key-like.txt", like(&writer).to_file().as_bytes().to_vec()),
         ("frame-raw-plain", raw(&none)),
         ("frame-raw-data", raw(&data)),
         ("frame-structure", map(&structure)),
@@ -67,13 +69,21 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("leaf", leaf().encode()),
         ("node", node().encode()),
         ("config-plain", config().encode(&plain, NONCE).unwrap()),
+        ("config-like-plain", config().encode(&like(&plain), NONCE).unwrap()),
         ("root-plain", root().seal(&plain, &slot.snapshot(), NONCE).unwrap()),
         ("session-plain", session().seal(&plain, &names::session(session_id()), NONCE).unwrap()),
+        ("session-undo", undoable_session().seal(&plain, &names::session(session_id()), NONCE).unwrap()),
         ("session-ended", ended_session().seal(&plain, &names::session(session_id()), NONCE).unwrap()),
         ("forgotten-plain", forgotten().seal(&plain, &slot.forgotten(), NONCE).unwrap()),
         ("epoch-plain", epoch().seal(&plain, &names::epoch(3), NONCE).unwrap()),
         ("verdict-plain", verdict().seal(&plain, &names::verdict(3), NONCE).unwrap()),
         ("awaited-plain", awaited().seal(&plain, &names::awaited(3), NONCE).unwrap()),
+        ("hold-plain", hold().seal(&plain, &slot.mark(mark_id()), NONCE).unwrap()),
+        ("labels-plain", labels().seal(&plain, &slot.labels(3), NONCE).unwrap()),
+        ("hold", hold().seal(&writer, &slot.mark(mark_id()), NONCE).unwrap()),
+        ("labels", labels().seal(&writer, &slot.labels(3), NONCE).unwrap()),
+        ("mark-keys.txt", format!("{}\n{}\n", slot.mark(mark_id()), slot.labels(3)).into_bytes()),
+        ("session-unforget", unforgetting().seal(&writer, &names::session(session_id()), NONCE).unwrap()),
         ("root", root().seal(&writer, &slot.snapshot(), NONCE).unwrap()),
         ("forgotten", forgotten().seal(&writer, &slot.forgotten(), NONCE).unwrap()),
         ("session", session().seal(&writer, &names::session(session_id()), NONCE).unwrap()),
@@ -200,12 +210,14 @@ fn folded_facts_are_read() {
 
 #[test]
 fn configs_are_read() {
-    let features: Vec<String> = KNOWN_FEATURES.iter().map(|feature| (*feature).to_owned()).collect();
-    for (name, want, identity) in
-        [("config-plain", plain_writer(), None), ("config", writer(&identity()), Some(&identity()))]
-    {
+    for (name, want, identity, features) in [
+        ("config-plain", plain_writer(), None, &[FEATURE_BASE][..]),
+        ("config-like-plain", like(&plain_writer()), None, &[FEATURE_BASE, FEATURE_SHARED_KEYS]),
+        ("config", writer(&identity()), Some(&identity()), &[FEATURE_BASE]),
+    ] {
+        let features: Vec<String> = features.iter().map(|feature| (*feature).to_owned()).collect();
         let head = ConfigHead::parse(&golden(name)).unwrap();
-        assert_eq!((head.repo, head.encrypted), (repo(), identity.is_some()), "{name}");
+        assert_eq!((head.repo, head.encrypted), (want.repo(), identity.is_some()), "{name}");
         assert_eq!((&head.read_features, &head.write_features), (&features, &features), "{name}");
         head.check_writable().unwrap();
         let key = head.writer_key(identity).unwrap();
@@ -223,13 +235,21 @@ fn objects_open() {
     for (writer, plain) in [(&writer, ""), (&plain_writer(), "-plain")] {
         opens(&format!("root{plain}"), writer, &slot.snapshot(), &root());
         opens(&format!("forgotten{plain}"), writer, &slot.forgotten(), &forgotten());
+        opens(&format!("hold{plain}"), writer, &slot.mark(mark_id()), &hold());
+        opens(&format!("labels{plain}"), writer, &slot.labels(3), &labels());
         opens(&format!("session{plain}"), writer, &names::session(session_id()), &session());
         opens(&format!("epoch{plain}"), writer, &names::epoch(3), &epoch());
         opens(&format!("verdict{plain}"), writer, &names::verdict(3), &verdict());
         opens(&format!("awaited{plain}"), writer, &names::awaited(3), &awaited());
     }
+    opens("session-undo", &plain_writer(), &names::session(session_id()), &undoable_session());
     opens("session-ended", &plain_writer(), &names::session(session_id()), &ended_session());
+    opens("session-unforget", &writer, &names::session(session_id()), &unforgetting());
     assert_eq!(root().check(slot).unwrap(), root());
+    assert_eq!(hold().check(slot).unwrap(), hold());
+    let keys = String::from_utf8(golden("mark-keys.txt")).unwrap();
+    let ids = [mark_id(), MarkId::from_parts(3, 0)];
+    assert!(keys.lines().map(|key| names::parse_mark(key).unwrap()).eq(ids.map(|id| (slot, id))));
 }
 
 #[test]
@@ -239,6 +259,8 @@ fn keys_are_read() {
     let writer = writer(&identity());
     assert_eq!(WriterKey::from_file(&text("writer-key.txt")).unwrap(), writer);
     assert_eq!((writer.recipients(), writer.generation()), (&identity().recipients()[..], 1));
+    assert_eq!(WriterKey::from_file(&text("writer-key-like-plain.txt")).unwrap(), like(&plain_writer()));
+    assert_eq!(WriterKey::from_file(&text("writer-key-like.txt")).unwrap(), like(&writer));
     let opened = DataKey::unseal(repo(), &sealed_data_key(), &identity()).unwrap();
     assert_eq!(opened.id(), data_key().id());
     opens("frame-raw-data", &incompressible(), &opened.frame_key(), Codec::Raw);

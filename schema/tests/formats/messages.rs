@@ -231,8 +231,10 @@ fn index() -> Vec<Sample> {
             b"",
         ),
         sample("", Answers { answers: vec![Answer::Known(pack_id()), Answer::Yours, Answer::Pending] }, b""),
-        sample("", Locate { shards: 4, ids }, b""),
+        sample("", Locate { shards: 4, ids: ids.clone() }, b""),
         sample("", Located { copies: vec![vec![copy], vec![]] }, b""),
+        sample("", Seek { shards: 4, ids, looked: vec![7] }, b""),
+        sample("", Sought { copies: vec![vec![copy], vec![]], by: 7 }, b""),
     ]
 }
 

@@ -9,13 +9,14 @@ use schema::chunk::{FrameHeader, Opener, Sealer, split_frames};
 use schema::keys::{FrameKey, SealedKey, WriterKey};
 use schema::limits::{CHUNK_MAX, LEAF_SPAN, NODE_FANOUT, STRUCTURE_MAX};
 use schema::map::{Geometry, Leaf, Node, build_nodes};
+use schema::mark::{Mark, Says};
 use schema::messages::{
     About, AskSpan, Extent, FileIdentity, Located, Mapped, Message, Payload, SessionEvent, SharedPlace,
     SharedTarget, Span, SpanNow, Zeroing,
 };
 use schema::pack::{self, PackBuilder, PackHeader, Trailer};
 use schema::{
-    ChunkId, Domain, FormatError, JobId, KeyId, Object, PackId, RepoId, SessionId, VolumeKey, names,
+    ChunkId, Domain, FormatError, JobId, KeyId, MarkId, Object, PackId, RepoId, SessionId, VolumeKey, names,
 };
 
 use crate::arbitrary::*;
@@ -142,6 +143,17 @@ proptest! {
     }
 
     #[test]
+    fn marks(slot in slot(), number: u64, tags in vec(".{0,40}", 0..8), note in proptest::option::of(".{0,99}"),
+             nonce in any::<[u8; 12]>()) {
+        let says = [Says::Hold { note: note.clone() }, Says::Labels { number, tags, note }];
+        for mark in says.map(|says| Mark { slot, says, ..samples::hold() }) {
+            let (writer, key) = (writer(&identity()), slot.mark(samples::mark_id()));
+            let opened = Mark::open(&mark.seal(&writer, &key, nonce).unwrap(), &writer, &key).unwrap();
+            prop_assert_eq!(opened.check(slot).unwrap(), mark);
+        }
+    }
+
+    #[test]
     fn messages(session in session_id(), reading in reading(), offset in 0..=schema::limits::VOLUME_MAX,
                 lens in vec((1..1u32 << 11, any::<bool>()), 0..400), body in vec(any::<u8>(), 0..2000),
                 ids in vec((chunk_id(Domain::Data), pack_id()), 1..8), volume in ".{0,60}") {
@@ -202,6 +214,9 @@ proptest! {
         prop_assert_eq!(names::Slot::parse_key(&slot.snapshot()).unwrap(), slot);
         prop_assert_eq!(names::Slot::parse_key(&slot.forgotten()).unwrap(), slot);
         prop_assert_eq!(names::parse_pack(&names::pack(PackId::from_bytes(raw))).unwrap(), PackId::from_bytes(raw));
+        let mark = MarkId::from_bytes(raw);
+        same(mark);
+        prop_assert_eq!(names::parse_mark(&slot.mark(mark)).unwrap(), (slot, mark));
         prop_assert_eq!(names::parse_epoch(&names::epoch(n)).unwrap(), (n, false));
         prop_assert_eq!(names::parse_epoch(&names::verdict(n)).unwrap(), (n, true));
     }
@@ -291,6 +306,37 @@ fn geometry_at_its_edges() {
     assert_eq!(geometry.leaf_range(u64::MAX), LEAF_SPAN + 5..LEAF_SPAN + 5);
     assert_eq!(build_nodes(Vec::new(), |_| unreachable!()), Ok(None));
     assert_eq!(build_nodes(vec![None; 3000], |_| unreachable!()), Ok(None));
+}
+
+#[test]
+fn repositories_that_share_keys_open_each_others_data_keys_and_no_objects() {
+    let first = writer(&identity());
+    let second = samples::like(&first);
+    let third = second.like(RepoId::from_bytes(bytes(0x12)));
+    let stranger = WriterKey::new(second.repo(), identity().recipients(), &bytes(0x21)).unwrap();
+    assert_eq!((third.family(), third.recipients()), (first.repo(), first.recipients()));
+    for key in [&first, &second, &third] {
+        assert!(key.shares_keys(&first) && first.shares_keys(key) && !key.shares_keys(&stranger));
+        assert_eq!(key.chunk_ids().id(Domain::Data, b"x"), first.chunk_ids().id(Domain::Data, b"x"));
+        let sealed = data_key().seal(key).unwrap();
+        let opened = schema::keys::DataKey::unseal(third.family(), &sealed, &identity()).unwrap();
+        assert_eq!(opened.id(), data_key().id());
+        assert_eq!(&WriterKey::from_file(&key.to_file()).unwrap(), key);
+        assert_eq!(&WriterKey::unseal(&key.seal().unwrap(), &identity()).unwrap(), key);
+    }
+    let slot = samples::slot();
+    let sealed = samples::root().seal(&first, &slot.snapshot(), [0; 12]).unwrap();
+    assert!(schema::root::Root::open(&sealed, &second, &slot.snapshot()).is_err());
+    let name = "0".repeat(26);
+    for (text, good) in [
+        (format!("{}/{name}", first.repo()), true),
+        (first.repo().to_string(), false),
+        (format!("{}/", first.repo()), false),
+        (format!("x/{name}"), false),
+    ] {
+        let parsed = text.parse::<schema::facts::Origin>();
+        assert_eq!(parsed.map(|origin| origin.to_string()).ok(), good.then_some(text));
+    }
 }
 
 #[test]

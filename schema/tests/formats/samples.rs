@@ -9,12 +9,13 @@ use schema::epoch::{Awaited, Epoch, Verdict};
 use schema::keys::{DataKey, FrameKey, Identity, SealedKey, WriterKey};
 use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Leaf, Node, Piece};
+use schema::mark::{Mark, Says};
 use schema::messages::{FailureKind, JobOutcome};
 use schema::names::Slot;
 use schema::pack::{PackBuilder, PackHeader};
 use schema::root::{Forgotten, Root, Statistics, Tracking};
 use schema::session::{Checkpoint, Session, SessionKind};
-use schema::{ChunkId, Domain, JobId, PackId, ReadingId, RepoId, SessionId};
+use schema::{ChunkId, Domain, JobId, MarkId, PackId, ReadingId, RepoId, SessionId};
 
 pub const VOLUME: &str = "host-a/vg0/root";
 pub const NONCE: [u8; 12] = *b"golden nonce";
@@ -53,6 +54,11 @@ pub fn plain_writer() -> WriterKey {
 
 pub fn writer(identity: &Identity) -> WriterKey {
     WriterKey::new(repo(), identity.recipients(), &bytes(0x20)).unwrap()
+}
+
+/// The keys of a repository that shares those of [`writer`] or [`plain_writer`].
+pub fn like(key: &WriterKey) -> WriterKey {
+    key.like(RepoId::from_bytes(bytes(0x11)))
 }
 
 pub fn data_key() -> DataKey {
@@ -177,6 +183,29 @@ pub fn forgotten() -> Forgotten {
     Forgotten { slot: slot(), time_ms: 1_700_000_070_000, by: "prune on host-b".to_owned() }
 }
 
+pub fn mark_id() -> MarkId {
+    MarkId::from_parts(1_700_000_000_003, 0x3a5c)
+}
+
+pub fn hold() -> Mark {
+    mark(Says::Hold { note: Some("before the migration".to_owned()) })
+}
+
+pub fn labels() -> Mark {
+    let tags = vec!["nightly".to_owned(), "audited".to_owned()];
+    mark(Says::Labels { number: 3, tags, note: Some("seen by the auditors".to_owned()) })
+}
+
+fn mark(says: Says) -> Mark {
+    let by = "lvkeep on host-b".to_owned();
+    Mark { version: Mark::VERSION, slot: slot(), time_ms: 1_700_000_080_000, by, says }
+}
+
+/// Of a snapshot that is brought back: other kinds of session have the same form.
+pub fn unforgetting() -> Session {
+    Session { kind: SessionKind::Unforget, checkpoint: None, ..session() }
+}
+
 pub fn session() -> Session {
     let leaves = vec![(0, Some(chunk_id(Domain::Structure, 3))), (5, None)];
     Session {
@@ -189,7 +218,14 @@ pub fn session() -> Session {
         started_ms: 1_700_000_000_000,
         checkpoint: Some(Checkpoint { reading: reading(), size: 10 << 30, leaves }),
         ended: None,
+        undo: Vec::new(),
     }
+}
+
+/// Of a restore whose target is kept for an undo.
+pub fn undoable_session() -> Session {
+    let undo = vec![JobId::from_bytes([0x71; 16]), JobId::from_bytes([0x72; 16])];
+    Session { kind: SessionKind::Restore, slot: None, checkpoint: None, undo, ..session() }
 }
 
 /// What says that a restore's job is over.

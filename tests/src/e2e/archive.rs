@@ -38,6 +38,11 @@ impl Copies {
     }
 }
 
+fn directory(path: &Path) -> Store {
+    let inner = LocalFileSystem::new_with_prefix(path).expect("the repository's directory");
+    Store::new(Arc::new(inner), "", &path.display().to_string(), Arc::new(RealTime::new()))
+}
+
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
@@ -46,18 +51,24 @@ impl Archive {
     /// Opens with an identity file.
     pub fn open(store: Store, identity: impl AsRef<Path>) -> Self {
         let text = std::fs::read_to_string(identity).expect("an identity file");
-        let identity = Identity::from_file(&text).expect("an identity");
+        Self::open_with(store, Some(&Identity::from_file(&text).expect("an identity")))
+    }
+
+    fn open_with(store: Store, identity: Option<&Identity>) -> Self {
         let runtime = runtime();
         let repository =
-            runtime.block_on(Repository::open(store, None, Some(&identity))).expect("the repository opens");
+            runtime.block_on(Repository::open(store, None, identity)).expect("the repository opens");
         Self { runtime, repository }
     }
 
     /// Opens a repository in a directory.
     pub fn in_directory(path: impl AsRef<Path>, identity: impl AsRef<Path>) -> Self {
-        let inner = LocalFileSystem::new_with_prefix(path.as_ref()).expect("the repository's directory");
-        let location = path.as_ref().display().to_string();
-        Self::open(Store::new(Arc::new(inner), "", &location, Arc::new(RealTime::new())), identity)
+        Self::open(directory(path.as_ref()), identity)
+    }
+
+    /// Opens one that is not encrypted.
+    pub fn plain_in_directory(path: impl AsRef<Path>) -> Self {
+        Self::open_with(directory(path.as_ref()), None)
     }
 
     /// The repository.

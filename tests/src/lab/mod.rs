@@ -58,6 +58,17 @@ pub fn rounds(usual: u64) -> u64 {
     number("LVKEEP_LAB_ROUNDS").unwrap_or(usual)
 }
 
+/// How far the steps at which something is ended lie apart: `long` in a long run, which has time for all that matter. An
+/// ordinary one ends at each third of those; which they are depends on the seed.
+pub fn every(long: usize) -> usize {
+    if crate::is_long() { long } else { 3 * long }
+}
+
+/// The first of steps that lie so far apart.
+pub fn first(every: usize) -> usize {
+    1 + seed() as usize % every
+}
+
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}")))

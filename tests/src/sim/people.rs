@@ -148,6 +148,7 @@ impl Person {
             started_ms: environment.now_ms(),
             checkpoint: None,
             ended: None,
+            undo: Vec::new(),
         };
         OpenSession::begin(self.repository(), session).await
     }

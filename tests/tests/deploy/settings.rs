@@ -9,7 +9,7 @@ fn all_in_force(text: &str) -> String {
         name.is_some_and(|name| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
     };
     let lines = text.lines().map(|line| match line.strip_prefix('#') {
-        Some(rest) if is_setting(rest) => rest,
+        Some(rest) if is_setting(rest) || rest.starts_with("[[") => rest,
         _ => line,
     });
     lines.map(|line| format!("{line}\n")).collect()

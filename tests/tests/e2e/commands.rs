@@ -355,6 +355,12 @@ fn a_session_is_cancelled_by_name() {
         .run(&["cancel", "01ARZ3NDEKTSV4RRFFQ69G5FAV"])
         .fails(3, &["01ARZ3NDEKTSV4RRFFQ69G5FAV", "lvkeep status"]);
     machine.run(&["cancel", "nonsense"]).fails(3, &["nonsense"]);
+    let torn = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
+    std::fs::create_dir_all(machine.place("repo/sessions")).expect("a folder");
+    std::fs::write(machine.place(&format!("repo/sessions/{torn}")), "damaged").expect("an object");
+    assert_eq!(machine.json(&["status"])["sessions"][0]["kind"], "unreadable");
+    machine.run(&["cancel", torn]).fails(3, &[torn, "--force"]);
+    machine.run(&["cancel", "--force", torn]).ok();
 
     let image = machine.place("slow.img");
     random_file(&image, 64 << 20, 5);

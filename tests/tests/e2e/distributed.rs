@@ -51,6 +51,20 @@ fn hosts_without_credentials_back_up_through_workers() {
     for expected in [r#""a" ["reader","hasher"]"#, r#""worker" ["storer"]"#, r#""worker" ["conductor"]"#] {
         assert!(found.iter().any(|agent| agent == expected), "{expected}: {status}");
     }
+
+    // A conductor that is told to collects by itself.
+    site.operator.run(&["forget", &snapshot(&a)]).ok();
+    let every = "[agent]\nprune_every = \"1s\"";
+    let _collecting = site.agent_with("worker", &["conductor"], &[], every);
+    eventually("what was forgotten is collected", || {
+        let forgotten = site.operator.json(&["snapshots", "--forgotten"]);
+        (forgotten == serde_json::json!([])).then_some(())
+    });
+    eventually("the collection is finished", || {
+        let status = site.operator.json(&["status"]);
+        (status["last_collection"] == 1 && status["collection"].is_null()).then_some(())
+    });
+    site.operator.restores(&snapshot(&again), &on_a);
 }
 
 #[test]

@@ -51,6 +51,22 @@ fn a_file_system_comes_back_from_an_object_store() {
     assert!(archive.size() + (40 << 20) <= before, "{before} bytes became {}", archive.size());
     machine.run(&["check", "--read-data"]).ok();
     machine.restores("vm/root@latest", &image);
+
+    // A copy on a disk, and one of that in another bucket, which only its own variables lead to.
+    let (disk, second) = (machine.place("second"), weed.location("second"));
+    machine.run(&["init", "--repo", &disk, "--like", &weed.location("some/prefix")]).ok();
+    assert_eq!(machine.json(&["copy", "--to", &disk])["copied"].as_array().map(Vec::len), Some(2));
+    machine.run(&["init", "--repo", &second, "--like", &disk]).ok();
+    let mut courier = Machine::new("courier");
+    courier.set("LVKEEP_REPO", &disk);
+    courier.set("LVKEEP_IDENTITY", &identity);
+    for (name, value) in weed.environment() {
+        courier.set(&format!("LVKEEP_OTHER_{name}"), &value);
+    }
+    let report = courier.json(&["copy", "--to", &second]);
+    assert_eq!((report["copied"].as_array().map(Vec::len), &report["verified"]), (Some(2), &true.into()));
+    machine.set("LVKEEP_REPO", &second);
+    machine.restores("vm/root@latest", &image);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tests::e2e::{Archive, Machine, eventually, random_file};
 const MIB: u64 = 1 << 20;
 
 /// An archive of two volumes; of one, the older snapshot is forgotten, which half of the newer one stands on.
-fn littered() -> Machine {
+pub fn littered() -> Machine {
     let mut machine = Machine::new("m");
     machine.set("LVKEEP_REPO", &machine.place("repo"));
     machine.set("LVKEEP_IDENTITY", &machine.place("identity"));
@@ -41,7 +41,7 @@ fn overwrite(path: &str, mib: std::ops::Range<u64>, seed: u64) {
 }
 
 /// Overwrites three quarters of a MiB.
-fn scatter(path: &str, mib: u64) {
+pub fn scatter(path: &str, mib: u64) {
     let part = format!("{path}.part");
     random_file(&part, 3 * MIB / 4, 100 + mib);
     let file = OpenOptions::new().write(true).open(path).expect("an image");
@@ -129,12 +129,16 @@ fn open_session(machine: &Machine) -> (SessionId, Slot) {
         started_ms: repository.environment().now_ms(),
         checkpoint: None,
         ended: None,
+        undo: Vec::new(),
     };
     let key = names::session(id);
     let sealed = repository.seal(&key, &session).expect("a session object");
     archive.block_on(repository.store.create(&key, sealed)).expect("it is open");
     (id, slot)
 }
+
+/// Whether a moment has come in a repository.
+type Moment = Box<dyn Fn(&str) -> bool>;
 
 #[test]
 fn a_killed_prune_is_gone_on_with_by_the_next() {
@@ -143,7 +147,7 @@ fn a_killed_prune_is_gone_on_with_by_the_next() {
     copy(Path::new(&repo), Path::new(&kept));
     let packs = |at_least: usize| move |repo: &str| count(&format!("{repo}/packs")) >= at_least;
     let before = count(&format!("{repo}/packs"));
-    let moments: [(&str, Box<dyn Fn(&str) -> bool>); 6] = [
+    let moments: [(&str, Moment); 6] = [
         ("it has begun", Box::new(|_| true)),
         ("a pack is written", Box::new(packs(before + 1))),
         ("the epoch is there", Box::new(|repo| count(&format!("{repo}/gc")) >= 1)),
@@ -170,7 +174,7 @@ fn a_killed_prune_is_gone_on_with_by_the_next() {
 }
 
 /// Files below a folder.
-fn count(folder: &str) -> usize {
+pub fn count(folder: &str) -> usize {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     let count_one = |path: String| if Path::new(&path).is_dir() { count(&path) } else { 1 };
     entries.flatten().filter_map(|entry| entry.path().to_str().map(str::to_owned)).map(count_one).sum()

@@ -13,8 +13,8 @@ use super::manifest::{Dependency, Manifest};
 /// Package names by package name.
 pub type Edges = BTreeMap<String, BTreeSet<String>>;
 
-const ROLES: [&str; 8] =
-    ["reader", "hasher", "indexer", "storer", "conductor", "restorer", "collector", "exporter"];
+const ROLES: [&str; 9] =
+    ["reader", "hasher", "indexer", "storer", "conductor", "restorer", "collector", "copier", "exporter"];
 const RIMS: [&str; 2] = ["bus-nats", "volume-lvm"];
 const BINARY: &str = "lvkeep";
 
@@ -31,6 +31,7 @@ const RESTRICTED: [(&str, Rule); 3] = [
             "conductor",
             "restorer",
             "collector",
+            "copier",
             "exporter",
             BINARY,
             "tests",

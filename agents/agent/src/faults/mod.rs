@@ -4,5 +4,6 @@
 //! right under it; it counts what it injected, and can be told to stop, so that progress can be asserted.
 
 pub mod bus;
+pub mod listing;
 pub mod record;
 pub mod store;

@@ -1,8 +1,8 @@
 //! An object store on a bad day: operations fail before or after their effect, answers lie, bodies end early.
 //!
 //! Every fault is one that a real store shows: an error never means that nothing happened, `AlreadyExists` may be
-//! answered though nothing landed, a write may land after it was given up. What never happens: `NotFound` for an
-//! object that is there, or a listing that lacks a completed write. Chances are per thousand and decided by the
+//! answered though nothing landed, a write may land after it was given up. What never happens: a listing that lacks a
+//! completed write, or, unless it is asked for by name, `NotFound` for an object that is there. Chances are per thousand and decided by the
 //! seed and the order of calls, so that a run on one thread repeats itself; faults can also be planned one by one.
 //! What was injected is counted. Late writes wait in memory, at most [`LATE_MAX`] of them.
 
@@ -75,6 +75,11 @@ impl FaultyStore {
     /// Writes over what exists even when asked to create, as some stores silently do.
     pub fn ignore_create(&self, ignore: bool) {
         self.state().ignores_create = ignore;
+    }
+
+    /// Answers that an object does not exist, though listings have it; or no more.
+    pub fn hide(&self, key: Option<&str>) {
+        self.state().hidden = key.map(Path::from);
     }
 
     /// Every operation fails from now on. One that is on its way loses its answer.
@@ -287,6 +292,9 @@ impl ObjectStore for FaultyStore {
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         self.arrive(location, false, false).await?;
         self.before()?;
+        if self.state().hidden.as_ref() == Some(location) {
+            return Err(Error::NotFound { path: location.to_string(), source: "injected: not there".into() });
+        }
         let head = options.head;
         let got = self.inner.get_opts(location, options).await?;
         self.up()?;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod deleting;
+mod forgetting;
 mod index;
 mod maps;
 mod near;

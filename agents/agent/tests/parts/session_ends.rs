@@ -85,8 +85,9 @@ async fn giving_up_occupies_the_slot_before_the_object_goes() {
     let world = World::new().await;
     let session = begin(&world, 9).await;
     assert!(matches!(session.abandon().await.unwrap(), AtSlot::Tombstone));
-    let expected =
-        [format!("create {}", world.slot(9).snapshot()), format!("delete {}", names::session(session_id(9)))];
+    let slot = world.slot(9).snapshot();
+    let object = names::session(session_id(9));
+    let expected = [format!("head {slot}"), format!("create {slot}"), format!("delete {object}")];
     assert_eq!(world.record.take(), expected);
     // For ever: a commit that comes late finds the tombstone.
     let late = world.repository.seal(&world.slot(9).snapshot(), &world.root(9, 1, 0)).unwrap();
@@ -109,6 +110,31 @@ async fn giving_up_reports_a_commit_that_was_there_already() {
         let found = sessions::revoke(&world.repository, &world.session(8)).await.unwrap();
         assert!(matches!(found, AtSlot::Tombstone));
     }
+}
+
+/// Some stores let everybody win who creates: the tombstone would overwrite the commit.
+#[tokio::test(start_paused = true)]
+async fn giving_up_on_a_store_without_conditions_leaves_a_commit_alone() {
+    let world = World::new().await;
+    world.faults.ignore_create(true);
+    let session = begin(&world, 9).await;
+    session.commit(&world.root(9, 4, 0)).await.unwrap();
+    let found = session.abandon().await.unwrap();
+    assert!(matches!(found, AtSlot::Snapshot(root) if root.generation == 4));
+    assert!(matches!(world.repository.at_slot(world.slot(9)).await.unwrap(), AtSlot::Snapshot(_)));
+}
+
+/// Otherwise neither `cancel` nor a collection nor whoever takes the job over would ever get past it.
+#[tokio::test(start_paused = true)]
+async fn giving_up_ends_a_session_whose_root_cannot_be_read() {
+    let world = World::new().await;
+    let session = begin(&world, 9).await;
+    world.put(&world.slot(9).snapshot(), Bytes::from_static(b"damaged")).await;
+    let failure = session.abandon().await.unwrap_err();
+    assert!(failure.why.contains(&world.slot(9).snapshot()), "{failure}");
+    assert_eq!(world.get(&names::session(session_id(9))).await, None);
+    assert_eq!(sessions::decided_slot(&world.repository, session_id(9)).await.unwrap(), Some(world.slot(9)));
+    assert_eq!(sessions::decided_slot(&world.repository, session_id(8)).await.unwrap(), None);
 }
 
 /// A commit that was sent and not answered may land at any time: until the slot is decided, a collector must wait.
@@ -158,4 +184,6 @@ async fn a_session_object_that_cannot_be_read_does_not_hide_the_others() {
     world.put(&names::session(session_id(3)), Bytes::from_static(b"damaged")).await;
     world.tombstone(&names::session(session_id(4))).await;
     assert_eq!(sessions::list(&world.repository).await.unwrap(), [world.session(9)]);
+    let expected = [(session_id(3), None), (session_id(4), None), (session_id(9), Some(world.session(9)))];
+    assert_eq!(sessions::list_all(&world.repository).await.unwrap(), expected);
 }

@@ -104,6 +104,20 @@ async fn the_latest_epoch_condemns() {
     }
 }
 
+/// A store that lists an epoch or a verdict and does not give it says nothing of what is condemned.
+#[tokio::test(start_paused = true)]
+async fn an_epoch_that_is_listed_and_not_there_is_no_epoch_to_go_by() {
+    for missing in [names::epoch(5), names::verdict(5)] {
+        let world = World::new().await;
+        world.epoch(5, 5, &[pack_id(1)]).await;
+        world.verdict(5, 5, &[pack_id(1)]).await;
+        world.faults.hide(Some(&missing));
+        let failure = OpenSession::begin(world.repository.clone(), world.session(9)).await.unwrap_err();
+        assert!(failure.kind == FailureKind::Store && failure.retry, "{failure}");
+        assert!(failure.why.contains(&missing), "{failure}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_epoch_or_verdict_with_a_wrong_number_is_refused_and_the_session_given_up() {
     for verdict in [false, true] {

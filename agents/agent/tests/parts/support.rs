@@ -101,6 +101,7 @@ impl World {
             started_ms: 0,
             checkpoint: None,
             ended: None,
+            undo: Vec::new(),
         }
     }
 

@@ -2,6 +2,11 @@
 
 use clap::Args;
 
+/// What is moved in one collection at most, when nobody says anything else.
+pub const MAX_REPACK: &str = "4GiB";
+/// Of how much a pack may still be needed, in per cent, to be rewritten.
+pub const REPACK_BELOW: u64 = 50;
+
 /// `prune`.
 #[derive(Debug, Args)]
 pub struct PruneArgs {
@@ -9,10 +14,10 @@ pub struct PruneArgs {
     #[arg(long)]
     pub dry_run: bool,
     /// Move at most this much out of packs that are mostly no longer needed, so that they can go too; 0 moves nothing
-    #[arg(long, value_name = "SIZE", default_value = "4GiB")]
+    #[arg(long, value_name = "SIZE", default_value = MAX_REPACK)]
     pub max_repack: String,
     /// Move what is needed out of packs of which at most this many per cent are
-    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u64).range(0..=100))]
+    #[arg(long, value_name = "PERCENT", default_value_t = REPACK_BELOW, value_parser = clap::value_parser!(u64).range(0..=100))]
     pub repack_below: u64,
     /// Wait this long for sessions that were open when the collection began, e.g. 2h; without it, say which they are and
     /// leave the rest to the next prune

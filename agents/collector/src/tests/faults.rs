@@ -1,10 +1,12 @@
 use std::sync::Arc;
 
-use agent::Failure;
 use agent::faults::store::{FaultyStore, StoreFaults, WriteFault};
+use agent::{Failure, Stop};
+
+use schema::messages::FailureKind;
 
 use super::fixture::*;
-use crate::{Collector, Report};
+use crate::{Collector, Latest, Report, latest};
 
 async fn prune_over(world: &World, moment: &Moment) -> Result<Report, Failure> {
     let repository = world.over(Arc::new(moment.clone()));
@@ -54,6 +56,31 @@ async fn a_crash_after_any_operation_leaves_what_another_collector_finishes() {
 #[tokio::test(start_paused = true)]
 async fn crashes_do_no_harm_to_encrypted_repositories() {
     crash_everywhere(true, 7, || At::DiesAfter).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_that_is_told_to_stop_stops_also_while_it_deletes() {
+    let (base, _) = littered(false).await;
+    let passes = Moment::new(base.fork().inner, 0, At::Passes);
+    prune_over(&base, &passes).await.unwrap();
+    let mut deleting = 0;
+    for number in 0..passes.count() {
+        let world = base.fork();
+        let stop = Stop::default();
+        let raised = stop.clone();
+        let act = Box::pin(async move { raised.raise() });
+        let moment = Moment::act(world.inner.clone(), number, act);
+        let repository = world.over(Arc::new(moment));
+        let ended = Collector::new(repository, World::settings(), stop).prune().await;
+        if let Err(failure) = ended {
+            assert_eq!(failure.kind, FailureKind::Revoked, "operation {number}: {failure}");
+            deleting += u64::from(matches!(latest(&world.repository).await.unwrap(), Latest::Decided(..)));
+        }
+        assert_eq!(world.check().await, 2, "operation {number}");
+        world.prune_to_the_end().await;
+        assert_eq!(world.check().await, 2, "operation {number}");
+    }
+    assert!(deleting > 0);
 }
 
 async fn faulty(base: &World, arrange: impl Fn(&FaultyStore)) -> (World, (Result<Report, Failure>, u64)) {

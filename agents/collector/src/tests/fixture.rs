@@ -1,8 +1,6 @@
-//! A repository in memory whose sessions follow the protocol, an oracle that keeps the plaintext, and a store that lets
-//! somebody else act, or dies, before any one operation.
+//! A repository in memory whose sessions follow the protocol, and an oracle that keeps the plaintext.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,11 +10,8 @@ use agent::sessions::{Commit, OpenSession};
 use agent::store::{Created, Store};
 use agent::{Environment, Failure, Repository, Stop};
 use async_trait::async_trait;
-use futures::future::BoxFuture;
-use futures::stream::{BoxStream, StreamExt, TryStreamExt};
+use object_store::ObjectStore;
 use object_store::memory::InMemory;
-use object_store::path::Path;
-use object_store::*;
 use schema::chunk::{FrameHeader, Opener, Sealer};
 use schema::keys::{DataKey, FrameKey, Identity};
 use schema::map::{Content, Geometry, Leaf, Piece, build_nodes};
@@ -27,6 +22,7 @@ use schema::root::{Forgotten, Root, Statistics, Tracking};
 use schema::session::{Session, SessionKind};
 use schema::{ChunkId, Domain, JobId, PackId, ReadingId, SessionId};
 
+pub use super::moment::{At, Moment};
 use crate::{Announce, Collector, Limits, Patience, Report, Settings};
 
 pub const CHUNK: usize = 4096;
@@ -84,7 +80,7 @@ pub struct World {
     pub identity: Option<Arc<Identity>>,
     data_key: Option<DataKey>,
     environment: Arc<dyn Environment>,
-    plaintext: Arc<Mutex<BTreeMap<Slot, Vec<u8>>>>,
+    pub plaintext: Arc<Mutex<BTreeMap<Slot, Vec<u8>>>>,
 }
 
 impl World {
@@ -168,6 +164,8 @@ impl World {
             host: "host".into(),
             started_ms: self.environment.now_ms(),
             checkpoint: None,
+            ended: None,
+            undo: Vec::new(),
         };
         let open = OpenSession::begin(self.repository.clone(), session).await?;
         let parent = open.choose_parent().await?;
@@ -193,6 +191,8 @@ impl World {
             host: "host".into(),
             started_ms: 0,
             checkpoint: None,
+            ended: None,
+            undo: Vec::new(),
         };
         let open = OpenSession::begin(self.repository.clone(), session).await?;
         let swept = match crate::latest(&self.repository).await? {
@@ -262,14 +262,24 @@ impl World {
         visible.len()
     }
 
+    /// From any copy that can be opened.
     async fn chunk(&self, id: ChunkId, copies: &BTreeMap<ChunkId, Vec<(PackId, u32, u32)>>) -> Vec<u8> {
         let mut opener = Opener::new(self.repository.key.chunk_ids()).unwrap();
-        let (pack, offset, len) =
-            copies.get(&id).unwrap_or_else(|| panic!("never-collect-live: {id} is gone"))[0];
-        let range = u64::from(offset)..u64::from(offset + len);
-        let frame = self.repository.store.get_range(&names::pack(pack), range).await.unwrap();
-        let key = self.key(pack, id).await;
-        opener.open(&id, &frame, &key).unwrap().to_vec()
+        let copies = copies.get(&id).unwrap_or_else(|| panic!("never-collect-live: {id} is gone"));
+        for (pack, offset, len) in copies.iter().copied() {
+            let range = u64::from(offset)..u64::from(offset + len);
+            let frame = self.repository.store.get_range(&names::pack(pack), range).await.unwrap();
+            let key = self.key(pack, id).await;
+            if let Ok(plain) = opener.open(&id, &frame, &key) {
+                return plain.to_vec();
+            }
+        }
+        panic!("never-collect-live: no copy of {id} can be opened, of {}", copies.len());
+    }
+
+    /// The top of a map.
+    pub async fn structure(&self, root: &Root) -> Vec<u8> {
+        self.chunk(root.top.unwrap(), &self.copies().await.unwrap()).await
     }
 
     /// The key of a chunk, opened from its pack's own footer.
@@ -299,6 +309,17 @@ impl World {
 
     /// Stores frames in one pack, on behalf of a session.
     pub async fn pack(&self, kind: Domain, chunks: &[Vec<u8>], session: SessionId) -> PackId {
+        self.pack_with(kind, chunks, 0, session).await
+    }
+
+    /// The first `bad` frames have the names of chunks and do not hold them.
+    pub async fn pack_with(
+        &self,
+        kind: Domain,
+        chunks: &[Vec<u8>],
+        bad: usize,
+        session: SessionId,
+    ) -> PackId {
         let pack = self.environment.pack_id();
         let header = PackHeader { repo: self.repository.key.repo(), pack, kind, class: 0 };
         let mut builder = PackBuilder::new(header);
@@ -307,11 +328,14 @@ impl World {
             (Domain::Data, Some(key)) => key.frame_key(),
             (Domain::Data, None) => FrameKey::plain(),
         };
-        for chunk in chunks {
+        for (number, chunk) in chunks.iter().enumerate() {
             let mut frame = Vec::new();
             let id = self.repository.key.chunk_ids().id(kind, chunk);
             Sealer::new(1).unwrap().seal(id, chunk, &key, &mut frame).unwrap();
             let header = FrameHeader::parse(&frame).unwrap();
+            if number < bad {
+                frame.last_mut().into_iter().for_each(|byte| *byte ^= 1);
+            }
             builder.push(&[header], frame.into(), session).unwrap();
         }
         if let (Domain::Data, Some(key)) = (kind, &self.data_key) {
@@ -434,136 +458,6 @@ impl Backup {
         let committed = self.open.commit(&root).await?;
         self.open.end().await?;
         Ok((committed == Commit::Won).then_some(root.slot))
-    }
-}
-
-/// What happens before, or at, one operation of a store.
-pub enum At {
-    /// Somebody else acts.
-    Act(Mutex<Option<BoxFuture<'static, ()>>>),
-    /// From then on nothing has an effect any more.
-    Dies,
-    /// This one has its effect, and its answer is lost; nothing after it has any.
-    DiesAfter,
-    /// Nothing.
-    Passes,
-}
-
-/// A store in front of another, with one moment at which something happens.
-#[derive(Clone)]
-pub struct Moment(Arc<Inner>);
-
-struct Inner {
-    inner: Arc<dyn ObjectStore>,
-    number: u64,
-    at: At,
-    count: AtomicU64,
-}
-
-impl Moment {
-    pub fn new(inner: Arc<dyn ObjectStore>, number: u64, at: At) -> Self {
-        Self(Arc::new(Inner { inner, number, at, count: AtomicU64::new(0) }))
-    }
-
-    pub fn act(inner: Arc<dyn ObjectStore>, number: u64, act: BoxFuture<'static, ()>) -> Self {
-        Self::new(inner, number, At::Act(Mutex::new(Some(act))))
-    }
-
-    /// Operations so far.
-    pub fn count(&self) -> u64 {
-        self.0.count.load(Ordering::Relaxed)
-    }
-
-    /// Whether the operation may be done, and whether its answer arrives.
-    async fn pass(&self) -> Result<bool> {
-        let number = self.0.count.fetch_add(1, Ordering::Relaxed);
-        match &self.0.at {
-            At::Act(act) => {
-                let act = if number == self.0.number { act.lock().unwrap().take() } else { None };
-                if let Some(act) = act {
-                    act.await;
-                }
-                Ok(true)
-            }
-            At::Dies if number >= self.0.number => Err(dead()),
-            At::DiesAfter if number > self.0.number => Err(dead()),
-            At::DiesAfter => Ok(number != self.0.number),
-            At::Dies | At::Passes => Ok(true),
-        }
-    }
-}
-
-fn dead() -> object_store::Error {
-    let why = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "dead");
-    object_store::Error::Generic { store: "Moment", source: Box::new(why) }
-}
-
-fn answered<T>(arrives: bool, answer: Result<T>) -> Result<T> {
-    if arrives { answer } else { Err(dead()) }
-}
-
-impl fmt::Debug for Moment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Moment({})", self.0.number)
-    }
-}
-
-impl fmt::Display for Moment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "moment {}", self.0.number)
-    }
-}
-
-#[async_trait]
-impl ObjectStore for Moment {
-    async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let arrives = self.pass().await?;
-        answered(arrives, self.0.inner.put_opts(path, payload, options).await)
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        path: &Path,
-        options: PutMultipartOptions,
-    ) -> Result<Box<dyn MultipartUpload>> {
-        self.0.inner.put_multipart_opts(path, options).await
-    }
-
-    async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        let arrives = self.pass().await?;
-        answered(arrives, self.0.inner.get_opts(path, options).await)
-    }
-
-    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        let this = self.clone();
-        let delete = move |path: Path| {
-            let this = this.clone();
-            async move {
-                let arrives = this.pass().await?;
-                answered(arrives, this.0.inner.delete(&path).await.map(|()| path))
-            }
-        };
-        paths.and_then(delete).boxed()
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let (this, prefix) = (self.clone(), prefix.cloned());
-        let listing = async move {
-            let arrives = this.pass().await?;
-            let listed: Result<Vec<ObjectMeta>> = this.0.inner.list(prefix.as_ref()).try_collect().await;
-            Ok::<_, object_store::Error>(futures::stream::iter(
-                answered(arrives, listed)?.into_iter().map(Ok),
-            ))
-        };
-        futures::stream::once(listing).try_flatten().boxed()
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.0.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.0.inner.copy_opts(from, to, options).await
     }
 }
 

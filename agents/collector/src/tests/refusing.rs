@@ -166,6 +166,126 @@ async fn a_verdict_is_made_of_what_is_there_whatever_an_epoch_condemns() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_verdict_believes_no_copy_that_is_newer_than_what_it_would_replace() {
+    let world = World::plain().await;
+    world.backup("a", &[1, 2, 3]).await;
+    let condemned = world.packs().await.into_iter().collect();
+    let nobody = SessionId::from_bytes([9; 16]);
+    world.pack_with(Domain::Data, &[chunk(1), chunk(2), chunk(3)], 3, nobody).await;
+    let epoch = Epoch { number: 1, forgotten: Vec::new(), condemned };
+    let key = names::epoch(1);
+    let bytes = world.repository.seal(&key, &epoch).unwrap();
+    world.repository.store.put(&key, bytes).await.unwrap();
+    world.prune_to_the_end().await;
+    assert_eq!(world.check().await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_that_gets_unreadable_during_a_collection_reprieves_everything_and_the_epoch_ends() {
+    let (world, _) = littered(false).await;
+    let lost = world.backup("lost", &[70, 71, 72]).await;
+    let mut early = world.begin("early").await.unwrap();
+    early.store(&[1, 2]).await.unwrap();
+    let object = names::session(early.open.session().id);
+    assert_eq!(world.prune().await.unwrap().waits.len(), 1);
+    let (store, own) = (&world.repository.store, early.open.slot().unwrap());
+    let body = store.get(&object).await.unwrap().unwrap();
+    early.commit().await.unwrap().unwrap();
+    // Its driver died before it could delete its object, and a newer lvkeep wrote what nobody here can read.
+    store.put(&object, body).await.unwrap();
+    for slot in [own, lost] {
+        let mut newer = store.get(&slot.snapshot()).await.unwrap().unwrap().to_vec();
+        newer[5] = 0xff;
+        store.put(&slot.snapshot(), newer.into()).await.unwrap();
+    }
+    let before = world.packs().await;
+    assert_eq!(world.prune().await.unwrap_err().kind, FailureKind::Refused);
+    assert_eq!(store.head(&object).await.unwrap(), None);
+    assert_eq!(world.packs().await, before);
+    assert_eq!(latest(&world.repository).await.unwrap(), Latest::Finished { next: 2 });
+}
+
+fn hiding(world: &World) -> (FaultyStore, Collector) {
+    let environment = world.repository.store.environment().clone();
+    let store = FaultyStore::new(world.inner.clone(), environment, StoreFaults::default());
+    let repository = world.over(Arc::new(store.clone()));
+    (store, Collector::new(repository, World::settings(), Default::default()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_is_listed_and_not_there_is_needed_all_the_same() {
+    let (world, _) = littered(false).await;
+    let early = world.begin("early").await.unwrap();
+    let (store, collector) = hiding(&world);
+    let snapshot = world.visible().await[0].snapshot();
+    store.hide(Some(&snapshot));
+    let first = collector.prune().await.unwrap_err();
+    store.hide(None);
+    assert_eq!(collector.prune().await.unwrap().waits.len(), 1);
+    early.open.abandon().await.unwrap();
+    let before = world.packs().await;
+    store.hide(Some(&snapshot));
+    let second = collector.prune().await.unwrap_err();
+    for failure in [first, second] {
+        assert!(failure.kind == FailureKind::Store && failure.why.contains(&snapshot), "{failure}");
+    }
+    assert_eq!(world.packs().await, before);
+    store.hide(None);
+    assert!(collector.prune().await.unwrap().swept.packs > 0);
+    assert_eq!(world.check().await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_somebody_overwrites_during_a_collection_stops_it() {
+    let (world, _) = littered(false).await;
+    let early = world.begin("early").await.unwrap();
+    assert_eq!(world.prune().await.unwrap().waits.len(), 1);
+    early.open.abandon().await.unwrap();
+    let victim = world.visible().await[0];
+    let mut refused = 0;
+    for number in 0..40 {
+        let world = world.fork();
+        let (store, key) = (world.repository.store.clone(), victim.snapshot());
+        let act = Box::pin(async move { store.put(&key, Bytes::new()).await.unwrap() });
+        let moment = Moment::act(world.inner.clone(), number, act);
+        let repository = world.over(Arc::new(moment));
+        let pruned = Collector::new(repository, World::settings(), Default::default()).prune().await;
+        if let Err(failure) = pruned {
+            assert!(
+                failure.kind == FailureKind::Store && failure.why.contains(&victim.snapshot()),
+                "{failure}"
+            );
+            refused += 1;
+        }
+    }
+    assert!(refused > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_listed_and_not_there_is_waited_for() {
+    let (world, _) = littered(false).await;
+    let mut backup = world.begin("early").await.unwrap();
+    backup.store(&(40..60).collect::<Vec<_>>()).await.unwrap();
+    let (store, collector) = hiding(&world);
+    store.hide(Some(&names::session(backup.open.session().id)));
+    assert_eq!(collector.prune().await.unwrap().waits.len(), 1);
+    backup.commit().await.unwrap().unwrap();
+    assert_eq!(world.check().await, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_epoch_that_is_listed_and_not_there_is_not_finished() {
+    let (world, _) = littered(false).await;
+    let early = world.begin("early").await.unwrap();
+    assert_eq!(world.prune().await.unwrap().waits.len(), 1);
+    let (store, collector) = hiding(&world);
+    store.hide(Some(&names::epoch(1)));
+    let failure = collector.prune().await.unwrap_err();
+    assert!(failure.kind == FailureKind::Store && failure.why.contains(&names::epoch(1)), "{failure}");
+    early.open.abandon().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn damaged_packs_stay_and_nothing_relies_on_them() {
     let world = World::plain().await;
     world.backup("a", &[1, 2, 3, 4]).await;

@@ -1,11 +1,11 @@
 //! A bucket that is made up while it is read.
 //!
-//! Leaf n of one volume names 1,024 chunks, which stand in data pack 2n; data pack 2n + 1 holds as many that nobody
-//! needs. Frames of data are empty: nobody here opens content.
+//! Leaf n of one volume names some chunks, which stand in data pack 2n; data pack 2n + 1 holds as many that nobody
+//! needs. Frames of data are empty: nobody here opens content. Packs that were made last are kept for a while.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent::repository::NewRepository;
@@ -26,8 +26,16 @@ use schema::pack::{PackBuilder, PackHeader};
 use schema::root::{Root, Statistics, Tracking};
 use schema::{ChunkId, Domain, JobId, PackId, ReadingId, SessionId};
 
-pub const CHUNKS_PER_LEAF: u64 = 1024;
-const PIECE: u32 = (LEAF_SPAN / CHUNKS_PER_LEAF) as u32;
+/// How large it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub leaves: u64,
+    /// Chunks that each leaf names, 1,024 at most.
+    pub chunks: u64,
+}
+
+/// Bytes of packs that are kept.
+const KEPT: usize = 8 << 20;
 /// Leaves in one structure pack.
 const LEAVES_PER_PACK: u64 = 100;
 const STRUCTURE: u8 = 2;
@@ -69,10 +77,13 @@ fn data_chunk(number: u64) -> ChunkId {
     ChunkId::parse(&id).expect("a data chunk")
 }
 
-fn leaf(number: u64) -> Vec<u8> {
-    let first = 2 * number * CHUNKS_PER_LEAF;
-    let piece = |at| Piece { len: PIECE, content: Content::Chunk(data_chunk(first + at)) };
-    Leaf::new(LEAF_SPAN, (0..CHUNKS_PER_LEAF).map(piece)).expect("a leaf").encode()
+/// As many chunks of 64 KiB; the rest is zero.
+fn leaf(number: u64, chunks: u64) -> Vec<u8> {
+    let first = 2 * number * chunks;
+    let piece = |at| Piece { len: 64 << 10, content: Content::Chunk(data_chunk(first + at)) };
+    let left = (LEAF_SPAN - chunks * (64 << 10)) as u32;
+    let rest = (left > 0).then_some(Piece { len: left, content: Content::Zero });
+    Leaf::new(LEAF_SPAN, (0..chunks).map(piece).chain(rest)).expect("a leaf").encode()
 }
 
 fn pack_id(kind: u8, number: u64) -> PackId {
@@ -87,23 +98,39 @@ fn pack_id(kind: u8, number: u64) -> PackId {
 struct MadeUp {
     inner: InMemory,
     key: Option<WriterKey>,
-    leaves: u64,
+    shape: Shape,
+    made: Mutex<VecDeque<(PackId, Bytes)>>,
 }
 
 impl fmt::Display for MadeUp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} leaves", self.leaves)
+        write!(f, "{} leaves", self.shape.leaves)
     }
 }
 
 impl MadeUp {
     fn packs(&self) -> impl Iterator<Item = PackId> + use<> {
-        let data = (0..2 * self.leaves).map(|number| pack_id(DATA, number));
-        data.chain((0..self.leaves.div_ceil(LEAVES_PER_PACK)).map(|number| pack_id(STRUCTURE, number)))
+        let leaves = self.shape.leaves;
+        let data = (0..2 * leaves).map(|number| pack_id(DATA, number));
+        data.chain((0..leaves.div_ceil(LEAVES_PER_PACK)).map(|number| pack_id(STRUCTURE, number)))
     }
 
     fn pack(&self, path: &Path) -> Option<Bytes> {
-        let (key, pack) = (self.key.as_ref()?, names::parse_pack(path.as_ref()).ok()?);
+        let pack = names::parse_pack(path.as_ref()).ok()?;
+        let mut made = self.made.lock().expect("nobody panicked");
+        if let Some((_, bytes)) = made.iter().find(|(id, _)| *id == pack) {
+            return Some(bytes.clone());
+        }
+        let bytes = self.make(pack)?;
+        made.push_back((pack, bytes.clone()));
+        while made.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() > KEPT {
+            made.pop_front();
+        }
+        Some(bytes)
+    }
+
+    fn make(&self, pack: PackId) -> Option<Bytes> {
+        let (key, Shape { leaves, chunks }) = (self.key.as_ref()?, self.shape);
         let id = pack.as_bytes();
         let mut number = [0; 8];
         number.copy_from_slice(&id[8..]);
@@ -118,18 +145,18 @@ impl MadeUp {
         let session = SessionId::from_bytes([1; 16]);
         if kind == Domain::Data {
             let chunk = |at| FrameHeader {
-                id: data_chunk(number * CHUNKS_PER_LEAF + at),
+                id: data_chunk(number * chunks + at),
                 key: 0,
                 payload: 8,
                 codec: Codec::Raw,
             };
-            let frames: Vec<FrameHeader> = (0..CHUNKS_PER_LEAF).map(chunk).collect();
+            let frames: Vec<FrameHeader> = (0..chunks).map(chunk).collect();
             let len = frames.iter().map(FrameHeader::frame_len).sum();
             builder.push(&frames, vec![0; len].into(), session).expect("frames fit");
         } else {
             let first = number * LEAVES_PER_PACK;
-            for leaf_number in first..(first + LEAVES_PER_PACK).min(self.leaves) {
-                push(&mut builder, key, &leaf(leaf_number));
+            for leaf_number in first..(first + LEAVES_PER_PACK).min(leaves) {
+                push(&mut builder, key, &leaf(leaf_number, chunks));
             }
         }
         Some(builder.finish().0.concat().into())
@@ -202,8 +229,9 @@ fn meta(location: Path, size: u64) -> ObjectMeta {
     ObjectMeta { location, last_modified: Default::default(), size, e_tag: None, version: None }
 }
 
-/// A repository with one snapshot of so many leaves.
-pub async fn bucket(leaves: u64) -> Repository {
+/// A repository with one snapshot of this shape.
+pub async fn bucket(shape: Shape) -> Repository {
+    let Shape { leaves, chunks } = shape;
     let environment: Arc<dyn Environment> = Arc::new(Plain::default());
     let inner = Arc::new(InMemory::new());
     let store = Store::new(inner.clone(), "", "made up", environment.clone());
@@ -213,7 +241,9 @@ pub async fn bucket(leaves: u64) -> Repository {
 
     let header = PackHeader { repo: key.repo(), pack: pack_id(3, 0), kind: Domain::Structure, class: 0 };
     let mut nodes = PackBuilder::new(header);
-    let row = (0..leaves).map(|number| Some(key.chunk_ids().id(Domain::Structure, &leaf(number)))).collect();
+    let row = (0..leaves)
+        .map(|number| Some(key.chunk_ids().id(Domain::Structure, &leaf(number, chunks))))
+        .collect();
     let top = build_nodes(row, |node| {
         let plain = node.encode();
         push(&mut nodes, &key, &plain);
@@ -229,7 +259,7 @@ pub async fn bucket(leaves: u64) -> Repository {
     let sealed = repository.seal(&slot.snapshot(), &root).expect("a root");
     repository.store.put(&slot.snapshot(), sealed).await.expect("a snapshot");
 
-    let made_up = MadeUp { inner: inner.fork(), key: Some(key), leaves };
+    let made_up = MadeUp { inner: inner.fork(), key: Some(key), shape, made: Mutex::default() };
     let store = Store::new(Arc::new(made_up), "", "made up", environment);
     Repository { store, ..repository }
 }

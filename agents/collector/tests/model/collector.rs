@@ -1,11 +1,14 @@
 //! The steps of a collector, as this crate takes them.
 
-use crate::world::{Bounds, Broken, COLLECTORS, Epoch, SESSIONS, Set, Slot, Step, World, has, members};
+use crate::world::{
+    Bounds, Broken, COLLECTORS, Epoch, SESSIONS, Set, Slot, Stage, Step, World, has, members,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CollectorStep {
     /// `latest`, and where nothing is unfinished the listing of forgotten markers.
     Latest,
+    ListHolds,
     Rewrite,
     CreateEpoch(Set),
     ListSessions,
@@ -31,6 +34,7 @@ pub fn steps(bounds: &Bounds, world: &World, number: usize, epochs: usize) -> Ve
             vec![CollectorStep::Latest]
         }
         Step::Idle => Vec::new(),
+        Step::ListingHolds => vec![CollectorStep::ListHolds],
         Step::Proposing => proposals(bounds, world, number),
         Step::ListingSessions => vec![CollectorStep::ListSessions],
         Step::KeepingList => vec![CollectorStep::KeepList],
@@ -76,7 +80,10 @@ fn proposals(bounds: &Bounds, world: &World, number: usize) -> Vec<CollectorStep
 /// A session that is declared dead loses its slot first, and its object once the slot is decided.
 fn revocation(bounds: &Bounds, world: &World, session: usize) -> CollectorStep {
     match world.slots[1 + session] {
-        Slot::Nothing if bounds.broken != Some(Broken::RevokesByDeletingTheSession) => {
+        Slot::Nothing
+            if bounds.broken != Some(Broken::RevokesByDeletingTheSession)
+                && !has(bounds.restores, session) =>
+        {
             CollectorStep::OccupySlot(session)
         }
         _ => CollectorStep::DeleteObject(session),
@@ -100,9 +107,12 @@ pub fn take(bounds: &Bounds, world: &mut World, number: usize, step: CollectorSt
             let latest = world.latest();
             let epoch = world.epochs[latest];
             if world.is_finished(latest) {
-                collector.step = Step::Proposing;
+                collector.step = if bounds.holds { Step::ListingHolds } else { Step::Proposing };
                 collector.epoch = latest as u8 + 1;
-                collector.forgotten = world.markers & world.snapshots();
+                collector.forgotten = match bounds.broken {
+                    Some(Broken::ListsHoldsBeforeMarkers) => !world.held(),
+                    _ => world.markers & world.snapshots(),
+                };
                 if bounds.broken == Some(Broken::ListsSessionsBeforeEpoch) {
                     collector.awaited = open_sessions(world);
                 }
@@ -116,6 +126,14 @@ pub fn take(bounds: &Bounds, world: &mut World, number: usize, step: CollectorSt
                     }
                 }
             }
+        }
+        CollectorStep::ListHolds => {
+            collector.forgotten &= match bounds.broken {
+                Some(Broken::ListsHoldsBeforeMarkers) => world.markers & world.snapshots(),
+                Some(Broken::SweepsWhatIsHeld) => Set::MAX,
+                _ => !world.held(),
+            };
+            collector.step = Step::Proposing;
         }
         CollectorStep::Rewrite => {
             world.packs |= 1 << (6 + number);
@@ -146,7 +164,10 @@ pub fn take(bounds: &Bounds, world: &mut World, number: usize, step: CollectorSt
         CollectorStep::OccupySlot(session) => {
             world.sessions[session].revoked |= world.create_slot(1 + session, Slot::Tombstone);
         }
-        CollectorStep::DeleteObject(session) => world.sessions[session].object = false,
+        CollectorStep::DeleteObject(session) => {
+            world.sessions[session].object = false;
+            world.sessions[session].revoked |= has(bounds.restores, session);
+        }
         CollectorStep::WaitIsOver => {
             collector.awaited = 0;
             collector.step = Step::ListingPacks;
@@ -224,7 +245,7 @@ pub fn finishes(bounds: &Bounds, world: &World) -> bool {
 fn is_clean(world: &World) -> bool {
     let needed = u32::from(world.snapshots() != 0);
     world.is_finished(world.latest())
-        && world.markers & world.snapshots() == 0
+        && world.markers & world.snapshots() & !world.held() == 0
         && world.packs.count_ones() <= needed
 }
 
@@ -233,7 +254,13 @@ pub fn revoked_one(world: &World) -> bool {
     world.sessions.iter().any(|session| session.revoked)
 }
 
-/// Whether the snapshot of any session is there.
-pub fn committed_all(world: &World, sessions: usize) -> bool {
-    (0..sessions).all(|number| has(world.decided, 1 + number) && world.sessions[number].committed)
+/// Whether every session committed, or restored.
+pub fn done_all(bounds: &Bounds, world: &World) -> bool {
+    (0..bounds.sessions).all(|number| {
+        let session = &world.sessions[number];
+        match has(bounds.restores, number) {
+            true => session.stage == Stage::Ended && !session.revoked,
+            false => has(world.decided, 1 + number) && session.committed,
+        }
+    })
 }

@@ -5,18 +5,21 @@
 //! shortcut that was ever tempting must be caught.
 
 mod collector;
+mod hold;
 mod session;
 mod world;
 
 use collector::CollectorStep;
 use session::SessionStep;
 use stateright::{Checker, HasDiscoveries, Model, Property};
-use world::{Bounds, Broken, SNAPSHOTS, Slot, World, has, members};
+use world::{Bounds, Broken, Hold, SNAPSHOTS, Slot, World, has, members};
 
 const NEVER_COLLECT_LIVE: &str = "never-collect-live";
 const ONE_WINNER: &str = "one-winner";
 const SEALED_IS_READABLE: &str = "sealed-is-readable";
+const HELD_STAYS: &str = "held-stays";
 const PROGRESS: &str = "progress";
+const READ_TO_THE_END: &str = "what a restore reads stays until it ends";
 
 /// What may happen next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,8 +28,10 @@ pub enum Action {
     Session(usize, SessionStep),
     /// A collector takes a step.
     Collector(usize, CollectorStep),
-    /// Somebody forgets a snapshot.
+    /// Somebody forgets a snapshot; has looked for holds at any time before, and dies before looking again.
     Forget(usize),
+    /// Whoever holds snapshot 0 takes a step.
+    Hold,
     /// An upload that was given up lands.
     PackLandsLate(usize),
     /// A commit that was given up reaches its slot.
@@ -57,6 +62,9 @@ impl Model for Bounds {
         }
         let forgettable = (0..SNAPSHOTS).filter(|n| has(world.snapshots() & !world.markers, *n));
         actions.extend(forgettable.map(Action::Forget));
+        if self.holds && hold::next(self, world).is_some() {
+            actions.push(Action::Hold);
+        }
         actions.extend(members(world.uploads).map(Action::PackLandsLate));
     }
 
@@ -66,6 +74,7 @@ impl Model for Bounds {
             Action::Session(number, step) => session::take(&mut world, number, step),
             Action::Collector(number, step) => collector::take(self, &mut world, number, step),
             Action::Forget(snapshot) => world.markers |= 1 << snapshot,
+            Action::Hold => world.hold = hold::next(self, &world)?,
             Action::PackLandsLate(pack) => {
                 world.packs |= 1 << pack;
                 world.uploads &= !(1 << pack);
@@ -85,6 +94,13 @@ impl Model for Bounds {
             Property::always(SEALED_IS_READABLE, |_, world: &World| {
                 world.snapshots() & !world.markers == 0 || world.packs != 0
             }),
+            Property::always(READ_TO_THE_END, |bounds: &Bounds, world: &World| {
+                world.packs != 0 || !session::is_reading(bounds, world)
+            }),
+            Property::always(HELD_STAYS, |_, world: &World| {
+                world.hold != Hold::Held
+                    || world.slots[0] == Slot::Snapshot && !world.epochs.iter().any(|e| has(e.forgotten, 0))
+            }),
             Property::always(ONE_WINNER, |_, world: &World| {
                 !world.two_winners && world.sessions.iter().all(|s| !(s.committed && s.revoked))
             }),
@@ -99,9 +115,7 @@ impl Model for Bounds {
             }),
             Property::sometimes(
                 "every session commits and something is swept",
-                |bounds: &Bounds, world: &World| {
-                    world.swept && collector::committed_all(world, bounds.sessions)
-                },
+                |bounds: &Bounds, world: &World| world.swept && collector::done_all(bounds, world),
             ),
         ]
     }
@@ -109,6 +123,7 @@ impl Model for Bounds {
 
 const SMALL: Bounds = Bounds {
     sessions: 1,
+    restores: 0,
     collectors: 1,
     epochs: 1,
     packs: 1,
@@ -116,6 +131,7 @@ const SMALL: Bounds = Bounds {
     late_packs: true,
     rewrite: true,
     unforget: true,
+    holds: false,
     progress: true,
     broken: None,
 };
@@ -173,6 +189,24 @@ fn two_sessions_and_one_collector() {
 }
 
 #[test]
+fn a_restore_and_two_collections() {
+    holds("one restore, one collector, two epochs", Bounds { restores: 1, epochs: 2, ..SMALL });
+}
+
+#[test]
+fn a_restore_and_a_session_and_one_collector() {
+    let long = is_long();
+    let bounds =
+        Bounds { sessions: 2, restores: 1, late_packs: long, rewrite: long, progress: long, ..SMALL };
+    holds("one restore, one session, one collector, one epoch", bounds);
+}
+
+#[test]
+fn a_hold_and_two_collections() {
+    holds("a hold, one collector, two epochs", Bounds { holds: true, epochs: 2, ..SMALL });
+}
+
+#[test]
 fn larger_bounds() {
     if !is_long() {
         return println!("only with LVKEEP_TEST_LONG=1");
@@ -199,4 +233,12 @@ fn each_shortcut_is_caught() {
     is_caught(Broken::ChoosesParentBeforeItsObject, plain, LIVE);
     is_caught(Broken::UnforgetsWhatIsSwept, plain, LIVE);
     is_caught(Broken::EndsWithoutAnAnswer, SMALL, LIVE);
+    let restore = Bounds { restores: 1, epochs: 2, ..SMALL };
+    for broken in [Broken::ChoosesParentBeforeItsObject, Broken::DeletesBeforeWaiting] {
+        is_caught(broken, restore, &[READ_TO_THE_END]);
+    }
+    let held = Bounds { holds: true, ..plain };
+    for broken in [Broken::LooksBeforeItHolds, Broken::ListsHoldsBeforeMarkers, Broken::SweepsWhatIsHeld] {
+        is_caught(broken, held, &[HELD_STAYS]);
+    }
 }

@@ -1,6 +1,6 @@
 //! The steps of a session, as `agent::sessions` takes them.
 
-use crate::world::{Bounds, Broken, Set, Slot, Stage, World, has};
+use crate::world::{Bounds, Broken, Set, Slot, Stage, World, has, members};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SessionStep {
@@ -36,11 +36,13 @@ pub fn steps(bounds: &Bounds, world: &World, number: usize) -> Vec<SessionStep> 
     let early = EARLY[..3].iter().position(|stage| *stage == session.stage);
     if let Some(place) = early {
         return match order(bounds)[place] {
+            SessionStep::ChooseNone if has(bounds.restores, number) => snapshots(world),
             SessionStep::ChooseNone => parents(bounds, world, number),
             step => vec![step],
         };
     }
     match session.stage {
+        Stage::ParentChosen if has(bounds.restores, number) => vec![SessionStep::End],
         Stage::ParentChosen if session.has_chunk => vec![SessionStep::CountNone],
         // A copy counts when its pack exists and is not condemned.
         Stage::ParentChosen if world.packs & !session.condemned != 0 => {
@@ -64,6 +66,21 @@ pub fn steps(bounds: &Bounds, world: &World, number: usize) -> Vec<SessionStep> 
         Stage::Ending => vec![SessionStep::End],
         _ => Vec::new(),
     }
+}
+
+/// What may be restored; nothing is refused.
+fn snapshots(world: &World) -> Vec<SessionStep> {
+    let visible = members(world.snapshots() & !world.markers);
+    let steps: Vec<_> = visible.map(SessionStep::ChooseParent).collect();
+    if steps.is_empty() { vec![SessionStep::End] } else { steps }
+}
+
+/// Whether a restore that nobody declared dead is reading its snapshot.
+pub fn is_reading(bounds: &Bounds, world: &World) -> bool {
+    members(bounds.restores).any(|number| {
+        let session = &world.sessions[number];
+        session.object && session.has_chunk && session.stage == Stage::ParentChosen
+    })
 }
 
 fn parents(bounds: &Bounds, world: &World, number: usize) -> Vec<SessionStep> {

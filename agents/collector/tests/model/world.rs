@@ -28,6 +28,8 @@ pub fn has(set: Set, member: usize) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub sessions: usize,
+    /// Those of them that restore: they have no slot, and read one snapshot.
+    pub restores: Set,
     pub collectors: usize,
     pub epochs: usize,
     /// Packs that exist at the start.
@@ -40,6 +42,8 @@ pub struct Bounds {
     pub rewrite: bool,
     /// Forgotten snapshots may be brought back.
     pub unforget: bool,
+    /// Somebody holds snapshot 0.
+    pub holds: bool,
     /// Whether every state is asked if a collector that comes now would finish.
     pub progress: bool,
     pub broken: Option<Broken>,
@@ -70,6 +74,25 @@ pub enum Broken {
     UnforgetsWhatIsSwept,
     /// A session with a commit on its way ends without asking what became of it.
     EndsWithoutAnAnswer,
+    /// Whoever holds a snapshot looks for its marker before the hold stands.
+    LooksBeforeItHolds,
+    /// A collector lists holds before markers.
+    ListsHoldsBeforeMarkers,
+    /// A collector sweeps what is held.
+    SweepsWhatIsHeld,
+}
+
+/// A hold of snapshot 0, and the look for its marker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Hold {
+    #[default]
+    Nothing,
+    /// The marker was looked for first; only in a broken protocol.
+    Looked,
+    Written,
+    /// Somebody was told that it is held.
+    Held,
+    Refused,
 }
 
 /// What stands at a commit slot.
@@ -126,6 +149,7 @@ pub struct Session {
 pub enum Step {
     #[default]
     Idle,
+    ListingHolds,
     Proposing,
     ListingSessions,
     KeepingList,
@@ -161,6 +185,7 @@ pub struct World {
     pub packs: Set,
     pub slots: [Slot; SNAPSHOTS],
     pub markers: Set,
+    pub hold: Hold,
     pub epochs: [Epoch; EPOCHS],
     pub sessions: [Session; SESSIONS],
     pub collectors: [Collector; COLLECTORS],
@@ -182,6 +207,11 @@ impl World {
     pub fn live(&self) -> Set {
         let swept = self.epochs.iter().filter(|epoch| epoch.verdict.is_some());
         self.snapshots() & !swept.fold(0, |set, epoch| set | epoch.forgotten)
+    }
+
+    /// Snapshots below which a hold stands.
+    pub fn held(&self) -> Set {
+        Set::from(matches!(self.hold, Hold::Written | Hold::Held))
     }
 
     pub fn latest(&self) -> usize {

@@ -6,6 +6,7 @@
 mod endings;
 mod hints;
 mod losses;
+mod retention;
 mod sealing;
 mod support;
 mod takeovers;

@@ -16,6 +16,7 @@ use agent::store::Store;
 use agent::{Answerer, Context, Environment, Failure, Repository, Stop, sessions};
 use async_trait::async_trait;
 use bytes::Bytes;
+use conductor::retention::Policies;
 use conductor::{Conductor, Settings};
 use object_store::memory::InMemory;
 use schema::chunk::{FrameHeader, Sealer, split_frames};
@@ -150,10 +151,16 @@ impl World {
     }
 
     pub fn start(&self, settings: Settings) -> Running {
+        self.start_keeping(settings, Policies::default())
+    }
+
+    /// A conductor with policies of retention.
+    pub fn start_keeping(&self, settings: Settings, policies: Policies) -> Running {
         let stop = Stop::default();
         let context = Context { stop: stop.clone(), ..self.context.clone() };
         let index = IndexClient::new(context.bus.clone(), context.environment.clone(), 1);
         let conductor = Conductor::new(context, self.repository.clone(), index, settings);
+        let conductor = conductor.with_retention(policies);
         Running { stop, task: tokio::spawn(conductor.run()) }
     }
 

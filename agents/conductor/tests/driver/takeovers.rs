@@ -165,6 +165,7 @@ async fn a_session_that_had_committed_is_found_by_whoever_takes_over() {
         started_ms: 0,
         checkpoint: None,
         ended: None,
+        undo: Vec::new(),
     };
     let key = names::session(left.id);
     world.repository.store.put(&key, world.repository.seal(&key, &left).unwrap()).await.unwrap();

@@ -6,13 +6,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
+use agent::index::IndexClient;
 use bytes::Bytes;
 use indexer::{Locator, LocatorReport, LocatorSettings, Wish};
 use schema::chunk::{Codec, FrameHeader, Sealer};
 use schema::keys::KEY_PLAIN;
 use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Leaf, Piece, build_nodes};
-use schema::messages::{Copy, FailureKind, Locate};
+use schema::messages::{About, Copy, FailureKind, Locate};
 use schema::names::{self, Slot};
 use schema::pack::{PackBuilder, PackHeader};
 use schema::root::{Root, Statistics, Tracking};
@@ -221,4 +222,26 @@ async fn a_damaged_map_hides_what_is_below_it_and_nothing_else() {
     let locator = find(&world, 1 << 20, Wish::all(root)).await;
     assert!(locator.locate(&Locate { shards: 1, ids: vec![id(0)] }).is_err());
     assert_eq!(copies(&locator, id(10)), [pack]);
+}
+
+#[tokio::test]
+async fn a_pack_that_came_later_is_found_when_somebody_seeks() {
+    let world = World::new().await;
+    let old = data(&world, (0..10).map(id)).await;
+    let (root, _) = snapshot(&world, 1, &[(0, (0..10).map(id).collect())]).await;
+    let locator = find(&world, 1 << 20, Wish::all(root)).await;
+    let running = tokio::spawn(locator.run());
+    let new = data(&world, (5..20).map(id)).await;
+    let (bus, environment) = (world.context.bus.clone(), world.context.environment.clone());
+    let (client, about) = (IndexClient::new(bus, environment, 1), About::nothing());
+    let packs = |copies: &[Copy]| copies.iter().map(|copy| copy.pack).collect::<Vec<_>>();
+    assert_eq!(packs(&client.locate(&about, &[id(7)]).await.unwrap()[0]), [old]);
+    let (copies, by) = client.seek(&about, &id(7), &[]).await.unwrap();
+    assert_eq!(packs(&copies), [new, old]);
+    data(&world, (5..20).map(id)).await;
+    assert_eq!(client.seek(&about, &id(7), &[by]).await.unwrap().0, copies, "it has looked");
+    assert_eq!(client.locate(&about, &[id(7)]).await.unwrap()[0], copies);
+    client.seek(&about, &id(15), &[]).await.expect_err("nobody wanted it");
+    world.context.stop.raise();
+    running.await.unwrap().unwrap();
 }

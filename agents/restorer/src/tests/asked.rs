@@ -4,18 +4,18 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use agent::forgetting::{self, Forgot};
 use agent::{Queue, Topic, sessions};
 use schema::JobId;
 use schema::messages::{
     About, BackupJob, FailureKind, JobDone, JobOutcome, Message, More, NEEDS_NEWER_AGENT, Preparation,
     RestoreJob, StopRestore,
 };
-use schema::names::Slot;
+use schema::names::{Slot, UNDO_VOLUMES};
 use schema::root::{Root, Statistics, Tracking};
 
 use super::fixture::{CHUNK, Fixture, noise, serving};
-use crate::UNDO;
-use crate::keeping;
+use crate::{Target, keeping};
 
 const LEN: usize = 1 << 20;
 
@@ -78,7 +78,7 @@ impl Keeper {
 
 /// A snapshot of what stands there.
 async fn keep(fixture: &Fixture, job: &BackupJob) -> Root {
-    assert!(job.plain && job.host == "host" && job.volume.starts_with(UNDO), "{job:?}");
+    assert!(job.plain && job.host == "host" && job.volume.starts_with(UNDO_VOLUMES), "{job:?}");
     let source = Path::new(&job.source);
     let root = fixture.volume(&std::fs::read(source).unwrap()).await;
     let session = fixture.context.environment.session_id();
@@ -270,7 +270,7 @@ async fn what_was_kept_first_is_what_an_undo_puts_back() {
         std::fs::write(&path, &old).unwrap();
         let undo = fixture.context.environment.job_id();
         let source = path.to_str().unwrap().to_owned();
-        let (volume, host) = (format!("{UNDO}host{source}"), "host".to_owned());
+        let (volume, host) = (format!("{UNDO_VOLUMES}host{source}"), "host".to_owned());
         let (tags, allow_changes, group, plain) = (Vec::new(), false, None, true);
         let earlier = BackupJob { job: undo, volume, host, source, tags, allow_changes, group, plain };
         let first = keep(&fixture, &earlier).await;
@@ -343,7 +343,7 @@ async fn what_was_kept_first_is_named_when_it_cannot_be_kept_again() {
     let (path, undo) = (fixture.path("x"), fixture.context.environment.job_id());
     std::fs::write(&path, b"before").unwrap();
     let source = path.canonicalize().unwrap().to_str().unwrap().to_owned();
-    let volume = format!("{UNDO}host{source}");
+    let volume = format!("{UNDO_VOLUMES}host{source}");
     let (tags, allow_changes, group, host) = (Vec::new(), false, None, "host".to_owned());
     let kept = BackupJob { job: undo, volume, host, source, tags, allow_changes, group, plain: true };
     let first = keep(&fixture, &kept).await;
@@ -362,4 +362,41 @@ async fn what_was_kept_first_is_named_when_it_cannot_be_kept_again() {
     assert!(why.contains(&format!("lvkeep undo {}", first.slot.session)), "{why}");
     fixture.context.stop.raise();
     agent.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_forgets_what_was_kept_before_the_restore_has_ended() {
+    let fixture = Arc::new(Fixture::plain().await);
+    let (old, new) = (noise(1, LEN), noise(2, LEN));
+    let root = fixture.volume(&new).await;
+    let _keeper = Keeper::start(&fixture, |_| ());
+    let path = fixture.path("x");
+    let forget = async |slot: Slot| {
+        let kept = snapshot_at(&fixture, slot).await;
+        forgetting::forget(&fixture.repository, &kept, "a test").await.unwrap()
+    };
+    for is_forgotten_first in [true, false] {
+        std::fs::write(&path, &old).unwrap();
+        let (restorer, undo) = (fixture.restorer(), fixture.context.environment.job_id());
+        let target = Target::new(&path, false).with_content();
+        let kept = restorer.keep(&root, &target, undo, |_, _| ()).await.unwrap().unwrap();
+        if is_forgotten_first {
+            assert_eq!(forget(kept).await, Forgot::Done);
+            let failure = restorer.restore(root.clone(), target, |_| ()).await.unwrap_err();
+            assert!(failure.why.contains(&kept.session.to_string()), "{failure}");
+            assert!(std::fs::read(&path).unwrap() == old);
+            continue;
+        }
+        // Without an answer of the index, the restore waits, and fails at last.
+        std::mem::take(&mut *fixture.table.lock().unwrap());
+        let of = root.clone();
+        let restoring = tokio::spawn(async move { restorer.restore(of, target, |_| ()).await });
+        while fixture.sessions().await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let refused = forget(kept).await;
+        assert!(matches!(&refused, Forgot::Protected(why) if why.contains("has not ended")), "{refused:?}");
+        restoring.await.unwrap().unwrap_err();
+        assert_eq!(forget(kept).await, Forgot::Done);
+    }
 }

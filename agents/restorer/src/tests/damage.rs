@@ -1,6 +1,7 @@
 //! Damaged, missing and foreign packs and keys: another copy is used, or the restore fails by name.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use agent::maps::MapReader;
 use schema::keys::Identity;
@@ -308,4 +309,29 @@ async fn the_rest_of_a_damaged_snapshot_is_restored_when_asked_for() {
             assert!(report.holes[0].why.contains(&names::pack(copy.pack)), "{:?}", report.holes);
         }
     }
+}
+
+/// A collection has moved everything, and the index has not heard of it.
+#[tokio::test(start_paused = true)]
+async fn what_the_index_does_not_know_is_sought_in_the_bucket_before_it_is_lost() {
+    let fixture = Fixture::encrypted().await;
+    let content = noise(1, 20 * CHUNK);
+    let root = fixture.volume(&content).await;
+    fixture.move_packs().await;
+    let restorer = fixture.restorer();
+    let target = |name: &str| Target::new(fixture.path(name), false).keep_going(true);
+    fixture.looks.store(Fixture::DEAF, Ordering::SeqCst);
+    let failure = restorer.restore(root.clone(), target("unasked"), |_| ()).await.unwrap_err();
+    assert!(failure.why.contains("cannot make sure") && failure.kind != FailureKind::Damaged, "{failure}");
+
+    fixture.looks.store(0, Ordering::SeqCst);
+    let report = restorer.restore(root.clone(), target("found"), |_| ()).await.unwrap();
+    assert!(std::fs::read(fixture.path("found")).unwrap() == content);
+    assert_eq!((report.lost, fixture.looks.load(Ordering::SeqCst)), (0, 1));
+
+    // What is in no pack at all is lost, and one look tells that of all chunks.
+    let pack = fixture.data_copies()[0].1.pack;
+    fixture.repository.store.delete(&names::pack(pack)).await.unwrap();
+    let report = restorer.restore(root, target("lost"), |_| ()).await.unwrap();
+    assert_eq!((report.lost, fixture.looks.load(Ordering::SeqCst)), (content.len() as u64, 2));
 }

@@ -1,6 +1,6 @@
 //! A small repository made by hand, with an index that answers from a table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use object_store::memory::InMemory;
 use schema::chunk::{FrameHeader, Sealer};
 use schema::keys::{DataKey, FrameKey, Identity};
 use schema::map::{Content, Geometry, Leaf, Piece, build_nodes};
-use schema::messages::{About, Copy, Locate, Located, Message};
+use schema::messages::{About, Copy, Locate, Located, Message, Seek, Sought};
 use schema::names::{self, Slot};
 use schema::pack::{PackBuilder, PackHeader};
 use schema::root::{Root, Statistics, Tracking};
@@ -67,6 +67,30 @@ type Table = Arc<Mutex<BTreeMap<ChunkId, Vec<Copy>>>>;
 
 struct TableIndex(Table);
 
+/// Moves what a look at the bucket shows to where the index has it from then on.
+struct Looking {
+    table: Table,
+    later: Table,
+    looks: Arc<AtomicU64>,
+}
+
+#[async_trait]
+impl Answerer for Looking {
+    async fn answer(&mut self, message: &Message) -> Result<Message, Failure> {
+        let asked: Seek = message.read()?;
+        if self.looks.load(Ordering::SeqCst) == Fixture::DEAF {
+            return Err(Failure::refused("this index does not look"));
+        }
+        let mut table = self.table.lock().unwrap();
+        if !asked.looked.contains(&7) {
+            self.looks.fetch_add(1, Ordering::SeqCst);
+            table.extend(std::mem::take(&mut *self.later.lock().unwrap()));
+        }
+        let copies = asked.ids.iter().map(|id| table.get(id).cloned().unwrap_or_default()).collect();
+        Ok(Message::new(&About::nothing(), &Sought { copies, by: 7 }))
+    }
+}
+
 #[async_trait]
 impl Answerer for TableIndex {
     async fn answer(&mut self, message: &Message) -> Result<Message, Failure> {
@@ -81,6 +105,9 @@ pub struct Fixture {
     pub context: Context,
     pub repository: Repository,
     pub table: Table,
+    /// What of the table only a look at the bucket shows, and how many there were.
+    pub later: Table,
+    pub looks: Arc<AtomicU64>,
     pub identity: Option<Arc<Identity>>,
     pub data_key: Option<DataKey>,
     pub reads: Arc<AtomicU64>,
@@ -91,6 +118,9 @@ pub struct Fixture {
 }
 
 impl Fixture {
+    /// So many looks say that the index takes no such question.
+    pub const DEAF: u64 = u64::MAX;
+
     pub async fn plain() -> Self {
         Self::new(Arc::new(InMemory::new()), false).await
     }
@@ -118,6 +148,10 @@ impl Fixture {
             host: "host".into(),
         };
         let table = Table::default();
+        let (later, looks) = (Table::default(), Arc::new(AtomicU64::new(0)));
+        let looking = Looking { table: table.clone(), later: later.clone(), looks: looks.clone() };
+        let seeking = Context { stop: Stop::default(), ..context.clone() };
+        tokio::spawn(async move { agent::serve(&seeking, &Service::seek(0), looking).await });
         let served = (context.clone(), TableIndex(table.clone()));
         tokio::spawn(async move {
             // The index serves on when a test stops the restorer.
@@ -131,6 +165,8 @@ impl Fixture {
             context,
             repository,
             table,
+            later,
+            looks,
             identity,
             data_key,
             reads,
@@ -284,6 +320,21 @@ impl Fixture {
 
     pub async fn bytes_of(&self, pack: PackId) -> Vec<u8> {
         self.repository.store.get(&names::pack(pack)).await.unwrap().unwrap().to_vec()
+    }
+
+    /// Moves everything to other packs, of which only a look at the bucket tells.
+    pub async fn move_packs(&self) {
+        let old = self.table.lock().unwrap().clone();
+        let packs: BTreeSet<PackId> = old.values().flatten().map(|copy| copy.pack).collect();
+        let mut moved = BTreeMap::new();
+        for pack in packs {
+            let new = self.context.environment.pack_id();
+            self.overwrite(new, self.bytes_of(pack).await).await;
+            self.repository.store.delete(&names::pack(pack)).await.unwrap();
+            moved.insert(pack, new);
+        }
+        let copies = |copies: Vec<Copy>| copies.iter().map(|c| Copy { pack: moved[&c.pack], ..*c }).collect();
+        *self.later.lock().unwrap() = old.into_iter().map(|(id, all)| (id, copies(all))).collect();
     }
 
     /// All copies of all data chunks.

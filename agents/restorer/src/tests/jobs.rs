@@ -190,6 +190,7 @@ async fn killed(fixture: &Fixture, job: JobId, content: &[u8], path: &Path) {
         started_ms: 0,
         checkpoint: None,
         ended: None,
+        undo: Vec::new(),
     };
     OpenSession::begin(fixture.repository.clone(), session).await.unwrap();
 }

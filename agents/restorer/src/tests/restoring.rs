@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
+use agent::{Protection, ReadBy};
 use object_store::local::LocalFileSystem;
 use schema::messages::FailureKind;
 use schema::names;
@@ -161,13 +162,14 @@ async fn a_stopped_restore_says_so_and_leaves_nothing() {
 async fn the_snapshot_is_protected_while_it_is_read_and_may_be_forgotten() {
     let fixture = Fixture::plain().await;
     let root = fixture.volume(&noise(1, MIB)).await;
-    let store = fixture.repository.store.clone();
+    let (store, marker) = (fixture.repository.store.clone(), root.slot.forgotten());
     let seen = Mutex::new(Vec::new());
     let listing = |_| {
         let listed = futures::executor::block_on(store.list(names::SESSIONS)).unwrap();
         seen.lock().unwrap().extend(listed.into_iter().map(|l| l.key));
+        let forgetting = store.put(&marker, "forgotten".into());
+        futures::executor::block_on(forgetting).unwrap();
     };
-    store.put(&root.slot.forgotten(), "forgotten".into()).await.unwrap();
     let target = Target::new(fixture.path("a"), false);
     fixture.restorer().restore(root.clone(), target, listing).await.unwrap();
     assert!(!seen.lock().unwrap().is_empty());
@@ -187,6 +189,44 @@ async fn a_collected_snapshot_is_refused_before_anything_is_written() {
     let failure = fixture.restore(&root, &path).await.unwrap_err();
     assert!(failure.why.contains("was collected"), "{failure}");
     assert!(!path.exists());
+    assert_eq!(fixture.sessions().await, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_snapshot_is_refused_before_anything_is_written() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    fixture.repository.store.put(&root.slot.forgotten(), "forgotten".into()).await.unwrap();
+    let path = fixture.path("x");
+    let failure = fixture.restore(&root, &path).await.unwrap_err();
+    assert!(failure.kind == FailureKind::Refused && failure.why.contains("was forgotten"), "{failure}");
+    assert!(!path.exists());
+    assert_eq!(fixture.sessions().await, Vec::<String>::new());
+}
+
+/// Between two of them a collection could remove what the second one's view names.
+#[tokio::test(start_paused = true)]
+async fn one_session_protects_many_restores() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    let environment = &fixture.context.environment;
+    let by = ReadBy {
+        session: environment.session_id(),
+        job: environment.job_id(),
+        volume: "all of them",
+        host: "host",
+        undo: &[],
+    };
+    let protection = Protection::begin(&fixture.repository, by).await.unwrap();
+    let open = fixture.sessions().await;
+    assert_eq!(open, [names::session(by.session)]);
+    let restorer = fixture.restorer().protected(protection.clone());
+    for name in ["a", "b"] {
+        let target = Target::new(fixture.path(name), false);
+        restorer.restore(root.clone(), target, |_| ()).await.unwrap();
+        assert_eq!(fixture.sessions().await, open);
+    }
+    protection.end().await;
     assert_eq!(fixture.sessions().await, Vec::<String>::new());
 }
 

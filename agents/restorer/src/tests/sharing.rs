@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use agent::counters::Counters;
-use agent::{Audit, Changes, Context, Queue, Service, Topic};
+use agent::{Audit, Changes, Context, Queue, Service, Topic, sessions};
 use schema::messages::{
     About, AskSpan, AskTarget, FailureKind, JobDone, JobOutcome, Message, More, Payload, Preparation,
     RestoreJob, SharedTarget, Span, SpanNow, StopRestore, TargetShared,
@@ -79,6 +79,11 @@ async fn send(fixture: &Fixture, root: &Root, target: &Path, force: bool) -> Job
 
 async fn send_more(fixture: &Fixture, root: &Root, target: &Path, force: bool, more: More) -> JobId {
     let job = fixture.context.environment.job_id();
+    send_as(job, fixture, root, target, force, more).await;
+    job
+}
+
+async fn send_as(job: JobId, fixture: &Fixture, root: &Root, target: &Path, force: bool, more: More) {
     let (slot, target) = (root.slot, target.to_str().unwrap().to_owned());
     let order = RestoreJob {
         job,
@@ -93,7 +98,6 @@ async fn send_more(fixture: &Fixture, root: &Root, target: &Path, force: bool, m
     };
     let message = Message::new(&About::nothing(), &order.asking(more));
     fixture.context.bus.publish(&Queue::restores("host"), message).await.unwrap();
-    job
 }
 
 /// How the job ends, should it end within this time.
@@ -349,6 +353,34 @@ async fn a_job_that_is_stopped_ends_when_nobody_writes_any_more() {
     let JobOutcome::Failed { kind, why } = done(&fixture, job).await else { panic!("it was restored") };
     assert!(kind == FailureKind::Revoked && why.contains("stopped, as asked"), "{why}");
     assert!(!path.exists());
+    agents.stop(&fixture).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_agent_died_is_not_over_while_somebody_who_helped_writes() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&content()).await;
+    let agents = Agents::start(&fixture, 1);
+    let path = fixture.path("x");
+    std::fs::write(&path, b"half of it").unwrap();
+    let stopped = JobOutcome::Failed { kind: FailureKind::Revoked, why: "stopped, as asked".into() };
+    for is_stopped in [true, false] {
+        let helping = opened(&path);
+        hold::join(&helping, &path).unwrap();
+        let job = fixture.context.environment.job_id();
+        let mut root = root.clone();
+        match is_stopped {
+            true => drop(sessions::note_end(&fixture.repository, job, "v", "host", &stopped).await.unwrap()),
+            // It cannot even be begun.
+            false => root.slot.session = fixture.context.environment.session_id(),
+        }
+        send_as(job, &fixture, &root, &path, true, More::default()).await;
+        assert_eq!(ended(&fixture, job, Duration::from_secs(60)).await, None, "is stopped: {is_stopped}");
+        drop(helping);
+        let JobOutcome::Failed { why, .. } = done(&fixture, job).await else { panic!("it was restored") };
+        assert!(why.contains(if is_stopped { "stopped, as asked" } else { "there is no snapshot" }), "{why}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"half of it");
+    }
     agents.stop(&fixture).await;
 }
 

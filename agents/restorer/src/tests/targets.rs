@@ -2,16 +2,16 @@
 //! machine that has them must get them; elsewhere these tests end early and say what they did not show (the checks
 //! themselves have unit tests).
 
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::fs::OFlags;
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use schema::messages::FailureKind;
 
 use super::fixture::{Fixture, noise};
 use crate::claim::Claim;
-use crate::{Settings, Target};
+use crate::{Settings, Target, hold};
 
 const MIB: u64 = 1 << 20;
 
@@ -149,6 +149,27 @@ async fn a_device_or_file_in_use_is_refused() {
     let Some(_other) = Loop::over(&empty, 0) else { return };
     let failure = fixture.restore(&root, &empty).await.unwrap_err();
     assert!(failure.why.contains("in use by /dev/loop"), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_is_locked_by_whatever_node_it_is_named() {
+    let fixture = Fixture::plain().await;
+    let backing = fixture.path("backing");
+    let Some(disk) = Loop::over(&backing, 4 * MIB) else { return };
+    let root = fixture.volume(&noise(1, 4 * MIB as usize)).await;
+    let number = std::fs::metadata(&disk.device).unwrap().rdev();
+    let node = fixture.path("node");
+    mknodat(CWD, &node, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, number).unwrap();
+    // One that helped a restore which is dead by now.
+    let helping = std::fs::File::options().read(true).write(true).open(&disk.device).unwrap();
+    hold::join(&helping, &disk.device).unwrap();
+    let claim = Claim::of(fixture.context.environment.job_id());
+    let target = || Target::new(&node, false).claimed(claim.clone());
+    let failure = fixture.restorer().restore(root.clone(), target(), |_| ()).await.unwrap_err();
+    assert!(failure.retry && claim.is_busy(), "{failure}");
+    assert!(hold::is_locked(&node));
+    drop(helping);
+    fixture.restorer().restore(root, target(), |_| ()).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -61,7 +61,7 @@ impl Device<'_> {
             match ask_once::<OPCODE>(self.0, [range.start, range.end - range.start]) {
                 Ok(()) => return Ok(true),
                 Err(Errno::INTR) => {}
-                // Busy: another process has pages of a device that is overwritten by force.
+                // Busy: another process has pages of a device that is overwritten by force, or shared with it.
                 Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::BUSY) => {
                     return Ok(false);
                 }

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use agent::{Failure, Place, Stop};
@@ -28,8 +29,12 @@ impl SharedVolume {
     pub fn find(place: &SharedPlace, path: &Path) -> Option<Self> {
         let (vg, lv) = place.name.split_once('/')?;
         let device = Path::new("/dev/mapper").join(DmName::of(vg, lv).as_str());
-        let found = device.canonicalize().ok()?;
-        (found == path).then(|| Self { place: place.clone(), kind: place.zeroing.into() })
+        // A device may have several nodes.
+        let number = |path: &Path| {
+            let found = std::fs::metadata(path).ok()?;
+            found.file_type().is_block_device().then(|| found.rdev())
+        };
+        (number(path)? == number(&device)?).then(|| Self { place: place.clone(), kind: place.zeroing.into() })
     }
 
     fn refused(&self) -> Failure {

@@ -1,6 +1,7 @@
 //! Many volumes at once onto thick and thin ones, one template to several thin ones, and what puts a volume back that a
 //! killed restore has overwritten.
 
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use rustix::process::Signal;
@@ -9,16 +10,23 @@ use crate::e2e::{NatsServer, Process, eventually, same_bytes};
 use crate::lab::{Content, Keeper, Pool, Volume, VolumeGroup, is_zero, run, seed, step, succeeds};
 
 const MIB: u64 = 1 << 20;
+/// MiB that a leaf of a map covers.
+const LEAF: u64 = 64;
 /// Bytes of a pool's blocks.
 const BLOCK: u64 = 64 << 10;
 
 /// An image with data and holes, backed up as `name`.
 fn backed_up(keeper: &Keeper, name: &str, mib: u64, seed: u64) -> String {
+    with_content(keeper, name, mib, seed, |_| true)
+}
+
+/// The same, with data only where `has_data` says so of an offset in MiB.
+fn with_content(keeper: &Keeper, name: &str, mib: u64, seed: u64, has_data: impl Fn(&u64) -> bool) -> String {
     let image = keeper.machine.place(name);
     let file = std::fs::File::create(&image).expect("an image");
     file.set_len(mib * MIB).expect("an image of its size");
     let mut content = Content::noise(&image, seed);
-    for start in (0..mib).step_by(4) {
+    for start in (0..mib).step_by(4).filter(has_data) {
         content.overwrite_at(start * MIB..(start + 2) * MIB - 4096);
     }
     keeper.backup_with(&["--name", name, &image]);
@@ -65,17 +73,20 @@ fn stale(volume: &Volume) {
 /// A restorer agent of host-a.
 fn restorer(keeper: &Keeper, url: &str) -> Process {
     let mut agent =
-        keeper.machine.start(&["agent", "--nats", url, "--role", "restorer", "--target", "vg0/*"]);
+        keeper.machine.start(&["-v", "agent", "--nats", url, "--role", "restorer", "--target", "vg0/*"]);
     agent.wait_for("is ready");
     agent
 }
 
-/// Whether a process has one of these volumes open.
+/// Whether a process has one of these volumes open, by whatever node of its device.
 fn is_open(process: &Process, volumes: &[&Volume]) -> bool {
-    let real = |volume: &&Volume| std::fs::canonicalize(volume.device()).ok();
-    let devices: Vec<_> = volumes.iter().filter_map(real).collect();
+    let number = |path: &Path| {
+        let found = std::fs::metadata(path).ok()?;
+        found.file_type().is_block_device().then(|| found.rdev())
+    };
+    let devices: Vec<u64> = volumes.iter().filter_map(|volume| number(Path::new(&volume.device()))).collect();
     let open = std::fs::read_dir(format!("/proc/{}/fd", process.pid())).into_iter().flatten().flatten();
-    open.filter_map(|entry| std::fs::read_link(entry.path()).ok()).any(|path| devices.contains(&path))
+    open.filter_map(|entry| number(&entry.path())).any(|device| devices.contains(&device))
 }
 
 /// `kill -9`, while it has one of the volumes open.
@@ -94,12 +105,14 @@ fn kill_in_the_middle(process: &mut Process, volumes: &[&Volume]) {
     process.kill();
 }
 
-/// A plan of thick and thin volumes, there and made, by two agents of which one is killed.
+/// A plan of thick and thin volumes, there and made, by two agents of which one is killed; and large ones, each by two
+/// agents.
 pub fn restored_in_bulk() {
     let group = VolumeGroup::new("vg0");
-    let mut keeper = Keeper::new("redeliver = \"2s\"\n");
+    let mut keeper = Keeper::new("redeliver = \"2s\"\n[agent]\nspan = \"64MiB\"\n");
     let images: Vec<String> =
         (0..6).map(|number| backed_up(&keeper, &format!("vm{number}"), 24, seed() + number)).collect();
+    let large = with_content(&keeper, "large", 3 * LEAF, seed() + 9, |mib| mib % LEAF < 8);
     let (configuration, folder) = (keeper.machine.place("nats.conf"), keeper.machine.place("jetstream"));
     let room =
         format!("jetstream {{ store_dir: \"{folder}\", max_memory_store: 2GB, max_file_store: 1GB }}\n");
@@ -135,19 +148,27 @@ pub fn restored_in_bulk() {
     let bulk = keeper.machine.start(&["--json", "restore", "--plan", &file, "--nats", &nats.url()]);
     kill_in_the_middle(&mut dies, &volumes.each_ref());
     let done = bulk.end().ok().json();
-    drop(stays);
     let done = done.as_array().expect("a list").clone();
     assert!(done.iter().all(|one| one["outcome"] == "restored"), "{done:?}");
     for (volume, image) in volumes.iter().zip(&images) {
         holds(&keeper, volume, image);
-        assert_eq!(volume.field("lv_tags"), "", "{}", volume.path());
+        // Told first: nobody has to be given the job again.
+        let is_over = || volume.field("lv_tags").is_empty();
+        eventually(&format!("the job of {} is over", volume.path()), || is_over().then_some(()));
     }
+    drop(stays);
     for (volume, image) in [&volumes[2], &volumes[3], &volumes[5]].into_iter().zip([2, 3, 5]) {
         let (mapped, data) = (mapped(volume), with_data(&images[image]));
         assert!(mapped <= data, "{} has {mapped} blocks, {data} have data", volume.path());
     }
     let data: u64 = [2, 3, 5].iter().map(|number| with_data(&images[*number])).sum();
     assert!(in_use(&pool) <= data, "what was there before is given back");
+
+    let pool = group.pool("large-pool", 256, BLOCK / 1024);
+    restored_together(&keeper, &nats.url(), &mut indexer, &group.thick("large-thick", 196), &large, false);
+    let thin = pool.thin("large-thin", 196);
+    restored_together(&keeper, &nats.url(), &mut indexer, &thin, &large, true);
+    assert!(mapped(&thin) <= with_data(&large), "what helps gives room back, too");
 
     step("what fits alone does not fit together");
     let small = group.pool("small", 20, BLOCK / 1024);
@@ -164,6 +185,51 @@ pub fn restored_in_bulk() {
     assert_eq!(made.len(), 1, "one of them");
     holds(&keeper, &group.volume(&format!("small{}", made[0])), &images[made[0]]);
     assert!(in_use(&small) * BLOCK < 20 * MIB);
+}
+
+/// Whether a restorer says that it has begun a span of another one's volume.
+fn helps(agent: &Process, volume: &Volume) -> bool {
+    let device = std::fs::metadata(volume.device()).expect("the device").rdev();
+    let names_it = |word: &str| std::fs::metadata(word).is_ok_and(|found| found.rdev() == device);
+    let said = agent.err();
+    let mut begun = said.lines().filter(|line| line.contains("taking part"));
+    begun.any(|line| line.split('"').any(names_it))
+}
+
+/// One volume by two restorers. The owner of a thin one may be killed while the other one sleeps.
+fn restored_together(
+    keeper: &Keeper,
+    url: &str,
+    indexer: &mut Process,
+    volume: &Volume,
+    image: &str,
+    owner_dies: bool,
+) {
+    let path = volume.path();
+    step(&format!("{path}: by two agents; its owner dies: {owner_dies}"));
+    stale(volume);
+    let mut agents = [restorer(keeper, url), restorer(keeper, url)];
+    // Without an answer of the index, restores wait.
+    indexer.signal(Signal::STOP);
+    let order = ["--json", "restore", "--nats", url, "--to-host", "host-a", "large@latest", &path];
+    let running = keeper.machine.start(&order);
+    let helper = eventually("somebody helps", || (0..2).find(|number| helps(&agents[*number], volume)));
+    if owner_dies {
+        agents[helper].signal(Signal::STOP);
+        let before = mapped(volume);
+        indexer.signal(Signal::CONT);
+        eventually("the owner is in the middle", || (mapped(volume) != before).then_some(()));
+        agents[1 - helper].kill();
+        agents[1 - helper] = restorer(keeper, url);
+        agents[1 - helper].wait_for("waiting for another restore");
+        agents[helper].signal(Signal::CONT);
+    }
+    indexer.signal(Signal::CONT);
+    let done = running.end().ok().json();
+    holds(keeper, volume, image);
+    println!("    {done}");
+    let part = "other agents of this host restored a part";
+    assert!(owner_dies || agents[1 - helper].err().contains(part), "{}", agents[1 - helper].err());
 }
 
 /// One template to several new thin volumes, which share it; and volumes that are put back after `kill -9`.

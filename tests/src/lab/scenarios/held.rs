@@ -53,6 +53,7 @@ pub fn groups() {
     assert_eq!(lines(&path), ["pre", "post", "pre", "post", "pre", "post"], "once for all of a group");
     let listed = rows(&keeper.run(&["--json", "snapshots", "--group", "shop"]).ok());
     assert_eq!(listed.len(), 6, "{listed:?}");
+    let oldest = listed[0]["id"].as_str().expect("an id").to_owned();
     let runs: std::collections::BTreeSet<&str> =
         listed.iter().filter_map(|row| row["group"].as_str()).collect();
     assert_eq!(runs.len(), 3, "{runs:?}");
@@ -85,6 +86,8 @@ pub fn groups() {
     assert!(listed.out.contains("WITHOUT"), "{listed}");
     let refused = keeper.run(&["backup", "--group", "shop", &other.path(), "/etc/hostname"]);
     refused.fails(3, &["/etc/hostname", "only logical volumes"]);
+    let forgotten = keeper.run(&["forget", &oldest]).ok();
+    assert!(forgotten.err.contains("not whole"), "{forgotten}");
 }
 
 /// Two mounted file systems are frozen at once, where the kernel takes snapshots of what is frozen: a counter that is

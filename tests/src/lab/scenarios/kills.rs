@@ -4,31 +4,23 @@
 //! first, before the second and so on, by the tool itself, two in a row before each that must be clean.
 
 use crate::e2e::Ran;
-use crate::lab::{Backup, Content, Keeper, Pool, Traces, Volume, VolumeGroup, Watched, rounds, seed, step};
+use crate::lab::{
+    Backup, Content, Keeper, Pool, Traces, Volume, VolumeGroup, Watched, every, first, rounds, seed, step,
+};
 
-/// `kill -9` at every other step of a backup of a thick volume with a baseline, from the first on.
-pub fn killed_on_thick_at_odd_steps() {
-    on_thick("KILL", (1, 2));
+/// `kill -9` at the steps of a backup of a thick volume with a baseline.
+pub fn killed_on_thick() {
+    on_thick("KILL", every(1));
 }
 
-/// The steps between those.
-pub fn killed_on_thick_at_even_steps() {
-    on_thick("KILL", (2, 2));
-}
-
-/// `kill -9` at every other step of a backup of a thin volume with a baseline, from the first on.
-pub fn killed_on_thin_at_odd_steps() {
-    on_thin("KILL", (1, 2));
-}
-
-/// The steps between those.
-pub fn killed_on_thin_at_even_steps() {
-    on_thin("KILL", (2, 2));
+/// `kill -9` at the steps of a backup of a thin volume with a baseline.
+pub fn killed_on_thin() {
+    on_thin("KILL", every(1));
 }
 
 /// A polite end at some steps of a backup of a thin volume: lvkeep cleans up before it goes.
 pub fn ended_on_thin() {
-    on_thin("TERM", (1, 3));
+    on_thin("TERM", every(3));
 }
 
 /// `kill -9` at some steps of a backup of a group of both kinds: also when some of its snapshots are taken, and when none
@@ -37,30 +29,24 @@ pub fn killed_in_a_group() {
     let group = VolumeGroup::new("vg0");
     let pool = group.pool("pool", 256, 64);
     let volumes = [group.thick("root", 32), pool.thin("data", 32)];
-    killed(&group, &[&pool], &volumes, "KILL", (3, 10));
+    killed(&group, &[&pool], &volumes, "KILL", every(8));
 }
 
-fn on_thick(signal: &str, steps: (usize, usize)) {
+fn on_thick(signal: &str, every: usize) {
     let group = VolumeGroup::new("vg0");
     let volume = group.thick("web", 64);
-    killed(&group, &[], &[volume], signal, steps);
+    killed(&group, &[], &[volume], signal, every);
 }
 
-fn on_thin(signal: &str, steps: (usize, usize)) {
+fn on_thin(signal: &str, every: usize) {
     let group = VolumeGroup::new("vg0");
     let pool = group.pool("pool", 256, 64);
     let volume = pool.thin("web", 64);
-    killed(&group, &[&pool], &[volume], signal, steps);
+    killed(&group, &[&pool], &[volume], signal, every);
 }
 
-/// Ends runs before the first of the steps that are wanted, and then before each that is so many calls further.
-fn killed(
-    group: &VolumeGroup,
-    pools: &[&Pool],
-    volumes: &[Volume],
-    signal: &str,
-    (first, every): (usize, usize),
-) {
+/// Ends runs before one of the first steps, and then before each that is so many calls further.
+fn killed(group: &VolumeGroup, pools: &[&Pool], volumes: &[Volume], signal: &str, every: usize) {
     let keeper = Keeper::new("");
     let traces = Traces::of(group, pools);
     let mut contents: Vec<Content> =
@@ -83,7 +69,7 @@ fn killed(
     assert!(steps > 2, "the tools are called through the folder that is watched");
 
     let mut clean = 0;
-    let numbers: Vec<usize> = (first..=steps).step_by(every).take(rounds(100) as usize).collect();
+    let numbers: Vec<usize> = (first(every)..=steps).step_by(every).take(rounds(100) as usize).collect();
     // The second of two ends where the first left something. Which of them are two depends on the seed: with two seeds,
     // each kill comes right before a clean run once.
     let (alone, others) = numbers.split_at(numbers.len().min(seed() as usize % 2));

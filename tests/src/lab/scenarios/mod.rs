@@ -179,24 +179,14 @@ pub const SCENARIOS: &[Scenario] = &[
         run: held::pools_that_fill_up,
     },
     Scenario {
-        name: "killed_on_thick_at_odd_steps",
-        about: "kill -9 at every other step of a thick volume's backup, then a clean run",
-        run: kills::killed_on_thick_at_odd_steps,
+        name: "killed_on_thick",
+        about: "kill -9 at steps of a thick volume's backup, then a clean run",
+        run: kills::killed_on_thick,
     },
     Scenario {
-        name: "killed_on_thick_at_even_steps",
-        about: "the same at the steps between",
-        run: kills::killed_on_thick_at_even_steps,
-    },
-    Scenario {
-        name: "killed_on_thin_at_odd_steps",
-        about: "kill -9 at every other step of a thin volume's backup, then a clean run",
-        run: kills::killed_on_thin_at_odd_steps,
-    },
-    Scenario {
-        name: "killed_on_thin_at_even_steps",
-        about: "the same at the steps between",
-        run: kills::killed_on_thin_at_even_steps,
+        name: "killed_on_thin",
+        about: "kill -9 at steps of a thin volume's backup, then a clean run",
+        run: kills::killed_on_thin,
     },
     Scenario {
         name: "ended_on_thin",
@@ -255,7 +245,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "restored_in_bulk",
-        about: "a plan of thick and thin volumes, by two agents of which one is killed",
+        about: "a plan of thick and thin volumes, by two agents of which one is killed; large ones by two agents each",
         run: bulk::restored_in_bulk,
     },
     Scenario {

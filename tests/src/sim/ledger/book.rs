@@ -180,6 +180,7 @@ impl Book {
                 match kind {
                     SessionKind::Backup => "sessions that back up",
                     SessionKind::Copy => "sessions that copy",
+                    SessionKind::Unforget => "sessions that unforget",
                     SessionKind::Undo => "sessions that keep what is overwritten",
                     SessionKind::Restore => "sessions that restore",
                 },

@@ -1,4 +1,4 @@
-//! Data keys, opened when a frame first needs one and kept open while the process restores.
+//! Data keys, opened when a frame first needs one and kept open while the process reads.
 //!
 //! A frame names its key by four bytes; two keys may share them, so that a name leads to all keys that have it. Keys
 //! come from `keys/`, and from the pack's own footer when they are missing or damaged there.
@@ -6,16 +6,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use agent::{Failure, Repository};
 use schema::keys::{DataKey, FrameKey, Identity, KEY_PLAIN, SealedKey, index_of};
 use schema::{KeyId, PackId, names};
 use tokio::sync::Mutex;
+
+use crate::{Failure, Repository};
 
 /// Keys that were not found or did not open, kept so that a damaged repository is not asked for them again and again.
 const FAILED_MAX: usize = 1024;
 
 /// The data keys of a repository.
-pub(crate) struct DataKeys {
+pub struct DataKeys {
     repository: Repository,
     identity: Option<Arc<Identity>>,
     state: Mutex<State>,
@@ -135,7 +136,7 @@ impl DataKeys {
     }
 
     fn unseal(&self, key: &SealedKey, identity: &Identity) -> Result<DataKey, Failure> {
-        Ok(DataKey::unseal(self.repository.key.repo(), key, identity)?)
+        Ok(DataKey::unseal(self.repository.key.family(), key, identity)?)
     }
 
     /// The ids of keys with this index, from one listing. Without a listing, footers still hold every key.

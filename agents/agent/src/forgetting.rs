@@ -1,0 +1,228 @@
+//! Forgetting snapshots, and bringing them back until a collection has swept them.
+//!
+//! Forgetting creates a marker, and never touches the slot. What protects a snapshot is looked for right before that,
+//! and again when the marker stands: whoever holds it looks for the marker after the hold stands, so that one of both
+//! sees the other. A snapshot that was held meanwhile is brought back at once.
+//!
+//! Bringing back is a session that commits the same root in a new slot: (1) its object, (2) the latest epoch, (3) only
+//! then the marker and the slot, (4) the commit, (5) its object is deleted. What the epoch sweeps stays forgotten.
+
+use schema::messages::FailureKind;
+use schema::names::{self, Slot, UNDO_VOLUMES};
+use schema::root::{Forgotten, Root};
+use schema::session::{Session, SessionKind};
+use schema::{JobId, SessionId};
+
+use crate::repository::AtSlot;
+use crate::sessions::{self, Commit, OpenSession};
+use crate::store::Created;
+use crate::{Failure, Repository, marks};
+
+/// What became of a snapshot that was to be forgotten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Forgot {
+    /// It is forgotten.
+    Done,
+    /// It stays, and this is why.
+    Protected(String),
+    /// Something came to protect it at the same moment: it stands in this slot now.
+    BroughtBack(Slot, String),
+}
+
+/// Forgets a snapshot, unless something protects it.
+pub async fn forget(repository: &Repository, root: &Root, by: &str) -> Result<Forgot, Failure> {
+    if let Some(why) = protected(repository, root).await? {
+        return Ok(Forgot::Protected(why));
+    }
+    let key = root.slot.forgotten();
+    let time_ms = repository.environment().now_ms();
+    let marker = Forgotten { slot: root.slot, time_ms, by: by.to_owned() };
+    match repository.store.create(&key, repository.seal(&key, &marker)?).await? {
+        // Somebody else has forgotten it already; it may need to be brought back all the same.
+        Created::Won | Created::Lost(_) => {}
+    }
+    let Some(why) = protected(repository, root).await? else { return Ok(Forgot::Done) };
+    let back = unforget(repository, root, by).await.map_err(|failure| {
+        let (id, volume) = (root.slot.session, &root.volume);
+        failure.context(format!("snapshot {id} of {volume} was forgotten, and must not be ({why})"))
+    })?;
+    Ok(Forgot::BroughtBack(back.root.slot, why))
+}
+
+/// Why a snapshot must not be forgotten: a hold, or a restore that may still have to be undone.
+pub async fn protected(repository: &Repository, root: &Root) -> Result<Option<String>, Failure> {
+    if let Some(why) = marks::of(repository, root.slot).await?.why_held() {
+        return Ok(Some(why));
+    }
+    if !root.volume.starts_with(UNDO_VOLUMES) {
+        return Ok(None);
+    }
+    for listed in repository.store.list(names::SESSIONS).await? {
+        match repository.read::<Session>(&listed.key).await {
+            Ok(Some(Session { id, host, undo, .. })) if undo.contains(&root.job) => {
+                return Ok(Some(format!(
+                    "the restore that it was kept for has not ended: session {id} on {host} (`lvkeep cancel {id}` if it is \
+                     dead)"
+                )));
+            }
+            Ok(_) => {}
+            Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
+            Err(failure) => {
+                let why = failure.why;
+                return Ok(Some(format!("a session that may be of its restore cannot be read: {why}")));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Holds a snapshot: from then on nothing forgets it, and no collection sweeps it. Refused when it is forgotten.
+pub async fn hold(
+    repository: &Repository,
+    root: &Root,
+    note: Option<String>,
+    by: &str,
+) -> Result<(), Failure> {
+    let hold = marks::hold(repository, root.slot, note, by).await?;
+    // Whoever forgets, and whoever collects, looks for holds after the marker: one of both sees the other.
+    if repository.store.head(&root.slot.forgotten()).await?.is_none() {
+        return Ok(());
+    }
+    marks::release(repository, root.slot, &[hold]).await?;
+    let (id, volume) = (root.slot.session, &root.volume);
+    Err(Failure::refused(format!(
+        "snapshot {id} of {volume} was forgotten at this moment, and is not held: `lvkeep unforget {id}` brings it back"
+    )))
+}
+
+/// A snapshot that was brought back.
+#[derive(Debug, Clone)]
+pub struct Back {
+    /// Its root, in its new slot.
+    pub root: Root,
+    /// Whether it had been brought back before.
+    pub already: bool,
+}
+
+/// Brings a forgotten snapshot back in a new slot, with the same content, generation, holds, tags and note. Refuses when
+/// it is not forgotten, and when a collection sweeps it or has swept it.
+pub async fn unforget(repository: &Repository, root: &Root, by: &str) -> Result<Back, Failure> {
+    // Whoever brings this very snapshot back runs the same job, so that what a crashed attempt left is found.
+    let job = JobId::from_bytes(*root.slot.session.as_bytes());
+    for session in sessions::list(repository).await? {
+        if session.job == job && session.kind == SessionKind::Unforget {
+            let at_slot = sessions::revoke(repository, &session).await?;
+            if let (AtSlot::Tombstone, Some(slot)) = (at_slot, session.slot) {
+                unmark(repository, slot).await;
+            }
+        }
+    }
+    if let Some(back) = brought_back(repository, root).await? {
+        let_go(repository, root.slot).await;
+        return Ok(Back { root: back, already: true });
+    }
+    let session = session(repository, root, job);
+    let to = session.slot.unwrap_or(root.slot);
+    let session = OpenSession::begin(repository.clone(), session).await?;
+    let back = match commit_again(repository, &session, root, to, by).await {
+        Ok(back) => {
+            if let Err(failure) = session.end().await {
+                tracing::warn!(%failure, "the snapshot is back; its session's object stays for the collector");
+            }
+            back
+        }
+        Err(failure) => match session.abandon().await {
+            Ok(AtSlot::Snapshot(back)) => *back,
+            Ok(AtSlot::Nothing | AtSlot::Tombstone) => {
+                unmark(repository, to).await;
+                return Err(failure);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the session's object stays for the collector");
+                return Err(failure);
+            }
+        },
+    };
+    let_go(repository, root.slot).await;
+    Ok(Back { root: back, already: false })
+}
+
+/// Deletes what was to be said of a snapshot that never came to be.
+async fn unmark(repository: &Repository, slot: Slot) {
+    if let Err(failure) = marks::remove(repository, slot).await {
+        tracing::debug!(%slot, %failure, "marks of no snapshot stay");
+    }
+}
+
+/// Ends the holds of a forgotten snapshot whose copy carries them: no collection would ever sweep it.
+async fn let_go(repository: &Repository, slot: Slot) {
+    let released = async {
+        let holds: Vec<_> = marks::of(repository, slot).await?.holds.iter().map(|hold| hold.id).collect();
+        marks::release(repository, slot, &holds).await
+    };
+    if let Err(failure) = released.await {
+        tracing::warn!(%slot, %failure, "the snapshot is back; where it was it may still be held, and is not collected");
+    }
+}
+
+/// The snapshot with the same root that is visible now.
+async fn brought_back(repository: &Repository, root: &Root) -> Result<Option<Root>, Failure> {
+    let visible = repository.roots(Some(root.slot.volume)).await?;
+    let is_same =
+        |other: &Root| other.slot != root.slot && Root { slot: root.slot, ..other.clone() } == *root;
+    Ok(visible.into_iter().find(is_same))
+}
+
+/// Its id carries the time of the snapshot's, so that a later one of the same generation stays the later one.
+fn session(repository: &Repository, root: &Root, job: JobId) -> Session {
+    let environment = repository.environment();
+    let random = u128::from_le_bytes(environment.random()) >> 48;
+    let id = SessionId::from_parts(root.slot.session.time_ms(), random);
+    Session {
+        id,
+        kind: SessionKind::Unforget,
+        slot: Some(Slot { session: id, ..root.slot }),
+        job,
+        volume: root.volume.clone(),
+        host: root.host.clone(),
+        started_ms: environment.now_ms(),
+        checkpoint: None,
+        ended: None,
+        undo: Vec::new(),
+    }
+}
+
+/// Steps 3 and 4: the marker and the slot are looked at after the epoch was read.
+async fn commit_again(
+    repository: &Repository,
+    session: &OpenSession,
+    root: &Root,
+    to: Slot,
+    by: &str,
+) -> Result<Root, Failure> {
+    let (from, id, volume) = (root.slot, root.slot.session, &root.volume);
+    let refused = |why: &str| Failure::refused(format!("snapshot {id} of {volume} {why}"));
+    if session.sweeps(from) {
+        return Err(refused("is being swept by a collection, and cannot be brought back"));
+    }
+    if repository.store.head(&from.forgotten()).await?.is_none() {
+        return Err(refused("is not forgotten"));
+    }
+    let found = match repository.at_slot(from).await? {
+        AtSlot::Snapshot(found) => *found,
+        AtSlot::Nothing | AtSlot::Tombstone => return Err(refused("was swept by a collection, and is gone")),
+    };
+    // A hold counts from the moment of the commit.
+    marks::carry(repository, from, to, by).await?;
+    let again = Root { slot: to, ..found };
+    match session.commit(&again).await? {
+        Commit::Won => Ok(again),
+        Commit::Revoked => {
+            let why = format!(
+                "session {} was cancelled, or another brings snapshot {id} of {volume} back: nothing was committed",
+                session.session().id
+            );
+            Err(Failure::new(FailureKind::Revoked, why))
+        }
+    }
+}

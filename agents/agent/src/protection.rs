@@ -1,0 +1,131 @@
+//! Protects snapshots while they are read, by a session without a slot: collections wait for it.
+//!
+//! It begins before anybody looks where chunks are. What is needed of a pack that is found after that stays there, or
+//! is in another pack that is found, too. It must be ended in every outcome: what is left of a process that died keeps
+//! collections waiting until `lvkeep cancel` removes it.
+
+use std::sync::Arc;
+
+use schema::messages::FailureKind;
+use schema::root::Root;
+use schema::session::{Session, SessionKind};
+use schema::{JobId, SessionId};
+
+use crate::repository::AtSlot;
+use crate::sessions::{self, OpenSession};
+use crate::{Failure, Repository};
+
+/// Who reads, as others are told.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadBy<'a> {
+    /// A fresh id.
+    pub session: SessionId,
+    /// The job that reads.
+    pub job: JobId,
+    /// What is read.
+    pub volume: &'a str,
+    /// Where.
+    pub host: &'a str,
+    /// Backups of what will be overwritten: they are not forgotten before this ends.
+    pub undo: &'a [JobId],
+}
+
+/// Protects what is read in a repository, unless its store takes no session. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Protection {
+    repository: Repository,
+    session: Option<Arc<OpenSession>>,
+}
+
+impl Protection {
+    /// Begins a session. A store that is full or read-only, or an epoch that cannot be read, must not keep anybody from
+    /// restoring: that nothing is protected then is said. What is kept for an undo has to be protected.
+    pub async fn begin(repository: &Repository, by: ReadBy<'_>) -> Result<Self, Failure> {
+        let session = Session {
+            id: by.session,
+            kind: SessionKind::Restore,
+            slot: None,
+            job: by.job,
+            volume: by.volume.to_owned(),
+            host: by.host.to_owned(),
+            started_ms: repository.environment().now_ms(),
+            checkpoint: None,
+            ended: None,
+            undo: by.undo.to_vec(),
+        };
+        let session = match OpenSession::begin(repository.clone(), session).await {
+            Ok(session) => Some(Arc::new(session)),
+            Err(failure) if by.undo.is_empty() && is_no_reason(failure.kind) => {
+                tracing::warn!(%failure, "reading without protection: a collection at the same time would end this");
+                None
+            }
+            Err(failure) => {
+                return Err(failure.context(format!("cannot protect {} while it is read", by.volume)));
+            }
+        };
+        Ok(Self { repository: repository.clone(), session })
+    }
+
+    /// None at all.
+    pub fn none(repository: &Repository) -> Self {
+        Self { repository: repository.clone(), session: None }
+    }
+
+    /// The session, where there is one.
+    pub fn session(&self) -> Option<&Arc<OpenSession>> {
+        self.session.as_ref()
+    }
+
+    /// Refuses a snapshot that somebody forgot before this began: a collection may not wait for whoever reads it. One that
+    /// is forgotten later stays until the end.
+    pub async fn check(&self, root: &Root) -> Result<(), Failure> {
+        let (slot, volume) = (root.slot, &root.volume);
+        // In this order: a snapshot that is not forgotten now is in no collection that began before this.
+        let is_forgotten = self.repository.store.head(&slot.forgotten()).await?.is_some();
+        match self.repository.at_slot(slot).await? {
+            AtSlot::Tombstone => {
+                Err(Failure::refused(format!("the snapshot {slot} of {volume} was collected")))
+            }
+            AtSlot::Snapshot(_) | AtSlot::Nothing if is_forgotten => Err(Failure::refused(format!(
+                "the snapshot {slot} of {volume} was forgotten, and a collection may remove it at any time \
+                 (`lvkeep snapshots` lists the others)"
+            ))),
+            AtSlot::Snapshot(_) | AtSlot::Nothing => Ok(()),
+        }
+    }
+
+    /// Says so when something was missing because nothing protected the snapshot any more.
+    pub async fn explained(&self, root: &Root, failure: Failure) -> Failure {
+        if !matches!(failure.kind, FailureKind::Damaged | FailureKind::Store) {
+            return failure;
+        }
+        let volume = &root.volume;
+        let because = match &self.session {
+            Some(session) if matches!(session.exists().await, Ok(false)) => {
+                format!("because the session {} of whoever read was declared dead", session.session().id)
+            }
+            Some(_) => return failure,
+            None if matches!(self.repository.at_slot(root.slot).await, Ok(AtSlot::Tombstone)) => {
+                "because nothing protected it".to_owned()
+            }
+            None => return failure,
+        };
+        let why =
+            format!("the snapshot of {volume} was collected while it was read, {because} ({})", failure.why);
+        Failure::new(FailureKind::Revoked, why)
+    }
+
+    /// Deletes the session's object. Should that fail, a collection waits until the session is declared dead.
+    pub async fn end(self) {
+        let Some(session) = &self.session else { return };
+        let session = session.session();
+        if let Err(failure) = sessions::revoke(&self.repository, session).await {
+            tracing::warn!(session = %session.id, %failure, "cannot delete the session object of a restore: `lvkeep cancel` does");
+        }
+    }
+}
+
+/// Whether reading goes on without protection.
+fn is_no_reason(kind: FailureKind) -> bool {
+    matches!(kind, FailureKind::Store | FailureKind::Damaged | FailureKind::Refused)
+}

@@ -1,0 +1,112 @@
+//! Collections that a conductor's agent begins by itself, every so often, beside its sessions.
+//!
+//! Any number of agents may do it, and none owns it: whose turn comes first collects, and the others skip theirs. The
+//! first turn comes after a random part of the time, so that agents that start together, or often, share them. What
+//! fails is logged and tried again at the next turn. It declares no session dead, and never runs without being asked for.
+
+use std::time::Duration;
+
+use agent::{Context, Failure, Repository};
+use collector::{Announce, Collector, Latest, Limits, Patience, Report, Settings};
+
+use crate::app::App;
+use crate::args::REPACK_BELOW;
+use crate::prune::Waits;
+use crate::text;
+
+/// How an agent collects.
+pub struct Collecting {
+    context: Context,
+    repository: Repository,
+    settings: Settings,
+    every: Duration,
+    /// The number of the next collection, as it was after the last turn.
+    next: Option<u64>,
+}
+
+impl Collecting {
+    /// With a small part of the agent's memory, and patience until the next turn.
+    pub fn new(app: &App, context: Context, repository: Repository, every: Duration) -> Self {
+        let settings = Settings {
+            limits: Limits { max_repack: app.settings.max_repack.value, repack_below: REPACK_BELOW },
+            memory: app.settings.memory.value / 8,
+            patience: Patience { wait: every, revoke_after: None },
+            exclusive: false,
+            announce: Announce::to(context.bus.clone(), app.settings.index_shards.value),
+        };
+        Self { context, repository, settings, every, next: None }
+    }
+
+    /// Collects until the context's flag is raised.
+    pub async fn run(mut self) -> Result<(), Failure> {
+        let (environment, stop) = (self.context.environment.clone(), self.context.stop.clone());
+        let mut pause = self.every.mul_f64(f64::from(environment.random::<1>()[0]) / 256.0);
+        loop {
+            environment.timeout(pause, stop.raised()).await;
+            if stop.is_raised() {
+                return Ok(());
+            }
+            pause = self.every;
+            let turn = self.turn().await;
+            match turn {
+                Ok(()) => {}
+                Err(_) if stop.is_raised() => return Ok(()),
+                Err(failure) => {
+                    self.context.counters.collections_failed.add(1);
+                    tracing::error!(
+                        %failure,
+                        again_in = ?self.every,
+                        "a collection failed, and nothing is lost by that; `lvkeep prune` tries at once, `lvkeep status` \
+                         shows where it stands"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Goes on with what is unfinished, and collects unless somebody else has since the last turn.
+    async fn turn(&mut self) -> Result<(), Failure> {
+        if let Latest::Finished { next } = collector::latest(&self.repository).await? {
+            let before = self.next.replace(next);
+            if before.is_some_and(|before| before != next) {
+                tracing::debug!(collection = next - 1, "another one has collected meanwhile");
+                return Ok(());
+            }
+        }
+        let (repository, settings) = (self.repository.clone(), self.settings.clone());
+        let report = Collector::new(repository, settings, self.context.stop.clone()).prune().await?;
+        self.tell(&report);
+        if let Some(number) = report.epoch {
+            self.next = Some(number + 1);
+        }
+        Ok(())
+    }
+
+    fn tell(&self, report: &Report) {
+        let Some(collection) = report.epoch else {
+            tracing::debug!("nothing to collect");
+            return;
+        };
+        let (snapshots, packs, freed) =
+            (report.swept.snapshots, report.swept.packs, text::size(report.swept.bytes));
+        for waiting in report.waits.iter().filter(|_| !self.context.stop.is_raised()) {
+            let waits = Waits::from(waiting).line();
+            tracing::warn!(
+                collection,
+                "a collection waits for {waits}: until it has ended, nothing is deleted"
+            );
+        }
+        if !report.swept.is_finished() {
+            tracing::warn!(
+                collection,
+                packs = report.swept.locked.len(),
+                snapshots = report.swept.locked_roots.len(),
+                "the store does not let them go yet (object lock, or credentials that may not delete)"
+            );
+        }
+        if report.waits.is_empty() {
+            self.context.counters.collections.add(1);
+            tracing::info!(collection, snapshots, packs, freed, "collected");
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! `copy`: brings snapshots to a second repository. What is there is left out, and what fails stands in nobody's way.
+
+use std::sync::Arc;
+
+use agent::local::LocalBus;
+use agent::{Failure, Repository};
+use copier::{Copied, Copier, Listing, Outcome, Protection, Side};
+use schema::facts::Origin;
+use schema::root::Root;
+use serde::Serialize;
+
+use crate::app::App;
+use crate::args::CopyArgs;
+use crate::embedded::{self, Embedded};
+use crate::progress::Display;
+use crate::{open, snapshots, text, undo};
+
+/// A snapshot that was copied, as it is printed.
+#[derive(Debug, Serialize)]
+struct Row {
+    volume: String,
+    time: String,
+    /// Its id in the first repository.
+    from: String,
+    /// Its id in the second; none where nothing is copied.
+    snapshot: Option<String>,
+    size: u64,
+    bytes_fetched: u64,
+    bytes_new: u64,
+    bytes_stored: u64,
+}
+
+/// A snapshot that was not.
+#[derive(Debug, Serialize)]
+struct Failed {
+    volume: Option<String>,
+    from: String,
+    why: String,
+}
+
+/// What was done, as it is printed.
+#[derive(Debug, Serialize)]
+struct Report {
+    dry_run: bool,
+    copied: Vec<Row>,
+    /// Snapshots that were there already.
+    present: usize,
+    failed: Vec<Failed>,
+    /// Whether frames were moved as they are.
+    verbatim: bool,
+    /// Whether every chunk was opened and compared with its id.
+    verified: bool,
+}
+
+/// What is to be done.
+struct Plan {
+    listing: Listing,
+    missing: Vec<Root>,
+    present: usize,
+}
+
+/// `lvkeep copy`.
+pub async fn run(app: &App, args: &CopyArgs) -> anyhow::Result<()> {
+    app.stop_on_signals()?;
+    let (from, to) = repositories(app, args).await?;
+    let context = app.context(Arc::new(LocalBus::new(app.environment.clone(), 1 << 20)));
+    let about = format!("snapshots to {}", to.store.location());
+    // Before anything is listed: what is seen from then on stays until the end.
+    let protection = Protection::begin(&context, &from, about).await?;
+    let copied = protected(app, args, &protection, from, to).await;
+    protection.end().await;
+    copied
+}
+
+async fn repositories(app: &App, args: &CopyArgs) -> anyhow::Result<(Repository, Repository)> {
+    let from = app.repository().await?;
+    let key = args.to_key.as_deref();
+    let to = open::other(app, &args.to, key, Some(from.key.repo())).await?;
+    if to.key.repo() == from.key.repo() {
+        let (from, to) = (from.store.location(), to.store.location());
+        return Err(Failure::refused(format!(
+            "{to} is the repository {from} itself: name another one with --to"
+        ))
+        .into());
+    }
+    if !args.dry_run {
+        open::check_writable(&to).await?;
+        if open::directory(to.store.location()).is_none() {
+            open::probe(&to).await?;
+        }
+    }
+    Ok((from, to))
+}
+
+async fn protected(
+    app: &App,
+    args: &CopyArgs,
+    protection: &Protection,
+    from: Repository,
+    to: Repository,
+) -> anyhow::Result<()> {
+    let plan = plan(app, args, &from, &to).await?;
+    let identity = open::identity(&app.settings, from.key.repo())?.map(Arc::new);
+    let verbatim = from.key.shares_keys(&to.key);
+    let verified = identity.is_some() || !from.key.encrypted();
+    if verbatim && !verified && !args.unverified {
+        return Err(Failure::refused(
+            "without an identity what is copied cannot be verified on the way: give --identity, or --unverified and run \
+             `lvkeep check --read-data` where it was copied to",
+        )
+        .into());
+    }
+    let mut report = Report {
+        dry_run: args.dry_run,
+        copied: Vec::new(),
+        present: plan.present,
+        failed: plan.listing.damaged.iter().map(unreadable).collect(),
+        verbatim,
+        verified,
+    };
+    let mut errors: Vec<anyhow::Error> =
+        plan.listing.damaged.iter().map(|(slot, failure)| failure.clone().context(slot).into()).collect();
+    if args.dry_run {
+        report.copied = plan.missing.iter().map(|root| Row::new(root, None)).collect();
+    } else if !plan.missing.is_empty() {
+        let work_from = Embedded::indexed(app, from.clone()).await?;
+        let mut work_to = Embedded::storing(app, to.clone()).await?;
+        let settings =
+            copier::Settings { memory: app.settings.memory.value / 4, level: app.settings.level.value };
+        let (first, second) = (side(&work_from), side(&work_to));
+        let context = work_to.context.clone();
+        let copier = Copier::new(context, first, second, identity, settings, &plan.listing.roots)?;
+        let ended = tokio::select! {
+            biased;
+            ended = each(app, &copier, protection, &plan.missing) => ended,
+            error = failed(app, &mut work_to) => return Err(error),
+        };
+        work_to.finish().await;
+        work_from.finish().await;
+        for (root, outcome) in plan.missing.iter().zip(ended) {
+            match outcome {
+                Ok(Outcome::Copied(copied)) => report.copied.push(Row::new(root, Some(&copied))),
+                Ok(Outcome::Present) => report.present += 1,
+                Err(failure) => {
+                    report.failed.push(Failed::new(root, &failure));
+                    errors.push(
+                        failure.context(format!("copying {} ({})", root.volume, root.slot.session)).into(),
+                    );
+                }
+            }
+        }
+    }
+    app.print(&report, || describe(&report))?;
+    conclude(errors)
+}
+
+/// Which snapshots are asked for and missing. What restores have overwritten is only copied when it is asked for.
+async fn plan(app: &App, args: &CopyArgs, from: &Repository, to: &Repository) -> anyhow::Result<Plan> {
+    let listing = copier::snapshots(from).await?;
+    let there = copier::snapshots(to).await?;
+    for (slot, failure) in &there.damaged {
+        tracing::warn!(%slot, %failure, "a snapshot of the second repository cannot be read; it is copied anew");
+    }
+    let there = there.origins(to);
+    let mut chosen =
+        snapshots::filtered(app, &listing.roots, &args.of, args.since.as_deref(), args.until.as_deref())?;
+    let wants_undo = args.of.volume.as_ref().is_some_and(|pattern| pattern.starts_with(undo::NAMES));
+    chosen.retain(|root| wants_undo || !root.volume.starts_with(undo::NAMES));
+    let all = chosen.len();
+    chosen.retain(|root| !there.contains(&Origin::of(root, from.key.repo())));
+    Ok(Plan { listing, present: all - chosen.len(), missing: chosen })
+}
+
+fn side(work: &Embedded) -> Side {
+    Side { repository: work.repository.clone(), index: work.index.clone() }
+}
+
+/// Copies one snapshot after the other, oldest first, so that each stands on the one before.
+async fn each(
+    app: &App,
+    copier: &Copier,
+    protection: &Protection,
+    missing: &[Root],
+) -> Vec<Result<Outcome, Failure>> {
+    let display = Display::new(app);
+    let mut ended = Vec::new();
+    for root in missing {
+        if app.stop.is_raised() {
+            ended.push(Err(embedded::interrupted().context("it was not begun")));
+            continue;
+        }
+        let bar = display.bar(&root.volume);
+        let outcome = copier.copy(protection, root, |p| bar.set(p.done, p.total)).await;
+        bar.finish();
+        display.aside(|| tell(app, root, &outcome, missing.len()));
+        ended.push(outcome);
+    }
+    ended
+}
+
+/// Says how one ended, while others are still to come.
+fn tell(app: &App, root: &Root, outcome: &Result<Outcome, Failure>, of: usize) {
+    match outcome {
+        Ok(Outcome::Copied(copied)) => app.say(Row::new(root, Some(copied)).text()),
+        Ok(Outcome::Present) => {}
+        Err(failure) if of > 1 => {
+            app.complain(format!("lvkeep: {} ({}): {failure}", root.volume, root.slot.session))
+        }
+        Err(_) => {}
+    }
+}
+
+/// A role that ends before it was told to. After a stop, whoever copies decides the slot first.
+async fn failed(app: &App, work: &mut Embedded) -> anyhow::Error {
+    let error = work.role_failed().await;
+    match app.stop.is_raised() {
+        true => std::future::pending().await,
+        false => error,
+    }
+}
+
+fn unreadable((slot, failure): &(schema::names::Slot, Failure)) -> Failed {
+    Failed { volume: None, from: slot.session.to_string(), why: failure.to_string() }
+}
+
+impl Failed {
+    fn new(root: &Root, failure: &Failure) -> Self {
+        let from = root.slot.session.to_string();
+        Self { volume: Some(root.volume.clone()), from, why: failure.to_string() }
+    }
+}
+
+impl Row {
+    fn new(root: &Root, copied: Option<&Copied>) -> Self {
+        let statistics = copied.map(|copied| copied.statistics).unwrap_or_default();
+        Self {
+            volume: root.volume.clone(),
+            time: text::rfc3339(root.time_ms),
+            from: root.slot.session.to_string(),
+            snapshot: copied.map(|copied| copied.slot.session.to_string()),
+            size: root.size,
+            bytes_fetched: copied.map_or(0, |copied| copied.fetched),
+            bytes_new: statistics.bytes_new,
+            bytes_stored: statistics.bytes_stored,
+        }
+    }
+
+    fn text(&self) -> String {
+        let Self { volume, from, size, .. } = self;
+        let Some(snapshot) = &self.snapshot else {
+            return format!("{volume} {from}: {}", text::size(*size));
+        };
+        format!(
+            "{volume} {from} is there as {snapshot}: {}, of which {} were new; {} read, {} stored",
+            text::size(*size),
+            text::size(self.bytes_new),
+            text::size(self.bytes_fetched),
+            text::size(self.bytes_stored)
+        )
+    }
+}
+
+fn describe(report: &Report) -> String {
+    let Report { copied, present, failed, .. } = report;
+    if report.dry_run {
+        let rows = copied.iter().map(Row::text);
+        let head = format!("would copy {} snapshots; {present} are there already", copied.len());
+        return rows.chain([head]).collect::<Vec<_>>().join("\n");
+    }
+    let stored = text::size(copied.iter().map(|row| row.bytes_stored).sum());
+    let how = match (report.verbatim, report.verified) {
+        _ if copied.is_empty() => String::new(),
+        (true, true) => format!(" ({stored}, verified and copied as they are)"),
+        (true, false) => format!(" ({stored}, copied as they are, NOT VERIFIED)"),
+        (false, _) => format!(" ({stored}, verified and sealed anew)"),
+    };
+    let failures = match failed.len() {
+        0 => String::new(),
+        count => format!(", {count} FAILED"),
+    };
+    format!("{} snapshots copied{how}, {present} were there already{failures}", copied.len())
+}
+
+/// The first failure decides the exit code.
+fn conclude(errors: Vec<anyhow::Error>) -> anyhow::Result<()> {
+    let failed = errors.len();
+    match errors.into_iter().next() {
+        None => Ok(()),
+        Some(only) if failed == 1 => Err(only),
+        Some(first) => Err(first.context(format!("{failed} snapshots were not copied; the first"))),
+    }
+}

@@ -1,0 +1,151 @@
+//! The configuration's policies, applied after a session: reads what they decide about, and forgets what goes.
+
+use std::collections::BTreeSet;
+
+use agent::forgetting::{self, Forgot};
+use agent::pattern::matches;
+use agent::{Failure, Repository, marks};
+use schema::facts::GROUP_MEMBERS;
+use schema::names::UNDO_VOLUMES;
+use schema::root::Root;
+
+use super::{Decided, Rules, Snapshot, decide};
+
+/// What is kept of the volumes whose names match.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// The pattern, in which `*` stands for anything.
+    pub volumes: String,
+    /// What is kept of them.
+    pub rules: Rules,
+}
+
+/// Policies in the order of the configuration; the last one that matches a volume decides.
+#[derive(Debug, Clone, Default)]
+pub struct Policies(Vec<Policy>);
+
+impl Policies {
+    /// Those of a configuration.
+    pub fn new(policies: Vec<Policy>) -> Self {
+        Self(policies)
+    }
+
+    /// What is kept of a volume; without rules, everything. What was kept for an undo is meant only where the pattern
+    /// says so.
+    pub fn of(&self, volume: &str) -> Option<&Rules> {
+        let is_meant = |policy: &&Policy| {
+            let undo = !volume.starts_with(UNDO_VOLUMES) || policy.volumes.starts_with(UNDO_VOLUMES);
+            undo && matches(&policy.volumes, volume)
+        };
+        self.0.iter().rfind(is_meant).map(|policy| &policy.rules)
+    }
+}
+
+/// What applying a policy did.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    /// Snapshots that are forgotten.
+    pub(crate) forgotten: Vec<Root>,
+    /// What the operator should know.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Applies the policies to a volume, and to the whole runs of the groups that it was in.
+pub(crate) async fn apply(
+    repository: &Repository,
+    policies: &Policies,
+    volume: &str,
+    by: &str,
+) -> Result<Applied, Failure> {
+    let mut applied = Applied::default();
+    if policies.of(volume).is_none() {
+        return Ok(applied);
+    }
+    let mut read = Read::default();
+    read.add(repository, volume).await?;
+    if read.going(repository, policies, volume).1.is_empty() {
+        applied.notes = read.going(repository, policies, volume).0;
+        return Ok(applied);
+    }
+    for member in members(&read.roots) {
+        read.add(repository, &member).await?;
+    }
+    let (notes, going) = read.going(repository, policies, volume);
+    applied.notes = notes;
+    for root in going {
+        match forgetting::forget(repository, &root, by).await? {
+            Forgot::Done => applied.forgotten.push(root),
+            // It was held after it was looked at.
+            Forgot::Protected(why) | Forgot::BroughtBack(_, why) => {
+                tracing::info!(snapshot = %root.slot.session, volume = root.volume, why, "a snapshot stays");
+            }
+        }
+    }
+    Ok(applied)
+}
+
+/// Snapshots of some volumes.
+#[derive(Default)]
+struct Read {
+    volumes: BTreeSet<String>,
+    roots: Vec<Root>,
+    snapshots: Vec<Snapshot>,
+}
+
+impl Read {
+    async fn add(&mut self, repository: &Repository, volume: &str) -> Result<(), Failure> {
+        if !self.volumes.insert(volume.to_owned()) {
+            return Ok(());
+        }
+        let key = Some(repository.key.volume_key(volume));
+        let roots = repository.roots(key).await?;
+        let marks = marks::all(repository, key).await?;
+        for root in roots {
+            let marks = marks.get(&root.slot).cloned().unwrap_or_default();
+            self.snapshots.push(Snapshot::new(&root, &marks));
+            self.roots.push(root);
+        }
+        Ok(())
+    }
+
+    /// What is wrong with the volume's times, and those of its snapshots and of their runs that go.
+    fn going(&self, repository: &Repository, policies: &Policies, volume: &str) -> (Vec<String>, Vec<Root>) {
+        let now_ms = repository.environment().now_ms();
+        let rules = |snapshot: &Snapshot| policies.of(&snapshot.volume);
+        let Decided { reasons, backwards } = decide(&self.snapshots, rules, now_ms, true);
+        let own = self.roots.iter().filter(|root| root.volume == volume);
+        let runs: BTreeSet<&String> = own.filter_map(|root| root.group.as_ref()).collect();
+        let is_ours = |root: &Root| {
+            root.volume == volume || root.group.as_ref().is_some_and(|group| runs.contains(group))
+        };
+        let going = self.roots.iter().zip(&reasons).filter(|(root, why)| why.is_empty() && is_ours(root));
+        let of_volume = backwards.iter().filter(|backwards| backwards.earlier.volume == volume);
+        (of_volume.map(ToString::to_string).collect(), going.map(|(root, _)| root.clone()).collect())
+    }
+}
+
+/// The names of the volumes that were in a group with one of these snapshots: their names differ by their sources.
+fn members(roots: &[Root]) -> BTreeSet<String> {
+    let of = |root: &Root| -> Vec<String> {
+        let sources = root.group.as_ref().and_then(|_| root.layout.get(GROUP_MEMBERS));
+        let host = root.volume.strip_suffix(&root.source);
+        let named = host.zip(sources).into_iter();
+        named.flat_map(|(host, all)| all.split_whitespace().map(move |one| format!("{host}{one}"))).collect()
+    };
+    roots.iter().flat_map(of).collect()
+}
+
+impl Snapshot {
+    /// What retention looks at in a root and its marks.
+    pub fn new(root: &Root, marks: &marks::Marks) -> Self {
+        Self {
+            slot: root.slot,
+            volume: root.volume.clone(),
+            generation: root.generation,
+            time_ms: root.time_ms,
+            group: root.group.clone(),
+            tags: marks.labels(root).tags,
+            held: marks.is_held(),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Policies, applied after sessions that were sealed.
+
+use conductor::retention::{Policies, Policy, Rules};
+use schema::messages::{BackupJob, Group};
+use schema::names::Slot;
+use schema::{JobId, SessionId};
+
+use crate::support::*;
+
+/// Keeps the newest of every volume.
+fn newest() -> Policies {
+    let rules = Rules { last: 1, ..Rules::default() };
+    Policies::new(vec![Policy { volumes: "*".into(), rules }])
+}
+
+/// A job of a group's run; the group has two volumes.
+fn member(world: &World, number: u8, run: u8, name: &str) -> BackupJob {
+    let members = ["a", "b"].map(|name| format!("/dev/vg/{name}")).to_vec();
+    let group = Group { run: JobId::from_bytes([run; 16]), name: "g".into(), members };
+    let (source, volume) = (format!("/dev/vg/{name}"), format!("host/dev/vg/{name}"));
+    BackupJob { source, volume, group: Some(group), ..world.job(number) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_forgets_what_it_does_not_keep_and_leaves_other_volumes_alone() {
+    let world = World::new().await;
+    let conductor = world.start_keeping(settings(), newest());
+    let other = BackupJob { volume: "host/vg/other".into(), ..world.job(9) };
+    let other = world.backup(&other, &[9]).await;
+    world.backup(&world.job(1), &[1]).await;
+    let last = world.backup(&world.job(2), &[2]).await;
+    let mut expected = vec![other.slot, last.slot];
+    expected.sort();
+    assert_eq!(world.snapshots().await, expected);
+    assert_eq!(world.context.counters.snapshots_forgotten.get(), 1);
+    conductor.stop().await;
+}
+
+/// The first volume of a run has its session before the second one: until then nothing lets the run before go.
+#[tokio::test(start_paused = true)]
+async fn runs_of_a_group_go_as_a_whole() {
+    let world = World::new().await;
+    let conductor = world.start_keeping(settings(), newest());
+    let mut runs = Vec::new();
+    for run in 1..=3 {
+        let a = world.backup(&member(&world, 10 + run, run, "a"), &[1]).await;
+        let before = world.snapshots().await.len();
+        let b = world.backup(&member(&world, 20 + run, run, "b"), &[2]).await;
+        runs = vec![a.slot, b.slot];
+        assert_eq!((before, world.snapshots().await.len()), (if run == 1 { 1 } else { 3 }, 2));
+    }
+    runs.sort();
+    assert_eq!(world.snapshots().await, runs);
+    conductor.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_cannot_be_applied_fails_no_backup() {
+    let world = World::new().await;
+    let conductor = world.start_keeping(settings(), newest());
+    // What another volume of the run holds cannot be read.
+    let volume = world.repository.key.volume_key("host/dev/vg/b");
+    let damaged = Slot { volume, session: SessionId::from_bytes([7; 16]) };
+    world.repository.store.put(&damaged.snapshot(), "damaged".into()).await.unwrap();
+    for run in 1..=2 {
+        world.backup(&member(&world, run, run, "a"), &[1]).await;
+    }
+    assert_eq!(world.context.counters.retentions_failed.get(), 1);
+    assert_eq!(world.snapshots().await.len(), 3);
+    conductor.stop().await;
+}

@@ -1,0 +1,130 @@
+//! A snapshot of the volume in the second repository that an incremental copy stands on.
+//!
+//! It was visible to the session, so that what stands in its map needs no further question. A map that cannot be read
+//! spares no work, and stands in nobody's way.
+
+use std::collections::BTreeMap;
+
+use agent::Failure;
+use agent::maps::MapReader;
+use schema::ChunkId;
+use schema::facts::Origin;
+use schema::map::{Content, Leaf};
+use schema::root::Root;
+
+use crate::Copier;
+
+/// What is there, and where names differ, the snapshot that it is a copy of.
+pub(crate) struct Base {
+    there: MapReader,
+    here: Option<MapReader>,
+}
+
+/// The snapshot to stand on: the last one before `root`, or else the first one after it, of those that are of use.
+pub(crate) fn choose<'a>(
+    visible: &'a [Root],
+    root: &Root,
+    is_of_use: impl Fn(&Root) -> bool,
+) -> Option<&'a Root> {
+    let of_use = || visible.iter().filter(|one| is_of_use(one));
+    let order = |one: &&Root| (one.generation, one.slot);
+    let before = of_use().filter(|one| one.generation <= root.generation).max_by_key(order);
+    before.or_else(|| of_use().min_by_key(order))
+}
+
+impl Base {
+    /// A base for the copy of `root`, and its root in the second repository.
+    pub fn find(copier: &Copier, visible: &[Root], root: &Root) -> Result<Option<(Self, Root)>, Failure> {
+        let (from, to) = (&copier.from, &copier.to);
+        let origin = |there: &Root| Origin::of(there, to.repository.key.repo());
+        let source = |there: &Root| copier.sources.get(&origin(there));
+        let is_of_use =
+            |there: &Root| copier.is_verbatim() || source(there).is_some_and(|s| s.size == there.size);
+        let Some(there) = choose(visible, root, is_of_use) else { return Ok(None) };
+        let here = match copier.is_verbatim() {
+            true => None,
+            false => source(there).cloned(),
+        };
+        let here = here.map(|here| MapReader::new(from.repository.clone(), from.index.clone(), here));
+        let map = MapReader::new(to.repository.clone(), to.index.clone(), there.clone())?;
+        Ok(Some((Self { there: map, here: here.transpose()? }, there.clone())))
+    }
+
+    /// The leaf of the second repository that stands for this one of the first, if it stands at the same place in the base.
+    pub async fn leaf(&self, number: u64, leaf: ChunkId) -> Option<ChunkId> {
+        if number >= self.there.geometry().leaves() {
+            return None;
+        }
+        let same = match &self.here {
+            Some(here) => readable(here.leaf_id(number).await).flatten() == Some(leaf),
+            None => true,
+        };
+        let there = if same { readable(self.there.leaf_id(number).await).flatten() } else { None };
+        there.filter(|there| self.here.is_some() || *there == leaf)
+    }
+
+    /// What the chunks of a leaf are called in the second repository, where that is otherwise than in the first.
+    pub async fn names(&self, number: u64) -> BTreeMap<ChunkId, ChunkId> {
+        let Some(here) = &self.here else { return BTreeMap::new() };
+        if number >= self.there.geometry().leaves() {
+            return BTreeMap::new();
+        }
+        match (readable(here.leaf(number).await), readable(self.there.leaf(number).await)) {
+            (Some(here), Some(there)) => pairs(&here, &there),
+            _ => BTreeMap::new(),
+        }
+    }
+}
+
+/// The chunks of two leaves that are cut alike, by their places; none of leaves that are not.
+fn pairs(here: &Leaf, there: &Leaf) -> BTreeMap<ChunkId, ChunkId> {
+    let (here, there) = (here.pieces(), there.pieces());
+    let alike = here.len() == there.len()
+        && here.iter().zip(there).all(|(a, b)| {
+            let same_kind = matches!(a.content, Content::Zero) == matches!(b.content, Content::Zero);
+            a.len == b.len && same_kind
+        });
+    if !alike {
+        return BTreeMap::new();
+    }
+    let pair = |(a, b): (&schema::map::Piece, &schema::map::Piece)| match (a.content, b.content) {
+        (Content::Chunk(here), Content::Chunk(there)) => Some((here, there)),
+        _ => None,
+    };
+    here.iter().zip(there).filter_map(pair).collect()
+}
+
+fn readable<T>(result: Result<T, Failure>) -> Option<T> {
+    result.inspect_err(|failure| tracing::warn!(%failure, "the map of an earlier copy cannot be read")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use schema::map::Piece;
+
+    use super::*;
+
+    fn chunk(len: u32, id: u8) -> Piece {
+        let id = ChunkId::parse(&[[1; 1].as_slice(), &[id; 32]].concat().try_into().expect("33 bytes"));
+        Piece { len, content: Content::Chunk(id.expect("a data chunk")) }
+    }
+
+    fn leaf(pieces: &[Piece]) -> Leaf {
+        let span = pieces.iter().map(|piece| u64::from(piece.len)).sum();
+        Leaf::new(span, pieces.iter().copied()).expect("a leaf")
+    }
+
+    #[test]
+    fn only_leaves_that_are_cut_alike_tell_names() {
+        let zero = Piece { len: 4096, content: Content::Zero };
+        let here = leaf(&[chunk(4096, 1), zero, chunk(8192, 2)]);
+        for (there, names) in [
+            (leaf(&[chunk(4096, 3), zero, chunk(8192, 4)]), 2),
+            (leaf(&[chunk(4096, 3), zero, chunk(4096, 4), chunk(4096, 5)]), 0),
+            (leaf(&[chunk(4096, 3), chunk(4096, 6), chunk(8192, 4)]), 0),
+            (leaf(&[chunk(8192, 3), zero, chunk(4096, 4)]), 0),
+        ] {
+            assert_eq!(pairs(&here, &there).len(), names, "{there:?}");
+        }
+    }
+}

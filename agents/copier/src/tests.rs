@@ -1,0 +1,155 @@
+//! Copies between two repositories in memory.
+
+mod fixture;
+
+use agent::sessions;
+use schema::Object;
+use schema::epoch::Epoch;
+use schema::limits::LEAF_SPAN;
+use schema::messages::FailureKind;
+use schema::names;
+use schema::root::Forgotten;
+
+use crate::{Copied, Outcome};
+use fixture::{Mood, World};
+
+/// More than a leaf, with content at its beginning, twice, and at its end.
+fn content(seed: u8) -> Vec<u8> {
+    let mut content = vec![0; LEAF_SPAN as usize + 150_000];
+    let noise = |at: usize| (at as u32).wrapping_mul(2_654_435_761).rotate_left(seed.into()) as u8 | 1;
+    for at in (0..300_000).chain(LEAF_SPAN as usize..content.len()) {
+        content[at] = noise(at);
+    }
+    let (start, twice) = (content[..1 << 16].to_vec(), 1 << 20);
+    content[twice..twice + start.len()].copy_from_slice(&start);
+    content
+}
+
+fn copied(outcome: Result<Outcome, agent::Failure>) -> Copied {
+    match outcome.unwrap() {
+        Outcome::Copied(copied) => copied,
+        Outcome::Present => panic!("it was there"),
+    }
+}
+
+#[tokio::test]
+async fn a_copy_holds_the_same_and_the_next_brings_the_difference() {
+    for like in [true, false] {
+        let world = World::new(like).await;
+        let first = content(3);
+        let mut second = first.clone();
+        second[200_000..200_100].fill(7);
+        let roots = [world.volume(1, &first).await, world.volume(2, &second).await];
+        let one = copied(world.copy(&roots[0]).await);
+        let two = copied(world.copy(&roots[1]).await);
+        assert!(one.statistics.chunks_new > 5 && one.fetched > 10_000, "{one:?}");
+        assert_eq!((two.statistics.chunks_new, two.statistics.bytes_new), (1, 64 << 10), "{two:?}");
+        assert!(two.fetched < one.fetched / 2, "{one:?} {two:?}");
+        let there = world.second.roots().await;
+        assert_eq!(there.iter().map(|root| root.generation).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(there[1].parent, Some(there[0].slot));
+        for (root, content) in there.iter().zip([first, second]) {
+            assert!(world.second.content(root, &world.identity).await == content);
+        }
+        assert!(matches!(world.copy(&roots[0]).await, Ok(Outcome::Present)));
+        assert_eq!(world.second.sessions().await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_older_than_what_is_there_stands_on_that() {
+    for like in [true, false] {
+        let world = World::new(like).await;
+        let older = content(3);
+        let mut newer = older.clone();
+        newer[200_000..200_100].fill(7);
+        let roots = [world.volume(1, &older).await, world.volume(2, &newer).await];
+        copied(world.copy(&roots[1]).await);
+        let late = copied(world.copy(&roots[0]).await);
+        assert_eq!(late.statistics.chunks_new, 1, "{late:?}");
+        let latest = sessions::newest(world.second.roots().await).unwrap();
+        assert!(world.second.content(&latest, &world.identity).await == newer);
+    }
+}
+
+#[tokio::test]
+async fn another_copy_is_read_when_one_is_damaged() {
+    for like in [true, false] {
+        let world = World::new(like).await;
+        let content = content(3);
+        let root = world.volume(1, &content).await;
+        let damaged = world.first.data()[0].pack;
+        let name = names::pack(damaged);
+        let store = &world.first.repository.store;
+        let whole = store.get(&name).await.unwrap().unwrap();
+        let mut bytes = whole.to_vec();
+        bytes[200] ^= 1;
+        store.put(&name, bytes.into()).await.unwrap();
+        let failure = world.copy(&root).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Damaged, "{failure}");
+        assert!(failure.why.contains("at offset") && failure.why.contains(&name), "{failure}");
+        assert_eq!((world.second.roots().await.len(), world.second.sessions().await), (0, 0));
+
+        // The same once more: what is damaged comes first.
+        world.volume(2, &content).await;
+        copied(world.copy(&root).await);
+        assert!(world.second.content(&world.second.roots().await[0], &world.identity).await == content);
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_is_revoked_commits_nothing() {
+    let world = World::new(true).await;
+    let root = world.volume(1, &content(3)).await;
+    *world.second.mood.lock().unwrap() = Mood::Revokes;
+    let failure = world.copy(&root).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Revoked, "{failure}");
+    assert_eq!((world.second.roots().await.len(), world.second.sessions().await), (0, 0));
+    *world.second.mood.lock().unwrap() = Mood::Stores;
+    assert_eq!(copied(world.copy(&root).await).statistics.bytes_stored, 0, "all of it was stored");
+}
+
+#[tokio::test]
+async fn a_storer_that_fails_ends_the_copy_by_name() {
+    let world = World::new(true).await;
+    let root = world.volume(1, &content(3)).await;
+    *world.second.mood.lock().unwrap() = Mood::Fails;
+    let failure = world.copy(&root).await.unwrap_err();
+    assert_eq!((failure.kind, failure.why.as_str()), (FailureKind::Store, "the disk is full"));
+    assert_eq!((world.second.roots().await.len(), world.second.sessions().await), (0, 0));
+}
+
+#[tokio::test]
+async fn what_is_condemned_or_stands_on_a_forgotten_snapshot_is_stored_again() {
+    for like in [true, false] {
+        let world = World::new(like).await;
+        let root = world.volume(1, &content(3)).await;
+        let slot = copied(world.copy(&root).await).slot;
+        let before = world.second.data();
+        let repository = &world.second.repository;
+        let marker = Forgotten { slot, time_ms: 0, by: "a test".into() };
+        let sealed = repository.seal(&slot.forgotten(), &marker).unwrap();
+        repository.store.create(&slot.forgotten(), sealed).await.unwrap();
+        let mut condemned: Vec<_> = before.iter().map(|copy| copy.pack).collect();
+        condemned.sort();
+        condemned.dedup();
+        let epoch = Epoch { number: 1, forgotten: vec![slot], condemned };
+        let sealed = epoch.seal(&repository.key, &names::epoch(1), [0; 12]).unwrap();
+        repository.store.create(&names::epoch(1), sealed.into()).await.unwrap();
+
+        copied(world.copy(&root).await);
+        assert_eq!(world.second.data().len(), 2 * before.len());
+    }
+}
+
+#[tokio::test]
+async fn a_data_key_is_taken_from_the_packs_footer_when_it_is_gone() {
+    let world = World::new(true).await;
+    let content = content(3);
+    let root = world.volume(1, &content).await;
+    let name = names::key(world.data_key.id());
+    world.first.repository.store.delete(&name).await.unwrap();
+    copied(world.copy(&root).await);
+    assert!(world.second.repository.store.get(&name).await.unwrap().is_some());
+    assert!(world.second.content(&world.second.roots().await[0], &world.identity).await == content);
+}

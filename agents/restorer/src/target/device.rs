@@ -1,0 +1,121 @@
+//! Opens block devices, exclusively where that is possible.
+//!
+//! Locks belong to a device's node and not to the device, and a device may have several nodes. So it is opened by the
+//! one that the kernel itself names, whatever name was given: what one agent has locked there, every other one finds
+//! locked.
+
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use agent::{Failure, mounts};
+use rustix::fs::{FlockOperation, OFlags, flock, major, minor};
+use rustix::io::Errno;
+use schema::root::Root;
+
+use super::{Circumstances, Target, open_exactly};
+use crate::sink::{Before, Opened};
+
+impl Target {
+    /// Opens the device of a place. One that is larger than the snapshot will be empty behind its end. Blocks.
+    pub(crate) fn open_place(&self, device: &Path, at: &Circumstances<'_>) -> Result<Opened, Failure> {
+        let path = known_to_kernel(device.canonicalize().map_err(|why| self.cannot_open(&why))?);
+        let metadata = std::fs::symlink_metadata(&path).map_err(|why| self.cannot_open(&why))?;
+        // Whoever keeps what is there may lose it.
+        if self.preparation.safety.is_none() {
+            self.check_source(&path, &metadata, at)?;
+        }
+        self.check_unmounted(&metadata)?;
+        let (file, is_alone) = self.open_device(&path, &metadata)?;
+        let size = self.size_for(&file, at.root)?;
+        let mut opened = Opened::new(file, path, at.root.volume.clone(), Before::Content);
+        opened.is_alone = is_alone;
+        if self.range.is_none() {
+            opened.behind = at.root.size..size;
+        }
+        Ok(opened)
+    }
+
+    pub(super) fn check_unmounted(&self, metadata: &Metadata) -> Result<(), Failure> {
+        let device = metadata.rdev();
+        match mounts::mounted(major(device), minor(device)) {
+            Some(mounted) if !self.force => {
+                let why = format!("it is mounted on {}: unmount it (force overwrites it)", mounted.display());
+                Err(self.refused(why))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Exclusive opening fails while the device is mounted or held by device mapper, md or another restore; the second
+    /// value says that it did not. The lock tells other restores from the rest, keeps them away where the device is in
+    /// use by force, and is held by whoever helped a restore that died. Udev may have it for a moment.
+    pub(super) fn open_device(&self, path: &Path, metadata: &Metadata) -> Result<(File, bool), Failure> {
+        if let Some(held) = self.claim.held(metadata) {
+            return Ok(held);
+        }
+        match open_exactly(path, OFlags::EXCL) {
+            Ok(file) => {
+                self.lock_alone(&file, path)?;
+                self.claim.keep(&file, true);
+                Ok((file, true))
+            }
+            Err(Errno::BUSY) => {
+                let file = self.open_path(path, OFlags::empty())?;
+                self.claim.lock(&file, path)?;
+                if self.force {
+                    self.claim.keep(&file, false);
+                    tracing::warn!(path = %path.display(), "overwriting a device that is in use, by force");
+                    return Ok((file, false));
+                }
+                let user = mounts::holder(metadata.rdev());
+                let user = user.unwrap_or_else(|| "mounted, or held by another device".to_owned());
+                Err(self.refused(format!("the device is in use ({user})")))
+            }
+            Err(why) => Err(self.cannot_open(&why.into())),
+        }
+    }
+
+    /// Locks a device that is open exclusively. A job that finds it locked comes again; others wait here.
+    fn lock_alone(&self, file: &File, path: &Path) -> Result<(), Failure> {
+        let locked = match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if self.claim.is_of_job() => return Err(self.claim.busy(path)),
+            Err(Errno::WOULDBLOCK) => {
+                tracing::warn!(path = %path.display(), "waiting for whoever has it locked");
+                flock(file, FlockOperation::LockExclusive)
+            }
+            locked => locked,
+        };
+        if let Err(why) = locked {
+            tracing::debug!(path = %path.display(), %why, "opened exclusively, without a lock");
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_device_size(&self, file: &File, root: &Root) -> Result<(), Failure> {
+        let size = self.size_for(file, root)?;
+        if size > root.size && self.range.is_none() && !self.force {
+            let why = format!(
+                "the device has {size} bytes, the snapshot of {} has only {}: what is stored behind its end would stay \
+                 there; force restores all the same",
+                root.volume, root.size
+            );
+            return Err(self.refused(why));
+        }
+        Ok(())
+    }
+}
+
+/// The node that the kernel has made for a device; the path as it is where there is none, or for anything else. Blocks.
+pub(crate) fn known_to_kernel(path: PathBuf) -> PathBuf {
+    let device = |path: &Path| {
+        let found = std::fs::symlink_metadata(path).ok()?;
+        found.file_type().is_block_device().then(|| found.rdev())
+    };
+    let Some(number) = device(&path) else { return path };
+    let about = format!("/sys/dev/block/{}:{}/uevent", major(number), minor(number));
+    let about = std::fs::read_to_string(about).unwrap_or_default();
+    let name = about.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+    let node = name.map(|name| Path::new("/dev").join(name));
+    node.filter(|node| device(node) == Some(number)).unwrap_or(path)
+}

@@ -1,0 +1,227 @@
+//! What is forgotten, what is not, and what comes back: rules, holds, policies, and all of it at one moment.
+
+use std::os::unix::fs::FileExt;
+
+use tests::e2e::{Machine, random_file, same_bytes};
+
+/// A machine with `disk.img` of 2 MiB, backed up so often as `vm/disk`, each time with other first bytes; and the ids.
+fn prepared(backups: u8) -> (Machine, Vec<String>) {
+    let mut machine = Machine::new("m");
+    machine.set("LVKEEP_REPO", &machine.place("repo"));
+    // It names this host, and chooses no snapshots.
+    machine.set("LVKEEP_HOST", "m");
+    machine.run(&["init"]).ok();
+    random_file(machine.place("disk.img"), 2 << 20, 1);
+    let ids = (1..=backups).map(|number| back_up(&machine, number)).collect();
+    (machine, ids)
+}
+
+/// Backs the disk up with other first bytes, and returns the snapshot's id.
+fn back_up(machine: &Machine, number: u8) -> String {
+    let image = machine.place("disk.img");
+    let file = std::fs::File::options().write(true).open(&image).expect("the image");
+    file.write_all_at(&[number; 4096], 0).expect("the image changes");
+    let tag = format!("number-{number}");
+    let done = machine.json(&["backup", "--name", "vm/disk", "--tag", &tag, &image]);
+    done["snapshot"].as_str().expect("an id").to_owned()
+}
+
+fn ids(machine: &Machine, more: &[&str]) -> Vec<String> {
+    let listed = machine.json(&[&["snapshots"], more].concat());
+    let rows = listed.as_array().expect("a list").iter();
+    rows.map(|row| row["id"].as_str().expect("an id").to_owned()).collect()
+}
+
+#[test]
+fn what_no_rule_keeps_is_forgotten_and_comes_back() {
+    let (machine, all) = prepared(3);
+    machine.run(&["forget"]).fails(3, &["--keep-", "--dry-run"]);
+    machine.run(&["forget", "--keep-last", "0"]).fails(2, &["--keep-last"]);
+    machine.run(&["forget", "--keep-within", "2mo"]).fails(3, &["2mo", "14d"]);
+    machine.run(&["forget", "--keep-last", "1", "--volume", "other/*"]).fails(3, &["no snapshot"]);
+
+    let rules = ["forget", "--keep-last", "1", "--keep-tag", "number-2"];
+    let dry = machine.json(&[&rules[..], &["--dry-run"]].concat());
+    assert_eq!((&dry["kept"], &dry["forgotten"], &dry["dry_run"]), (&2.into(), &1.into(), &true.into()));
+    let reasons: Vec<_> = (0..3).map(|at| dry["snapshots"][at]["reasons"].clone()).collect();
+    assert_eq!(
+        reasons,
+        [serde_json::json!([]), serde_json::json!(["tag number-2"]), serde_json::json!(["newest", "last"])]
+    );
+    let text = machine.run(&[&rules[..], &["--dry-run"]].concat()).ok();
+    assert!(text.out.contains("no rule keeps it") && text.out.contains("1 would be forgotten"), "{text}");
+    assert_eq!(ids(&machine, &[]), all, "nothing was forgotten yet");
+
+    let done = machine.run(&rules).ok();
+    assert!(done.out.contains("1 are forgotten") && done.out.contains("unforget"), "{done}");
+    assert_eq!(ids(&machine, &[]), all[1..]);
+    assert_eq!(ids(&machine, &["--forgotten"]), all[..1]);
+    let target = machine.place("target.img");
+    for command in [&["show", &all[0]][..], &["restore", &all[0], &target], &["hold", &all[0]]] {
+        machine.run(command).fails(3, &[&format!("lvkeep unforget {}", all[0])]);
+    }
+    assert_eq!(machine.json(&rules)["forgotten"], 0, "once more, nothing goes");
+
+    let back = machine.json(&["unforget", &all[0]]);
+    let id = back["snapshot"].as_str().expect("an id");
+    assert_eq!(ids(&machine, &[]), [&[id.to_owned()], &all[1..]].concat(), "in its old place");
+    assert_eq!(ids(&machine, &["--forgotten"]), Vec::<String>::new());
+    assert_eq!(machine.json(&["unforget", &all[0]])["already"], true);
+    machine.run(&["unforget", &all[1]]).fails(3, &["never forgotten"]);
+    machine.run(&["restore", id, &target]).ok();
+    let image = machine.place("disk.img");
+    let mut expected = std::fs::read(&image).expect("the image");
+    expected[..4096].fill(1);
+    assert!(std::fs::read(&target).expect("the target") == expected);
+    machine.run(&["check", "--read-data"]).ok();
+    assert_eq!(machine.json(&["status"])["sessions"], serde_json::json!([]));
+}
+
+#[test]
+fn what_is_held_stays_and_the_newest_goes_only_when_that_is_said() {
+    let (machine, all) = prepared(3);
+    machine.run(&["hold", &all[0], "--note", "before the migration"]).ok();
+    let rules = ["forget", "--keep-last", "1"];
+    let done = machine.json(&rules);
+    assert_eq!((&done["kept"], &done["forgotten"]), (&2.into(), &1.into()));
+    let why = done["snapshots"][0]["reasons"][0].as_str().expect("a reason");
+    assert!(why.contains("held by m") && why.contains("before the migration"), "{done}");
+    machine.run(&["forget", &all[0]]).fails(3, &[&all[0], "held by m", "before the migration"]);
+    assert_eq!(machine.json(&["snapshots"])[0]["held"], true);
+    assert!(machine.run(&["snapshots"]).ok().out.contains("(held)"));
+    assert!(machine.run(&["show", &all[0]]).ok().out.contains("before the migration"));
+    machine.run(&["release", &all[0]]).ok();
+    machine.run(&["release", &all[0]]).fails(3, &["is not held"]);
+    // When one of several must not go, none does.
+    machine.run(&["forget", &all[0], &all[2]]).fails(3, &[&all[2], "--allow-last"]);
+    assert_eq!(ids(&machine, &[]), [&all[0], &all[2]].map(String::as_str));
+    machine.run(&["forget", &all[0]]).ok();
+    machine.run(&["forget", "--allow-last", "vm/disk@latest"]).ok();
+    assert_eq!(ids(&machine, &[]), Vec::<String>::new());
+    assert_eq!(ids(&machine, &["--forgotten"]), all);
+    // The next backup compares with none of them.
+    let fresh = back_up(&machine, 9);
+    assert_eq!(machine.json(&["show", &fresh])["generation"], 1);
+    machine.run(&["unforget", &all[2]]).ok();
+    assert_eq!(machine.json(&["show", "vm/disk@latest"])["generation"], 3);
+}
+
+#[test]
+fn tags_and_notes_are_changed_and_found() {
+    let (machine, all) = prepared(2);
+    machine.run(&["tag", &all[0], "--add", "audit", "--remove", "number-1"]).ok();
+    machine.run(&["note", &all[0], "seen by the auditors"]).ok();
+    assert_eq!(ids(&machine, &["--tag", "audit"]), all[..1]);
+    assert_eq!(ids(&machine, &["--tag", "number-1"]), Vec::<String>::new());
+    let shown = machine.json(&["show", &all[0]]);
+    assert_eq!(
+        (&shown["tags"], &shown["note"]),
+        (&serde_json::json!(["audit"]), &"seen by the auditors".into())
+    );
+    machine.run(&["forget", "--keep-tag", "audit", "--dry-run"]).ok();
+    machine.run(&["tag", &all[0], "--set", "a", "--set", "b"]).ok();
+    assert_eq!(machine.json(&["show", &all[0]])["tags"], serde_json::json!(["a", "b"]));
+    machine.run(&["tag", &all[0], "--set", ""]).ok();
+    assert_eq!(machine.json(&["snapshots"])[0]["tags"], serde_json::json!([]));
+    machine.run(&["tag", &all[0]]).fails(2, &["--set"]);
+    machine.run(&["tag", &all[0], "--add", "@vg"]).fails(3, &["@vg", "cannot be a tag"]);
+    // What was said of it comes back with it.
+    machine.run(&["forget", &all[0]]).ok();
+    machine.run(&["unforget", &all[0]]).ok();
+    assert_eq!(machine.json(&["snapshots"])[0]["note"], "seen by the auditors");
+}
+
+#[test]
+fn policies_are_applied_after_each_backup() {
+    let (machine, _) = prepared(1);
+    machine.configure("[[retention]]\nvolumes = \"vm/*\"\nkeep_last = 2\n");
+    let later: Vec<String> = (2..5).map(|number| back_up(&machine, number)).collect();
+    assert_eq!(ids(&machine, &[]), later[1..]);
+    let image = machine.place("disk.img");
+    // Another volume is not meant.
+    for _ in 0..3 {
+        machine.run(&["backup", "--name", "other/disk", &image]).ok();
+    }
+    assert_eq!(ids(&machine, &["--volume", "other/*"]).len(), 3);
+    let backup = machine.run(&["backup", "--name", "vm/disk", &image]).ok();
+    assert!(backup.out.contains("1 older snapshots were forgotten by policy"), "{backup}");
+    machine.configure("[[retention]]\nvolumes = \"vm/*\"\nkeep_lsat = 2\n");
+    machine.run(&["snapshots"]).fails(1, &["keep_lsat"]);
+}
+
+/// Whoever holds a snapshot that somebody else forgets at this moment has it, or is told that it is forgotten.
+#[test]
+fn of_a_hold_and_a_forget_at_once_one_wins() {
+    let (machine, all) = prepared(7);
+    for id in &all[..6] {
+        let content = machine.json(&["show", id])["top"].clone();
+        let holding = machine.start(&["hold", id]);
+        let forgetting = machine.start(&["forget", id]);
+        let (held, forgotten) = (holding.end(), forgetting.end());
+        let visible = machine.json(&["snapshots"]);
+        let rows = visible.as_array().expect("a list").iter();
+        let found: Vec<_> = rows
+            .filter(|row| machine.json(&["show", row["id"].as_str().expect("an id")])["top"] == content)
+            .collect();
+        match held.status.success() {
+            true => assert!(found.len() == 1 && found[0]["held"] == true, "{held}{forgotten}"),
+            false => {
+                held.fails(3, &[id.as_str(), "lvkeep unforget"]);
+                assert!(found.len() <= 1, "{visible}");
+                if found.is_empty() {
+                    machine.run(&["unforget", id]).ok();
+                }
+            }
+        }
+    }
+}
+
+/// A parent may be forgotten while its child is made; snapshots come and go meanwhile.
+#[test]
+fn backups_go_on_while_their_parents_are_forgotten_and_brought_back() {
+    let (machine, all) = prepared(2);
+    let image = machine.place("disk.img");
+    let backup = machine.start(&["backup", "--name", "vm/disk", &image]);
+    machine.run(&["forget", "--allow-last", &all[0], &all[1]]).ok();
+    machine.run(&["unforget", &all[0]]).ok();
+    backup.end().ok();
+    let target = machine.place("target.img");
+    machine.run(&["restore", "vm/disk@latest", &target]).ok();
+    same_bytes(&image, &target);
+    machine.run(&["check", "--read-data"]).ok();
+}
+
+/// What was kept for an undo goes by name, and not before its restore is over.
+#[test]
+fn what_a_restore_may_have_to_undo_stays_until_it_ends() {
+    let machine = Machine::with_disk(64 << 20);
+    let target = machine.place("target.img");
+    let sessions = machine.place("repo/sessions");
+    // What is still being written has a # in its name.
+    let is_open = || {
+        let names =
+            std::fs::read_dir(&sessions).into_iter().flatten().flatten().map(|found| found.file_name());
+        names.into_iter().any(|name| !name.to_string_lossy().contains('#'))
+    };
+    let kept = || ids(&machine, &["--volume", "undo/*"]);
+    // Until a restore is killed while it runs.
+    let struck = (0..20).find_map(|round| {
+        let before = kept().len();
+        random_file(&target, 64 << 20, 100 + round);
+        let mut restoring = machine.start(&["restore", "--undo", "vm/disk@latest", &target]);
+        restoring.wait_for("puts it back");
+        while !is_open() && !restoring.has_ended() {}
+        restoring.kill();
+        is_open().then(|| kept()[before].clone())
+    });
+    let id = struck.expect("one restore is killed while it runs");
+    machine.run(&["forget", "--keep-last", "1"]).ok();
+    machine.run(&["forget", &id]).fails(3, &[&id, "has not ended", "lvkeep cancel"]);
+    machine.run(&["undo", &id]).ok();
+    let open = machine.json(&["status"]);
+    let session = open["sessions"][0]["session"].as_str().expect("the killed restore's");
+    machine.run(&["cancel", session]).ok();
+    machine.run(&["forget", &id]).ok();
+    assert!(!kept().contains(&id));
+    machine.run(&["undo", &id]).fails(3, &["lvkeep unforget"]);
+}
