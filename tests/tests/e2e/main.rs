@@ -16,6 +16,7 @@ mod distributed;
 mod embedded;
 mod fan_out;
 mod far;
+mod golden;
 mod kills;
 mod lasting;
 mod memory;
