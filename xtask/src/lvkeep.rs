@@ -108,6 +108,13 @@ impl Lvkeep {
         command
     }
 
+    /// Reads all that is stored.
+    pub fn check(&self) -> Command {
+        let mut command = self.command();
+        command.args(["check", "--read-data", "--identity"]).arg(self.identity());
+        command
+    }
+
     fn identity(&self) -> PathBuf {
         self.home.join("identity.txt")
     }

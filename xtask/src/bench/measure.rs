@@ -24,6 +24,15 @@ pub struct Cost {
 }
 
 impl Cost {
+    /// Of two runs, one after the other.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            wall_seconds: self.wall_seconds + other.wall_seconds,
+            cpu_seconds: self.cpu_seconds + other.cpu_seconds,
+            peak_rss_bytes: self.peak_rss_bytes.max(other.peak_rss_bytes),
+        }
+    }
+
     /// The best of each, as rounds disturb each figure apart.
     pub fn best(self, other: Self) -> Self {
         Self {

@@ -5,6 +5,7 @@
 //! left out. The same images also go through the bare hardware (reading, hashing, compressing), to tell how
 //! much of the time is the machine's share.
 
+mod collections;
 mod distributed;
 mod guests;
 mod hardware;

@@ -5,13 +5,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::lvkeep::Lvkeep;
-use crate::run::{find, run, version};
+use crate::run::{find, output, run, version};
 use crate::tools::system_program;
 
 /// A tool.
@@ -69,7 +69,7 @@ impl Peer {
             Kind::Borg => self.command(&["init", "--encryption", "repokey-blake2"]),
             Kind::Rustic => self.command(&["init"]),
         };
-        run(init.stdout(std::process::Stdio::null()))
+        run(init.stdout(Stdio::null()))
     }
 
     /// The repository's folder.
@@ -118,6 +118,51 @@ impl Peer {
             Kind::Rustic => self.command(&["restore", "latest", target]),
         };
         Ok((command, out.join(FILE)))
+    }
+
+    /// The ids of all snapshots, the oldest first.
+    pub fn snapshots(&self) -> Result<Vec<String>> {
+        #[derive(serde::Deserialize)]
+        struct Listed {
+            id: String,
+            time: String,
+        }
+        let mut command = match self.kind {
+            Kind::Lvkeep => self.ours()?.snapshots(),
+            Kind::Restic => self.command(&["snapshots", "--json"]),
+            Kind::Borg | Kind::Rustic => {
+                bail!("how {:?} lists snapshots is not written down here", self.kind)
+            }
+        };
+        let printed = output(&mut command)?;
+        let mut listed: Vec<Listed> =
+            serde_json::from_str(&printed).with_context(|| format!("a list of snapshots: {printed:?}"))?;
+        listed.sort_by(|a, b| (&a.time, &a.id).cmp(&(&b.time, &b.id)));
+        Ok(listed.into_iter().map(|listed| listed.id).collect())
+    }
+
+    /// The commands that forget these snapshots and give back the room that they alone took.
+    pub fn collect(&self, snapshots: &[&str]) -> Result<Vec<Command>> {
+        Ok(match self.kind {
+            Kind::Lvkeep => {
+                let mut forget = self.ours()?.command();
+                forget.args(["forget", "--allow-last"]).args(snapshots);
+                let mut prune = self.ours()?.command();
+                prune.arg("prune");
+                vec![forget, prune]
+            }
+            _ => vec![self.command(&[&["--quiet", "forget", "--prune"], snapshots].concat())],
+        })
+    }
+
+    /// The command that reads all that is stored.
+    pub fn check(&self) -> Result<Command> {
+        let mut command = match self.kind {
+            Kind::Lvkeep => self.ours()?.check(),
+            _ => self.command(&["--quiet", "check", "--read-data"]),
+        };
+        command.stdout(Stdio::null());
+        Ok(command)
     }
 
     fn ours(&self) -> Result<&Lvkeep> {

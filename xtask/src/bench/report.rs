@@ -65,6 +65,7 @@ impl Report {
         self.print_ratios();
         self.print_hardware();
         self.print_distributed();
+        self.print_collections();
         if let Some(restores) = &self.restores {
             restores.print();
         }
@@ -165,6 +166,25 @@ impl Report {
                 "over NATS + S3 : embedded  CPU {}, wall {}",
                 ratio(over.cpu_seconds(), first.cost.cpu_seconds),
                 ratio(over.wall_seconds, first.cost.wall_seconds)
+            );
+        }
+    }
+
+    fn print_collections(&self) {
+        println!("\n{:<18}{:<9}{:>9}{:>9}{:>10}", "", "", "wall s", "CPU s", "RSS MB");
+        let collections = || self.tools.iter().filter_map(|tool| tool.collection);
+        collections().for_each(|collection| collection.print());
+        let Some(ours) = collections().find(|one| one.tool == Kind::Lvkeep) else { return };
+        for theirs in collections().filter(|one| one.tool != Kind::Lvkeep) {
+            println!(
+                "{:<18}{:<9}{:>9}{:>9}{:>10}   left {}, written {}",
+                "peer : lvkeep",
+                format!("{:?}", theirs.tool),
+                ratio(theirs.cost.wall_seconds, ours.cost.wall_seconds),
+                ratio(theirs.cost.cpu_seconds, ours.cost.cpu_seconds),
+                ratio(theirs.cost.peak_rss_bytes as f64, ours.cost.peak_rss_bytes as f64),
+                ratio(theirs.stored_bytes_after as f64, ours.stored_bytes_after as f64),
+                ratio(theirs.written_bytes as f64, ours.written_bytes as f64)
             );
         }
     }

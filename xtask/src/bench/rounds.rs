@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
+use super::collections::{self, Collection};
 use super::images::Image;
 use super::measure::{Cost, measured, stored_bytes, warm};
 use super::peers::{Kind, Peer};
@@ -32,6 +33,8 @@ pub struct Outcome {
     pub version: String,
     /// By the names in [`STEPS`].
     pub steps: BTreeMap<&'static str, Step>,
+    /// Half of a history forgotten and collected.
+    pub collection: Option<Collection>,
     /// Steps that were left out or failed, and why.
     pub missing: BTreeMap<&'static str, String>,
 }
@@ -44,7 +47,7 @@ impl Outcome {
     /// A tool that could not be run to the end.
     pub fn failed(tool: Kind, why: &str) -> Self {
         let missing = STEPS.iter().map(|step| (*step, why.to_owned())).collect();
-        Self { tool, version: "failed".to_owned(), steps: BTreeMap::new(), missing }
+        Self { tool, version: "failed".to_owned(), steps: BTreeMap::new(), collection: None, missing }
     }
 }
 
@@ -54,6 +57,7 @@ pub fn all(peer: &Peer, images: &[Image], work: &Path, rounds: usize, is_quick: 
         tool: peer.kind,
         version: peer.version.clone(),
         steps: BTreeMap::new(),
+        collection: None,
         missing: BTreeMap::new(),
     };
     println!("\n{:?}: {}", peer.kind, peer.version);
@@ -69,6 +73,13 @@ pub fn all(peer: &Peer, images: &[Image], work: &Path, rounds: usize, is_quick: 
         outcome.missing.insert("all guests", "left out by --quick".to_owned());
     } else {
         all_guests(peer, images, &mut outcome)?;
+    }
+    match collections::measure(peer, images) {
+        Ok(collection) => outcome.collection = Some(collection),
+        Err(why) => {
+            println!("  !!! collection: LEFT OUT: {why:#}");
+            outcome.missing.insert("collection", format!("{why:#}"));
+        }
     }
     fs::remove_dir_all(work).with_context(|| format!("cannot remove {}", work.display()))?;
     Ok(outcome)
@@ -98,6 +109,11 @@ fn one_guest(peer: &Peer, images: &[Image], outcome: &mut Outcome) -> Result<()>
         note(outcome, step, Step { cost, stored_bytes: 0 });
     }
     Ok(())
+}
+
+/// Backs up one image, unmeasured.
+pub fn back_up(peer: &Peer, image: &Image, number: usize) -> Result<()> {
+    backup(peer, &image.path, image.guest, number).map(drop)
 }
 
 fn backup(peer: &Peer, source: &Path, guest: &str, number: usize) -> Result<Step> {
@@ -147,14 +163,9 @@ fn all_guests(peer: &Peer, images: &[Image], outcome: &mut Outcome) -> Result<()
         let step = backup(peer, &image.path, image.guest, image.day)?;
         total = Some(match total {
             None => step,
-            Some(sum) => Step {
-                cost: Cost {
-                    wall_seconds: sum.cost.wall_seconds + step.cost.wall_seconds,
-                    cpu_seconds: sum.cost.cpu_seconds + step.cost.cpu_seconds,
-                    peak_rss_bytes: sum.cost.peak_rss_bytes.max(step.cost.peak_rss_bytes),
-                },
-                stored_bytes: sum.stored_bytes + step.stored_bytes,
-            },
+            Some(sum) => {
+                Step { cost: sum.cost.and(step.cost), stored_bytes: sum.stored_bytes + step.stored_bytes }
+            }
         });
     }
     note(outcome, "all guests", total.context("no images")?);
