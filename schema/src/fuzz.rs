@@ -12,7 +12,9 @@ use bytes::Bytes;
 
 use crate::keys::{DataKey, Identity, SealedKey, WriterKey};
 use crate::messages::{self, Message, Payload};
-use crate::{KeyId, Object, RepoId, chunk, config, epoch, lvmsync, map, names, pack, root, session, stream};
+use crate::{
+    KeyId, Object, RepoId, chunk, config, damage, epoch, lvmsync, map, names, pack, root, session, stream,
+};
 
 /// A name and a parser.
 pub type Target = (&'static str, fn(&[u8]));
@@ -35,6 +37,8 @@ pub const TARGETS: &[Target] = &[
     ("epoch", object::<epoch::Epoch>),
     ("verdict", object::<epoch::Verdict>),
     ("awaited", object::<epoch::Awaited>),
+    ("damage", object::<damage::Damage>),
+    ("holes", object::<damage::Holes>),
     ("message", message),
     ("writer_key_file", |b| drop(WriterKey::from_file(&String::from_utf8_lossy(b)))),
     ("writer_key", |b| drop(WriterKey::read_plain(b))),
@@ -49,6 +53,7 @@ pub const TARGETS: &[Target] = &[
         drop(names::parse_pack(&text));
         drop(names::parse_epoch(&text));
         drop(names::parse_session(&text));
+        drop(names::parse_damage(&text));
     }),
 ];
 

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FormatError, KeyId, PackId, Result, SessionId, VolumeKey};
+use crate::{DamageId, FormatError, KeyId, PackId, Result, SessionId, VolumeKey};
 
 /// The `config` object.
 pub const CONFIG: &str = "config";
@@ -24,6 +24,10 @@ pub const SESSIONS: &str = "sessions";
 pub const KEYS: &str = "keys";
 /// Where the collector's epochs are.
 pub const EPOCHS: &str = "gc";
+/// Where damage is recorded that checks have found.
+pub const DAMAGE: &str = "damage";
+/// Where it stands what of a snapshot cannot be read any more.
+pub const HOLES: &str = "holes";
 /// Where the probe races its creators; everything below is deleted again.
 pub const PROBES: &str = "probe";
 
@@ -73,6 +77,17 @@ pub fn awaited(n: u64) -> String {
     format!("{EPOCHS}/{n:020}.sessions")
 }
 
+/// The key of a record of damage.
+pub fn damage(id: DamageId) -> String {
+    format!("{DAMAGE}/{id}")
+}
+
+/// The record of damage that a key names.
+pub fn parse_damage(key: &str) -> Result<DamageId> {
+    let id = key.strip_prefix(DAMAGE).and_then(|rest| rest.strip_prefix('/'));
+    id.ok_or_else(|| FormatError::invalid("damage name", format!("{key:?} is not one")))?.parse()
+}
+
 /// The session that a key names.
 pub fn parse_session(key: &str) -> Result<SessionId> {
     let id = key.strip_prefix(SESSIONS).and_then(|rest| rest.strip_prefix('/'));
@@ -113,10 +128,16 @@ impl Slot {
         format!("{FORGOTTEN}/{self}")
     }
 
-    /// The slot that a key below `snapshots/` or `forgotten/` names.
+    /// The key of the list of its holes.
+    pub fn holes(&self) -> String {
+        format!("{HOLES}/{self}")
+    }
+
+    /// The slot that a key below `snapshots/`, `forgotten/` or `holes/` names.
     pub fn parse_key(key: &str) -> Result<Self> {
         key.strip_prefix(SNAPSHOTS)
             .or_else(|| key.strip_prefix(FORGOTTEN))
+            .or_else(|| key.strip_prefix(HOLES))
             .and_then(|rest| rest.strip_prefix('/'))
             .ok_or_else(|| FormatError::invalid("slot", format!("{key:?} is not below snapshots/")))?
             .parse()

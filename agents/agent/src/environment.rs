@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use schema::{JobId, PackId, SessionId};
+use schema::{DamageId, JobId, PackId, SessionId};
 
 /// Time and randomness.
 #[async_trait]
@@ -47,6 +47,12 @@ impl dyn Environment {
     pub fn pack_id(&self) -> PackId {
         let (ms, random) = self.ulid_parts();
         PackId::from_parts(ms, random)
+    }
+
+    /// A fresh id for a record of damage.
+    pub fn damage_id(&self) -> DamageId {
+        let (ms, random) = self.ulid_parts();
+        DamageId::from_parts(ms, random)
     }
 
     /// A fresh job id.

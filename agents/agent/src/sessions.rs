@@ -12,10 +12,11 @@ use schema::messages::{FailureKind, JobOutcome};
 use schema::names::{self, Slot};
 use schema::root::Root;
 use schema::session::{Checkpoint, Session, SessionKind};
-use schema::{JobId, Object, PackId, SessionId};
+use schema::{ChunkId, JobId, Object, PackId, SessionId};
 use tokio::sync::Mutex;
 
 use crate::Failure;
+use crate::damage::Damages;
 use crate::repository::{AtSlot, Repository, can_be_pack};
 use crate::store::Created;
 
@@ -25,6 +26,7 @@ pub struct OpenSession {
     repository: Repository,
     session: Session,
     condemned: BTreeSet<PackId>,
+    damages: Damages,
     packs: Mutex<Packs>,
 }
 
@@ -56,9 +58,9 @@ impl OpenSession {
             ));
         }
         match look(&repository).await {
-            Ok((condemned, seen)) => {
+            Ok(Seen { condemned, damages, packs: seen }) => {
                 let packs = Mutex::new(Packs { seen, missing: BTreeSet::new() });
-                Ok(Self { repository, session, condemned, packs })
+                Ok(Self { repository, session, condemned, damages, packs })
             }
             Err(failure) => {
                 // Nobody will drive this session, and a collector would wait for it.
@@ -103,6 +105,17 @@ impl OpenSession {
             false => packs.missing.insert(pack),
         };
         Ok(exists)
+    }
+
+    /// Whether the copy of a chunk in a pack counts: the pack does, and no damage of this copy was recorded when the
+    /// session began.
+    pub async fn counts_for(&self, id: &ChunkId, pack: PackId) -> Result<bool, Failure> {
+        Ok(!self.damages.has(id, &pack) && self.counts(pack).await?)
+    }
+
+    /// The damage that was recorded when the session began.
+    pub fn damages(&self) -> &Damages {
+        &self.damages
     }
 
     /// A pack that this process itself has just uploaded, or that was announced after it was durable, may have been
@@ -181,12 +194,19 @@ impl OpenSession {
     }
 }
 
+/// What a session sees when it begins.
+struct Seen {
+    condemned: BTreeSet<PackId>,
+    damages: Damages,
+    packs: BTreeSet<PackId>,
+}
+
 /// Steps 2 and 3: what the latest epoch condemns, and only then the packs that exist.
-async fn look(repository: &Repository) -> Result<(BTreeSet<PackId>, BTreeSet<PackId>), Failure> {
+async fn look(repository: &Repository) -> Result<Seen, Failure> {
     let condemned = condemned_by_latest_epoch(repository).await?;
     let listed = repository.list_packs().await?;
     let packs = listed.into_iter().filter(|(_, size)| can_be_pack(*size)).map(|(pack, _)| pack);
-    Ok((condemned, packs.collect()))
+    Ok(Seen { condemned, damages: Damages::load(repository).await?, packs: packs.collect() })
 }
 
 /// The highest generation; of equal ones, the later slot.

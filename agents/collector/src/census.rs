@@ -1,7 +1,8 @@
 //! The census: what each pack holds that snapshots need. A proposal is made from it; it may be stale without harm.
 //!
 //! Of a chunk with several copies only the newest counts as needed: a copy that was stored again because an older one
-//! could not be read is the newer one.
+//! could not be read is the newer one. A copy that is recorded as damaged counts only where there is no other: then its
+//! pack stays as it is.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -40,7 +41,8 @@ pub struct Holding {
 /// Why a pack stays whatever it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stays {
-    /// Its footer or all of it is damaged: what it holds may be wanted by whoever mends it.
+    /// Its footer or all of it is damaged, or a chunk of which there is no other copy: what it holds may be wanted by
+    /// whoever mends it.
     Damaged,
     /// An open session stored chunks in it.
     Session,
@@ -85,6 +87,7 @@ pub(crate) struct Census {
 /// Step 1: forgotten markers, packs, open sessions, and what all snapshots need that are not forgotten.
 pub(crate) async fn list_and_mark(sources: &Sources<'_>, memory: u64) -> Result<Census, Failure> {
     let store = &sources.repository.store;
+    sources.footers.read_damages().await?;
     let forgotten: BTreeSet<Slot> = slots(&store.list(names::FORGOTTEN).await?);
     let mut packs: Vec<Holding> =
         sources.repository.list_packs().await?.into_iter().map(|(id, size)| Holding::new(id, size)).collect();
@@ -111,19 +114,21 @@ fn slots(listed: &[agent::store::Listed]) -> BTreeSet<Slot> {
     existing.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect()
 }
 
-/// The frames of a pack that may be moved or dropped.
-fn entries(found: &Found) -> &[PackEntry] {
+/// The frames of a pack that may be moved or dropped: of a damaged one, where it is recorded that nobody relies on it.
+fn entries(found: &Found, is_recorded: bool) -> &[PackEntry] {
     match found {
-        Found::Pack(pack) if pack.is_whole() => &pack.footer.entries,
+        Found::Pack(pack) if pack.is_whole() || is_recorded => &pack.footer.entries,
         _ => &[],
     }
 }
 
 async fn count(sources: &Sources<'_>, packs: &[Holding], live: &mut LiveIds) -> Result<(), Failure> {
     let ids: Vec<PackId> = packs.iter().map(|holding| holding.pack).collect();
+    let damages = sources.footers.damages();
     let mut footers = std::pin::pin!(sources.footers.read(ids));
-    while let Some((_, found)) = footers.try_next().await? {
-        entries(&found).iter().for_each(|entry| live.count(&entry.id));
+    while let Some((pack, found)) = footers.try_next().await? {
+        let whole = entries(&found, false).iter().filter(|entry| !damages.has(&entry.id, &pack));
+        whole.for_each(|entry| live.count(&entry.id));
     }
     Ok(())
 }
@@ -135,6 +140,7 @@ async fn judge(
     open: &BTreeSet<SessionId>,
 ) -> Result<(), Failure> {
     let ids: Vec<PackId> = packs.iter().map(|holding| holding.pack).collect();
+    let damages = sources.footers.damages();
     let mut doubles = Doubles::default();
     let mut gone = BTreeSet::new();
     let mut footers = std::pin::pin!(sources.footers.read(ids).map_ok(|(_, found)| found));
@@ -144,14 +150,24 @@ async fn judge(
         match &found {
             Found::Gone => drop(gone.insert(packs[number].pack)),
             Found::Unreadable => packs[number].stays = Some(Stays::Damaged),
+            // What could be had of it was moved.
+            Found::Pack(_) if damages.packs().contains(&packs[number].pack) => {}
             Found::Pack(pack) => packs[number].stays = stays(pack, packs[number].size, open),
         }
-        packs[number].frames = entries(&found).iter().map(|entry| u64::from(entry.len)).sum();
-        for (frame, entry) in entries(&found).iter().enumerate() {
+        let entries = entries(&found, damages.packs().contains(&packs[number].pack));
+        packs[number].frames = entries.iter().map(|entry| u64::from(entry.len)).sum();
+        for (frame, entry) in entries.iter().enumerate() {
             if live.contains(&entry.id) != Some(true) {
                 continue;
             }
-            let older = match live.is_counted_twice(&entry.id) {
+            if damages.has(&entry.id, &packs[number].pack) {
+                if live.counted(&entry.id) == 0 {
+                    packs[number].set(frame, entry.len, true);
+                    packs[number].stays = Some(Stays::Damaged);
+                }
+                continue;
+            }
+            let older = match live.counted(&entry.id) == 2 {
                 true => doubles.replace(half(&entry.id), (number, frame, entry.len)),
                 false => None,
             };

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use agent::damage::Damages;
 use agent::{Failure, Repository};
 use futures::stream::{self, Stream, StreamExt};
 use schema::messages::FailureKind;
@@ -45,6 +46,7 @@ pub(crate) enum Found {
 /// Reads footers.
 pub(crate) struct Footers {
     repository: Repository,
+    damages: Mutex<Arc<Damages>>,
     kept: Mutex<Kept>,
 }
 
@@ -56,7 +58,19 @@ struct Kept {
 
 impl Footers {
     pub(crate) fn new(repository: Repository) -> Self {
-        Self { repository, kept: Mutex::default() }
+        Self { repository, damages: Mutex::default(), kept: Mutex::default() }
+    }
+
+    /// Reads the damage that is recorded by now.
+    pub(crate) async fn read_damages(&self) -> Result<(), Failure> {
+        let damages = Damages::load(&self.repository).await?;
+        *self.damages.lock().unwrap_or_else(PoisonError::into_inner) = damages.into();
+        Ok(())
+    }
+
+    /// The damage that was recorded when it was read last.
+    pub(crate) fn damages(&self) -> Arc<Damages> {
+        self.damages.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Footers of these packs, in their order.

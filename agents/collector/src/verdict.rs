@@ -5,8 +5,10 @@
 //! asked by whole ids.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use agent::Failure;
+use agent::damage::Damages;
 use futures::{Stream, TryStreamExt};
 use schema::PackId;
 use schema::epoch::Epoch;
@@ -28,6 +30,7 @@ pub(crate) async fn mark_again_and_reprieve(
     epoch: &Epoch,
     memory: u64,
 ) -> Result<Vec<PackId>, Failure> {
+    sources.footers.read_damages().await?;
     // Packs before snapshots, both after the last session that was waited for has ended.
     let listed = epochs::packs(sources.repository).await?;
     let existing = epochs::roots(sources.repository).await?;
@@ -38,7 +41,7 @@ pub(crate) async fn mark_again_and_reprieve(
     condemned.dedup();
     let mut structure = Structure::of(sources.footers, listed.iter().copied()).await?;
 
-    let mut risk = Risk::default();
+    let mut risk = Risk { damages: sources.footers.damages(), ..Risk::default() };
     let mut from = 0;
     while from < LISTS {
         let live = match mark(sources, &mut structure, &needed, LiveIds::new(from, memory)).await {
@@ -63,6 +66,8 @@ pub(crate) async fn mark_again_and_reprieve(
 /// Needed chunks that stand in condemned packs, and have not been found elsewhere.
 #[derive(Default)]
 struct Risk {
+    /// A copy that is recorded as damaged is none to rely on.
+    damages: Arc<Damages>,
     chunks: HashSet<u128>,
     reprieved: HashSet<PackId>,
 }
@@ -75,7 +80,7 @@ impl Risk {
         while let Some((id, found)) = condemned.try_next().await? {
             let pack = match &found {
                 Found::Gone => continue,
-                Found::Pack(pack) if pack.is_whole() && !self.reprieved.contains(&id) => pack,
+                Found::Pack(pack) if self.is_known(id, pack) && !self.reprieved.contains(&id) => pack,
                 _ => {
                     self.reprieved.insert(id);
                     continue;
@@ -97,20 +102,25 @@ impl Risk {
     async fn find_elsewhere(&mut self, packs: impl Stream<Item = Packs>) -> Result<(), Failure> {
         let mut packs = std::pin::pin!(packs);
         while !self.chunks.is_empty()
-            && let Some((_, found)) = packs.try_next().await?
+            && let Some((id, found)) = packs.try_next().await?
         {
             if let Found::Pack(pack) = found
                 && pack.is_whole()
             {
-                self.forget(&pack);
+                self.forget(id, &pack);
             }
         }
         Ok(())
     }
 
+    /// Whether it is known what a pack holds, or that nobody relies on it because what could be had of it was moved.
+    fn is_known(&self, id: PackId, pack: &Pack) -> bool {
+        pack.is_whole() || self.damages.packs().contains(&id)
+    }
+
     /// What this pack holds is at risk no more.
-    fn forget(&mut self, pack: &Pack) {
-        for entry in &pack.footer.entries {
+    fn forget(&mut self, id: PackId, pack: &Pack) {
+        for entry in pack.footer.entries.iter().filter(|entry| !self.damages.has(&entry.id, &id)) {
             self.chunks.remove(&half(&entry.id));
         }
     }
@@ -122,12 +132,12 @@ impl Risk {
         while let Some((id, found)) = condemned.try_next().await? {
             // A damaged pack stays, and nothing relies on what is in it.
             let Found::Pack(pack) = found else { continue };
-            if !pack.is_whole() {
+            if !self.is_known(id, &pack) {
                 continue;
             }
             let at_risk = pack.footer.entries.iter().any(|entry| self.chunks.contains(&half(&entry.id)));
             match at_risk || self.reprieved.contains(&id) {
-                true => self.forget(&pack),
+                true => self.forget(id, &pack),
                 false => delete.push(id),
             }
         }

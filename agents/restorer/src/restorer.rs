@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use agent::index::IndexClient;
+use agent::keys::DataKeys;
 use agent::maps::MapReader;
 use agent::repository::AtSlot;
 use agent::sessions::OpenSession;
@@ -20,7 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::compare::Compare;
 use crate::differences::Differences;
-use crate::keys::DataKeys;
+use crate::holes;
 use crate::pipeline;
 use crate::reading::Reading;
 pub(crate) use crate::report::{Progress, Report};
@@ -195,8 +196,8 @@ impl Restorer {
         }
         let session = match self.begin(ids, &root).await {
             Ok(session) => Arc::new(session),
-            // A full or read-only store must not keep anybody from restoring.
-            Err(failure) if failure.kind == FailureKind::Store => {
+            // Neither a full or read-only store nor a damaged epoch must keep anybody from restoring.
+            Err(failure) if is_of_the_store(&failure) => {
                 tracing::warn!(%failure, "reading without protection: a collection at the same time would end this");
                 return self.to_target(ids.job, root, keys, None, purpose, progress).await;
             }
@@ -342,6 +343,9 @@ impl Restorer {
     /// Opens a target, and says what is to be done to it.
     async fn open(&self, job: JobId, root: Root, target: Target) -> Result<Task, Failure> {
         let part = target.part(&root)?;
+        if !target.keeps_going() {
+            holes::refuse(&self.repository, &root, &part).await?;
+        }
         let place = self.find(job, &root, part.clone(), &target).await?;
         let (stream, forbidden) =
             (StreamId::from_bytes(self.context.environment.random()), self.settings.forbidden.clone());
@@ -408,6 +412,11 @@ impl Restorer {
         target.check_place(place.name())?;
         Ok(Some(place))
     }
+}
+
+/// Whether what is stored is at fault, or the store itself.
+fn is_of_the_store(failure: &Failure) -> bool {
+    matches!(failure.kind, FailureKind::Store | FailureKind::Damaged | FailureKind::Refused)
 }
 
 /// Ends the place, in every outcome.

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use agent::counters::Counters;
+use agent::keys::DataKeys;
 use agent::maps::MapReader;
 use agent::sessions::OpenSession;
 use agent::{Failure, Repository, Stop};
@@ -20,7 +21,6 @@ use schema::names;
 use tokio::sync::Semaphore;
 
 use crate::compare::{Compare, not_zero};
-use crate::keys::DataKeys;
 use crate::pipeline::stopped;
 use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
 use crate::pool::Pool;

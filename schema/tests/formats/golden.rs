@@ -74,6 +74,10 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("epoch-plain", epoch().seal(&plain, &names::epoch(3), NONCE).unwrap()),
         ("verdict-plain", verdict().seal(&plain, &names::verdict(3), NONCE).unwrap()),
         ("awaited-plain", awaited().seal(&plain, &names::awaited(3), NONCE).unwrap()),
+        ("damage-plain", damage().seal(&plain, &names::damage(damage_id()), NONCE).unwrap()),
+        ("holes-plain", holes().seal(&plain, &slot.holes(), NONCE).unwrap()),
+        ("damage", damage().seal(&writer, &names::damage(damage_id()), NONCE).unwrap()),
+        ("holes", holes().seal(&writer, &slot.holes(), NONCE).unwrap()),
         ("root", root().seal(&writer, &slot.snapshot(), NONCE).unwrap()),
         ("forgotten", forgotten().seal(&writer, &slot.forgotten(), NONCE).unwrap()),
         ("session", session().seal(&writer, &names::session(session_id()), NONCE).unwrap()),
@@ -227,6 +231,8 @@ fn objects_open() {
         opens(&format!("epoch{plain}"), writer, &names::epoch(3), &epoch());
         opens(&format!("verdict{plain}"), writer, &names::verdict(3), &verdict());
         opens(&format!("awaited{plain}"), writer, &names::awaited(3), &awaited());
+        opens(&format!("damage{plain}"), writer, &names::damage(damage_id()), &damage());
+        opens(&format!("holes{plain}"), writer, &slot.holes(), &holes());
     }
     opens("session-ended", &plain_writer(), &names::session(session_id()), &ended_session());
     assert_eq!(root().check(slot).unwrap(), root());

@@ -63,6 +63,36 @@ async fn of_two_copies_the_newer_one_stays() {
     assert_eq!(world.check().await, 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_is_recorded_as_damaged_is_no_reason_to_delete_an_older_one() {
+    let world = World::plain().await;
+    world.backup("a", &[1, 2, 3]).await;
+    let older = world.packs().await;
+    let newer = world.pack(schema::Domain::Data, &[chunk(1), chunk(2), chunk(3)], session(9)).await;
+    world.damage(newer, &[1, 2, 3]).await;
+    world.prune_to_the_end().await;
+    assert_eq!(world.packs().await, older);
+    assert_eq!(world.check().await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_copy_stays_where_it_is_although_it_is_recorded_as_damaged() {
+    let world = World::plain().await;
+    let gone = world.backup("gone", &(20..40).collect::<Vec<_>>()).await;
+    world.backup("a", &[20]).await;
+    world.forget(gone).await;
+    let before = world.copies().await.unwrap();
+    let copies = &before[&world.repository.key.chunk_ids().id(schema::Domain::Data, &chunk(20))];
+    world.damage(copies[0].0, &[20]).await;
+    world.prune_to_the_end().await;
+    assert!(world.packs().await.contains(&copies[0].0), "nothing damaged is moved");
+    // What is stored again takes its place.
+    world.pack(schema::Domain::Data, &[chunk(20)], session(9)).await;
+    world.prune_to_the_end().await;
+    assert!(!world.packs().await.contains(&copies[0].0));
+    assert_eq!(world.check().await, 1);
+}
+
 fn session(number: u8) -> schema::SessionId {
     schema::SessionId::from_bytes([number; 16])
 }

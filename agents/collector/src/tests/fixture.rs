@@ -18,6 +18,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::*;
 use schema::chunk::{FrameHeader, Opener, Sealer};
+use schema::damage::{Damage, DamagedChunk};
 use schema::keys::{DataKey, FrameKey, Identity};
 use schema::map::{Content, Geometry, Leaf, Piece, build_nodes};
 use schema::messages::FailureKind;
@@ -168,6 +169,7 @@ impl World {
             host: "host".into(),
             started_ms: self.environment.now_ms(),
             checkpoint: None,
+            ended: None,
         };
         let open = OpenSession::begin(self.repository.clone(), session).await?;
         let parent = open.choose_parent().await?;
@@ -193,6 +195,7 @@ impl World {
             host: "host".into(),
             started_ms: 0,
             checkpoint: None,
+            ended: None,
         };
         let open = OpenSession::begin(self.repository.clone(), session).await?;
         let swept = match crate::latest(&self.repository).await? {
@@ -214,6 +217,25 @@ impl World {
         let committed = open.commit(&root).await?;
         open.end().await?;
         Ok((committed == Commit::Won).then_some(new))
+    }
+
+    /// Records that a pack's copies of these chunks cannot be read.
+    pub async fn damage(&self, pack: PackId, seeds: &[u64]) {
+        let ids = self.repository.key.chunk_ids();
+        let one = |seed: &u64| DamagedChunk { id: ids.id(Domain::Data, &chunk(*seed)), packs: vec![pack] };
+        self.record(Vec::new(), seeds.iter().map(one).collect()).await;
+    }
+
+    /// Records that nobody relies on a pack.
+    pub async fn damage_pack(&self, pack: PackId) {
+        self.record(vec![pack], Vec::new()).await;
+    }
+
+    async fn record(&self, packs: Vec<PackId>, chunks: Vec<DamagedChunk>) {
+        let record = Damage { version: 1, found_ms: 0, host: "host".into(), packs, chunks };
+        let key = names::damage(self.repository.environment().damage_id());
+        let bytes = self.repository.seal(&key, &record).unwrap();
+        self.repository.store.put(&key, bytes).await.unwrap();
     }
 
     pub async fn visible(&self) -> Vec<Slot> {
