@@ -2,4 +2,5 @@
 
 pub mod e2e;
 pub mod lab;
+pub mod rot;
 pub mod sim;

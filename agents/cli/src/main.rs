@@ -17,6 +17,7 @@ mod environment;
 mod exit;
 mod fan;
 mod far;
+mod holes;
 mod host;
 mod init;
 mod keys;
@@ -29,6 +30,7 @@ mod options;
 mod plan;
 mod progress;
 mod prune;
+mod repair;
 mod restore;
 mod select;
 mod send;
@@ -109,6 +111,7 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Send(args) => done(send::run(app, args).await),
         Command::Apply(args) => done(apply::run(app, args).await),
         Command::Check(args) => done(check::run(app, args).await),
+        Command::Repair(args) => done(repair::run(app, args).await),
         Command::Prune(args) => done(prune::run(app, args).await),
         Command::Agent(_) => done(agents::run(app).await),
         Command::Status(args) => status::run(app, args).await,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::app::App;
 use crate::args::{Chosen, SnapshotsArgs};
-use crate::{select, text};
+use crate::{holes, select, text};
 
 /// A snapshot, as it is printed.
 #[derive(Debug, Serialize)]
@@ -37,6 +37,8 @@ pub struct Row {
     pub tags: Vec<String>,
     /// The source changed while it was read.
     pub changed_while_read: bool,
+    /// Bytes that are marked as lost.
+    pub bytes_lost: u64,
     /// Whether the repository is encrypted.
     pub encrypted: bool,
 }
@@ -57,6 +59,7 @@ impl Row {
             group_lacks: Vec::new(),
             tags: root.tags.clone(),
             changed_while_read: root.changed_while_read,
+            bytes_lost: 0,
             encrypted,
         }
     }
@@ -119,16 +122,22 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
     let roots = filtered(&all, &args.of, args.since.as_deref(), args.until.as_deref())?;
     let encrypted = repository.key.encrypted();
     let lacking = lacking(&all);
+    let holes = holes::all(&repository).await?;
     let row = |root: &Root| {
         let lacks = root.group.as_deref().and_then(|group| lacking.get(group));
         let group_lacks = lacks.into_iter().flatten().map(|&source| source.to_owned()).collect();
-        Row { group_lacks, ..Row::new(root, encrypted) }
+        let bytes_lost = holes.get(&root.slot).copied().unwrap_or(0);
+        Row { group_lacks, bytes_lost, ..Row::new(root, encrypted) }
     };
     let rows: Vec<Row> = roots.iter().map(row).collect();
     app.print(&rows, || {
         let mut table = text::Table::new(&["id", "volume", "gen", "time", "size", "added", "group", "tags"]);
         for (row, root) in rows.iter().zip(&roots) {
             let mark = if row.changed_while_read { " (changed while read)" } else { "" };
+            let lost = match row.bytes_lost {
+                0 => String::new(),
+                bytes => format!(" (LOST {})", text::size(bytes)),
+            };
             table.row([
                 row.id.clone(),
                 row.volume.clone(),
@@ -137,7 +146,7 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
                 text::size(row.size),
                 text::size(row.bytes_stored),
                 group_text(row),
-                format!("{}{mark}", row.tags.join(",")),
+                format!("{}{mark}{lost}", row.tags.join(",")),
             ]);
         }
         let warning = if encrypted { "" } else { "\nThis repository is NOT ENCRYPTED." };
