@@ -13,7 +13,8 @@ use bytes::Bytes;
 use crate::keys::{DataKey, Identity, SealedKey, WriterKey};
 use crate::messages::{self, Message, Payload};
 use crate::{
-    KeyId, Object, RepoId, chunk, config, epoch, lvmsync, map, mark, names, pack, root, session, stream,
+    KeyId, Object, RepoId, chunk, config, damage, epoch, lvmsync, map, mark, names, pack, root, session,
+    stream,
 };
 
 /// A name and a parser.
@@ -38,6 +39,8 @@ pub const TARGETS: &[Target] = &[
     ("epoch", object::<epoch::Epoch>),
     ("verdict", object::<epoch::Verdict>),
     ("awaited", object::<epoch::Awaited>),
+    ("damage", object::<damage::Damage>),
+    ("holes", object::<damage::Holes>),
     ("message", message),
     ("writer_key_file", |b| drop(WriterKey::from_file(&String::from_utf8_lossy(b)))),
     ("writer_key", |b| drop(WriterKey::read_plain(b))),
@@ -53,6 +56,7 @@ pub const TARGETS: &[Target] = &[
         drop(names::parse_epoch(&text));
         drop(names::parse_session(&text));
         drop(names::parse_mark(&text));
+        drop(names::parse_damage(&text));
     }),
 ];
 

@@ -190,6 +190,11 @@ byte_id!(
 );
 ulid_text!(MarkId, "mark id");
 byte_id!(
+    /// One record of damage; every record has a fresh one.
+    DamageId, 16, "damage id"
+);
+ulid_text!(DamageId, "damage id");
+byte_id!(
     /// One stream of changes, random; a connection that takes up another's work carries the same one.
     StreamId, 16, "stream id"
 );

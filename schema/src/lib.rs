@@ -10,6 +10,7 @@ pub mod chunk;
 pub mod config;
 mod crypt;
 mod cursor;
+pub mod damage;
 pub mod epoch;
 mod error;
 pub mod facts;
@@ -32,8 +33,8 @@ pub mod wire;
 
 pub use error::FormatError;
 pub use ids::{
-    BlobDigest, ChunkId, Domain, JobId, KeyId, MarkId, PackId, ReadingId, RepoId, SessionId, StreamId,
-    VolumeKey,
+    BlobDigest, ChunkId, DamageId, Domain, JobId, KeyId, MarkId, PackId, ReadingId, RepoId, SessionId,
+    StreamId, VolumeKey,
 };
 pub use object::{Object, ObjectKind};
 

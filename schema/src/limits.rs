@@ -14,6 +14,8 @@ pub const CHUNK_MAX: usize = 256 << 10;
 pub const STRUCTURE_MAX: usize = 1 << 20;
 /// What one map leaf covers, in bytes.
 pub const LEAF_SPAN: u64 = 64 << 20;
+/// Lost pieces that one answer about a leaf names.
+pub const LOST_PIECES_MAX: usize = 16 << 10;
 /// Children of one map node.
 pub const NODE_FANOUT: usize = 1024;
 /// Levels of a map above the leaves: enough for 2^63 bytes.
@@ -42,6 +44,12 @@ pub const PACK_KEYS_MAX: usize = 1 << 12;
 pub const PACK_SESSIONS_MAX: usize = 1 << 16;
 /// Bytes of one small object (root, session, epoch, config) at most.
 pub const OBJECT_MAX: usize = 64 << 20;
+/// Damaged chunks that are recorded in one object, and that a session minds at most.
+pub const DAMAGED_CHUNKS_MAX: usize = 1 << 18;
+/// Damaged packs that are recorded in one object, and that a session minds at most.
+pub const DAMAGED_PACKS_MAX: usize = 1 << 18;
+/// Holes of one snapshot.
+pub const HOLES_MAX: usize = 1 << 20;
 /// Bytes of one sealed key.
 pub const SEALED_KEY_MAX: usize = 64 << 10;
 /// Age recipients of one repository: what is sealed to so many stays below [`SEALED_KEY_MAX`].

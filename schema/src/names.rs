@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FormatError, KeyId, MarkId, PackId, Result, SessionId, VolumeKey};
+use crate::{DamageId, FormatError, KeyId, MarkId, PackId, Result, SessionId, VolumeKey};
 
 /// The `config` object.
 pub const CONFIG: &str = "config";
@@ -28,6 +28,10 @@ pub const KEYS: &str = "keys";
 pub const EPOCHS: &str = "gc";
 /// What names of volumes begin with that are kept for an undo; the host and the target follow.
 pub const UNDO_VOLUMES: &str = "undo/";
+/// Where damage is recorded that checks have found.
+pub const DAMAGE: &str = "damage";
+/// Where it stands what of a snapshot cannot be read any more.
+pub const HOLES: &str = "holes";
 /// Where the probe races its creators; everything below is deleted again.
 pub const PROBES: &str = "probe";
 
@@ -75,6 +79,17 @@ pub fn verdict(n: u64) -> String {
 /// The key of the list of sessions that an epoch waits for.
 pub fn awaited(n: u64) -> String {
     format!("{EPOCHS}/{n:020}.sessions")
+}
+
+/// The key of a record of damage.
+pub fn damage(id: DamageId) -> String {
+    format!("{DAMAGE}/{id}")
+}
+
+/// The record of damage that a key names.
+pub fn parse_damage(key: &str) -> Result<DamageId> {
+    let id = key.strip_prefix(DAMAGE).and_then(|rest| rest.strip_prefix('/'));
+    id.ok_or_else(|| FormatError::invalid("damage name", format!("{key:?} is not one")))?.parse()
 }
 
 /// The session that a key names.
@@ -141,10 +156,16 @@ impl Slot {
         self.mark(MarkId::from_parts(number, 0))
     }
 
-    /// The slot that a key below `snapshots/` or `forgotten/` names.
+    /// The key of the list of its holes.
+    pub fn holes(&self) -> String {
+        format!("{HOLES}/{self}")
+    }
+
+    /// The slot that a key below `snapshots/`, `forgotten/` or `holes/` names.
     pub fn parse_key(key: &str) -> Result<Self> {
         key.strip_prefix(SNAPSHOTS)
             .or_else(|| key.strip_prefix(FORGOTTEN))
+            .or_else(|| key.strip_prefix(HOLES))
             .and_then(|rest| rest.strip_prefix('/'))
             .ok_or_else(|| FormatError::invalid("slot", format!("{key:?} is not below snapshots/")))?
             .parse()

@@ -42,6 +42,10 @@ pub enum ObjectKind {
     Mark = 7,
     /// The sessions that an epoch of the collector waits for.
     Awaited = 9,
+    /// What a check found.
+    Damage = 10,
+    /// What of a snapshot cannot be read any more.
+    Holes = 11,
 }
 
 /// A value that is stored as a small object.

@@ -10,10 +10,12 @@
 //!
 //! `class` is reserved for retention classes; 0 until then. A torn footer loses nothing: frames describe themselves.
 
+use std::collections::BTreeSet;
+
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use crate::chunk::{FRAME_HEADER_LEN, FrameHeader};
+use crate::chunk::{FRAME_HEADER_LEN, FRAME_MAGIC, FrameHeader};
 use crate::cursor::Cursor;
 use crate::keys::SealedKey;
 use crate::limits::{PACK_ENTRIES_MAX, PACK_FOOTER_MAX, PACK_KEYS_MAX, PACK_MAX, PACK_SESSIONS_MAX};
@@ -239,6 +241,17 @@ impl PackBuilder {
         Ok(())
     }
 
+    /// Notes further sessions whose chunks are inside; false, and nothing is noted, when there is no room for them.
+    pub fn add_sessions(&mut self, sessions: &[SessionId]) -> bool {
+        let mut known: BTreeSet<SessionId> = self.footer.sessions.iter().copied().collect();
+        let fresh: Vec<SessionId> = sessions.iter().copied().filter(|id| known.insert(*id)).collect();
+        let fits = known.len() <= PACK_SESSIONS_MAX;
+        if fits {
+            self.footer.sessions.extend(fresh);
+        }
+        fits
+    }
+
     /// Whether a key with this key's index but another id is inside already: then the frame must go elsewhere.
     pub fn clashes_with(&self, key: &SealedKey) -> bool {
         let index = crate::keys::index_of(&key.id);
@@ -326,21 +339,37 @@ pub fn parse_pack(bytes: &[u8]) -> Result<(PackHeader, PackFooter)> {
     trailer.footer(&bytes[..PACK_HEADER_LEN.min(bytes.len())], &bytes[start..], size)
 }
 
-/// Rebuilds the entries of a pack from its frames alone, for a pack whose footer is torn: whatever follows the
-/// last whole frame is left out.
+/// Reads the footer of a whole pack in memory, whatever its header looks like: what it must say is known.
+pub fn parse_footer(header: &PackHeader, bytes: &[u8]) -> Result<PackFooter> {
+    let size = bytes.len() as u64;
+    let trailer = Trailer::parse(bytes, size)?;
+    let start = bytes.len().saturating_sub(trailer.suffix_len() as usize);
+    Ok(trailer.footer(&header.encode(), &bytes[start..], size)?.1)
+}
+
+/// Rebuilds the entries of a pack from its frames alone, for a pack whose footer is torn: what stands between frames
+/// whose headers are whole is left out.
 pub fn salvage(bytes: &[u8]) -> Result<(PackHeader, Vec<PackEntry>)> {
     let header = PackHeader::parse(bytes)?;
     let mut entries = Vec::new();
     let mut at = PACK_HEADER_LEN;
-    while let Some(frame) = bytes.get(at..).and_then(|rest| FrameHeader::parse(rest).ok()) {
-        let end = at + frame.frame_len();
-        if end > bytes.len() || end as u64 > PACK_MAX || entries.len() == PACK_ENTRIES_MAX {
-            break;
+    while at < bytes.len() && at as u64 <= PACK_MAX && entries.len() < PACK_ENTRIES_MAX {
+        let end = |frame: &FrameHeader| at + frame.frame_len();
+        let frame = FrameHeader::parse(&bytes[at..]).ok();
+        match frame.filter(|frame| end(frame) <= bytes.len() && end(frame) as u64 <= PACK_MAX) {
+            Some(frame) => {
+                entries.push(PackEntry { id: frame.id, offset: at as u32, len: frame.frame_len() as u32 });
+                at = end(&frame);
+            }
+            None => at += 1 + next_frame(&bytes[at + 1..]),
         }
-        entries.push(PackEntry { id: frame.id, offset: at as u32, len: frame.frame_len() as u32 });
-        at = end;
     }
     Ok((header, entries))
+}
+
+/// Where a frame may begin.
+fn next_frame(bytes: &[u8]) -> usize {
+    bytes.windows(2).position(|two| two == FRAME_MAGIC).unwrap_or(bytes.len())
 }
 
 /// Reads `bytes` as a footer of a pack whose trailer fits it: gets past the check sum.

@@ -2,6 +2,7 @@
 
 pub mod e2e;
 pub mod lab;
+pub mod rot;
 pub mod sim;
 
 /// Whether there is time for all that is worth trying: `cargo xtask test --long`. An ordinary run tries a part of it.

@@ -313,3 +313,8 @@ fn sim_seed_10457_a_session_took_itself_for_its_successor() {
 fn sim_seed_40947_a_conductor_that_was_to_stop_failed_a_job_that_another_drove() {
     must(Plan::of(40947));
 }
+
+#[test]
+fn sim_seed_483_a_parents_leaf_that_could_not_be_read_made_more_zeroes_than_bytes() {
+    must(Plan::of(483));
+}

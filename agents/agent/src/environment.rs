@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use schema::{JobId, MarkId, PackId, SessionId};
+use schema::{DamageId, JobId, MarkId, PackId, SessionId};
 
 /// Time and randomness.
 #[async_trait]
@@ -53,6 +53,12 @@ impl dyn Environment {
     pub fn mark_id(&self) -> MarkId {
         let (ms, random) = self.ulid_parts();
         MarkId::from_parts(ms, random)
+    }
+
+    /// A fresh id for a record of damage.
+    pub fn damage_id(&self) -> DamageId {
+        let (ms, random) = self.ulid_parts();
+        DamageId::from_parts(ms, random)
     }
 
     /// A fresh job id.

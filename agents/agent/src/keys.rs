@@ -1,4 +1,4 @@
-//! Data keys, opened when a frame first needs one and kept open while the process reads.
+//! Data keys, opened when a frame first needs one and kept open while the process reads content.
 //!
 //! A frame names its key by four bytes; two keys may share them, so that a name leads to all keys that have it. Keys
 //! come from `keys/`, and from the pack's own footer when they are missing or damaged there.
@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use schema::keys::{DataKey, FrameKey, Identity, KEY_PLAIN, SealedKey, index_of};
+use schema::messages::FailureKind;
 use schema::{KeyId, PackId, names};
 use tokio::sync::Mutex;
 
@@ -40,11 +41,40 @@ impl DataKeys {
         self.identity().map(drop)
     }
 
+    /// Refuses an identity of somebody else, for whom every key would look damaged.
+    pub async fn fits(&self) -> Result<(), Failure> {
+        match (&self.identity, self.repository.key.encrypted()) {
+            (Some(identity), true) => {
+                let head = Repository::head(&self.repository.store).await?;
+                head.writer_key(Some(identity)).map(drop).map_err(|e| Failure::from(e).context(names::CONFIG))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn identity(&self) -> Result<Option<&Identity>, Failure> {
         match (self.repository.key.encrypted(), &self.identity) {
             (false, _) => Ok(None),
             (true, Some(identity)) => Ok(Some(identity)),
             (true, None) => Err(Failure::refused("this repository is encrypted: give --identity")),
+        }
+    }
+
+    /// Whether a stored key opens. Without an identity, whether it is there.
+    pub async fn opens(&self, id: KeyId) -> Result<(), Failure> {
+        let sealed = self.repository.sealed_key(&names::key(id)).await?;
+        match &self.identity {
+            Some(identity) => self.unseal(&sealed, identity).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a stored key cannot be opened, and this copy of it can.
+    pub async fn is_lost(&self, copy: &SealedKey) -> Result<bool, Failure> {
+        match self.opens(copy.id).await {
+            Ok(()) => Ok(false),
+            Err(failure) if failure.kind == FailureKind::Store => Err(failure),
+            Err(_) => Ok(self.identity.as_ref().is_some_and(|identity| self.unseal(copy, identity).is_ok())),
         }
     }
 

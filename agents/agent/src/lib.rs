@@ -14,6 +14,7 @@ pub mod buffer;
 pub mod bus;
 pub mod contract;
 pub mod counters;
+pub mod damage;
 pub mod environment;
 pub mod epochs;
 pub mod failure;

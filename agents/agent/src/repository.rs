@@ -11,7 +11,7 @@ use schema::messages::{Copy, FailureKind};
 use schema::names::{self, Slot};
 use schema::pack::{self, PackFooter, PackHeader, TRAILER_LEN};
 use schema::root::Root;
-use schema::{Domain, Object, PackId, RepoId, VolumeKey};
+use schema::{Domain, FormatError, Object, PackId, RepoId, VolumeKey};
 
 use crate::store::{Created, Listed, Store, StoreError};
 use crate::{Environment, Failure};
@@ -261,42 +261,70 @@ impl Repository {
         }
     }
 
-    /// A pack's footer, from its end. A torn one is rebuilt from the frames.
+    /// A pack's footer, from its end. Where that or the header is damaged, what can be had of it all the same: a footer
+    /// that is whole, or one without keys and sessions that is put together from the frames.
     pub async fn read_footer(&self, id: PackId) -> Result<(PackHeader, PackFooter), Failure> {
-        let error = match self.read_intact_footer(id).await {
-            Err(failure) if matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused) => failure,
-            read => return read,
-        };
+        match self.parse_footer(id).await? {
+            Ok(parsed) => self.of_pack(id, parsed),
+            Err(error) => {
+                tracing::warn!(pack = %id, %error, "a pack's footer is unreadable; reading all of it instead");
+                self.rebuild_footer(id, error).await
+            }
+        }
+    }
+
+    /// A pack's footer, from its end, as it was written.
+    pub async fn read_intact_footer(&self, id: PackId) -> Result<(PackHeader, PackFooter), Failure> {
+        let parsed = self.parse_footer(id).await?;
+        self.of_pack(id, parsed.map_err(|e| Failure::from(e).context(names::pack(id)))?)
+    }
+
+    async fn parse_footer(
+        &self,
+        id: PackId,
+    ) -> Result<Result<(PackHeader, PackFooter), FormatError>, StoreError> {
         let key = names::pack(id);
+        let (end, size) = self.store.get_suffix(&key, FOOTER_GUESS).await?;
+        let trailer = match pack::Trailer::parse(&end, size) {
+            Ok(trailer) => trailer,
+            Err(error) => return Ok(Err(error)),
+        };
+        let suffix = self.suffix(&key, &trailer, end, size).await?;
+        let header = self.store.get_range(&key, 0..pack::PACK_HEADER_LEN as u64).await?;
+        Ok(trailer.footer(&header, &suffix, size))
+    }
+
+    async fn rebuild_footer(
+        &self,
+        id: PackId,
+        error: FormatError,
+    ) -> Result<(PackHeader, PackFooter), Failure> {
+        let key = names::pack(id);
+        let error = Failure::from(error).context(&key);
         match self.store.head(&key).await? {
             Some(size) if size > WHOLE_MAX => return Err(error.context("it is larger than a pack can be")),
             Some(_) => {}
             None => return Err(error),
         }
-        let named = |e: schema::FormatError| Failure::from(e).context(&key);
-        tracing::warn!(pack = %id, %error, "a pack's footer is unreadable; reading its frames instead");
         let whole = self.store.get(&key).await?.unwrap_or_default();
-        let (header, entries) = pack::salvage(&whole).map_err(named)?;
-        self.check_header(id, &header)?;
-        Ok((header, PackFooter { entries, keys: Vec::new(), sessions: Vec::new() }))
+        // What its header must say is known.
+        let header = |kind| PackHeader { repo: self.key.repo(), pack: id, kind, class: 0 };
+        for header in [Domain::Data, Domain::Structure].map(header) {
+            if let Ok(footer) = pack::parse_footer(&header, &whole) {
+                return Ok((header, footer));
+            }
+        }
+        let (header, entries) = pack::salvage(&whole).map_err(|e| Failure::from(e).context(&key))?;
+        self.of_pack(id, (header, PackFooter { entries, keys: Vec::new(), sessions: Vec::new() }))
     }
 
-    /// A pack's footer, from its end, as it was written.
-    pub async fn read_intact_footer(&self, id: PackId) -> Result<(PackHeader, PackFooter), Failure> {
-        let key = names::pack(id);
-        let named = |e: schema::FormatError| Failure::from(e).context(&key);
-        let (end, size) = self.store.get_suffix(&key, FOOTER_GUESS).await?;
-        let trailer = pack::Trailer::parse(&end, size).map_err(named)?;
-        let suffix = self.suffix(&key, &trailer, end, size).await?;
-        let header = self.store.get_range(&key, 0..pack::PACK_HEADER_LEN as u64).await?;
-        let (header, footer) = trailer.footer(&header, &suffix, size).map_err(named)?;
-        self.check_header(id, &header)?;
-        Ok((header, footer))
-    }
-
-    fn check_header(&self, id: PackId, header: &PackHeader) -> Result<(), Failure> {
+    fn of_pack(
+        &self,
+        id: PackId,
+        (header, footer): (PackHeader, PackFooter),
+    ) -> Result<(PackHeader, PackFooter), Failure> {
         match header.repo == self.key.repo() && header.pack == id {
-            true => Ok(()),
+            true => Ok((header, footer)),
             false => {
                 let key = names::pack(id);
                 Err(Failure::damaged(format!("{key} is another pack, or of another repository")))

@@ -11,9 +11,10 @@ use schema::messages::{FailureKind, JobOutcome};
 use schema::names::{self, Slot};
 use schema::root::Root;
 use schema::session::{Checkpoint, Session, SessionKind};
-use schema::{JobId, PackId, SessionId};
+use schema::{ChunkId, JobId, PackId, SessionId};
 use tokio::sync::Mutex;
 
+use crate::damage::Damages;
 use crate::repository::{AtSlot, Repository, can_be_pack};
 use crate::store::Created;
 use crate::{Failure, epochs};
@@ -25,6 +26,7 @@ pub struct OpenSession {
     session: Session,
     condemned: BTreeSet<PackId>,
     sweeping: BTreeSet<Slot>,
+    damages: Damages,
     packs: Mutex<Packs>,
 }
 
@@ -56,9 +58,9 @@ impl OpenSession {
             ));
         }
         match look(&repository).await {
-            Ok((Latest { condemned, sweeping }, seen)) => {
+            Ok(Seen { latest: Latest { condemned, sweeping }, damages, packs: seen }) => {
                 let packs = Mutex::new(Packs { seen, missing: BTreeSet::new() });
-                Ok(Self { repository, session, condemned, sweeping, packs })
+                Ok(Self { repository, session, condemned, sweeping, damages, packs })
             }
             Err(failure) => {
                 // Nobody will drive this session, and a collector would wait for it.
@@ -108,6 +110,17 @@ impl OpenSession {
     /// Whether the epoch of step 2 sweeps this snapshot.
     pub fn sweeps(&self, slot: Slot) -> bool {
         self.sweeping.contains(&slot)
+    }
+
+    /// Whether the copy of a chunk in a pack counts: the pack does, and no damage of this copy was recorded when the
+    /// session began.
+    pub async fn counts_for(&self, id: &ChunkId, pack: PackId) -> Result<bool, Failure> {
+        Ok(!self.damages.has(id, &pack) && self.counts(pack).await?)
+    }
+
+    /// The damage that was recorded when the session began.
+    pub fn damages(&self) -> &Damages {
+        &self.damages
     }
 
     /// A pack that this process itself has just uploaded, or that was announced after it was durable, may have been
@@ -195,12 +208,19 @@ struct Latest {
     sweeping: BTreeSet<Slot>,
 }
 
+/// What a session sees when it begins.
+struct Seen {
+    latest: Latest,
+    damages: Damages,
+    packs: BTreeSet<PackId>,
+}
+
 /// Steps 2 and 3: what the latest epoch says, and only then the packs that exist.
-async fn look(repository: &Repository) -> Result<(Latest, BTreeSet<PackId>), Failure> {
+async fn look(repository: &Repository) -> Result<Seen, Failure> {
     let latest = latest_epoch(repository).await?;
     let listed = repository.list_packs().await?;
     let packs = listed.into_iter().filter(|(_, size)| can_be_pack(*size)).map(|(pack, _)| pack);
-    Ok((latest, packs.collect()))
+    Ok(Seen { latest, damages: Damages::load(repository).await?, packs: packs.collect() })
 }
 
 /// The highest generation; of equal ones, the later slot.

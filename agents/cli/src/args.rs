@@ -1,17 +1,21 @@
 //! The command line. Every setting here can also come from the environment or from the configuration file.
 
+mod check;
 mod copy;
 mod keeping;
 mod prune;
+mod repair;
 mod streams;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use check::{CheckArgs, ReadData};
 pub use copy::CopyArgs;
 pub use keeping::{ForgetArgs, HoldArgs, Keep, NoteArgs, ReleaseArgs, TagArgs, UnforgetArgs};
 pub use prune::{MAX_REPACK, PruneArgs, REPACK_BELOW};
+pub use repair::RepairArgs;
 pub use streams::{ApplyArgs, InputFormat, SendArgs, StreamFormat, words};
 
 /// Backs up logical volumes, disk images and block devices into one deduplicated, compressed, encrypted archive,
@@ -124,6 +128,8 @@ pub enum Command {
     Copy(CopyArgs),
     /// Check that every snapshot can be restored
     Check(CheckArgs),
+    /// Mend what the repository itself can mend, and mark snapshots with what of them is lost
+    Repair(RepairArgs),
     /// Delete what no snapshot needs any more, beside backups and restores
     Prune(PruneArgs),
     /// Run roles as an agent over NATS, until SIGTERM
@@ -425,14 +431,6 @@ pub struct PlanArgs {
     /// How each volume is to be restored.
     #[command(flatten)]
     pub options: RestoreOptions,
-}
-
-/// `check`.
-#[derive(Debug, Args)]
-pub struct CheckArgs {
-    /// Read and verify every chunk, not only the structure
-    #[arg(long)]
-    pub read_data: bool,
 }
 
 /// The roles of agents.

@@ -1,148 +1,247 @@
-//! `check`: that every snapshot can be restored. The structure always; every chunk's bytes with `--read-data`.
+//! `check`: what is damaged, whom it concerns, and records of it for the next backups. The structure always; content as
+//! far as it is asked for.
 
-use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use agent::Failure;
-use agent::maps::MapReader;
-use schema::ChunkId;
-use schema::map::Content;
-use schema::messages::FailureKind;
-use schema::root::Root;
+use agent::{Failure, Repository};
+use anyhow::Context as _;
+use checker::{Checker, Content, DamagedSnapshot, Progress, Report, Settings};
+use schema::PackId;
 use serde::Serialize;
 
 use crate::app::App;
-use crate::args::CheckArgs;
+use crate::args::{CheckArgs, ReadData};
 use crate::embedded::Embedded;
 use crate::progress::Display;
-use crate::{open, restore, text};
+use crate::show::Range;
+use crate::{open, text};
 
-/// Findings printed per snapshot.
-const NAMED: usize = 10;
+/// Pause between two notes of how far the reading of content is.
+const NOTE: Duration = Duration::from_secs(5);
+/// Ranges that are printed of one snapshot; `--json` has all.
+const SHOWN: usize = 10;
+
+/// What was found, as it is printed.
+#[derive(Debug, Serialize)]
+pub struct Checked {
+    snapshots: u64,
+    bytes: u64,
+    packs: u64,
+    packs_read: u64,
+    bytes_read: u64,
+    damaged: Vec<Damaged>,
+    objects: Vec<Object>,
+    chunks_rescued: u64,
+    chunks_recorded: u64,
+    chunks_healed: u64,
+    records_removed: u64,
+    unrecorded: Option<String>,
+}
 
 #[derive(Debug, Serialize)]
-struct Found {
+struct Damaged {
     snapshot: String,
     volume: String,
+    bytes_lost: u64,
+    lost: Vec<Range>,
     problems: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Object {
+    key: String,
+    why: String,
+}
+
+/// What is to be done.
+pub struct Job {
+    /// What of the content is read.
+    pub content: Content,
+    /// Whether damage is recorded.
+    pub record: bool,
+    /// Whether snapshots are marked with what of them is lost.
+    pub mark: bool,
 }
 
 /// `lvkeep check`.
 pub async fn run(app: &App, args: &CheckArgs) -> anyhow::Result<()> {
     app.stop_on_signals()?;
-    let work = Embedded::reading_all(app).await?;
-    let slots = work.repository.visible_slots(None).await?;
-    let identity = open::identity(&app.settings, work.repository.key.repo())?.map(Arc::new);
-    let display = Display::new(app);
-    let mut found = Vec::new();
-    let mut bytes = 0;
-    for slot in &slots {
-        let (root, problems) = match work.repository.at_slot(*slot).await {
-            Ok(agent::repository::AtSlot::Snapshot(root)) => {
-                let bar = display.bar(&root.volume);
-                let problems = one(app, args, &work, &root, identity.clone(), &bar).await?;
-                bar.finish();
-                bytes += root.size;
-                (Some(root), problems)
-            }
-            Ok(_) => continue,
-            Err(failure) => (None, vec![damage(failure)?]),
-        };
-        if app.stop.is_raised() {
-            return Err(Failure::new(FailureKind::Revoked, "interrupted").into());
-        }
-        if !problems.is_empty() {
-            let volume = root.map_or_else(|| "?".to_owned(), |root| root.volume.clone());
-            found.push(Found { snapshot: slot.session.to_string(), volume, problems });
-        }
+    let repository = app.repository().await?;
+    let cursor = Cursor::of(app, &repository);
+    let content = content(args, &cursor);
+    let job = Job { content, record: !args.no_record, mark: false };
+    let (report, _) = check(app, &repository, &job, &|after| cursor.set(after)).await?;
+    if matches!(content, Content::All { .. }) && report.unrecorded.is_none() {
+        cursor.clear();
     }
-    work.finish().await;
-    let value = serde_json::json!({ "snapshots": slots.len(), "bytes": bytes, "damaged": found });
-    app.print(&value, || {
-        let mut lines: Vec<String> = Vec::new();
-        for found in &found {
-            lines.push(format!("DAMAGED {} @ {}", found.volume, found.snapshot));
-            lines.extend(found.problems.iter().map(|problem| format!("  {problem}")));
-        }
-        let what = if args.read_data { "structure and data" } else { "structure" };
-        lines.push(format!("{} snapshots, {}: {what} checked", slots.len(), text::size(bytes)));
-        lines.join("\n")
-    })?;
-    match found.len() {
-        0 => Ok(()),
-        damaged => {
-            Err(Failure::damaged(format!("{damaged} of {} snapshots are damaged", slots.len())).into())
-        }
-    }
-}
-
-async fn one(
-    app: &App,
-    args: &CheckArgs,
-    work: &Embedded,
-    root: &Root,
-    identity: Option<Arc<schema::keys::Identity>>,
-    bar: &crate::progress::Bar,
-) -> Result<Vec<String>, Failure> {
-    let mut problems = match structure(app, work, root).await {
-        Ok(problems) => problems,
-        Err(failure) => vec![damage(failure)?],
+    let (damaged, objects) = (report.damaged.len(), report.objects.len());
+    let snapshots = report.snapshots;
+    let checked = Checked::of(report);
+    app.print(&checked, || checked.text())?;
+    let why = match (damaged, objects) {
+        (0, 0) => return Ok(()),
+        (0, objects) => format!("{objects} objects are damaged or missing; the snapshots can be read"),
+        (damaged, _) => format!("{damaged} of {snapshots} snapshots are damaged"),
     };
-    if args.read_data && problems.is_empty() {
-        let restorer = restore::make(app, work, identity);
-        match restorer.verify_readable(root.clone(), |p| bar.set(p.done, p.total)).await {
-            Ok(report) if report.rescued > 0 => {
-                problems.push(format!(
-                    "{} chunks have a damaged or missing copy; another one is whole",
-                    report.rescued
-                ));
-            }
-            Ok(_) => {}
-            Err(failure) => problems.push(damage(failure)?),
-        }
-    }
-    Ok(problems)
+    Err(Failure::damaged(why).into())
 }
 
-/// What a check finds is damage; a store that is away, or a missing identity, keeps it from finding out.
-fn damage(failure: Failure) -> Result<String, Failure> {
-    match failure.kind {
-        FailureKind::Damaged => Ok(failure.to_string()),
-        _ => Err(failure),
+/// Checks, and tells now and then behind which pack another check may go on. What was found, and how many snapshots are
+/// marked.
+pub async fn check(
+    app: &App,
+    repository: &Repository,
+    job: &Job,
+    note: &(impl Fn(PackId) + Sync),
+) -> anyhow::Result<(Report, u64)> {
+    let identity = open::identity(&app.settings, repository.key.repo())?.map(Arc::new);
+    let work = Embedded::reading_all(app).await?;
+    let Job { content, record, mark } = *job;
+    let settings = Settings { host: app.settings.host.value.clone(), content, record };
+    let (index, stop) = (work.index.clone(), work.context.stop.clone());
+    let checker = Checker::new(work.repository.clone(), index, identity, settings, stop);
+    let bar = Display::new(app).bar("content");
+    let noted = AtomicU64::new(0);
+    let progress = |progress: Progress| {
+        bar.set(progress.done, progress.total);
+        let now = app.environment.elapsed();
+        let is_due = now >= Duration::from_millis(noted.load(Ordering::Relaxed)) + NOTE;
+        if let Some(after) = progress.after.filter(|_| is_due || progress.done == progress.total) {
+            noted.store(now.as_millis() as u64, Ordering::Relaxed);
+            note(after);
+        }
+    };
+    let checked = async {
+        let report = checker.check(work.protection.clone(), &progress).await?;
+        let marked = if mark { checker.mark(&report).await? } else { 0 };
+        Ok::<_, Failure>((report, marked))
+    };
+    let checked = checked.await;
+    bar.finish();
+    work.finish().await;
+    Ok(checked?)
+}
+
+fn content(args: &CheckArgs, cursor: &Cursor) -> Content {
+    let after = || if args.restart { None } else { cursor.get() };
+    match args.read_data {
+        None => Content::None,
+        Some(ReadData::Percent(100)) => Content::All { after: after() },
+        Some(ReadData::Percent(percent)) => Content::Percent { percent, after: after() },
+        Some(ReadData::Share(share)) => Content::Share(share),
     }
 }
 
-/// Reads the whole map, and asks for a copy of every chunk in a pack that exists.
-async fn structure(app: &App, work: &Embedded, root: &Root) -> Result<Vec<String>, Failure> {
-    let packs: BTreeSet<_> = work.repository.list_packs().await?.into_iter().map(|(pack, _)| pack).collect();
-    let map = MapReader::new(work.repository.clone(), work.index.clone(), root.clone())?.thorough();
-    let mut problems = Vec::new();
-    let mut missing = 0;
-    for leaf in 0..map.geometry().leaves() {
-        if app.stop.is_raised() {
-            break;
-        }
-        let range = map.geometry().leaf_range(leaf);
-        let pieces = map.leaf(leaf).await?;
-        let chunks: Vec<(u64, ChunkId)> = pieces
-            .located(range.start)
-            .filter_map(|(offset, piece)| match piece.content {
-                Content::Chunk(id) => Some((offset, id)),
-                Content::Zero => None,
-            })
-            .collect();
-        let ids: Vec<ChunkId> = chunks.iter().map(|(_, id)| *id).collect();
-        for ((offset, id), copies) in chunks.iter().zip(map.locate(&ids).await?) {
-            if !copies.iter().any(|copy| packs.contains(&copy.pack)) {
-                missing += 1;
-                if missing <= NAMED {
-                    problems.push(format!("offset {offset}: chunk {id} is in no pack"));
-                }
-            }
+/// Where the last check of content ended, on this host. Only a shorter way: without it, checks begin at the start.
+struct Cursor(PathBuf);
+
+impl Cursor {
+    fn of(app: &App, repository: &Repository) -> Self {
+        Self(app.settings.cache.value.join(repository.key.repo().to_string()).join("check-cursor"))
+    }
+
+    fn get(&self) -> Option<PackId> {
+        std::fs::read_to_string(&self.0).ok()?.trim().parse().ok()
+    }
+
+    fn set(&self, after: PackId) {
+        if let Err(why) = self.write(after) {
+            tracing::debug!(path = %self.0.display(), %why, "how far the check is was not noted");
         }
     }
-    if missing > NAMED {
-        problems.push(format!("and {} chunks more", missing - NAMED));
+
+    fn write(&self, after: PackId) -> anyhow::Result<()> {
+        let folder = self.0.parent().context("it is below a folder")?;
+        open::private_directory(folder)?;
+        let file = tempfile::NamedTempFile::new_in(folder)?;
+        std::fs::write(file.path(), format!("{after}\n"))?;
+        file.persist(&self.0)?;
+        Ok(())
     }
-    Ok(problems)
+
+    fn clear(&self) {
+        // The next check begins at the start in any case when there is none.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl From<DamagedSnapshot> for Damaged {
+    fn from(damaged: DamagedSnapshot) -> Self {
+        let range =
+            |range: &std::ops::Range<u64>| Range { offset: range.start, len: range.end - range.start };
+        Self {
+            snapshot: damaged.slot.session.to_string(),
+            bytes_lost: damaged.bytes(),
+            lost: damaged.lost.iter().map(range).collect(),
+            volume: damaged.volume.unwrap_or_else(|| "?".to_owned()),
+            problems: damaged.problems,
+        }
+    }
+}
+
+impl Damaged {
+    fn lines(&self) -> Vec<String> {
+        let mut lines = vec![format!("DAMAGED {} @ {}", self.volume, self.snapshot)];
+        lines.extend(self.problems.iter().map(|problem| format!("  {problem}")));
+        if !self.lost.is_empty() {
+            lines.push(format!("  {} in all cannot be read:", text::size(self.bytes_lost)));
+        }
+        let shown = self.lost.iter().take(SHOWN);
+        lines.extend(shown.map(|range| format!("{:>18}  {}", range.offset, text::size(range.len))));
+        if self.lost.len() > SHOWN {
+            lines.push(format!("  and {} ranges more (--json has them)", self.lost.len() - SHOWN));
+        }
+        lines
+    }
+}
+
+impl Checked {
+    /// Of a report.
+    pub fn of(report: Report) -> Self {
+        let object = |found: checker::Finding| Object { key: found.key, why: found.why };
+        Self {
+            snapshots: report.snapshots,
+            bytes: report.bytes,
+            packs: report.packs,
+            packs_read: report.packs_read,
+            bytes_read: report.bytes_read,
+            damaged: report.damaged.into_iter().map(Damaged::from).collect(),
+            objects: report.objects.into_iter().map(object).collect(),
+            chunks_rescued: report.rescued,
+            chunks_recorded: report.recorded,
+            chunks_healed: report.healed,
+            records_removed: report.settled,
+            unrecorded: report.unrecorded,
+        }
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut lines: Vec<String> = self.damaged.iter().flat_map(Damaged::lines).collect();
+        lines.extend(self.objects.iter().map(|object| format!("DAMAGED {}: {}", object.key, object.why)));
+        if self.chunks_rescued > 0 {
+            lines.push(format!("{} chunks have a damaged copy; another one is whole", self.chunks_rescued));
+        }
+        if self.chunks_recorded > 0 {
+            lines.push(format!(
+                "{} damaged chunks are recorded: the next backup that still has their content stores them again",
+                self.chunks_recorded
+            ));
+        }
+        if self.chunks_healed > 0 {
+            lines.push(format!("{} chunks that were recorded as damaged are healed", self.chunks_healed));
+        }
+        if let Some(why) = &self.unrecorded {
+            lines.push(format!("what is damaged could NOT be recorded, so that no backup mends it: {why}"));
+        }
+        let read = match self.packs_read {
+            0 => String::new(),
+            packs => format!(", {packs} of {} packs read ({})", self.packs, text::size(self.bytes_read)),
+        };
+        lines.push(format!("{} snapshots, {}: checked{read}", self.snapshots, text::size(self.bytes)));
+        lines.join("\n")
+    }
 }

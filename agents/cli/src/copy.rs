@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use agent::local::LocalBus;
-use agent::{Failure, Repository};
-use copier::{Copied, Copier, Listing, Outcome, Protection, Side};
+use agent::{Failure, Protection, ReadBy, Repository};
+use copier::{Copied, Copier, Listing, Outcome, Side};
 use schema::facts::Origin;
 use schema::root::Root;
 use serde::Serialize;
@@ -63,10 +62,15 @@ struct Plan {
 pub async fn run(app: &App, args: &CopyArgs) -> anyhow::Result<()> {
     app.stop_on_signals()?;
     let (from, to) = repositories(app, args).await?;
-    let context = app.context(Arc::new(LocalBus::new(app.environment.clone(), 1 << 20)));
-    let about = format!("snapshots to {}", to.store.location());
+    let by = ReadBy {
+        session: app.environment.session_id(),
+        job: app.environment.job_id(),
+        volume: &format!("snapshots to {}", to.store.location()),
+        host: &app.settings.host.value,
+        undo: &[],
+    };
     // Before anything is listed: what is seen from then on stays until the end.
-    let protection = Protection::begin(&context, &from, about).await?;
+    let protection = Protection::begin(&from, by).await?;
     let copied = protected(app, args, &protection, from, to).await;
     protection.end().await;
     copied

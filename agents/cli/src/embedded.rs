@@ -9,7 +9,7 @@ use agent::rate::RateLimit;
 use agent::{Context, Failure, Protection, Repository, Stop, Volumes};
 use anyhow::{Context as _, bail};
 use hasher::{ContentKey, Hasher};
-use indexer::{Indexer, Locator, LocatorSettings, OpenError, Wish};
+use indexer::{Indexer, Locator, LocatorSettings, OpenError, SyncReport, Wish};
 use reader::{Files, Reader};
 use schema::root::Root;
 use storer::Storer;
@@ -357,16 +357,21 @@ async fn open_for(
     Ok((Answering::Wishes(locator.into()), None))
 }
 
+/// Builds the index's cache anew.
+pub async fn rebuild(app: &App, repository: &Repository) -> anyhow::Result<SyncReport> {
+    let context = app.context(Arc::new(LocalBus::new(app.environment.clone(), 1 << 20)));
+    let settings = index_settings(&app.settings, repository, SHARDS, (0..SHARDS).collect());
+    if let Some(folder) = settings.path.parent() {
+        open::private_directory(folder)?;
+    }
+    Ok(indexer::rebuild(context, repository.clone(), settings).await.map_err(Failure::from)?)
+}
+
 /// `index rebuild`.
 pub async fn rebuild_index(app: &App) -> anyhow::Result<()> {
     let repository = app.repository().await?;
-    let context = app.context(Arc::new(LocalBus::new(app.environment.clone(), 1 << 20)));
-    let settings = index_settings(&app.settings, &repository, SHARDS, (0..SHARDS).collect());
-    let path = settings.path.clone();
-    if let Some(folder) = path.parent() {
-        open::private_directory(folder)?;
-    }
-    let report = indexer::rebuild(context, repository, settings).await.map_err(Failure::from)?;
+    let path = index_settings(&app.settings, &repository, SHARDS, Vec::new()).path;
+    let report = rebuild(app, &repository).await?;
     let value = serde_json::json!({ "path": path, "report": format!("{report:?}") });
     app.print(&value, || format!("rebuilt {}: {report:?}", path.display()))
 }

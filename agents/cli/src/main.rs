@@ -21,6 +21,7 @@ mod fan;
 mod far;
 mod forget;
 mod hold;
+mod holes;
 mod host;
 mod init;
 mod keys;
@@ -34,6 +35,7 @@ mod plan;
 mod progress;
 mod protect;
 mod prune;
+mod repair;
 mod restore;
 mod retention;
 mod select;
@@ -126,6 +128,7 @@ async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Apply(args) => done(apply::run(app, args).await),
         Command::Copy(args) => done(copy::run(app, args).await),
         Command::Check(args) => done(check::run(app, args).await),
+        Command::Repair(args) => done(repair::run(app, args).await),
         Command::Prune(args) => done(prune::run(app, args).await),
         Command::Agent(_) => done(agents::run(app).await),
         Command::Status(args) => status::run(app, args).await,

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::app::App;
 use crate::args::{DiffArgs, FindChangeArgs, ShowArgs};
 use crate::embedded::Embedded;
-use crate::{select, settings, text};
+use crate::{holes, select, settings, text};
 
 /// Everything about a snapshot, as it is printed.
 #[derive(Debug, Serialize)]
@@ -22,6 +22,8 @@ struct Shown<'a> {
     key: String,
     parent: Option<String>,
     top: Option<String>,
+    /// What is marked as lost.
+    holes: Vec<Range>,
     time: String,
     sealed: String,
     note: Option<String>,
@@ -60,6 +62,7 @@ pub async fn show(app: &App, args: &ShowArgs) -> anyhow::Result<()> {
         key: root.slot.snapshot(),
         parent: root.parent.map(|slot| slot.session.to_string()),
         top: root.top.map(|top| top.to_string()),
+        holes: holes::of(&repository, root.slot).await?,
         time: text::rfc3339(root.time_ms),
         sealed: text::rfc3339(root.sealed_ms),
         note: labels.note,
@@ -109,6 +112,8 @@ fn describe(root: &Root, shown: &Shown<'_>) -> String {
     if root.changed_while_read {
         lines.push("the source CHANGED WHILE IT WAS READ: this snapshot is not of one moment".to_owned());
     }
+    let lost = |hole: &Range| format!("LOST        {} from offset {}", text::size(hole.len), hole.offset);
+    lines.extend(shown.holes.iter().map(lost));
     let (long, short): (Vec<_>, Vec<_>) =
         shown.root.layout.iter().partition(|(_, value)| value.contains('\n'));
     lines.extend(short.iter().map(|(name, value)| format!("layout      {name} = {value}")));

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::app::App;
 use crate::args::{Chosen, SnapshotsArgs};
 use crate::settings::Origin;
-use crate::{select, text};
+use crate::{holes, select, text};
 
 /// A snapshot, as it is printed.
 #[derive(Debug, Serialize)]
@@ -42,6 +42,8 @@ pub struct Row {
     pub held: bool,
     /// The source changed while it was read.
     pub changed_while_read: bool,
+    /// Bytes that are marked as lost.
+    pub bytes_lost: u64,
     /// Whether the repository is encrypted.
     pub encrypted: bool,
 }
@@ -64,6 +66,7 @@ impl Row {
             note: None,
             held: false,
             changed_while_read: root.changed_while_read,
+            bytes_lost: 0,
             encrypted,
         }
     }
@@ -131,12 +134,14 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
     let roots = filtered(app, &all, &args.of, args.since.as_deref(), args.until.as_deref())?;
     let encrypted = repository.key.encrypted();
     let lacking = lacking(&all);
+    let holes = holes::all(&repository).await?;
     let row = |root: &Root| {
         let lacks = root.group.as_deref().and_then(|group| lacking.get(group));
         let group_lacks = lacks.into_iter().flatten().map(|&source| source.to_owned()).collect();
         let marks = marks.get(&root.slot).cloned().unwrap_or_default();
         let (note, held) = (marks.labels(root).note, marks.is_held());
-        Row { group_lacks, note, held, ..Row::new(root, encrypted) }
+        let bytes_lost = holes.get(&root.slot).copied().unwrap_or(0);
+        Row { group_lacks, note, held, bytes_lost, ..Row::new(root, encrypted) }
     };
     let rows: Vec<Row> = roots.iter().map(row).collect();
     app.print(&rows, || {
@@ -144,6 +149,10 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
         for (row, root) in rows.iter().zip(&roots) {
             let held = if row.held { " (held)" } else { "" };
             let mark = if row.changed_while_read { " (changed while read)" } else { "" };
+            let lost = match row.bytes_lost {
+                0 => String::new(),
+                bytes => format!(" (LOST {})", text::size(bytes)),
+            };
             table.row([
                 row.id.clone(),
                 row.volume.clone(),
@@ -152,7 +161,7 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
                 text::size(row.size),
                 text::size(row.bytes_stored),
                 group_text(row),
-                format!("{}{held}{mark}", row.tags.join(",")),
+                format!("{}{held}{mark}{lost}", row.tags.join(",")),
             ]);
         }
         let warning = if encrypted { "" } else { "\nThis repository is NOT ENCRYPTED." };

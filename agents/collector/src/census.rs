@@ -2,6 +2,7 @@
 //!
 //! Of a chunk with several copies only the oldest counts as needed: nobody here can tell what a copy of content holds,
 //! and a later one may come from a host that was taken over. A copy of a part of a map that could not be opened is none.
+//! Nor is one that is recorded as damaged, unless there is no other: then its pack stays as it is.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -37,7 +38,8 @@ pub struct Holding {
 /// Why a pack stays whatever it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stays {
-    /// Its footer or all of it is damaged: what it holds may be wanted by whoever mends it.
+    /// Its footer or all of it is damaged, or a chunk of which there is no other copy: what it holds may be wanted by
+    /// whoever mends it.
     Damaged,
     /// An open session stored chunks in it.
     Session,
@@ -80,6 +82,7 @@ pub(crate) struct Census {
 pub(crate) async fn list_and_mark(sources: &Sources<'_>) -> Result<Census, Failure> {
     let budget = sources.budget;
     let store = &sources.repository.store;
+    sources.footers.read_damages().await?;
     let mut forgotten: BTreeSet<Slot> = slots(&store.list(names::FORGOTTEN).await?);
     for (slot, why) in held(sources.repository, &forgotten).await? {
         let id = slot.session;
@@ -126,10 +129,10 @@ fn slots(listed: &[agent::store::Listed]) -> BTreeSet<Slot> {
     existing.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect()
 }
 
-/// The frames of a pack that may be moved or dropped.
-fn entries(found: &Found) -> &[PackEntry] {
+/// The frames of a pack that may be moved or dropped: of a damaged one, where it is recorded that nobody relies on it.
+fn entries(found: &Found, is_recorded: bool) -> &[PackEntry] {
     match found {
-        Found::Pack(pack) if pack.is_whole() => &pack.footer.entries,
+        Found::Pack(pack) if pack.is_whole() || is_recorded => &pack.footer.entries,
         _ => &[],
     }
 }
@@ -141,10 +144,11 @@ async fn count(
     failed: &Failed,
 ) -> Result<(), Failure> {
     let ids: Vec<PackId> = packs.iter().map(|holding| holding.pack).collect();
+    let damages = sources.footers.damages();
     let mut footers = std::pin::pin!(sources.footers.read(ids));
     while let Some((pack, found)) = footers.try_next().await? {
-        let copies = entries(&found).iter().filter(|entry| !failed.has(&entry.id, pack));
-        copies.for_each(|entry| live.count(&entry.id));
+        let copies = entries(&found, false).iter().filter(|entry| !failed.has(&entry.id, pack));
+        copies.filter(|entry| !damages.has(&entry.id, &pack)).for_each(|entry| live.count(&entry.id));
     }
     Ok(())
 }
@@ -157,23 +161,38 @@ async fn judge(
     failed: &Failed,
 ) -> Result<(), Failure> {
     let ids: Vec<PackId> = packs.iter().map(|holding| holding.pack).collect();
+    let damages = sources.footers.damages();
     let mut doubles = Doubles { met: HashSet::new(), max: sources.budget.doubles };
     let mut gone = BTreeSet::new();
     let mut footers = std::pin::pin!(sources.footers.read(ids).map_ok(|(_, found)| found));
     // Packs come in order, the oldest first: of two copies, the earlier one stays.
     let mut number = 0;
     while let Some(found) = footers.try_next().await? {
-        match &found {
-            Found::Gone => drop(gone.insert(packs[number].pack)),
-            Found::Unreadable => packs[number].stays = Some(Stays::Damaged),
-            Found::Pack(pack) => packs[number].stays = stays(pack, packs[number].size, open),
-        }
-        packs[number].frames = entries(&found).iter().map(|entry| u64::from(entry.len)).sum();
-        for (frame, entry) in entries(&found).iter().enumerate() {
-            let is_needed =
-                live.contains(&entry.id) == Some(true) && !failed.has(&entry.id, packs[number].pack);
-            if is_needed && (!live.is_counted_twice(&entry.id) || doubles.is_first(half(&entry.id))) {
-                packs[number].set(frame, entry.len);
+        let holding = &mut packs[number];
+        let is_recorded = damages.packs().contains(&holding.pack);
+        let why = match &found {
+            Found::Gone => {
+                gone.insert(holding.pack);
+                None
+            }
+            Found::Unreadable => Some(Stays::Damaged),
+            Found::Pack(pack) => stays(pack, holding.size, open, is_recorded),
+        };
+        // What was found about other chunks holds.
+        holding.stays = holding.stays.or(why);
+        let entries = entries(&found, is_recorded);
+        holding.frames = entries.iter().map(|entry| u64::from(entry.len)).sum();
+        for (frame, entry) in entries.iter().enumerate() {
+            if live.contains(&entry.id) != Some(true) || failed.has(&entry.id, holding.pack) {
+                continue;
+            }
+            if damages.has(&entry.id, &holding.pack) {
+                if live.counted(&entry.id) == 0 {
+                    holding.set(frame, entry.len);
+                    holding.stays = Some(Stays::Damaged);
+                }
+            } else if live.counted(&entry.id) < 2 || doubles.is_first(half(&entry.id)) {
+                holding.set(frame, entry.len);
             }
         }
         number += 1;
@@ -182,8 +201,9 @@ async fn judge(
     Ok(())
 }
 
-fn stays(pack: &Pack, size: u64, open: &BTreeSet<SessionId>) -> Option<Stays> {
-    if !pack.is_whole() || !can_be_pack(size) {
+fn stays(pack: &Pack, size: u64, open: &BTreeSet<SessionId>, is_recorded: bool) -> Option<Stays> {
+    // What could be had of a recorded one was moved.
+    if !is_recorded && (!pack.is_whole() || !can_be_pack(size)) {
         return Some(Stays::Damaged);
     }
     pack.footer.sessions.iter().any(|session| open.contains(session)).then_some(Stays::Session)

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use agent::damage::Damages;
 use agent::{Failure, Repository};
 use futures::stream::{self, Stream, StreamExt};
 use schema::messages::FailureKind;
@@ -42,6 +43,7 @@ pub(crate) enum Found {
 /// Reads footers.
 pub(crate) struct Footers {
     repository: Repository,
+    damages: Mutex<Arc<Damages>>,
     kept: Mutex<Kept>,
     /// Entries of the footers that are kept.
     max: usize,
@@ -58,7 +60,20 @@ struct Kept {
 impl Footers {
     /// Keeps footers with `max` entries together.
     pub(crate) fn new(repository: Repository, max: usize) -> Self {
-        Self { repository, kept: Mutex::default(), max, whole: Default::default() }
+        let (damages, kept) = Default::default();
+        Self { repository, damages, kept, max, whole: Default::default() }
+    }
+
+    /// Reads the damage that is recorded by now.
+    pub(crate) async fn read_damages(&self) -> Result<(), Failure> {
+        let damages = Damages::load(&self.repository).await?;
+        *self.damages.lock().unwrap_or_else(PoisonError::into_inner) = damages.into();
+        Ok(())
+    }
+
+    /// The damage that was recorded when it was read last.
+    pub(crate) fn damages(&self) -> Arc<Damages> {
+        self.damages.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Footers of these packs, in their order.

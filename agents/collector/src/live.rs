@@ -103,12 +103,12 @@ impl LiveIds {
         }
     }
 
-    /// Whether more than one copy was counted; what shares the kept bits counts as one.
-    pub(crate) fn is_counted_twice(&self, id: &ChunkId) -> bool {
-        let Some((list, value)) = self.place(id) else { return false };
-        let Ok(at) = self.lists[list].binary_search(&value) else { return false };
+    /// How many copies were counted, 2 at most; what shares the kept bits counts as one.
+    pub(crate) fn counted(&self, id: &ChunkId) -> u8 {
+        let Some((list, value)) = self.place(id) else { return 0 };
+        let Ok(at) = self.lists[list].binary_search(&value) else { return 0 };
         let four = self.counts.get(list).and_then(|counts| counts.get(at / 4));
-        four.is_some_and(|four| (four >> (at % 4 * 2)) & 3 >= 2)
+        four.map_or(0, |four| (four >> (at % 4 * 2)) & 3)
     }
 }
 

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use agent::damage::Damages;
 use agent::{Failure, Repository, maps};
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -68,6 +69,8 @@ pub(crate) struct Structure {
     room: usize,
     /// Outside of the range: nodes, and what came late. Sorted.
     besides: Vec<Place>,
+    /// Copies that are recorded as damaged.
+    damages: Arc<Damages>,
     failed: Mutex<Failed>,
 }
 
@@ -86,6 +89,7 @@ impl Structure {
             lists: vec![Vec::new(); LISTS],
             room: 0,
             besides: Vec::new(),
+            damages: footers.damages(),
             failed: Mutex::default(),
         };
         let packs: Vec<PackId> = packs.into_iter().collect();
@@ -202,7 +206,8 @@ impl Structure {
         self.besides.dedup();
     }
 
-    /// Reads a chunk from the oldest copy that can be opened, and notes those before it. Copies in whole packs come first.
+    /// Reads a chunk from the oldest copy that can be opened, and notes those before it. Copies in whole packs come first,
+    /// and those that are recorded as damaged last.
     pub(crate) async fn read(&self, repository: &Repository, id: ChunkId) -> Result<Bytes, Failure> {
         let mut failure = None;
         let mut tried = Vec::new();
@@ -236,7 +241,8 @@ impl Structure {
             len: place.len,
         };
         let mut copies: Vec<Copy> = places.map(copy).collect();
-        copies.sort_by_key(|copy| (!self.whole.contains(&copy.pack), *copy));
+        copies
+            .sort_by_key(|copy| (self.damages.has(id, &copy.pack), !self.whole.contains(&copy.pack), *copy));
         copies.dedup();
         copies
     }

@@ -3,11 +3,13 @@
 //!
 //! Which chunks are needed is asked of a set that has too many rather than too few; whether a copy stands elsewhere is
 //! asked by whole ids. A copy elsewhere counts only if it is older than all that are condemned: what moved is, and of
-//! others nobody knows what they hold.
+//! others nobody knows what they hold. Copies that are recorded as damaged count neither here nor there.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use agent::Failure;
+use agent::damage::Damages;
 use futures::{Stream, TryStreamExt};
 use schema::PackId;
 use schema::epoch::Epoch;
@@ -25,6 +27,7 @@ pub(crate) async fn mark_again_and_reprieve(
     sources: &Sources<'_>,
     epoch: &Epoch,
 ) -> Result<Vec<PackId>, Failure> {
+    sources.footers.read_damages().await?;
     // Packs before snapshots, both after the last session that was waited for has ended.
     let listed = epochs::packs(sources.repository).await?;
     let existing = epochs::roots(sources.repository).await?;
@@ -37,7 +40,8 @@ pub(crate) async fn mark_again_and_reprieve(
     let mut structure =
         Structure::of(sources.footers, listed.iter().copied(), sources.budget.structure).await?;
 
-    let mut risk = Risk { max: sources.budget.at_risk, ..Risk::default() };
+    let damages = sources.footers.damages();
+    let mut risk = Risk { damages, max: sources.budget.at_risk, ..Risk::default() };
     let mut from = 0;
     while from < LISTS {
         let live = LiveIds::new(from, sources.budget.live);
@@ -63,11 +67,13 @@ pub(crate) async fn mark_again_and_reprieve(
 /// Needed chunks that stand in condemned packs, and have not been found elsewhere.
 #[derive(Default)]
 struct Risk {
-    /// With the oldest condemned pack that holds them.
-    chunks: HashMap<u128, PackId>,
+    /// With the oldest condemned pack that holds a copy to rely on, if any does.
+    chunks: HashMap<u128, Option<PackId>>,
     /// Packs with more than so many are reprieved.
     max: usize,
     failed: Failed,
+    /// A copy that is recorded as damaged is none to rely on.
+    damages: Arc<Damages>,
     reprieved: HashSet<PackId>,
 }
 
@@ -79,7 +85,7 @@ impl Risk {
         while let Some((id, found)) = condemned.try_next().await? {
             let pack = match &found {
                 Found::Gone => continue,
-                Found::Pack(pack) if pack.is_whole() && !self.reprieved.contains(&id) => pack,
+                Found::Pack(pack) if self.is_known(id, pack) && !self.reprieved.contains(&id) => pack,
                 _ => {
                     self.reprieved.insert(id);
                     continue;
@@ -92,7 +98,10 @@ impl Risk {
                     break;
                 }
                 // Packs come in order, the oldest first.
-                self.chunks.entry(half(&entry.id)).or_insert(id);
+                let oldest = self.chunks.entry(half(&entry.id)).or_default();
+                if oldest.is_none() && !self.damages.has(&entry.id, &id) {
+                    *oldest = Some(id);
+                }
             }
         }
         Ok(())
@@ -113,11 +122,17 @@ impl Risk {
         Ok(())
     }
 
-    /// What this pack holds is at risk no more, unless an older copy is.
+    /// Whether it is known what a pack holds, or that nobody relies on it because what could be had of it was moved.
+    fn is_known(&self, id: PackId, pack: &Pack) -> bool {
+        pack.is_whole() || self.damages.packs().contains(&id)
+    }
+
+    /// What this pack holds is at risk no more, unless an older copy to rely on is.
     fn forget(&mut self, id: PackId, pack: &Pack) {
         for entry in pack.footer.entries.iter().filter(|entry| !self.failed.has(&entry.id, id)) {
             let chunk = half(&entry.id);
-            if self.chunks.get(&chunk).is_some_and(|oldest| id <= *oldest) {
+            let is_oldest = |oldest: &Option<PackId>| oldest.is_none_or(|oldest| id <= oldest);
+            if !self.damages.has(&entry.id, &id) && self.chunks.get(&chunk).is_some_and(is_oldest) {
                 self.chunks.remove(&chunk);
             }
         }
@@ -130,7 +145,7 @@ impl Risk {
         while let Some((id, found)) = condemned.try_next().await? {
             // A damaged pack stays, and nothing relies on what is in it.
             let Found::Pack(pack) = found else { continue };
-            if !pack.is_whole() {
+            if !self.is_known(id, &pack) {
                 continue;
             }
             let mut copies = pack.footer.entries.iter().filter(|entry| !self.failed.has(&entry.id, id));

@@ -37,7 +37,7 @@ impl Answers {
     async fn wanted(&self, request: u32) -> Wanted {
         let (reply, answer) = oneshot::channel();
         let asked = self.driver.send(Question { request, reply }).await;
-        let over = || Wanted { over: true, leaves: Vec::new(), forced: Vec::new() };
+        let over = || Wanted { over: true, leaves: Vec::new(), forced: Vec::new(), whole: Vec::new() };
         match asked {
             Ok(()) => answer.await.unwrap_or_else(|_| over()),
             Err(_) => over(),
@@ -59,9 +59,10 @@ impl Answerer for Answers {
         };
         Ok(match leaf {
             Some(leaf) => {
-                Message::with_body(&about, &ParentLeaf { span: Some(leaf.span) }, leaf.bytes.clone())
+                let answer = ParentLeaf { span: Some(leaf.span), lost: leaf.lost.clone() };
+                Message::with_body(&about, &answer, leaf.bytes.clone())
             }
-            None => Message::new(&about, &ParentLeaf { span: None }),
+            None => Message::new(&about, &ParentLeaf { span: None, lost: Vec::new() }),
         })
     }
 }

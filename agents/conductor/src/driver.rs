@@ -93,6 +93,8 @@ pub(crate) struct Driver {
     distrusted: bool,
     /// What the reader says of that.
     tracking: Tracking,
+    /// Leaves that are read whole, because something is lost of what the parent has there.
+    whole: BTreeSet<u64>,
     /// Leaves that were asked for with force, and in which request last.
     forced: BTreeMap<u64, u32>,
     /// Leaves that were taken from the parent as they are, and once all are closed, what they add up to.
@@ -170,6 +172,7 @@ impl Driver {
             track: true,
             distrusted: false,
             tracking: Tracking::Everything { why: None },
+            whole: BTreeSet::new(),
             forced: BTreeMap::new(),
             inherited: BTreeSet::new(),
             inherited_count: None,
@@ -199,9 +202,24 @@ impl Driver {
         if let Some(root) = sessions::newest(roots) {
             tracing::debug!(parent = %root.slot, generation = root.generation, "comparing with the parent");
             let map = MapReader::new(self.repository.clone(), self.index.clone(), root)?;
-            self.parent = Some(Arc::new(Parent::new(map)));
+            self.parent = Some(Arc::new(Parent::new(map, self.lost_chunks().await?)));
         }
         Ok(())
+    }
+
+    /// The chunks of recorded damage that have no copy which counts.
+    async fn lost_chunks(&self) -> Result<BTreeSet<ChunkId>, Failure> {
+        let named: Vec<ChunkId> = self.session.damages().chunks().map(|(id, _)| *id).collect();
+        let copies = self.counting_copies(&named).await?;
+        let lost: BTreeSet<ChunkId> =
+            named.into_iter().zip(copies).filter(|(_, copies)| copies.is_empty()).map(|(id, _)| id).collect();
+        if !lost.is_empty() {
+            tracing::warn!(
+                chunks = lost.len(),
+                "what is recorded as damaged is stored again where it is met"
+            );
+        }
+        Ok(lost)
     }
 
     /// When a snapshot was made by this very job, the job is done: its last acknowledgement was lost.

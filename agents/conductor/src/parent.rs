@@ -1,13 +1,15 @@
 //! The parent's map: served to readers and hashers, and asked by the conductor itself.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use agent::Failure;
 use agent::maps::MapReader;
 use bytes::Bytes;
+use futures::future::join_all;
 use schema::ChunkId;
-use schema::limits::LEAF_SPAN;
+use schema::limits::{LEAF_SPAN, LOST_PIECES_MAX};
 use schema::map::{Content, Piece};
 use schema::messages::ParentSnapshot;
 use tokio::sync::Mutex;
@@ -16,10 +18,14 @@ use crate::coverage::Count;
 
 /// Leaves kept: what readers are at, with some distance between several.
 const KEPT: usize = 16;
+/// Leaves that are read at once to see what of them is lost.
+const AT_ONCE: usize = 16;
 
 /// The parent's map with its last leaves at hand.
 pub(crate) struct Parent {
     map: MapReader,
+    /// Chunks that have no copy to rely on.
+    lost: BTreeSet<ChunkId>,
     kept: Mutex<Kept>,
 }
 
@@ -38,11 +44,14 @@ pub(crate) struct LeafAt {
     pub(crate) bytes: Bytes,
     /// Its pieces, by their places in the volume.
     pub(crate) places: BTreeMap<u64, Piece>,
+    /// Numbers of the pieces whose chunks are lost.
+    pub(crate) lost: Vec<u32>,
 }
 
 impl Parent {
-    pub(crate) fn new(map: MapReader) -> Self {
-        Self { map, kept: Mutex::default() }
+    /// A parent of which these chunks cannot be relied on.
+    pub(crate) fn new(map: MapReader, lost: BTreeSet<ChunkId>) -> Self {
+        Self { map, lost, kept: Mutex::default() }
     }
 
     pub(crate) fn root(&self) -> &schema::root::Root {
@@ -70,10 +79,12 @@ impl Parent {
                 let parsed = self.map.leaf(leaf).await?;
                 kept.counts.insert(leaf, Count::of(parsed.pieces()));
                 let places = parsed.located(leaf * LEAF_SPAN).collect();
+                let lost = self.lost_pieces(parsed.pieces());
                 Some(Arc::new(LeafAt {
                     span: range.end - range.start,
                     bytes: parsed.encode().into(),
                     places,
+                    lost,
                 }))
             }
         };
@@ -82,6 +93,36 @@ impl Parent {
         }
         kept.leaves.push_back((leaf, found.clone()));
         Ok(found)
+    }
+
+    fn lost_pieces(&self, pieces: &[Piece]) -> Vec<u32> {
+        let is_lost = |piece: &Piece| matches!(piece.content, Content::Chunk(id) if self.lost.contains(&id));
+        let lost = (0..).zip(pieces).filter(|(_, piece)| is_lost(piece)).map(|(number, _)| number);
+        lost.take(LOST_PIECES_MAX).collect()
+    }
+
+    /// Those of some leaves that are not to be relied on, because something in them is lost. Reads them only when
+    /// anything is.
+    pub(crate) async fn lost_leaves(&self, leaves: Range<u64>) -> BTreeSet<u64> {
+        if self.lost.is_empty() {
+            return BTreeSet::new();
+        }
+        let leaves: Vec<u64> = leaves.collect();
+        let mut lost = BTreeSet::new();
+        for some in leaves.chunks(AT_ONCE) {
+            let judged = join_all(some.iter().copied().map(|leaf| self.is_reliable(leaf))).await;
+            let reliable = judged.into_iter().map(|judged| readable(judged) == Some(true));
+            lost.extend(some.iter().zip(reliable).filter(|(_, reliable)| !reliable).map(|(leaf, _)| *leaf));
+        }
+        lost
+    }
+
+    async fn is_reliable(&self, leaf: u64) -> Result<bool, Failure> {
+        Ok(match self.map.leaf_id(leaf).await? {
+            Some(id) if self.lost.contains(&id) => false,
+            Some(_) => self.lost_pieces(self.map.leaf(leaf).await?.pieces()).is_empty(),
+            None => true,
+        })
     }
 
     /// What a leaf's pieces add up to.
@@ -104,15 +145,18 @@ impl Parent {
 
     /// Whether the parent has this chunk at this place.
     pub(crate) async fn has(&self, offset: u64, id: ChunkId) -> bool {
+        if self.lost.contains(&id) {
+            return false;
+        }
         let leaf = readable(self.leaf(offset / LEAF_SPAN).await).flatten();
         leaf.is_some_and(|leaf| {
             leaf.places.get(&offset).is_some_and(|piece| piece.content == Content::Chunk(id))
         })
     }
 
-    /// Whether the parent's leaf is this very chunk.
+    /// Whether the parent's leaf is this very chunk, and can be read.
     pub(crate) async fn has_leaf(&self, leaf: u64, id: ChunkId) -> bool {
-        self.leaf_id(leaf).await.flatten() == Some(id)
+        !self.lost.contains(&id) && self.leaf_id(leaf).await.flatten() == Some(id)
     }
 }
 

@@ -62,7 +62,7 @@ impl Structure {
         }
         let asked = self.index.ask(about, session.session().id, CLAIM_BASE | claim, false, &[id]).await?;
         match asked.first() {
-            Some(Answer::Known(pack)) if session.counts(*pack).await? => {
+            Some(Answer::Known(pack)) if session.counts_for(&id, *pack).await? => {
                 self.durable.insert(id);
             }
             Some(Answer::Pending) => {

@@ -1,15 +1,15 @@
 //! A snapshot of the volume in the second repository that an incremental copy stands on.
 //!
-//! It was visible to the session, so that what stands in its map needs no further question. A map that cannot be read
-//! spares no work, and stands in nobody's way.
+//! It was visible to the session, so that what stands in its map needs no further question, but for what is recorded as
+//! damaged. A map that cannot be read spares no work, and stands in nobody's way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use agent::Failure;
 use agent::maps::MapReader;
 use schema::ChunkId;
 use schema::facts::Origin;
-use schema::map::{Content, Leaf};
+use schema::map::{Content, Leaf, Piece};
 use schema::root::Root;
 
 use crate::Copier;
@@ -18,6 +18,8 @@ use crate::Copier;
 pub(crate) struct Base {
     there: MapReader,
     here: Option<MapReader>,
+    /// Chunks of the second repository that have no copy to rely on.
+    lost: BTreeSet<ChunkId>,
 }
 
 /// The snapshot to stand on: the last one before `root`, or else the first one after it, of those that are of use.
@@ -34,7 +36,12 @@ pub(crate) fn choose<'a>(
 
 impl Base {
     /// A base for the copy of `root`, and its root in the second repository.
-    pub fn find(copier: &Copier, visible: &[Root], root: &Root) -> Result<Option<(Self, Root)>, Failure> {
+    pub fn find(
+        copier: &Copier,
+        visible: &[Root],
+        root: &Root,
+        lost: BTreeSet<ChunkId>,
+    ) -> Result<Option<(Self, Root)>, Failure> {
         let (from, to) = (&copier.from, &copier.to);
         let origin = |there: &Root| Origin::of(there, to.repository.key.repo());
         let source = |there: &Root| copier.sources.get(&origin(there));
@@ -47,7 +54,7 @@ impl Base {
         };
         let here = here.map(|here| MapReader::new(from.repository.clone(), from.index.clone(), here));
         let map = MapReader::new(to.repository.clone(), to.index.clone(), there.clone())?;
-        Ok(Some((Self { there: map, here: here.transpose()? }, there.clone())))
+        Ok(Some((Self { there: map, here: here.transpose()?, lost }, there.clone())))
     }
 
     /// The leaf of the second repository that stands for this one of the first, if it stands at the same place in the base.
@@ -60,7 +67,18 @@ impl Base {
             None => true,
         };
         let there = if same { readable(self.there.leaf_id(number).await).flatten() } else { None };
-        there.filter(|there| self.here.is_some() || *there == leaf)
+        let there = there.filter(|there| self.here.is_some() || *there == leaf)?;
+        self.is_reliable(number, there).await.then_some(there)
+    }
+
+    /// Whether nothing of a leaf is lost. Reads it only when anything is.
+    async fn is_reliable(&self, number: u64, leaf: ChunkId) -> bool {
+        if self.lost.is_empty() {
+            return true;
+        }
+        let is_lost = |piece: &Piece| matches!(piece.content, Content::Chunk(id) if self.lost.contains(&id));
+        let read = async || readable(self.there.leaf(number).await);
+        !self.lost.contains(&leaf) && read().await.is_some_and(|leaf| !leaf.pieces().iter().any(is_lost))
     }
 
     /// What the chunks of a leaf are called in the second repository, where that is otherwise than in the first.
@@ -70,7 +88,11 @@ impl Base {
             return BTreeMap::new();
         }
         match (readable(here.leaf(number).await), readable(self.there.leaf(number).await)) {
-            (Some(here), Some(there)) => pairs(&here, &there),
+            (Some(here), Some(there)) => {
+                let mut pairs = pairs(&here, &there);
+                pairs.retain(|_, there| !self.lost.contains(there));
+                pairs
+            }
             _ => BTreeMap::new(),
         }
     }
@@ -87,7 +109,7 @@ fn pairs(here: &Leaf, there: &Leaf) -> BTreeMap<ChunkId, ChunkId> {
     if !alike {
         return BTreeMap::new();
     }
-    let pair = |(a, b): (&schema::map::Piece, &schema::map::Piece)| match (a.content, b.content) {
+    let pair = |(a, b): (&Piece, &Piece)| match (a.content, b.content) {
         (Content::Chunk(here), Content::Chunk(there)) => Some((here, there)),
         _ => None,
     };
@@ -100,8 +122,6 @@ fn readable<T>(result: Result<T, Failure>) -> Option<T> {
 
 #[cfg(test)]
 mod tests {
-    use schema::map::Piece;
-
     use super::*;
 
     fn chunk(len: u32, id: u8) -> Piece {

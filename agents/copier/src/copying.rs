@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use agent::maps::MapReader;
 use agent::repository::AtSlot;
 use agent::sessions::{self, Commit, OpenSession};
-use agent::{Failure, Queue};
+use agent::{Failure, Protection, Queue};
 use futures::{StreamExt, stream};
 use schema::ChunkId;
 use schema::facts::{COPIED_FROM, Origin};
@@ -21,7 +21,6 @@ use tokio::sync::Semaphore;
 use crate::base::Base;
 use crate::deposit::Deposit;
 use crate::leaves::{Counts, Leaves};
-use crate::protection::Protection;
 use crate::reads::READ_MAX;
 use crate::{Copied, Copier, Outcome, Progress};
 
@@ -97,9 +96,9 @@ async fn drive(
     if visible.iter().any(|there| Origin::of(there, to.repository.key.repo()) == origin) {
         return Ok(Outcome::Present);
     }
-    let (base, parent) = Base::find(copier, &visible, root)?.unzip();
     let (deposit, listening) =
         Deposit::begin(&copier.context, &to.index, session, &to.repository.key).await?;
+    let (base, parent) = Base::find(copier, &visible, root, deposit.lost().await?)?.unzip();
     let map = MapReader::new(from.repository.clone(), from.index.clone(), root.clone())?;
     let reads = (copier.settings.memory / READ_COSTS).clamp(1, 32);
     let leaves = Leaves {

@@ -93,19 +93,30 @@ impl<'a> Deposit<'a> {
         }
         unknown.sort();
         unknown.dedup();
-        let mut lacking = Vec::new();
-        for (id, copies) in unknown.iter().zip(self.index.locate(&self.about, &unknown).await?) {
-            let mut counts = false;
-            for copy in &copies {
-                counts = counts || self.session.counts(copy.pack).await?;
-            }
-            if !counts {
-                lacking.push(*id);
-            }
-        }
+        let mut lacking = self.without_copy(&unknown).await?;
         let mut waiting = self.waiting();
         lacking.retain(|id| waiting.insert(*id));
         Ok(lacking)
+    }
+
+    /// The chunks of recorded damage that have no copy which counts.
+    pub async fn lost(&self) -> Result<BTreeSet<ChunkId>, Failure> {
+        let named: Vec<ChunkId> = self.session.damages().chunks().map(|(id, _)| *id).collect();
+        Ok(self.without_copy(&named).await?.into_iter().collect())
+    }
+
+    async fn without_copy(&self, ids: &[ChunkId]) -> Result<Vec<ChunkId>, Failure> {
+        let mut without = Vec::new();
+        for (id, copies) in ids.iter().zip(self.index.locate(&self.about, ids).await?) {
+            let mut counts = false;
+            for copy in &copies {
+                counts = counts || self.session.counts_for(id, copy.pack).await?;
+            }
+            if !counts {
+                without.push(*id);
+            }
+        }
+        Ok(without)
     }
 
     /// Hands frames on, all sealed by one key. Waits while the storer has enough.

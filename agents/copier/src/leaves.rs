@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use agent::Failure;
 use agent::maps::MapReader;
+use agent::{Failure, Protection};
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, TryStreamExt};
 use schema::chunk::Sealer;
@@ -18,7 +18,6 @@ use tokio::sync::Semaphore;
 use crate::base::Base;
 use crate::deposit::Deposit;
 use crate::fetch::{Fetcher, Found};
-use crate::protection::Protection;
 use crate::reads::{Read, Wanted, is_plausible, reads};
 use crate::{Copier, Sealing, TRANSLATED_MAX};
 
@@ -207,7 +206,12 @@ impl Leaves<'_> {
             copies.retain(is_plausible);
             let (mut counting, mut others) = (Vec::new(), Vec::new());
             for copy in copies {
-                match self.protection.counts(copy.pack).await {
+                let counts = match self.protection.session() {
+                    // A pack that cannot be asked for just now is tried last.
+                    Some(session) => session.counts_for(&wanted.id, copy.pack).await.unwrap_or(false),
+                    None => true,
+                };
+                match counts {
                     true => counting.push(copy),
                     false => others.push(copy),
                 }

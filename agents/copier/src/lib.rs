@@ -15,7 +15,6 @@ mod fetch;
 mod keys;
 mod leaves;
 mod listing;
-mod protection;
 mod reads;
 #[cfg(test)]
 mod tests;
@@ -25,14 +24,13 @@ use std::sync::Arc;
 
 use agent::index::IndexClient;
 use agent::keys::DataKeys;
-use agent::{Context, Failure, Repository};
+use agent::{Context, Failure, Protection, Repository};
 use schema::facts::Origin;
 use schema::keys::Identity;
 use schema::names::Slot;
 use schema::root::{Root, Statistics};
 
 pub use listing::{Listing, snapshots};
-pub use protection::Protection;
 
 use keys::KeyRing;
 
@@ -153,7 +151,7 @@ impl Copier {
         progress: impl Fn(Progress),
     ) -> Result<Outcome, Failure> {
         match copying::copy(self, protection, root, &progress).await {
-            Err(failure) => Err(protection.explained(failure).await),
+            Err(failure) => Err(protection.explained(root, failure).await),
             outcome => outcome,
         }
     }

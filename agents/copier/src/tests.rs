@@ -3,12 +3,13 @@
 mod fixture;
 
 use agent::sessions;
-use schema::Object;
+use schema::damage::{Damage, DamagedChunk};
 use schema::epoch::Epoch;
 use schema::limits::LEAF_SPAN;
 use schema::messages::FailureKind;
 use schema::names;
 use schema::root::Forgotten;
+use schema::{Domain, Object};
 
 use crate::{Copied, Outcome};
 use fixture::{Mood, World};
@@ -69,6 +70,33 @@ async fn a_snapshot_that_is_older_than_what_is_there_stands_on_that() {
         assert_eq!(late.statistics.chunks_new, 1, "{late:?}");
         let latest = sessions::newest(world.second.roots().await).unwrap();
         assert!(world.second.content(&latest, &world.identity).await == newer);
+    }
+}
+
+#[tokio::test]
+async fn what_is_recorded_as_damaged_is_brought_again() {
+    for like in [true, false] {
+        let world = World::new(like).await;
+        let first = content(3);
+        let mut second = first.clone();
+        second[200_000..200_100].fill(7);
+        let roots = [world.volume(1, &first).await, world.volume(2, &second).await];
+        copied(world.copy(&roots[0]).await);
+        let repository = &world.second.repository;
+        let last = &first[first.len() - 150_000 % (64 << 10)..];
+        let id = repository.key.chunk_ids().id(Domain::Data, last);
+        let packs = || world.second.table.lock().unwrap()[&id].iter().map(|copy| copy.pack).collect();
+        let damaged: Vec<_> = packs();
+        let chunks = vec![DamagedChunk { id, packs: damaged.clone() }];
+        let record = Damage { version: 1, found_ms: 0, host: "host".into(), packs: vec![], chunks };
+        let name = names::damage(repository.environment().damage_id());
+        let sealed = repository.seal(&name, &record).unwrap();
+        repository.store.create(&name, sealed).await.unwrap();
+        let next = copied(world.copy(&roots[1]).await);
+        assert_eq!(next.statistics.chunks_new, 2, "what is damaged, and what is new: {next:?}");
+        assert!(packs().len() > damaged.len());
+        let there = sessions::newest(world.second.roots().await).unwrap();
+        assert!(world.second.content(&there, &world.identity).await == second);
     }
 }
 

@@ -83,10 +83,12 @@ impl Hasher {
             };
             fates.push(fate);
         }
-        let answers = match unknown.is_empty() {
-            true => Vec::new(),
-            false => self.index.ask(about, extent.session, extent.offset, extent.force, &unknown).await?,
-        };
+        let is_lost = |id: &ChunkId| parent.as_ref().is_some_and(|parent| parent.is_lost(*id));
+        // Lost ones in front.
+        unknown.sort_by_key(|id| !is_lost(id));
+        let (lost, others) = unknown.split_at(unknown.partition_point(is_lost));
+        let mut answers = self.ask(about, extent, true, lost).await?;
+        answers.extend(self.ask(about, extent, extent.force, others).await?);
         let stored = self.store(about, extent, body, &pieces, &unknown, &answers).await?;
         for (piece, fate) in pieces.iter().zip(&mut fates) {
             if let (None, Some(id)) = (&fate, piece.id) {
@@ -98,6 +100,19 @@ impl Hasher {
             }
         }
         self.report(about, extent, &pieces, fates, stored).await
+    }
+
+    async fn ask(
+        &self,
+        about: &About,
+        extent: &Extent,
+        force: bool,
+        ids: &[ChunkId],
+    ) -> Result<Vec<Answer>, Failure> {
+        match ids.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.index.ask(about, extent.session, extent.offset, force, ids).await,
+        }
     }
 
     /// Seals what the index said is ours, and hands it to the storers.

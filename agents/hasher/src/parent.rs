@@ -3,7 +3,7 @@
 //!
 //! No answer means no short cut, never an error: the index is asked instead.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,13 +26,21 @@ pub(crate) struct ParentLeaves {
 /// A session's leaf by number, if its parent has one.
 type Kept = ((SessionId, u64), Option<Arc<Places>>);
 
-/// Which chunk stands where.
-pub(crate) struct Places(BTreeMap<u64, ChunkId>);
+/// Which chunk stands where, and which of them have no whole copy.
+pub(crate) struct Places {
+    chunks: BTreeMap<u64, ChunkId>,
+    lost: BTreeSet<ChunkId>,
+}
 
 impl Places {
     /// Whether the parent has this chunk at this place. Equal ids have equal lengths.
     pub(crate) fn has(&self, offset: u64, id: ChunkId) -> bool {
-        self.0.get(&offset) == Some(&id)
+        self.chunks.get(&offset) == Some(&id) && !self.is_lost(id)
+    }
+
+    /// Whether this chunk is stored again, whatever the index says.
+    pub(crate) fn is_lost(&self, id: ChunkId) -> bool {
+        self.lost.contains(&id)
     }
 }
 
@@ -63,12 +71,16 @@ impl ParentLeaves {
     async fn ask(&self, about: &About, session: SessionId, leaf: u64) -> Option<Places> {
         let question = Message::new(about, &AskParentLeaf { session, leaf });
         let answer = self.bus.request(&Service::conductor(session), question, LIMIT).await.ok()?;
-        let span = answer.read::<ParentLeaf>().ok()?.span?;
-        let parsed = Leaf::parse(&answer.body, span).ok()?;
-        let chunks = parsed.located(leaf * LEAF_SPAN).filter_map(|(offset, piece)| match piece.content {
-            Content::Chunk(id) => Some((offset, id)),
+        let ParentLeaf { span, lost } = answer.read().ok()?;
+        let parsed = Leaf::parse(&answer.body, span?).ok()?;
+        let chunk = |content| match content {
+            Content::Chunk(id) => Some(id),
             Content::Zero => None,
-        });
-        Some(Places(chunks.collect()))
+        };
+        let piece = |number: &u32| parsed.pieces().get(*number as usize);
+        let lost = lost.iter().filter_map(piece).filter_map(|piece| chunk(piece.content)).collect();
+        let located = parsed.located(leaf * LEAF_SPAN);
+        let chunks = located.filter_map(|(offset, piece)| Some((offset, chunk(piece.content)?))).collect();
+        Some(Places { chunks, lost })
     }
 }

@@ -82,16 +82,20 @@ impl Answerer for Index {
 }
 
 /// The parent's leaf, as a conductor serves it.
-struct Parent(Option<(u64, Bytes)>);
+struct Parent {
+    leaf: Option<(u64, Bytes)>,
+    lost: Vec<u32>,
+}
 
 #[async_trait]
 impl Answerer for Parent {
     async fn answer(&mut self, message: &Message) -> Result<Message, Failure> {
         let asked: AskParentLeaf = message.read()?;
-        let none = Message::new(&About::nothing(), &ParentLeaf { span: None });
-        Ok(match &self.0 {
+        let none = Message::new(&About::nothing(), &ParentLeaf { span: None, lost: Vec::new() });
+        Ok(match &self.leaf {
             Some((span, leaf)) if asked.leaf == 0 => {
-                Message::with_body(&About::nothing(), &ParentLeaf { span: Some(*span) }, leaf.clone())
+                let answer = ParentLeaf { span: Some(*span), lost: self.lost.clone() };
+                Message::with_body(&About::nothing(), &answer, leaf.clone())
             }
             _ => none,
         })
@@ -139,6 +143,10 @@ impl World {
     }
 
     fn with_parent(recipients: usize, parent: Option<(u64, Bytes)>) -> Self {
+        Self::with_damaged_parent(recipients, parent, Vec::new())
+    }
+
+    fn with_damaged_parent(recipients: usize, leaf: Option<(u64, Bytes)>, lost: Vec<u32>) -> Self {
         let start = tokio::time::Instant::now();
         let environment: Arc<dyn Environment> = Arc::new(PausedTime { start, drawn: AtomicU64::new(1) });
         let bus = LocalBus::new(environment.clone(), 64 << 20);
@@ -155,10 +163,8 @@ impl World {
         let table = Arc::new(Mutex::new(Table::default()));
         let (index, serving) = (Index(table.clone()), context.clone());
         tokio::spawn(async move { agent::serve(&serving, &Service::index(0), index).await });
-        let serving = context.clone();
-        tokio::spawn(
-            async move { agent::serve(&serving, &Service::conductor(SESSION), Parent(parent)).await },
-        );
+        let (serving, parent) = (context.clone(), Parent { leaf, lost });
+        tokio::spawn(async move { agent::serve(&serving, &Service::conductor(SESSION), parent).await });
         Self { context, bus, table, writer, identities }
     }
 
@@ -365,6 +371,24 @@ async fn what_the_parent_has_at_the_same_place_needs_no_question() {
     assert_eq!(hashed.sealed_ids(), [id]);
     let asked = world.asked();
     assert!(asked[0].force && asked[0].ids == [id]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_lost_is_stored_again_whatever_the_index_says() {
+    let (plain, other) = (text(1, BLOCK), text(2, BLOCK));
+    let writer = WriterKey::new(RepoId::from_bytes([3; 16]), Vec::new(), &[4; 64]).unwrap();
+    let world = World::with_damaged_parent(0, Some(parent_with(&writer, &plain)), vec![0, 7]);
+    world.start();
+    let (extent, body) = extent(0, &[&other, &plain]);
+    let (lost, known) = (world.id(&plain), world.id(&other));
+    world.knows(&other, Answer::Known(PackId::from_bytes([9; 16])));
+    let hashed = world.hash(&extent, body).await;
+    let len = BLOCK as u32;
+    let expected = [(len, Mapped::Known(known, PackId::from_bytes([9; 16]))), (len, Mapped::Pending(lost))];
+    assert_eq!(hashed.pieces(), expected);
+    assert_eq!(hashed.sealed_ids(), [lost]);
+    let asked: Vec<_> = world.asked().into_iter().map(|ask| (ask.force, ask.ids)).collect();
+    assert_eq!(asked, [(true, vec![lost]), (false, vec![known])]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -98,6 +98,20 @@ pub(crate) enum Task {
 pub(crate) struct Tracked<'a> {
     pub(crate) changed: Changed<'a>,
     pub(crate) conductor: &'a Conductor<'a>,
+    /// Leaves that are read whole: what the parent has there is not to be relied on.
+    pub(crate) whole: Vec<Range<u64>>,
+}
+
+impl Tracked<'_> {
+    fn is_whole(&self, leaf: u64) -> bool {
+        self.whole.iter().any(|run| run.contains(&leaf))
+    }
+}
+
+/// The leaves that an answer says are read whole.
+pub(crate) fn whole(answer: Option<&Wanted>, geometry: Geometry) -> Vec<Range<u64>> {
+    let runs = answer.map(|answer| answer.whole.iter().copied()).into_iter().flatten();
+    joined(runs, geometry.leaves())
 }
 
 /// The tasks of some leaves, leaf by leaf.
@@ -125,7 +139,7 @@ impl<'a, L: Iterator<Item = (u64, bool)> + Send> Leaves<'a, L> {
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<Task>>, VolumeError> {
         let Some((leaf, force)) = self.leaves.next() else { return Ok(None) };
         let range = self.geometry.leaf_range(leaf);
-        if let Some(tracked) = self.tracked.as_ref().filter(|_| !force) {
+        if let Some(tracked) = self.tracked.as_ref().filter(|tracked| !force && !tracked.is_whole(leaf)) {
             let changed = tracked.changed.within(&range);
             if changed.is_empty() {
                 return Ok(Some(vec![Task::Unchanged(range)]));

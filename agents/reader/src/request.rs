@@ -88,7 +88,7 @@ impl Serving<'_> {
         let source = Source { volume: &volume, reading, geometry };
         let bytes_read = match wanted.is_empty() {
             true => 0,
-            false => self.read(&source, &conductor, wanted).await?,
+            false => self.read(&source, &conductor, wanted, leaves::whole(answer.as_ref(), geometry)).await?,
         };
         let changed = match volume.check_unchanged().await {
             Ok(()) => false,
@@ -109,6 +109,7 @@ impl Serving<'_> {
         source: &Source<'_>,
         conductor: &Conductor<'_>,
         wanted: Vec<Run>,
+        whole: Vec<Range<u64>>,
     ) -> Result<u64, Failure> {
         let (verdict, audited) = self.verdict(source, conductor).await?;
         tracing::info!(size = source.geometry.size(), tracking = ?verdict.tracking, "reading");
@@ -119,7 +120,7 @@ impl Serving<'_> {
             Tracking::Everything { .. } => None,
         };
         let changed = parent.and_then(|_| Changed::new(source.volume.changes(), source.geometry.size()));
-        let tracked = changed.map(|changed| Tracked { changed, conductor });
+        let tracked = changed.map(|changed| Tracked { changed, conductor, whole });
         let leaves = wanted.into_iter().flat_map(|run| run.leaves.map(move |leaf| (leaf, run.force)));
         let settings = &self.shared.settings;
         let leaves =

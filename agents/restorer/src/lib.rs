@@ -12,6 +12,7 @@ mod compare;
 mod differences;
 mod helping;
 mod hold;
+mod holes;
 mod keeping;
 mod pipeline;
 mod plan;

@@ -11,6 +11,7 @@ use agent::{Failure, Stop};
 use schema::limits::LEAF_SPAN;
 use schema::map::Piece;
 use schema::messages::FailureKind;
+use schema::{ChunkId, PackId};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -318,6 +319,8 @@ async fn locate(work: &Work, window: &mut Window) -> Result<(), Failure> {
             counting.insert(pack);
         }
     }
-    window.rank(|pack| counting.contains(&pack));
+    let damages = work.source.session.as_ref().map(|session| session.damages());
+    let is_damaged = |id: &ChunkId, pack: PackId| damages.is_some_and(|damages| damages.has(id, &pack));
+    window.rank(|id, pack| counting.contains(&pack) && !is_damaged(id, pack));
     Ok(())
 }

@@ -106,14 +106,17 @@ impl Window {
 
     /// Drops copies that cannot be frames and puts the best first: copies that count, then those in packs that serve
     /// the most chunks of this window.
-    pub fn rank(&mut self, counts: impl Fn(PackId) -> bool) {
+    pub fn rank(&mut self, counts: impl Fn(&ChunkId, PackId) -> bool) {
         let mut serves: BTreeMap<PackId, usize> = BTreeMap::new();
         for wanted in &mut self.chunks {
             wanted.copies.retain(is_plausible);
             wanted.copies.iter().for_each(|copy| *serves.entry(copy.pack).or_default() += 1);
         }
         for wanted in &mut self.chunks {
-            wanted.copies.sort_by_key(|copy| (!counts(copy.pack), Reverse(serves.get(&copy.pack)), *copy));
+            let id = wanted.id;
+            wanted
+                .copies
+                .sort_by_key(|copy| (!counts(&id, copy.pack), Reverse(serves.get(&copy.pack)), *copy));
             wanted.copies.dedup();
         }
     }

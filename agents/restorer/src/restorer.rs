@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::compare::Compare;
 use crate::differences::Differences;
+use crate::holes;
 use crate::pipeline;
 use crate::reading::Reading;
 pub(crate) use crate::report::{Progress, Report};
@@ -358,6 +359,9 @@ impl Restorer {
     /// Opens a target, and says what is to be done to it.
     async fn open(&self, job: JobId, root: Root, target: Target) -> Result<Task, Failure> {
         let part = target.part(&root)?;
+        if !target.keeps_going() {
+            holes::refuse(&self.repository, &root, &part).await?;
+        }
         let place = self.find(job, &root, part.clone(), &target).await?;
         let (stream, forbidden) =
             (StreamId::from_bytes(self.context.environment.random()), self.settings.forbidden.clone());

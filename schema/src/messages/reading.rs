@@ -4,7 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{FailureKind, Group, Payload, at_most, inside_volume, is_false};
-use crate::limits::{EXTENT_MAX, EXTENT_PIECES_MAX, LEAF_RUNS_MAX, LEAF_SPAN, UNCHANGED_RANGES_MAX};
+use crate::limits::{
+    EXTENT_MAX, EXTENT_PIECES_MAX, LEAF_RUNS_MAX, LEAF_SPAN, LOST_PIECES_MAX, UNCHANGED_RANGES_MAX,
+};
 use crate::root::Tracking;
 use crate::{ChunkId, FormatError, PackId, ReadingId, RepoId, Result, SessionId};
 
@@ -192,8 +194,11 @@ payload!(AskParentLeaf);
 pub struct ParentLeaf {
     /// Bytes of the volume that the leaf covers; none without a leaf.
     pub span: Option<u64>,
+    /// Pieces, by their number in the leaf, whose chunks have no whole copy: they are stored again where they are met.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<u32>,
 }
-payload!(ParentLeaf);
+payload!(ParentLeaf, leaf => at_most("lost pieces", leaf.lost.len(), LOST_PIECES_MAX));
 
 /// A reader asks the session's conductor what it still wants of a request: a request may have waited for long, or come
 /// twice.
@@ -216,9 +221,13 @@ pub struct Wanted {
     pub leaves: Vec<(u64, u64)>,
     /// Leaves to read as [`ReadVolume::force`] says.
     pub forced: Vec<(u64, u64)>,
+    /// Those of `leaves` that are read whole, because not all that the parent has there can be read any more. Whoever
+    /// passes this over is asked for them with force.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub whole: Vec<(u64, u64)>,
 }
 payload!(Wanted, wanted => {
-    for runs in [&wanted.leaves, &wanted.forced] {
+    for runs in [&wanted.leaves, &wanted.forced, &wanted.whole] {
         at_most("runs of leaves", runs.len(), LEAF_RUNS_MAX)?;
         runs.iter().try_for_each(|(first, count)| inside_volume(*first).and(inside_volume(*count)))?;
     }

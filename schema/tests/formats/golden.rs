@@ -84,6 +84,10 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("labels", labels().seal(&writer, &slot.labels(3), NONCE).unwrap()),
         ("mark-keys.txt", format!("{}\n{}\n", slot.mark(mark_id()), slot.labels(3)).into_bytes()),
         ("session-unforget", unforgetting().seal(&writer, &names::session(session_id()), NONCE).unwrap()),
+        ("damage-plain", damage().seal(&plain, &names::damage(damage_id()), NONCE).unwrap()),
+        ("holes-plain", holes().seal(&plain, &slot.holes(), NONCE).unwrap()),
+        ("damage", damage().seal(&writer, &names::damage(damage_id()), NONCE).unwrap()),
+        ("holes", holes().seal(&writer, &slot.holes(), NONCE).unwrap()),
         ("root", root().seal(&writer, &slot.snapshot(), NONCE).unwrap()),
         ("forgotten", forgotten().seal(&writer, &slot.forgotten(), NONCE).unwrap()),
         ("session", session().seal(&writer, &names::session(session_id()), NONCE).unwrap()),
@@ -241,6 +245,8 @@ fn objects_open() {
         opens(&format!("epoch{plain}"), writer, &names::epoch(3), &epoch());
         opens(&format!("verdict{plain}"), writer, &names::verdict(3), &verdict());
         opens(&format!("awaited{plain}"), writer, &names::awaited(3), &awaited());
+        opens(&format!("damage{plain}"), writer, &names::damage(damage_id()), &damage());
+        opens(&format!("holes{plain}"), writer, &slot.holes(), &holes());
     }
     opens("session-undo", &plain_writer(), &names::session(session_id()), &undoable_session());
     opens("session-ended", &plain_writer(), &names::session(session_id()), &ended_session());

@@ -159,6 +159,8 @@ fn readings() -> Vec<Sample> {
         plain: false,
     };
     let plain = ReadVolume { plain: true, ..read.clone() };
+    let wanted =
+        Wanted { over: false, leaves: vec![(0, 3), (300, 1)], forced: vec![(5, 1)], whole: Vec::new() };
     let pieces = vec![(5, false), (3, true)];
     let extent = Extent { session: session_id(), reading: reading(), offset: 4096, pieces, force: false };
     vec![
@@ -167,9 +169,11 @@ fn readings() -> Vec<Sample> {
         sample("", CloseReading { session: session_id(), host: "host-a".into(), committed: true }, b""),
         sample("", extent, b"hello\0\0\0"),
         sample("", AskParentLeaf { session: session_id(), leaf: 7 }, b""),
-        sample("", ParentLeaf { span: Some(64 << 20) }, &leaf().encode()),
+        sample("", ParentLeaf { span: Some(64 << 20), lost: Vec::new() }, &leaf().encode()),
+        sample("-Lost", ParentLeaf { span: Some(64 << 20), lost: vec![0, 2] }, &leaf().encode()),
         sample("", AskWanted { session: session_id(), request: 3 }, b""),
-        sample("", Wanted { over: false, leaves: vec![(0, 3), (300, 1)], forced: vec![(5, 1)] }, b""),
+        sample("", wanted.clone(), b""),
+        sample("-Whole", Wanted { whole: vec![(1, 1)], ..wanted }, b""),
     ]
 }
 

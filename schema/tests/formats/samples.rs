@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use schema::chunk::{FrameHeader, Sealer};
 use schema::config::{CHUNKER_BLOCK_ALIGNED, Config, StorePromise};
+use schema::damage::{Damage, DamagedChunk, Holes};
 use schema::epoch::{Awaited, Epoch, Verdict};
 use schema::keys::{DataKey, FrameKey, Identity, SealedKey, WriterKey};
 use schema::limits::LEAF_SPAN;
@@ -15,7 +16,7 @@ use schema::names::Slot;
 use schema::pack::{PackBuilder, PackHeader};
 use schema::root::{Forgotten, Root, Statistics, Tracking};
 use schema::session::{Checkpoint, Session, SessionKind};
-use schema::{ChunkId, Domain, JobId, MarkId, PackId, ReadingId, RepoId, SessionId};
+use schema::{ChunkId, DamageId, Domain, JobId, MarkId, PackId, ReadingId, RepoId, SessionId};
 
 pub const VOLUME: &str = "host-a/vg0/root";
 pub const NONCE: [u8; 12] = *b"golden nonce";
@@ -244,4 +245,24 @@ pub fn verdict() -> Verdict {
 
 pub fn awaited() -> Awaited {
     Awaited { number: 3, sessions: vec![session_id(), parent().session] }
+}
+
+pub fn damage_id() -> DamageId {
+    DamageId::from_parts(1_700_000_080_000, 5)
+}
+
+pub fn damage() -> Damage {
+    let chunk = |seed, packs| DamagedChunk { id: chunk_id(Domain::Data, seed), packs };
+    Damage {
+        version: Damage::VERSION,
+        found_ms: 1_700_000_080_000,
+        host: "host-c".to_owned(),
+        packs: vec![pack_id()],
+        chunks: vec![chunk(1, vec![pack_id()]), chunk(2, vec![])],
+    }
+}
+
+pub fn holes() -> Holes {
+    let ranges = vec![(4096, 65_536), (64 << 20, 4096)];
+    Holes { version: Holes::VERSION, slot: slot(), found_ms: 1_700_000_090_000, ranges }
 }

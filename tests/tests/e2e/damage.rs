@@ -84,9 +84,39 @@ fn a_flipped_bit_in_content_is_named() {
     let entry = entries[entries.len() / 2];
     damaged.flip(&path, u64::from(entry.offset) + u64::from(entry.len) / 2);
     damaged.only_bad_suffers(&["offset"]);
-    damaged.check_finds(&["check", "--read-data"], &["offset"]);
-    // The structure is whole.
+    // The structure is whole, until it is recorded what is damaged.
     damaged.machine.run(&["check"]).ok();
+    damaged.check_finds(&["check", "--read-data"], &["offset"]);
+    damaged.check_finds(&["check"], &["offset"]);
+    // What the volume still has is stored again.
+    let image = damaged.machine.place("bad.img");
+    damaged.machine.run(&["backup", "--name", "vm/bad", &image]).ok();
+    let found = damaged.machine.run(&["check"]).ok();
+    assert!(found.out.contains("are healed"), "{found}");
+    damaged.machine.restores("vm/bad@latest", &image);
+    damaged.machine.run(&["repair"]).ok();
+}
+
+#[test]
+fn a_check_of_content_goes_on_where_it_ended() {
+    let damaged = prepared();
+    let read = |arguments: &[&str]| {
+        let found = damaged.machine.json(&[&["check"][..], arguments].concat());
+        found["packs_read"].as_u64().expect("a number")
+    };
+    let (structure, all) = (read(&[]), read(&["--read-data"]));
+    let data = all - structure;
+    let shares: u64 = (1..=3).map(|n| read(&[&format!("--read-data={n}/3")]) - structure).sum();
+    assert_eq!(shares, data);
+    // Each goes on behind the last one, and begins anew after the last pack.
+    let parts: Vec<u64> = (0..4).map(|_| read(&["--read-data=40%"]) - structure).collect();
+    assert!(parts.iter().all(|part| (1..data).contains(part)), "{parts:?} of {data}");
+    let rest = read(&["--read-data"]) - structure;
+    assert!(rest < data, "{rest} of {data}");
+    assert_eq!(read(&["--read-data"]), all, "a check that reached the end begins anew");
+    read(&["--read-data=40%"]);
+    assert_eq!(read(&["--read-data", "--restart"]), all);
+    damaged.machine.run(&["check", "--read-data=0"]).fails(2, &["0"]);
 }
 
 #[test]

@@ -13,8 +13,18 @@ use super::manifest::{Dependency, Manifest};
 /// Package names by package name.
 pub type Edges = BTreeMap<String, BTreeSet<String>>;
 
-const ROLES: [&str; 9] =
-    ["reader", "hasher", "indexer", "storer", "conductor", "restorer", "collector", "copier", "exporter"];
+const ROLES: [&str; 10] = [
+    "reader",
+    "hasher",
+    "indexer",
+    "storer",
+    "conductor",
+    "restorer",
+    "collector",
+    "copier",
+    "checker",
+    "exporter",
+];
 const RIMS: [&str; 2] = ["bus-nats", "volume-lvm"];
 const BINARY: &str = "lvkeep";
 

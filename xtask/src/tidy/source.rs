@@ -9,8 +9,18 @@ use super::lexer::{code_only, without_tests};
 /// The longest that the production part of a file may be, in lines.
 const LONGEST: usize = 600;
 
-const ROLES: [&str; 9] =
-    ["reader", "hasher", "indexer", "storer", "conductor", "restorer", "collector", "copier", "exporter"];
+const ROLES: [&str; 10] = [
+    "reader",
+    "hasher",
+    "indexer",
+    "storer",
+    "conductor",
+    "restorer",
+    "collector",
+    "copier",
+    "checker",
+    "exporter",
+];
 
 /// Every production file begins with what it is for.
 pub fn module_docs(file: &TextFile) -> Option<String> {

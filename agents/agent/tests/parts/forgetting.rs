@@ -81,6 +81,7 @@ async fn bringing_back_looks_in_the_order_of_the_protocol() {
         format!("create {session}"),
         "list gc".into(),
         "list packs".into(),
+        "list damage".into(),
         format!("head {}", root.slot.forgotten()),
         format!("get {}", root.slot.snapshot()),
         format!("list {}", root.slot.marks()),

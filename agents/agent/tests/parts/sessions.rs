@@ -6,9 +6,10 @@ use crate::support::{World, pack_id, session_id};
 use agent::faults::store::Refusal;
 use agent::sessions::{self, OpenSession};
 use bytes::Bytes;
+use schema::damage::{Damage, DamagedChunk};
 use schema::messages::FailureKind;
-use schema::names;
 use schema::session::{Session, SessionKind};
+use schema::{ChunkId, names};
 
 async fn begin(world: &World, session: u8) -> OpenSession {
     OpenSession::begin(world.repository.clone(), world.session(session)).await.unwrap()
@@ -30,6 +31,7 @@ async fn a_session_looks_in_the_order_of_the_protocol() {
         format!("get {}", names::epoch(3)),
         format!("get {}", names::verdict(3)),
         "list packs".into(),
+        "list damage".into(),
         format!("list forgotten/{volume}"),
         format!("list snapshots/{volume}"),
         format!("head {}", slot.forgotten()),
@@ -165,6 +167,27 @@ async fn a_pack_counts_when_it_was_seen_since_the_session_began() {
     assert!(!session.counts(announced).await.unwrap(), "it is believed to be missing");
     session.forget_missing(announced).await;
     assert!(session.counts(announced).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_copy_does_not_count_and_its_pack_does() {
+    let world = World::new().await;
+    let (one, other) = (world.any_pack(1).await, world.any_pack(2).await);
+    let chunk = |number: u8| ChunkId::parse(&[1, number].repeat(17)[..33].try_into().unwrap()).unwrap();
+    let damaged = vec![DamagedChunk { id: chunk(1), packs: vec![one] }];
+    let record = |packs, chunks| Damage { version: 1, found_ms: 0, host: "h".into(), packs, chunks };
+    let environment = world.repository.environment();
+    for record in [record(vec![], damaged), record(vec![other], vec![])] {
+        let key = names::damage(environment.damage_id());
+        world.put(&key, world.repository.seal(&key, &record).unwrap()).await;
+    }
+    world.put(&names::damage(environment.damage_id()), Bytes::from_static(b"damaged itself")).await;
+    let session = begin(&world, 9).await;
+    for (id, pack, counts) in [(1, one, false), (2, one, true), (1, other, false), (2, other, false)] {
+        assert_eq!(session.counts_for(&chunk(id), pack).await.unwrap(), counts, "{id} in {pack}");
+    }
+    assert!(session.counts(one).await.unwrap());
+    assert!(session.damages().names(&chunk(1)) && !session.damages().names(&chunk(2)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -100,15 +100,85 @@ async fn a_part_of_a_map_that_cannot_be_opened_is_no_copy() {
     let AtSlot::Snapshot(root) = world.repository.at_slot(slot).await.unwrap() else { panic!() };
     let leaf = world.structure(&root).await;
     let (old, offset, len) = world.copies().await.unwrap()[&root.top.unwrap()][0];
-    let key = names::pack(old);
-    let mut bytes = world.repository.store.get(&key).await.unwrap().unwrap().to_vec();
-    bytes[(offset + len) as usize - 1] ^= 1;
-    world.repository.store.put(&key, bytes.into()).await.unwrap();
+    world.rot(old, offset + len - 1).await;
     let newer = world.pack(Domain::Structure, &[leaf], session(9)).await;
     world.prune_to_the_end().await;
     assert_eq!(world.check().await, 1);
     let left = world.packs().await;
     assert!(left.contains(&newer) && !left.contains(&old), "{left:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_is_recorded_as_damaged_is_no_reason_to_delete_an_older_one() {
+    let world = World::plain().await;
+    world.backup("a", &[1, 2, 3]).await;
+    let older = world.packs().await;
+    let newer = world.pack(Domain::Data, &[chunk(1), chunk(2), chunk(3)], session(9)).await;
+    world.damage(newer, &[1, 2, 3]).await;
+    world.prune_to_the_end().await;
+    assert_eq!(world.packs().await, older);
+    assert_eq!(world.check().await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_copy_stays_where_it_is_although_it_is_recorded_as_damaged() {
+    let world = World::plain().await;
+    let gone = world.backup("gone", &(20..40).collect::<Vec<_>>()).await;
+    world.backup("a", &[20]).await;
+    world.forget(gone).await;
+    let before = world.copies().await.unwrap();
+    let copies = &before[&world.repository.key.chunk_ids().id(Domain::Data, &chunk(20))];
+    world.damage(copies[0].0, &[20]).await;
+    world.prune_to_the_end().await;
+    assert!(world.packs().await.contains(&copies[0].0), "nothing damaged is moved");
+    // What is stored again takes its place.
+    world.pack(Domain::Data, &[chunk(20)], session(9)).await;
+    world.prune_to_the_end().await;
+    assert!(!world.packs().await.contains(&copies[0].0));
+    assert_eq!(world.check().await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_healed_stays_and_the_damaged_copy_goes_although_it_is_older() {
+    // The healed copy stands alone, or moves, because it came beside what nobody needs.
+    for beside in [0, 5] {
+        let world = World::plain().await;
+        let gone = world.backup("gone", &(20..26).collect::<Vec<_>>()).await;
+        world.backup("a", &[20, 21]).await;
+        world.forget(gone).await;
+        let id = world.repository.key.chunk_ids().id(Domain::Data, &chunk(20));
+        let (old, offset, len) = world.copies().await.unwrap()[&id][0];
+        world.rot(old, offset + len - 1).await;
+        world.damage(old, &[20]).await;
+        let healed: Vec<_> = [20].into_iter().chain(90..90 + beside).map(chunk).collect();
+        let healed = world.pack(Domain::Data, &healed, session(9)).await;
+        world.prune_to_the_end().await;
+        let copies = world.copies().await.unwrap();
+        let left: Vec<_> = copies[&id].iter().map(|(pack, ..)| *pack).collect();
+        assert!(!world.packs().await.contains(&old) && left.len() == 1, "{left:?}");
+        assert_eq!(left.contains(&healed), beside == 0, "{left:?}");
+        assert_eq!(world.check().await, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_of_a_map_that_is_recorded_as_damaged_is_kept_while_no_other_opens() {
+    let world = World::plain().await;
+    let slot = world.backup("a", &[1, 2, 3]).await;
+    let AtSlot::Snapshot(root) = world.repository.at_slot(slot).await.unwrap() else { panic!() };
+    let (id, leaf) = (root.top.unwrap(), world.structure(&root).await);
+    let old = world.copies().await.unwrap()[&id][0].0;
+    let newer = world.pack_with(Domain::Structure, std::slice::from_ref(&leaf), 1, session(9)).await;
+    world.damage_ids(old, vec![id]).await;
+    world.prune_to_the_end().await;
+    assert!(world.packs().await.contains(&old));
+    assert_eq!(world.check().await, 1);
+    // One that opens takes the place of both.
+    let newest = world.pack(Domain::Structure, &[leaf], session(9)).await;
+    world.prune_to_the_end().await;
+    let left = world.packs().await;
+    assert!(left.contains(&newest) && !left.contains(&old) && !left.contains(&newer), "{left:?}");
+    assert_eq!(world.check().await, 1);
 }
 
 fn session(number: u8) -> schema::SessionId {

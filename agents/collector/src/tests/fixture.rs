@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use schema::chunk::{FrameHeader, Opener, Sealer};
+use schema::damage::{Damage, DamagedChunk};
 use schema::keys::{DataKey, FrameKey, Identity};
 use schema::map::{Content, Geometry, Leaf, Piece, build_nodes};
 use schema::messages::FailureKind;
@@ -214,6 +215,38 @@ impl World {
         let committed = open.commit(&root).await?;
         open.end().await?;
         Ok((committed == Commit::Won).then_some(new))
+    }
+
+    /// Records that a pack's copies of these chunks cannot be read.
+    pub async fn damage(&self, pack: PackId, seeds: &[u64]) {
+        let ids = self.repository.key.chunk_ids();
+        self.damage_ids(pack, seeds.iter().map(|seed| ids.id(Domain::Data, &chunk(*seed))).collect()).await;
+    }
+
+    /// The same of chunks of any kind.
+    pub async fn damage_ids(&self, pack: PackId, ids: Vec<ChunkId>) {
+        let chunks = ids.into_iter().map(|id| DamagedChunk { id, packs: vec![pack] });
+        self.record(Vec::new(), chunks.collect()).await;
+    }
+
+    /// Flips a bit of a pack.
+    pub async fn rot(&self, pack: PackId, at: u32) {
+        let key = names::pack(pack);
+        let mut bytes = self.repository.store.get(&key).await.unwrap().unwrap().to_vec();
+        bytes[at as usize] ^= 1;
+        self.repository.store.put(&key, bytes.into()).await.unwrap();
+    }
+
+    /// Records that nobody relies on a pack.
+    pub async fn damage_pack(&self, pack: PackId) {
+        self.record(vec![pack], Vec::new()).await;
+    }
+
+    async fn record(&self, packs: Vec<PackId>, chunks: Vec<DamagedChunk>) {
+        let record = Damage { version: 1, found_ms: 0, host: "host".into(), packs, chunks };
+        let key = names::damage(self.repository.environment().damage_id());
+        let bytes = self.repository.seal(&key, &record).unwrap();
+        self.repository.store.put(&key, bytes).await.unwrap();
     }
 
     pub async fn visible(&self) -> Vec<Slot> {

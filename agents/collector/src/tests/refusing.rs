@@ -306,6 +306,27 @@ async fn damaged_packs_stay_and_nothing_relies_on_them() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_torn_pack_goes_when_what_was_whole_in_it_was_moved() {
+    let world = World::plain().await;
+    world.backup("a", &[1, 2, 3]).await;
+    let copies = world.copies().await.unwrap();
+    let (torn, ..) = copies[&world.repository.key.chunk_ids().id(Domain::Data, &chunk(1))][0];
+    let key = names::pack(torn);
+    let bytes = world.repository.store.get(&key).await.unwrap().unwrap();
+    world.repository.store.put(&key, bytes.slice(..bytes.len() - 40)).await.unwrap();
+    world.damage_pack(torn).await;
+    // Nothing of it has moved yet.
+    world.prune_to_the_end().await;
+    assert!(world.packs().await.contains(&torn));
+    let nobody = SessionId::from_bytes([9; 16]);
+    let moved = world.pack(Domain::Data, &[chunk(1), chunk(2), chunk(3)], nobody).await;
+    world.prune_to_the_end().await;
+    let left = world.packs().await;
+    assert!(left.contains(&moved) && !left.contains(&torn), "{left:?}");
+    assert_eq!(world.check().await, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pack_whose_frames_are_not_where_it_says_is_not_rewritten() {
     let (world, _) = littered(false).await;
     for pack in world.packs().await {

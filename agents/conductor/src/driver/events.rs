@@ -216,10 +216,10 @@ impl Driver {
     /// The copies of chunks that count for this session.
     pub(super) async fn counting_copies(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Copy>>, Failure> {
         let mut found = self.index.locate(&self.about, ids).await?;
-        for copies in &mut found {
+        for (id, copies) in ids.iter().zip(&mut found) {
             let mut counting = Vec::new();
             for copy in copies.drain(..) {
-                if self.session.counts(copy.pack).await? {
+                if self.session.counts_for(id, copy.pack).await? {
                     counting.push(copy);
                 }
             }
@@ -279,12 +279,12 @@ impl Driver {
                 Some(parent) if parent.has(offset, id).await => Fate::Durable(id),
                 _ => Fate::Waiting(id),
             },
-            Mapped::Known(id, pack) => match self.session.counts(pack).await? {
+            Mapped::Known(id, pack) => match self.session.counts_for(&id, pack).await? {
                 true => Fate::Durable(id),
                 false => Fate::Waiting(id),
             },
             Mapped::Pending(id) => match self.recent.pack_of(id) {
-                Some(pack) if self.session.counts(pack).await? => Fate::Durable(id),
+                Some(pack) if self.session.counts_for(&id, pack).await? => Fate::Durable(id),
                 _ => Fate::Waiting(id),
             },
         })

@@ -55,14 +55,24 @@ impl Driver {
             tracing::warn!("the parent has another size; what is unchanged since is left out");
             return Ok(());
         }
-        let (mut refused, before) = (BTreeSet::new(), self.covered());
+        let (mut refused, mut unreliable, before) = (BTreeSet::new(), BTreeSet::new(), self.covered());
         for (offset, len) in ranges {
             let end = offset.saturating_add(*len).min(geometry.size());
-            for leaf in Geometry::leaf_of(*offset)..end.div_ceil(LEAF_SPAN) {
+            let leaves = Geometry::leaf_of(*offset)..end.div_ceil(LEAF_SPAN);
+            let lost = ours.lost_leaves(leaves.clone()).await;
+            for leaf in leaves {
                 let whole = geometry.leaf_range(leaf);
                 let part = whole.start.max(*offset)..whole.end.min(end);
                 // What was asked for with force is on its way.
                 if self.forced.contains_key(&leaf) {
+                    continue;
+                }
+                if lost.contains(&leaf) {
+                    match self.whole.insert(leaf) {
+                        true => drop(unreliable.insert(leaf)),
+                        // It was asked for already, of somebody who does not know better.
+                        false => drop(refused.insert(leaf)),
+                    }
                     continue;
                 }
                 let taken = match part == whole {
@@ -76,6 +86,13 @@ impl Driver {
         }
         if self.covered() > before {
             self.made_progress();
+        }
+        if !unreliable.is_empty() {
+            tracing::warn!(
+                leaves = unreliable.len(),
+                "what is unchanged is damaged in the repository; reading it"
+            );
+            self.request(Some(unreliable.into_iter().take(LEAVES_ASKED).collect()), false).await?;
         }
         let refused: Vec<u64> = refused.into_iter().take(LEAVES_ASKED).collect();
         if !refused.is_empty() {
@@ -106,7 +123,8 @@ impl Driver {
             self.reading.as_ref().is_some_and(|reading| reading.geometry.size() == parent.root().size)
         };
         let Some(parent) = self.parent.clone().filter(same_size) else { return false };
-        let is_parents = parent.leaf_id(leaf).await == Some(id);
+        let is_whole = parent.lost_leaves(leaf..leaf + 1).await.is_empty();
+        let is_parents = is_whole && parent.leaf_id(leaf).await == Some(id);
         if is_parents {
             self.inherit(leaf, id);
         }
@@ -151,16 +169,22 @@ impl Driver {
         }
         let totals = &parent.root().statistics;
         let mut count = Count { covered: 0, zero: totals.bytes_zero, chunks: totals.chunks };
+        let mut bytes = 0;
         for (leaf, id) in &reading.leaves {
             let range = reading.geometry.leaf_range(*leaf);
             let other = match (self.inherited.contains(leaf), id) {
-                (true, Some(_)) => continue,
+                (true, Some(_)) => {
+                    bytes += range.end - range.start;
+                    continue;
+                }
                 (true, None) => Count { zero: range.end - range.start, ..Count::default() },
                 (false, _) => readable(parent.count(*leaf).await).unwrap_or_default(),
             };
             count.zero = count.zero.saturating_sub(other.zero);
             count.chunks = count.chunks.saturating_sub(other.chunks);
         }
+        // Where a leaf of the parent cannot be read any more, too much is left over.
+        count.zero = count.zero.min(bytes);
         self.inherited_count = Some(count);
     }
 
@@ -181,7 +205,8 @@ impl Driver {
                 // Whoever asks is there, and may have to wait for a place.
                 self.progress_at = self.context.environment.elapsed();
                 self.asked_again = 0;
-                Wanted { over: false, leaves: vec![(0, VOLUME_MAX / LEAF_SPAN)], forced: Vec::new() }
+                let leaves = vec![(0, VOLUME_MAX / LEAF_SPAN)];
+                Wanted { over: false, leaves, forced: Vec::new(), whole: Vec::new() }
             }
             Some(reading) => {
                 let unforced = |leaf: &u64| !self.forced.contains_key(leaf);
@@ -192,6 +217,7 @@ impl Driver {
                     over: false,
                     leaves: runs(reading.coverage.lacking().filter(unforced)),
                     forced: runs(forced.map(|(leaf, _)| *leaf)),
+                    whole: runs(self.whole.iter().copied().filter(unforced)),
                 }
             }
         };

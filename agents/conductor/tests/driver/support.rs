@@ -20,6 +20,7 @@ use conductor::retention::Policies;
 use conductor::{Conductor, Settings};
 use object_store::memory::InMemory;
 use schema::chunk::{FrameHeader, Sealer, split_frames};
+use schema::damage::{Damage, DamagedChunk};
 use schema::keys::FrameKey;
 use schema::limits::LEAF_SPAN;
 use schema::map::Leaf;
@@ -262,6 +263,12 @@ impl World {
         leaves
     }
 
+    pub async fn leaf_id(&self, root: &Root, leaf: u64) -> ChunkId {
+        let index = IndexClient::new(self.context.bus.clone(), self.context.environment.clone(), 1);
+        let reader = MapReader::new(self.repository.clone(), index, root.clone()).unwrap();
+        reader.leaf_id(leaf).await.unwrap().unwrap()
+    }
+
     // What readers and hashers do.
 
     pub async fn asked(&self) -> ReadVolume {
@@ -391,6 +398,19 @@ impl World {
         for pack in packs {
             self.repository.store.delete(&names::pack(pack)).await.unwrap();
         }
+    }
+
+    /// Records that no copy of these chunks which the index names can be read.
+    pub async fn damage(&self, ids: &[ChunkId]) {
+        let chunk = |id: &ChunkId| {
+            let table = self.table.lock().unwrap();
+            DamagedChunk { id: *id, packs: table[id].iter().map(|copy| copy.pack).collect() }
+        };
+        let chunks = ids.iter().map(chunk).collect();
+        let record = Damage { version: 1, found_ms: 0, host: HOST.into(), packs: Vec::new(), chunks };
+        let key = names::damage(self.context.environment.damage_id());
+        let bytes = self.repository.seal(&key, &record).unwrap();
+        self.repository.store.put(&key, bytes).await.unwrap();
     }
 
     /// Packs that the index names for these chunks.

@@ -139,6 +139,88 @@ async fn a_parent_whose_map_is_lost_is_read_whole() {
     assert_eq!((again.leaves, again.force), (Some(vec![0, 1, 2]), true));
 }
 
+/// What a check has found since the parent was made is read, and stored again.
+#[tokio::test(start_paused = true)]
+async fn what_is_damaged_is_read_whole_and_nothing_else_is() {
+    let world = World::new().await;
+    world.start(settings());
+    let parent = world.backup(&world.job(1), &[1, 2, 3]).await;
+    world.damage(&[world.id(2)]).await;
+    world.submit(&world.job(2)).await;
+    let request = world.asked().await;
+    let (session, of) = (request.session, parent.slot.session);
+    world.opened(session, 1, SIZE).await;
+    unchanged(&world, session, of, &[(0, SIZE)]).await;
+    let again = world.asked().await;
+    assert_eq!((again.leaves.clone(), again.force), (Some(vec![1]), false));
+    assert!(world.seconds() < 10, "at once");
+    let asked = wanted(&world, session, again.request).await;
+    assert_eq!((asked.leaves, asked.forced, asked.whole), (vec![(1, 1)], vec![], vec![(1, 1)]));
+    let question = Message::new(&About::nothing(), &AskParentLeaf { session, leaf: 1 });
+    let limit = Duration::from_secs(1);
+    let leaf = world.bus.request(&Service::conductor(session), question, limit).await.unwrap();
+    assert_eq!(leaf.read::<ParentLeaf>().unwrap().lost, [0]);
+    // The parent's word and the damaged copy count for nothing.
+    world.mapped_leaf(session, 1, Mapped::Parent(world.id(2))).await;
+    let healed = world.store(&[2]).await;
+    world.read(&request, false).await;
+    world.read(&again, false).await;
+    world.unchanged().await;
+    let root = world.sealed(&world.job(2)).await;
+    assert_eq!(root.top, parent.top);
+    // What has another copy is not damaged any more.
+    world.submit(&world.job(3)).await;
+    let request = world.asked().await;
+    world.opened(request.session, 1, SIZE).await;
+    unchanged(&world, request.session, session, &[(0, SIZE)]).await;
+    world.read(&request, false).await;
+    world.unchanged().await;
+    world.sealed(&world.job(3)).await;
+    assert!(world.packs_of(Domain::Data).contains(&healed) && !world.is_asked());
+}
+
+/// A reader that does not know what it is told says the same again.
+#[tokio::test(start_paused = true)]
+async fn what_is_damaged_and_said_to_be_unchanged_again_is_asked_for_with_force() {
+    let world = World::new().await;
+    world.start(settings());
+    let parent = world.backup(&world.job(1), &[1, 2, 3]).await;
+    world.damage(&[world.id(3)]).await;
+    world.submit(&world.job(2)).await;
+    let request = world.asked().await;
+    let (session, of) = (request.session, parent.slot.session);
+    world.opened(session, 1, SIZE).await;
+    unchanged(&world, session, of, &[(0, SIZE)]).await;
+    world.asked().await;
+    unchanged(&world, session, of, &[(2 * LEAF_SPAN, LEAF_SPAN)]).await;
+    let forced = world.asked().await;
+    assert_eq!((forced.leaves, forced.force), (Some(vec![2]), true));
+    assert_eq!(wanted(&world, session, forced.request).await.forced, [(2, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_leaf_of_the_parents_map_is_stored_again() {
+    let world = World::new().await;
+    world.start(settings());
+    let parent = world.backup(&world.job(1), &[1, 2]).await;
+    let leaf = world.leaf_id(&parent, 1).await;
+    world.damage(&[leaf]).await;
+    world.take_structures();
+    world.submit(&world.job(2)).await;
+    let request = world.asked().await;
+    let (session, of) = (request.session, parent.slot.session);
+    world.opened(session, 1, 2 * LEAF_SPAN).await;
+    unchanged(&world, session, of, &[(0, 2 * LEAF_SPAN)]).await;
+    let again = world.asked().await;
+    assert_eq!((again.leaves.clone(), again.force), (Some(vec![1]), false));
+    world.mapped_leaf(session, 1, Mapped::Parent(world.id(2))).await;
+    world.read(&request, false).await;
+    world.read(&again, false).await;
+    world.unchanged().await;
+    assert_eq!(world.sealed(&world.job(2)).await.top, parent.top);
+    assert_eq!(world.take_structures(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_unchanged_since_something_else_counts_for_nothing() {
     let world = World::new().await;

@@ -14,8 +14,8 @@ use agent::maps::MapReader;
 use agent::repository::NewRepository;
 use agent::store::Store;
 use agent::{
-    Answerer, Context, Environment, Failure, Handler, Outcome as Handled, Queue, Repository, Service, Stop,
-    Topic, sessions,
+    Answerer, Context, Environment, Failure, Handler, Outcome as Handled, Protection, Queue, ReadBy,
+    Repository, Service, Stop, Topic, sessions,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -31,7 +31,7 @@ use schema::pack::{PackBuilder, PackHeader};
 use schema::root::{Root, Statistics, Tracking};
 use schema::{ChunkId, Domain, JobId, PackId, ReadingId, SessionId};
 
-use crate::{Copier, Outcome, Protection, Settings, Side, snapshots};
+use crate::{Copier, Outcome, Settings, Side, snapshots};
 
 pub const VOLUME: &str = "host/vg/lv";
 const CHUNK: usize = 64 << 10;
@@ -287,8 +287,10 @@ impl World {
 
     /// Copies a snapshot as the command does.
     pub async fn copy(&self, root: &Root) -> Result<Outcome, Failure> {
-        let protection = Protection::begin(&self.first.context, &self.first.repository, "snapshots".into());
-        let protection = protection.await.unwrap();
+        let environment = &self.first.context.environment;
+        let (session, job) = (environment.session_id(), environment.job_id());
+        let by = ReadBy { session, job, volume: "snapshots", host: "host", undo: &[] };
+        let protection = Protection::begin(&self.first.repository, by).await.unwrap();
         let roots = self.first.roots().await;
         let (first, second) = (self.first.side(), self.second.side());
         let context = self.second.context.clone();

@@ -11,7 +11,7 @@ fn runs(listed: Option<&[u64]>, force: bool, answer: Option<&Wanted>) -> Vec<(u6
 }
 
 fn answer(leaves: &[(u64, u64)], forced: &[(u64, u64)]) -> Wanted {
-    Wanted { over: false, leaves: leaves.to_vec(), forced: forced.to_vec() }
+    Wanted { over: false, leaves: leaves.to_vec(), forced: forced.to_vec(), whole: Vec::new() }
 }
 
 #[test]

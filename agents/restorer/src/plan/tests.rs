@@ -77,7 +77,7 @@ fn neighbours_are_fetched_together() {
         for (wanted, (p, offset, len)) in window.chunks.iter_mut().zip(&frames) {
             wanted.copies = vec![Copy { pack: pack(*p), offset: *offset, len: *len }];
         }
-        window.rank(|_| true);
+        window.rank(|_, _| true);
         let fetches = window.fetches(200 << 10);
         let mut got: Vec<_> = fetches.iter().map(|f| (f.pack.as_bytes()[0], f.range.clone())).collect();
         got.sort_by_key(|(p, range)| (*p, range.start));
@@ -97,10 +97,10 @@ fn the_best_copy_counts_and_is_near_others() {
         let packs = window.chunks.iter().map(|w| w.copies.first().map(|c| c.pack.as_bytes()[0]));
         packs.collect::<Vec<_>>()
     };
-    window.rank(|_| true);
+    window.rank(|_, _| true);
     assert_eq!(first(&window), [Some(3), Some(3), Some(3)]);
     assert_eq!(window.chunks[2].copies.len(), 1, "copies that cannot be frames are dropped");
-    window.rank(|p| p != pack(3));
+    window.rank(|_, p| p != pack(3));
     assert_eq!(first(&window), [Some(2), Some(2), Some(3)], "copies that do not count come last, and stay");
     window.chunks[1].copies.clear();
     assert_eq!(window.without_copies().collect::<Vec<_>>(), [1]);
@@ -129,7 +129,7 @@ proptest! {
             let known = copies.get(&wanted.id.as_bytes()[1]).cloned().unwrap_or_default();
             wanted.copies = known.iter().map(|(p, offset, len)| Copy { pack: pack(*p), offset: *offset, len: *len }).collect();
         }
-        window.rank(|p| p != pack(2));
+        window.rank(|_, p| p != pack(2));
         let fetches = window.fetches(limit);
 
         // The window is the pieces: each byte once, nothing outside.

@@ -39,8 +39,14 @@ impl Conductors {
     }
 
     fn wants(&self, request: u32, leaves: &[(u64, u64)], forced: &[(u64, u64)]) {
-        let wanted = Wanted { over: false, leaves: leaves.to_vec(), forced: forced.to_vec() };
+        let wanted =
+            Wanted { over: false, leaves: leaves.to_vec(), forced: forced.to_vec(), whole: Vec::new() };
         self.0.lock().unwrap().wanted.insert(request, wanted);
+    }
+
+    fn wants_whole(&self, request: u32, leaves: &[(u64, u64)], whole: &[(u64, u64)]) {
+        self.wants(request, leaves, &[]);
+        self.0.lock().unwrap().wanted.get_mut(&request).unwrap().whole = whole.to_vec();
     }
 
     fn has_parent(&self, bytes: &[u8]) {
@@ -68,9 +74,13 @@ impl Answerer for Conductors {
         Ok(match played.leaves.get(&asked.leaf) {
             Some(leaf) => {
                 let span = leaf.pieces().iter().map(|piece| u64::from(piece.len)).sum();
-                Message::with_body(&none, &ParentLeaf { span: Some(span) }, leaf.encode().into())
+                Message::with_body(
+                    &none,
+                    &ParentLeaf { span: Some(span), lost: Vec::new() },
+                    leaf.encode().into(),
+                )
             }
-            None => Message::new(&none, &ParentLeaf { span: None }),
+            None => Message::new(&none, &ParentLeaf { span: None, lost: Vec::new() }),
         })
     }
 }
@@ -253,6 +263,24 @@ async fn forced_leaves_are_read_whole() {
     host.end().await;
 }
 
+/// What the parent has there cannot be relied on; what is stored of it is told by the index.
+#[tokio::test]
+async fn leaves_that_are_wanted_whole_are_read_whole_without_force() {
+    let parent = mixed(3 * LEAF_SPAN as usize);
+    let (new, ranges) = changed(&parent);
+    let host = Host::new(Shelf::new([("s", Memory::tracked(new.clone(), ranges))]), |_| {});
+    host.conductors.has_parent(&parent);
+    host.conductors.wants_whole(1, &[(0, 3)], &[(1, 1)]);
+    host.publish(tracked(new.len(), 1)).await;
+    let told = host.collect(session(1)).await;
+    told.assert_is(&parent, &new);
+    assert_eq!(told.forced, BTreeSet::from([false]));
+    let leaf = LEAF_SPAN..2 * LEAF_SPAN;
+    assert!(told.unchanged.iter().all(|(offset, len)| offset + len <= leaf.start || *offset >= leaf.end));
+    assert!(!told.unchanged.is_empty());
+    host.end().await;
+}
+
 /// A reader that was busy, or away, finds requests that each list everything that was missing at their time.
 #[tokio::test]
 async fn requests_that_waited_do_not_read_again_what_is_there() {
@@ -294,7 +322,7 @@ async fn requests_that_waited_do_not_read_again_what_is_there() {
 async fn a_session_that_wants_nothing_any_more_opens_nothing() {
     let shelf = Shelf::new([("s", Memory::new(mixed(M)))]);
     let host = Host::new(shelf.clone(), |_| {});
-    let over = Wanted { over: true, leaves: Vec::new(), forced: Vec::new() };
+    let over = Wanted { over: true, leaves: Vec::new(), forced: Vec::new(), whole: Vec::new() };
     host.conductors.0.lock().unwrap().wanted.insert(1, over);
     host.publish(tracked(M, 1)).await;
     host.until(|| host.requests() == 0).await;
@@ -375,7 +403,7 @@ async fn a_session_that_is_over_waits_no_longer() {
     host.conductors.wants(1, &[(0, 1)], &[]);
     host.publish(tracked(M, 1)).await;
     host.until(|| host.conductors.asked().len() > 3).await;
-    let over = Wanted { over: true, leaves: Vec::new(), forced: Vec::new() };
+    let over = Wanted { over: true, leaves: Vec::new(), forced: Vec::new(), whole: Vec::new() };
     host.conductors.0.lock().unwrap().wanted.insert(1, over);
     host.until(|| host.requests() == 0).await;
     assert_eq!(shelf.opened(), 0);

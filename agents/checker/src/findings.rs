@@ -1,0 +1,173 @@
+//! What a check found, and how far it is.
+
+use std::ops::Range;
+
+use schema::PackId;
+use schema::limits::HOLES_MAX;
+use schema::names::Slot;
+
+/// Problems that are told of one snapshot.
+const NAMED: usize = 10;
+
+/// How far the reading of content is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of packs that are to be read.
+    pub total: u64,
+    /// Bytes of them that were.
+    pub done: u64,
+    /// Everything up to this pack was read, and what was found there is recorded: another check may go on behind it.
+    pub after: Option<PackId>,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Snapshots that are visible.
+    pub snapshots: u64,
+    /// Bytes of their volumes.
+    pub bytes: u64,
+    /// Packs in the listing.
+    pub packs: u64,
+    /// Packs of which every frame was read.
+    pub packs_read: u64,
+    /// Bytes of those.
+    pub bytes_read: u64,
+    /// Objects that are not what they should be, whomever it concerns.
+    pub objects: Vec<Finding>,
+    /// Snapshots of which something cannot be read.
+    pub damaged: Vec<DamagedSnapshot>,
+    /// Chunks that have a damaged copy, and another one that snapshots can be read from.
+    pub rescued: u64,
+    /// Chunks that are recorded as damaged since this check.
+    pub recorded: u64,
+    /// Why something that was found could not be recorded.
+    pub unrecorded: Option<String>,
+    /// Chunks that were recorded as damaged and have a copy by now.
+    pub healed: u64,
+    /// Records that were of no use any more and were removed.
+    pub settled: u64,
+}
+
+impl Report {
+    /// Whether nothing is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.objects.is_empty() && self.damaged.is_empty()
+    }
+
+    /// Adds what was found of snapshots before.
+    pub(crate) fn merge(&mut self, before: Vec<DamagedSnapshot>) {
+        for earlier in before {
+            match self.damaged.iter_mut().find(|damaged| damaged.slot == earlier.slot) {
+                Some(damaged) => damaged.absorb(earlier),
+                None => self.damaged.push(earlier),
+            }
+        }
+        self.damaged.sort_by_key(|damaged| damaged.slot);
+    }
+
+    pub(crate) fn object(&mut self, key: impl Into<String>, why: impl Into<String>) {
+        let (key, why) = (key.into(), why.into());
+        tracing::warn!(key, why, "damage was found");
+        self.objects.push(Finding { key, why });
+    }
+}
+
+/// An object that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Its key in the bucket.
+    pub key: String,
+    /// What is wrong, and what that means.
+    pub why: String,
+}
+
+/// A snapshot of which something cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedSnapshot {
+    /// The snapshot.
+    pub slot: Slot,
+    /// Its volume; none when the root itself cannot be read.
+    pub volume: Option<String>,
+    /// Bytes of the volume that cannot be read, in order and joined.
+    pub lost: Vec<Range<u64>>,
+    /// For people: the first of what is wrong.
+    pub problems: Vec<String>,
+    more: u64,
+}
+
+impl DamagedSnapshot {
+    pub(crate) fn new(slot: Slot, volume: Option<String>) -> Self {
+        Self { slot, volume, lost: Vec::new(), problems: Vec::new(), more: 0 }
+    }
+
+    /// Notes a problem, and what cannot be read because of it. Ranges may come in any order.
+    pub(crate) fn add(&mut self, range: Range<u64>, problem: String) {
+        match self.problems.len() < NAMED {
+            true => self.problems.push(problem),
+            false => self.more += 1,
+        }
+        match self.lost.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ if range.is_empty() => {}
+            _ => self.lost.push(range),
+        }
+        if self.lost.len() > 2 * HOLES_MAX {
+            self.join();
+        }
+    }
+
+    fn absorb(&mut self, earlier: Self) {
+        self.problems.splice(0..0, earlier.problems);
+        self.lost.extend(earlier.lost);
+        self.join();
+    }
+
+    pub(crate) fn finish(mut self) -> Option<Self> {
+        self.join();
+        if self.more > 0 {
+            self.problems.push(format!("and {} more", self.more));
+        }
+        (!self.problems.is_empty()).then_some(self)
+    }
+
+    fn join(&mut self) {
+        self.lost.sort_unstable_by_key(|range| range.start);
+        self.lost.dedup_by(|next, last| {
+            let touches = next.start <= last.end;
+            if touches {
+                last.end = last.end.max(next.end);
+            }
+            touches
+        });
+    }
+
+    /// Bytes that cannot be read.
+    pub fn bytes(&self) -> u64 {
+        self.lost.iter().map(|range| range.end - range.start).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use schema::{SessionId, VolumeKey};
+
+    #[test]
+    fn ranges_are_joined_and_problems_counted() {
+        let slot = Slot { volume: VolumeKey::from_bytes([1; 16]), session: SessionId::from_bytes([2; 16]) };
+        let mut damaged = DamagedSnapshot::new(slot, Some("v".into()));
+        for start in [50, 60, 10, 0, 55, 90] {
+            damaged.add(start..start + 10, format!("offset {start}"));
+        }
+        for _ in 0..7 {
+            damaged.add(95..100, "again".into());
+        }
+        let damaged = damaged.finish().expect("something is wrong");
+        assert_eq!(damaged.lost, [0..20, 50..70, 90..100]);
+        assert_eq!(damaged.bytes(), 50);
+        assert_eq!(damaged.problems.len(), NAMED + 1);
+        assert_eq!(damaged.problems[NAMED], "and 3 more");
+        assert_eq!(DamagedSnapshot::new(slot, None).finish(), None);
+    }
+}

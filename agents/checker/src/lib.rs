@@ -1,0 +1,169 @@
+//! The checker: finds what is damaged in a repository, says whom it concerns, and records it for the next backups.
+//!
+//! It reads all small objects, all footers and all structure, and as much of the content as it is asked to; then it
+//! walks the map of every snapshot. What cannot be relied on is recorded in the bucket, where sessions look when they
+//! begin, so that the next backup which still has the content stores it again. It deletes nothing but records of its
+//! own that are of no use any more, and never changes a snapshot. Memory is bounded by the number of packs, and by
+//! what can be recorded.
+
+mod findings;
+mod frames;
+mod holes;
+mod maps;
+mod mend;
+mod objects;
+mod packs;
+mod record;
+mod scope;
+
+use std::sync::{Arc, OnceLock};
+
+use agent::damage::Damages;
+use agent::index::IndexClient;
+use agent::keys::DataKeys;
+use agent::{Failure, Protection, Repository, Stop};
+use schema::PackId;
+use schema::keys::Identity;
+use schema::messages::FailureKind;
+use schema::names::Slot;
+
+pub use findings::{DamagedSnapshot, Finding, Progress, Report};
+pub use mend::{Mended, Mender};
+pub use scope::{Content, Share};
+
+use maps::{Lost, Walk};
+use packs::Packs;
+
+/// How a checker works.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The host, for records.
+    pub host: String,
+    /// What of the content is read.
+    pub content: Content,
+    /// Whether damage is recorded.
+    pub record: bool,
+}
+
+/// What was found so far.
+struct Found {
+    report: Report,
+    recorded: Damages,
+    packs: Packs,
+    /// Snapshots that were looked at.
+    slots: Vec<Slot>,
+    lost: Lost,
+}
+
+/// Checks one repository.
+pub struct Checker {
+    source: Source,
+    index: IndexClient,
+    settings: Settings,
+    /// Why something that was found could not be recorded.
+    unrecorded: OnceLock<String>,
+}
+
+impl Checker {
+    /// A checker. Without an identity it reads no content of an encrypted repository.
+    pub fn new(
+        repository: Repository,
+        index: IndexClient,
+        identity: Option<Arc<Identity>>,
+        settings: Settings,
+        stop: Stop,
+    ) -> Self {
+        let source = Source::new(repository, identity, stop);
+        Self { source, index, settings, unrecorded: OnceLock::new() }
+    }
+
+    /// Checks. Fails when it could not find out, or was stopped; what it finds is no failure.
+    ///
+    /// While the structure is looked at, `protection` keeps a collection from moving it; it began before the index was
+    /// brought up to date. Content is read without it: that may take days, for which nothing should wait.
+    pub async fn check(
+        &self,
+        protection: Option<Protection>,
+        progress: &(impl Fn(Progress) + Sync),
+    ) -> Result<Report, Failure> {
+        let found = match self.keys_fit().await {
+            Ok(()) => self.structure().await,
+            Err(failure) => Err(failure),
+        };
+        if let Some(protection) = protection {
+            protection.end().await;
+        }
+        let mut found = found?;
+        self.content_frames(&mut found, progress).await?;
+        if found.packs.has_damage() {
+            self.look_again(&mut found).await?;
+        }
+        self.settle(&mut found).await?;
+        found.report.unrecorded = self.unrecorded.get().cloned();
+        Ok(found.report)
+    }
+
+    async fn keys_fit(&self) -> Result<(), Failure> {
+        if self.settings.content != Content::None {
+            self.source.keys.check().map_err(|why| why.context("content cannot be checked"))?;
+        }
+        self.source.keys.fits().await
+    }
+
+    async fn structure(&self) -> Result<Found, Failure> {
+        let mut report = Report::default();
+        let mut recorded = Damages::load(&self.source.repository).await?;
+        let mut packs = self.footers(&recorded, &mut report).await?;
+        // Sessions before slots: a session that has ended meanwhile has decided its slot before.
+        self.small_objects(&packs, &mut report).await?;
+        self.structure_frames(&mut packs, &mut report).await?;
+        let slots = self.source.repository.visible_slots(None).await?;
+        let lost = Walk::new(self, &packs, &recorded).all(&slots, &mut report).await?;
+        let damage = packs.damage().chain(lost.iter().map(|(id, packs)| (*id, packs.clone())));
+        report.recorded += self.record(&mut recorded, packs.unreadable(), damage).await?;
+        packs.bad_is_known();
+        Ok(Found { report, recorded, packs, slots, lost })
+    }
+
+    /// Whom it concerns what was found in content. Chunks may have moved meanwhile: only those count that were found.
+    async fn look_again(&self, found: &mut Found) -> Result<(), Failure> {
+        let Found { report, recorded, packs, slots, lost } = found;
+        packs.list_again(self.source.list_packs().await?);
+        let before = std::mem::take(&mut report.damaged);
+        (report.snapshots, report.bytes) = (0, 0);
+        let found = Walk::again(self, packs, recorded).all(slots, report).await?;
+        report.merge(before);
+        let damage = found.iter().map(|(id, packs)| (*id, packs.clone()));
+        report.recorded += self.record(recorded, packs.unreadable(), damage).await?;
+        lost.extend(found);
+        Ok(())
+    }
+}
+
+/// Where packs and keys are.
+struct Source {
+    repository: Repository,
+    keys: DataKeys,
+    stop: Stop,
+}
+
+impl Source {
+    fn new(repository: Repository, identity: Option<Arc<Identity>>, stop: Stop) -> Self {
+        let keys = DataKeys::new(repository.clone(), identity);
+        Self { repository, keys, stop }
+    }
+
+    fn go_on(&self) -> Result<(), Failure> {
+        match self.stop.is_raised() {
+            true => Err(Failure::new(FailureKind::Revoked, "interrupted")),
+            false => Ok(()),
+        }
+    }
+
+    /// All packs with their sizes, in order.
+    async fn list_packs(&self) -> Result<Vec<(PackId, u64)>, Failure> {
+        let mut packs = self.repository.list_packs().await?;
+        packs.sort_unstable();
+        Ok(packs)
+    }
+}

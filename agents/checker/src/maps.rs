@@ -1,0 +1,286 @@
+//! Walks the maps of all snapshots: every part must be read, and every chunk must have a copy in a pack that is there.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+
+use agent::damage::Damages;
+use agent::repository::AtSlot;
+use agent::{Failure, maps};
+use bytes::Bytes;
+use futures::future::join_all;
+use schema::limits::{DAMAGED_CHUNKS_MAX, NODE_FANOUT};
+use schema::map::{self, Geometry, Leaf, Node};
+use schema::messages::{About, Copy};
+use schema::names::{self, Slot};
+use schema::root::Root;
+use schema::{ChunkId, PackId};
+
+use crate::Checker;
+use crate::findings::{DamagedSnapshot, Report};
+use crate::packs::{Packs, is_damage};
+
+/// Leaves that are read at once; a leaf has 1 MiB at most.
+const AT_ONCE: usize = 16;
+/// Leaves without damage that are remembered, 33 bytes each and half as much again for the table.
+const CLEAN_MAX: usize = 1 << 20;
+
+/// Chunks without a copy that snapshots can be read from, and the packs with a copy that is none.
+pub(crate) type Lost = BTreeMap<ChunkId, Vec<PackId>>;
+
+/// What is known while maps are walked.
+pub(crate) struct Walk<'a> {
+    checker: &'a Checker,
+    packs: &'a Packs,
+    recorded: &'a Damages,
+    /// Leaves that were seen, and in which nothing is wrong.
+    clean: HashSet<ChunkId>,
+    /// Only what was found since the last walk counts.
+    again: bool,
+    lost: Lost,
+    rescued: HashSet<ChunkId>,
+}
+
+/// The copies of a chunk.
+struct Judged {
+    /// Those that may be relied on.
+    whole: Vec<Copy>,
+    /// The packs of the others.
+    bad: Vec<PackId>,
+    /// What is wrong, where there is none to rely on.
+    why: String,
+}
+
+/// A part of a map.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    id: ChunkId,
+    /// Above the leaves.
+    level: u8,
+    /// In its level.
+    number: u64,
+}
+
+/// What is wrong in a part of a map.
+#[derive(Default)]
+struct Wrong {
+    problems: Vec<(Range<u64>, String)>,
+    lost: Lost,
+    rescued: Vec<ChunkId>,
+}
+
+impl<'a> Walk<'a> {
+    pub(crate) fn new(checker: &'a Checker, packs: &'a Packs, recorded: &'a Damages) -> Self {
+        let (clean, rescued) = (HashSet::new(), HashSet::new());
+        Self { checker, packs, recorded, clean, again: false, lost: Lost::new(), rescued }
+    }
+
+    /// Another walk, after damaged content was found.
+    pub(crate) fn again(checker: &'a Checker, packs: &'a Packs, recorded: &'a Damages) -> Self {
+        Self { again: true, ..Self::new(checker, packs, recorded) }
+    }
+
+    /// Walks the maps of snapshots; the chunks that are lost.
+    pub(crate) async fn all(mut self, slots: &[Slot], report: &mut Report) -> Result<Lost, Failure> {
+        for &slot in slots {
+            self.checker.source.go_on()?;
+            match self.checker.source.repository.at_slot(slot).await {
+                Ok(AtSlot::Snapshot(root)) => {
+                    report.snapshots += 1;
+                    report.bytes += root.size;
+                    report.damaged.extend(self.snapshot(&root).await?);
+                }
+                Ok(AtSlot::Nothing | AtSlot::Tombstone) => {}
+                Err(failure) if is_damage(&failure) => {
+                    report.snapshots += 1;
+                    report.damaged.extend(unreadable(slot, &failure).filter(|_| !self.again));
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        report.rescued = report.rescued.max(self.rescued.len() as u64);
+        Ok(self.lost)
+    }
+
+    async fn snapshot(&mut self, root: &Root) -> Result<Option<DamagedSnapshot>, Failure> {
+        let geometry = Geometry::new(root.size)?;
+        let mut damaged = DamagedSnapshot::new(root.slot, Some(root.volume.clone()));
+        let top = root.top.map(|id| Part { id, level: geometry.depth(), number: 0 });
+        let mut below: Vec<Part> = top.into_iter().collect();
+        while let Some(part) = below.pop() {
+            self.checker.source.go_on()?;
+            if part.level == 0 {
+                self.leaves(root, geometry, &[part], &mut damaged).await?;
+                continue;
+            }
+            let mut wrong = Wrong::default();
+            let bytes = self.read(root, geometry, &part, &mut wrong).await?;
+            let node = bytes.map(|bytes| Node::parse(&bytes, part.level));
+            match node {
+                Some(Ok(node)) => {
+                    let first = part.number * NODE_FANOUT as u64;
+                    let child = |(id, number): (&Option<ChunkId>, u64)| {
+                        Some(Part { id: (*id)?, level: part.level - 1, number })
+                    };
+                    let children: Vec<Part> = node.children().iter().zip(first..).filter_map(child).collect();
+                    match part.level {
+                        1 => self.leaves(root, geometry, &children, &mut damaged).await?,
+                        _ => below.extend(children.into_iter().rev()),
+                    }
+                }
+                Some(Err(why)) => wrong.map(&part, geometry, why),
+                None => {}
+            }
+            self.note(wrong, &mut damaged);
+        }
+        Ok(damaged.finish())
+    }
+
+    async fn leaves(
+        &mut self,
+        root: &Root,
+        geometry: Geometry,
+        leaves: &[Part],
+        damaged: &mut DamagedSnapshot,
+    ) -> Result<(), Failure> {
+        for some in leaves.chunks(AT_ONCE) {
+            let fresh: Vec<Part> =
+                some.iter().filter(|part| !self.clean.contains(&part.id)).copied().collect();
+            let looked = join_all(fresh.iter().copied().map(|part| self.leaf(root, geometry, part))).await;
+            for (part, wrong) in fresh.iter().zip(looked) {
+                self.checker.source.go_on()?;
+                let wrong = wrong?;
+                if wrong.problems.is_empty() && self.clean.len() < CLEAN_MAX {
+                    self.clean.insert(part.id);
+                }
+                self.note(wrong, damaged);
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, wrong: Wrong, damaged: &mut DamagedSnapshot) {
+        wrong.problems.into_iter().for_each(|(range, problem)| damaged.add(range, problem));
+        for (id, packs) in wrong.lost {
+            if self.lost.len() < DAMAGED_CHUNKS_MAX {
+                self.lost.insert(id, packs);
+            }
+        }
+        self.rescued.extend(wrong.rescued.into_iter().take(DAMAGED_CHUNKS_MAX - self.rescued.len()));
+    }
+
+    async fn leaf(&self, root: &Root, geometry: Geometry, part: Part) -> Result<Wrong, Failure> {
+        let mut wrong = Wrong::default();
+        let Some(bytes) = self.read(root, geometry, &part, &mut wrong).await? else { return Ok(wrong) };
+        let range = part.range(geometry);
+        let leaf = match Leaf::parse(&bytes, range.end - range.start) {
+            Ok(leaf) => leaf,
+            Err(why) => {
+                wrong.map(&part, geometry, why);
+                return Ok(wrong);
+            }
+        };
+        let mut chunks: Vec<(Range<u64>, ChunkId)> = leaf
+            .located(range.start)
+            .filter_map(|(at, piece)| match piece.content {
+                map::Content::Chunk(id) => Some((at..at + u64::from(piece.len), id)),
+                map::Content::Zero => None,
+            })
+            .collect();
+        if self.again {
+            chunks.retain(|(_, id)| self.packs.is_named(id));
+        }
+        let ids: Vec<ChunkId> = chunks.iter().map(|(_, id)| *id).collect();
+        for ((range, id), judged) in chunks.into_iter().zip(self.judge(root, &ids).await?) {
+            if judged.whole.is_empty() {
+                let problem = format!("offset {}: chunk {id} {}", range.start, judged.why);
+                wrong.problems.push((range, problem));
+                wrong.lost.insert(id, judged.bad);
+            } else if !judged.bad.is_empty() {
+                wrong.rescued.push(id);
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// Reads a part of a map, unless it is lost.
+    async fn read(
+        &self,
+        root: &Root,
+        geometry: Geometry,
+        part: &Part,
+        wrong: &mut Wrong,
+    ) -> Result<Option<Bytes>, Failure> {
+        // What is wrong with a map was told by the first walk.
+        let is_told = !self.again;
+        let Some(judged) = self.judge(root, &[part.id]).await?.pop() else { return Ok(None) };
+        if judged.whole.is_empty() && !is_told {
+            return Ok(None);
+        }
+        if judged.whole.is_empty() {
+            wrong.map(part, geometry, format!("chunk {} {}", part.id, judged.why));
+            wrong.lost.insert(part.id, judged.bad);
+            return Ok(None);
+        }
+        match maps::read_structure(&self.checker.source.repository, part.id, &judged.whole).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(failure) if is_damage(&failure) && !is_told => Ok(None),
+            Err(failure) if is_damage(&failure) => {
+                wrong.map(part, geometry, failure);
+                let packs = judged.whole.iter().map(|copy| copy.pack).chain(judged.bad);
+                wrong.lost.insert(part.id, packs.collect());
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Tells the copies apart that may be relied on.
+    async fn judge(&self, root: &Root, ids: &[ChunkId]) -> Result<Vec<Judged>, Failure> {
+        let about = About { session: None, volume: root.volume.clone() };
+        let located = self.checker.index.locate(&about, ids).await?;
+        let judge = |(id, copies): (&ChunkId, Vec<Copy>)| {
+            let (mut whole, mut bad, mut why) = (Vec::new(), Vec::new(), Vec::new());
+            for copy in copies {
+                match self.packs.trouble(id, &copy, self.recorded) {
+                    None => whole.push(copy),
+                    Some(trouble) => {
+                        bad.push(copy.pack);
+                        why.push(format!("{}: {trouble}", names::pack(copy.pack)));
+                    }
+                }
+            }
+            let why = match why.is_empty() {
+                true => "is in no pack".to_owned(),
+                false => format!("has no readable copy: {}", why.join("; ")),
+            };
+            Judged { whole, bad, why }
+        };
+        Ok(ids.iter().zip(located).map(judge).collect())
+    }
+}
+
+impl Part {
+    /// The bytes of the volume that it is about.
+    fn range(&self, geometry: Geometry) -> Range<u64> {
+        let width = (NODE_FANOUT as u64).pow(self.level.into());
+        let last = (self.number + 1).saturating_mul(width).min(geometry.leaves());
+        let first = (self.number * width).min(last.saturating_sub(1));
+        geometry.leaf_range(first).start..geometry.leaf_range(last.saturating_sub(1)).end
+    }
+}
+
+impl Wrong {
+    /// A part of the map itself cannot be read.
+    fn map(&mut self, part: &Part, geometry: Geometry, why: impl std::fmt::Display) {
+        let range = part.range(geometry);
+        self.problems
+            .push((range.clone(), format!("the map of offsets {} to {}: {why}", range.start, range.end)));
+    }
+}
+
+/// A snapshot whose root cannot be read.
+fn unreadable(slot: Slot, failure: &Failure) -> Option<DamagedSnapshot> {
+    let mut damaged = DamagedSnapshot::new(slot, None);
+    damaged.add(0..0, failure.to_string());
+    damaged.finish()
+}

@@ -1,0 +1,259 @@
+//! Mends what can be mended from what is in the bucket: whole frames of torn packs move to new packs, and data keys that
+//! are gone come back from footers.
+//!
+//! Nothing is deleted. A torn pack whose frames were moved is recorded as one that nobody relies on, and is collected
+//! when nothing needs it. What moves is opened first, so that an identity is needed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::damage::Damages;
+use agent::repository::AtSlot;
+use agent::sessions::OpenSession;
+use agent::store::{Created, StoreErrorKind};
+use agent::{Failure, Repository, Stop};
+use schema::chunk::FrameHeader;
+use schema::damage::Damage;
+use schema::keys::{Identity, KEY_DATA_FIRST, SealedKey, index_of};
+use schema::messages::{Copy, FailureKind};
+use schema::names::{self, Slot};
+use schema::pack::{PackBuilder, PackFooter, PackHeader};
+use schema::session::{Session, SessionKind};
+use schema::{KeyId, PackId, SessionId};
+
+use crate::Source;
+use crate::packs::{Footer, read_footer};
+
+/// What the session of a repair says that it works on.
+const VOLUME: &str = "(repair)";
+/// Attempts to upload a pack, each under a fresh name.
+const ATTEMPTS: u32 = 9;
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// What was mended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mended {
+    /// Torn packs whose frames were moved, and how many that were.
+    pub packs: Vec<(PackId, u64)>,
+    /// Data keys that were stored again.
+    pub keys: Vec<KeyId>,
+}
+
+/// Mends a repository.
+pub struct Mender {
+    source: Source,
+    host: String,
+}
+
+impl Mender {
+    /// A mender; a plain repository needs no identity.
+    pub fn new(repository: Repository, identity: Option<Arc<Identity>>, host: String, stop: Stop) -> Self {
+        Self { source: Source::new(repository, identity, stop), host }
+    }
+
+    /// Mends. Whoever looks for chunks afterwards must look for new packs first.
+    pub async fn mend(&self) -> Result<Mended, Failure> {
+        self.source.keys.check().map_err(|why| why.context("nothing can be mended"))?;
+        self.source.keys.fits().await?;
+        let session = self.begin().await?;
+        let mended = self.all(session.session().id).await;
+        // What was stored is found by the index; the session itself commits nothing.
+        match session.abandon().await {
+            Ok(AtSlot::Tombstone) => {}
+            Ok(_) => tracing::warn!("the slot of a repair holds something"),
+            Err(failure) => tracing::warn!(%failure, "the session's object stays for the collector"),
+        }
+        mended
+    }
+
+    async fn begin(&self) -> Result<OpenSession, Failure> {
+        let environment = self.source.repository.environment();
+        let id = environment.session_id();
+        let session = Session {
+            id,
+            kind: SessionKind::Copy,
+            slot: Some(Slot { volume: self.source.repository.key.volume_key(VOLUME), session: id }),
+            job: environment.job_id(),
+            volume: VOLUME.to_owned(),
+            host: self.host.clone(),
+            started_ms: environment.now_ms(),
+            checkpoint: None,
+            ended: None,
+            undo: Vec::new(),
+        };
+        OpenSession::begin(self.source.repository.clone(), session).await
+    }
+
+    async fn all(&self, session: SessionId) -> Result<Mended, Failure> {
+        let mut mended = Mended::default();
+        let recorded = Damages::load(&self.source.repository).await?;
+        let listed = self.source.repository.store.list(names::KEYS).await?;
+        let mut seen = BTreeSet::new();
+        let known: BTreeSet<KeyId> =
+            listed.iter().filter_map(|key| key.key.strip_prefix("keys/")?.parse().ok()).collect();
+        let mut torn = Vec::new();
+        for (pack, _) in self.source.list_packs().await? {
+            self.source.go_on()?;
+            match read_footer(&self.source.repository, pack).await? {
+                Footer::Whole(_, footer) => self.keys(&footer, &known, &mut seen, &mut mended).await?,
+                Footer::Torn(header, footer, _) => {
+                    self.keys(&footer, &known, &mut seen, &mut mended).await?;
+                    torn.push((pack, header, footer));
+                }
+                Footer::Unreadable(_) | Footer::Gone => {}
+            }
+        }
+        // With all keys at hand.
+        for (pack, header, footer) in torn {
+            if recorded.packs().contains(&pack) {
+                continue;
+            }
+            let moved = self.salvage(pack, header, &footer, session).await?;
+            if moved > 0 {
+                self.record(pack).await?;
+                mended.packs.push((pack, moved));
+            }
+        }
+        Ok(mended)
+    }
+
+    /// Stores keys again that are gone, or cannot be opened where the footer's copy can.
+    async fn keys(
+        &self,
+        footer: &PackFooter,
+        known: &BTreeSet<KeyId>,
+        seen: &mut BTreeSet<KeyId>,
+        mended: &mut Mended,
+    ) -> Result<(), Failure> {
+        for key in &footer.keys {
+            let name = names::key(key.id);
+            if !seen.insert(key.id) {
+                continue;
+            }
+            match known.contains(&key.id) {
+                false => {
+                    self.source.repository.store.create(&name, key.sealed.clone()).await?;
+                    mended.keys.push(key.id);
+                }
+                true if self.source.keys.is_lost(key).await? => {
+                    self.source.repository.store.put(&name, key.sealed.clone()).await?;
+                    mended.keys.push(key.id);
+                }
+                true => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the whole frames of a torn pack; how many.
+    async fn salvage(
+        &self,
+        pack: PackId,
+        header: PackHeader,
+        footer: &PackFooter,
+        session: SessionId,
+    ) -> Result<u64, Failure> {
+        let checked = self.source.check_frames(pack, &header, footer).await?;
+        if let Some(why) = checked.unopened {
+            let pack = names::pack(pack);
+            return Err(Failure::refused(format!("{pack} cannot be salvaged: {why}")));
+        }
+        let bad: BTreeSet<_> = checked.bad.into_iter().map(|(id, _)| id).collect();
+        let mut builder = self.builder(&header);
+        let mut keys = BTreeMap::new();
+        for entry in footer.entries.iter().filter(|entry| !bad.contains(&entry.id)) {
+            self.source.go_on()?;
+            let copy = Copy { pack, offset: entry.offset, len: entry.len };
+            let frame = self.source.repository.read_frame(&copy).await?;
+            let head = FrameHeader::parse(&frame)?;
+            if head.key >= KEY_DATA_FIRST {
+                let key = self.sealed_key(head.key, footer, &mut keys).await?;
+                builder.add_key(&key);
+            }
+            builder.push(&[head], frame, session)?;
+        }
+        if builder.is_empty() {
+            return Ok(0);
+        }
+        builder.add_sessions(&footer.sessions);
+        let moved = builder.entries().len() as u64;
+        self.upload(builder).await?;
+        Ok(moved)
+    }
+
+    fn builder(&self, header: &PackHeader) -> PackBuilder {
+        PackBuilder::new(PackHeader { pack: self.source.repository.environment().pack_id(), ..*header })
+    }
+
+    /// The key that frames call by this number, as it is stored.
+    async fn sealed_key(
+        &self,
+        index: u32,
+        footer: &PackFooter,
+        known: &mut BTreeMap<u32, SealedKey>,
+    ) -> Result<SealedKey, Failure> {
+        if let Some(key) = known.get(&index) {
+            return Ok(key.clone());
+        }
+        let mut found = footer.keys.iter().find(|key| index_of(&key.id) == index).cloned();
+        if found.is_none() {
+            let listed = self.source.repository.store.list(names::KEYS).await?;
+            let ids = listed.iter().filter_map(|key| key.key.strip_prefix("keys/")?.parse::<KeyId>().ok());
+            let named: Vec<KeyId> = ids.filter(|id| index_of(id) == index).collect();
+            if let [id] = named[..] {
+                found = Some(self.source.repository.sealed_key(&names::key(id)).await?);
+            }
+        }
+        let key =
+            found.ok_or_else(|| Failure::damaged(format!("no single data key is called {index:08x}")))?;
+        known.insert(index, key.clone());
+        Ok(key)
+    }
+
+    /// Uploads a pack and reads it back.
+    async fn upload(&self, mut builder: PackBuilder) -> Result<(), Failure> {
+        let (store, environment) = (&self.source.repository.store, self.source.repository.environment());
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            let key = names::pack(builder.header().pack);
+            let (parts, _) = builder.clone().finish();
+            let error = match store.put_once(&key, parts.clone()).await {
+                Ok(()) => {
+                    let found = store.get(&key).await?.unwrap_or_default();
+                    return match *found == parts.concat() {
+                        true => Ok(()),
+                        false => {
+                            let why = format!(
+                                "the object store took {key} and does not give it back as it was written"
+                            );
+                            Err(Failure::new(FailureKind::Store, why))
+                        }
+                    };
+                }
+                Err(error) => error,
+            };
+            let again = error.is_transient() || error.kind() == StoreErrorKind::Exists;
+            if !again || attempt >= ATTEMPTS {
+                return Err(error.into());
+            }
+            environment.sleep(pause).await;
+            pause *= 2;
+            builder = builder.renamed(environment.pack_id());
+        }
+        unreachable!("the loop returns")
+    }
+
+    /// Nobody relies on the pack any more.
+    async fn record(&self, pack: PackId) -> Result<(), Failure> {
+        let environment = self.source.repository.environment();
+        let (found_ms, host) = (environment.now_ms(), self.host.clone());
+        let record =
+            Damage { version: Damage::VERSION, found_ms, host, packs: vec![pack], chunks: Vec::new() };
+        let key = names::damage(environment.damage_id());
+        match self.source.repository.store.create(&key, self.source.repository.seal(&key, &record)?).await? {
+            Created::Won => Ok(()),
+            Created::Lost(_) => Err(Failure::refused(format!("{key} exists already: names must be fresh"))),
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Small objects: each is opened, and what they say of each other must fit.
+//!
+//! What was deleted behind everybody's back is found where something else still speaks of it: a slot holds a commit or a
+//! tombstone for ever, so that a session which stored something and has neither slot nor object has lost its snapshot.
+
+use std::collections::BTreeSet;
+
+use agent::Failure;
+use futures::stream::{self, StreamExt};
+use schema::damage::{Damage, Holes};
+use schema::epoch::{Awaited, Epoch, Verdict};
+use schema::mark::Mark;
+use schema::messages::FailureKind;
+use schema::names::{self, Slot};
+use schema::root::Forgotten;
+use schema::session::Session;
+use schema::{KeyId, Object, SessionId};
+
+use crate::Checker;
+use crate::findings::Report;
+use crate::packs::{Packs, is_damage};
+
+/// Objects that are read at once.
+const AT_ONCE: usize = 16;
+
+impl Checker {
+    /// Opens every small object but roots, and compares them with each other and with the packs.
+    pub(crate) async fn small_objects(&self, packs: &Packs, report: &mut Report) -> Result<(), Failure> {
+        self.config(report).await?;
+        let sessions: BTreeSet<SessionId> =
+            self.all(names::SESSIONS, |key| names::parse_session(key).ok(), report).await?;
+        let stored = |sessions: &Session, key: &str| names::session(sessions.id) == *key;
+        self.open(sessions.iter().map(|id| names::session(*id)), stored, report).await?;
+        let slots: BTreeSet<Slot> =
+            self.all(names::SNAPSHOTS, |key| Slot::parse_key(key).ok(), report).await?;
+        let forgotten: BTreeSet<Slot> =
+            self.all(names::FORGOTTEN, |key| Slot::parse_key(key).ok(), report).await?;
+        let is_marker = |marker: &Forgotten, key: &str| marker.slot.forgotten() == *key;
+        self.open(forgotten.iter().map(Slot::forgotten), is_marker, report).await?;
+        lost_snapshots(packs, &sessions, &slots, &forgotten, report);
+        self.roots(&slots, &forgotten, report).await?;
+        self.epochs(report).await?;
+        self.keys_of_packs(packs, report).await?;
+        let holes: BTreeSet<Slot> = self.all(names::HOLES, |key| Slot::parse_key(key).ok(), report).await?;
+        self.open(holes.iter().map(Slot::holes), |holes: &Holes, key| holes.slot.holes() == *key, report)
+            .await?;
+        let marks: BTreeSet<_> = self.all(names::MARKS, |key| names::parse_mark(key).ok(), report).await?;
+        self.open(marks.into_iter().map(|(slot, id)| slot.mark(id)), is_mark_of, report).await?;
+        let records: BTreeSet<_> =
+            self.all(names::DAMAGE, |key| names::parse_damage(key).ok(), report).await?;
+        self.open(records.into_iter().map(names::damage), |_: &Damage, _| true, report).await
+    }
+
+    async fn config(&self, report: &mut Report) -> Result<(), Failure> {
+        let key = &self.source.repository.key;
+        let opened = agent::Repository::head(&self.source.repository.store).await.and_then(|head| {
+            let config = head.open(key)?;
+            Ok((config, head.repo))
+        });
+        match opened {
+            Ok((config, repo)) if config == self.source.repository.config && repo == key.repo() => Ok(()),
+            Ok(_) => {
+                report.object(names::CONFIG, "it is another one than when it was read first");
+                Ok(())
+            }
+            Err(failure) if is_damage(&failure) => {
+                report.object(names::CONFIG, failure.to_string());
+                Ok(())
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// What the keys below a folder name; of others it is said that they are strange.
+    async fn all<T: Ord>(
+        &self,
+        folder: &str,
+        parse: impl Fn(&str) -> Option<T>,
+        report: &mut Report,
+    ) -> Result<BTreeSet<T>, Failure> {
+        let mut found = BTreeSet::new();
+        for listed in self.source.repository.store.list(folder).await? {
+            match parse(&listed.key) {
+                Some(named) => drop(found.insert(named)),
+                None => report.object(listed.key, "no object of a repository has such a name"),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Opens objects of one kind.
+    async fn open<T: Object + Send>(
+        &self,
+        keys: impl Iterator<Item = String>,
+        fits: impl Fn(&T, &str) -> bool,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
+        let keys: Vec<String> = keys.collect();
+        let read = |key: String| async move {
+            let read = self.source.repository.read::<T>(&key).await;
+            (key, read)
+        };
+        let mut reading = stream::iter(keys).map(read).buffered(AT_ONCE);
+        while let Some((key, read)) = reading.next().await {
+            self.source.go_on()?;
+            match read {
+                Ok(Some(value)) if fits(&value, &key) => {}
+                // Gone, or a tombstone.
+                Ok(None) => {}
+                Ok(Some(_)) => report.object(&key, format!("it is the {} of something else", T::WHAT)),
+                Err(failure) if is_damage(&failure) => report.object(&key, failure.to_string()),
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(())
+    }
+
+    /// A snapshot's parent was once in its slot, and something must be there for ever. Visible snapshots that cannot be
+    /// read are told of when their maps are walked.
+    async fn roots(
+        &self,
+        slots: &BTreeSet<Slot>,
+        forgotten: &BTreeSet<Slot>,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
+        let listed = self.source.repository.store.list(names::SNAPSHOTS).await?;
+        let empty = listed.iter().filter(|listed| listed.size == 0);
+        let tombstones: BTreeSet<Slot> =
+            empty.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect();
+        let all: Vec<Slot> = slots.difference(&tombstones).copied().collect();
+        let at_slot = |slot: Slot| async move { (slot, self.source.repository.at_slot(slot).await) };
+        let mut roots = stream::iter(all).map(at_slot).buffered(AT_ONCE);
+        while let Some((slot, root)) = roots.next().await {
+            self.source.go_on()?;
+            match root {
+                Ok(agent::repository::AtSlot::Snapshot(root)) => {
+                    // It was a snapshot once, and becomes a tombstone only when it was forgotten.
+                    let is_gone = |parent: &Slot| !slots.contains(parent) || tombstones.contains(parent);
+                    let is_forgotten = |parent: &Slot| forgotten.contains(parent);
+                    if let Some(parent) =
+                        root.parent.filter(|parent| is_gone(parent) && !is_forgotten(parent))
+                    {
+                        let key = parent.snapshot();
+                        if !report.objects.iter().any(|found| found.key == key) {
+                            report.object(
+                                key,
+                                format!("it is gone: the parent of a snapshot of {}", root.volume),
+                            );
+                        }
+                    }
+                }
+                Ok(_) => {}
+                Err(failure) if is_damage(&failure) && forgotten.contains(&slot) => {
+                    report.object(slot.snapshot(), format!("{failure}; it is forgotten"));
+                }
+                // Said of the snapshot.
+                Err(failure) if is_damage(&failure) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(())
+    }
+
+    async fn epochs(&self, report: &mut Report) -> Result<(), Failure> {
+        let listed = self.source.repository.store.list(names::EPOCHS).await?;
+        let keys: BTreeSet<String> = listed.into_iter().map(|listed| listed.key).collect();
+        let suffix = |key: &String, suffix: &str| key.ends_with(suffix);
+        let (verdicts, rest): (Vec<String>, Vec<String>) =
+            keys.iter().cloned().partition(|key| suffix(key, ".verdict"));
+        let (awaited, epochs): (Vec<String>, Vec<String>) =
+            rest.into_iter().partition(|key| suffix(key, ".sessions"));
+        let last = keys.iter().filter_map(|key| names::parse_epoch(key.trim_end_matches(".sessions")).ok());
+        for number in 1..=last.map(|(number, _)| number).max().unwrap_or(0) {
+            for (key, is_due) in [
+                (names::epoch(number), true),
+                (names::verdict(number), keys.contains(&names::epoch(number + 1))),
+            ] {
+                if is_due && !keys.contains(&key) {
+                    report.object(key, "it is gone, and a later collection speaks of it");
+                }
+            }
+        }
+        let is = |number: u64, key: &str, name: fn(u64) -> String| name(number) == *key;
+        self.open(epochs.into_iter(), |epoch: &Epoch, key| is(epoch.number, key, names::epoch), report)
+            .await?;
+        self.open(verdicts.into_iter(), |one: &Verdict, key| is(one.number, key, names::verdict), report)
+            .await?;
+        self.open(awaited.into_iter(), |one: &Awaited, key| is(one.number, key, names::awaited), report).await
+    }
+
+    /// Every data key that a footer names is stored, and opens where there is an identity.
+    async fn keys_of_packs(&self, packs: &Packs, report: &mut Report) -> Result<(), Failure> {
+        let listed: BTreeSet<KeyId> =
+            self.all(names::KEYS, |key| key.strip_prefix("keys/")?.parse::<KeyId>().ok(), report).await?;
+        for (id, pack) in &packs.keys {
+            if !listed.contains(id) {
+                let why = format!(
+                    "it is gone; {} has a copy in its footer (`lvkeep repair` stores it again)",
+                    names::pack(*pack)
+                );
+                report.object(names::key(*id), why);
+            }
+        }
+        for id in listed {
+            self.source.go_on()?;
+            let key = names::key(id);
+            match self.source.keys.opens(id).await {
+                Ok(()) => {}
+                Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
+                Err(failure) => {
+                    let copy = packs
+                        .keys
+                        .get(&id)
+                        .map(|pack| format!("; {} has a copy in its footer", names::pack(*pack)));
+                    report.object(key, format!("{failure}{}", copy.unwrap_or_default()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a mark is about the snapshot below which it stands, and within bounds.
+fn is_mark_of(mark: &Mark, key: &str) -> bool {
+    names::parse_mark(key).is_ok_and(|(slot, _)| mark.clone().check(slot).is_ok())
+}
+
+/// Sessions that stored something and have neither a slot nor an object, and markers without a slot.
+fn lost_snapshots(
+    packs: &Packs,
+    sessions: &BTreeSet<SessionId>,
+    slots: &BTreeSet<Slot>,
+    forgotten: &BTreeSet<Slot>,
+    report: &mut Report,
+) {
+    let decided: BTreeSet<SessionId> = slots.iter().map(|slot| slot.session).collect();
+    for session in packs.sessions.iter().filter(|id| !decided.contains(id) && !sessions.contains(id)) {
+        let key = format!("{}/*/{session}", names::SNAPSHOTS);
+        report.object(
+            key,
+            "it is gone: the session stored something, and has neither a snapshot nor a tombstone",
+        );
+    }
+    for slot in forgotten.difference(slots) {
+        report.object(slot.snapshot(), "it is gone: a snapshot that was forgotten leaves a tombstone");
+    }
+}

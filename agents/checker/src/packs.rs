@@ -1,0 +1,263 @@
+//! What the footers of all packs say, and which copies in packs are none.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use agent::damage::Damages;
+use agent::{Failure, Repository};
+use futures::stream::{self, StreamExt};
+use schema::limits::DAMAGED_CHUNKS_MAX;
+use schema::messages::{Copy, FailureKind};
+use schema::pack::{PackFooter, PackHeader};
+use schema::{ChunkId, Domain, KeyId, PackId, SessionId, names};
+
+use crate::findings::{Progress, Report};
+use crate::{Checker, Content, Found};
+
+/// Footers that are read at once.
+const AT_ONCE: usize = 16;
+/// Chunks that were found damaged and are not recorded yet, at most.
+const PENDING_MAX: usize = 1 << 12;
+
+/// What is known of all packs: some 40 bytes for each, and for the damaged ones what is in them.
+#[derive(Default)]
+pub(crate) struct Packs {
+    listed: Vec<(PackId, u64)>,
+    structure: Vec<(PackId, u64)>,
+    /// Packs of which nothing can be read.
+    unreadable: BTreeSet<PackId>,
+    /// Packs whose footer was put together from the frames, and the chunks that were found so.
+    torn: BTreeMap<PackId, BTreeSet<ChunkId>>,
+    /// Frames that are no copies.
+    bad: BTreeMap<ChunkId, BTreeSet<PackId>>,
+    /// Whether such were found since it was last looked whom that concerns.
+    has_damage: bool,
+    /// Keys that seal frames, and a pack that uses each.
+    pub(crate) keys: BTreeMap<KeyId, PackId>,
+    /// Sessions that stored something.
+    pub(crate) sessions: BTreeSet<SessionId>,
+}
+
+/// What reading a footer came to.
+pub(crate) enum Footer {
+    Whole(PackHeader, PackFooter),
+    /// Put together from what can be read; why.
+    Torn(PackHeader, PackFooter, Failure),
+    Unreadable(Failure),
+    /// Deleted since the listing.
+    Gone,
+}
+
+impl Packs {
+    /// Packs of which nothing can be read.
+    pub(crate) fn unreadable(&self) -> &BTreeSet<PackId> {
+        &self.unreadable
+    }
+
+    /// Whether a listing shows the pack.
+    pub(crate) fn lists(&self, pack: &PackId) -> bool {
+        self.size(pack).is_some()
+    }
+
+    fn size(&self, pack: &PackId) -> Option<u64> {
+        let at = self.listed.binary_search_by_key(pack, |(pack, _)| *pack).ok()?;
+        Some(self.listed[at].1)
+    }
+
+    /// Frames that are no copies, as far as they were read.
+    pub(crate) fn damage(&self) -> impl Iterator<Item = (ChunkId, Vec<PackId>)> {
+        self.bad.iter().map(|(id, packs)| (*id, packs.iter().copied().collect()))
+    }
+
+    /// Why a copy is none; nothing where it may be relied on, as far as that is known.
+    pub(crate) fn trouble(&self, id: &ChunkId, copy: &Copy, recorded: &Damages) -> Option<&'static str> {
+        let pack = &copy.pack;
+        let size = self.size(pack);
+        if size.is_none() {
+            Some("the pack is missing")
+        } else if size < Some(u64::from(copy.offset) + u64::from(copy.len)) {
+            Some("the pack is cut off before it")
+        } else if self.unreadable.contains(pack) {
+            Some("nothing of the pack can be read")
+        } else if self.torn.get(pack).is_some_and(|found| !found.contains(id)) {
+            Some("the pack is torn, and it was not found in it")
+        } else if self.bad.get(id).is_some_and(|packs| packs.contains(pack)) {
+            Some("its frame is damaged")
+        } else if recorded.has(id, pack) {
+            Some("it is recorded as damaged")
+        } else {
+            None
+        }
+    }
+
+    /// Whether frames that are no copies were found since [`Self::bad_is_known`].
+    pub(crate) fn has_damage(&self) -> bool {
+        self.has_damage
+    }
+
+    /// It was looked whom it concerns.
+    pub(crate) fn bad_is_known(&mut self) {
+        self.has_damage = false;
+    }
+
+    /// Whether a copy of this chunk was found to be none.
+    pub(crate) fn is_named(&self, id: &ChunkId) -> bool {
+        self.bad.contains_key(id)
+    }
+
+    /// Takes another listing, of which the new packs are yet to be checked.
+    pub(crate) fn list_again(&mut self, listed: Vec<(PackId, u64)>) {
+        self.listed = listed;
+    }
+
+    fn is_bad(&mut self, id: ChunkId, pack: PackId) {
+        self.has_damage = true;
+        if self.bad.len() < DAMAGED_CHUNKS_MAX || self.bad.contains_key(&id) {
+            self.bad.entry(id).or_default().insert(pack);
+        }
+    }
+
+    fn note(&mut self, id: PackId, size: u64, header: &PackHeader, footer: &PackFooter) {
+        self.keys.extend(footer.keys.iter().map(|key| (key.id, id)));
+        self.sessions.extend(&footer.sessions);
+        if header.kind == Domain::Structure {
+            self.structure.push((id, size));
+        }
+    }
+}
+
+impl Checker {
+    /// Lists the packs and reads their footers.
+    pub(crate) async fn footers(&self, recorded: &Damages, report: &mut Report) -> Result<Packs, Failure> {
+        let listed = self.source.list_packs().await?;
+        report.packs = listed.len() as u64;
+        let mut packs = Packs { listed: listed.clone(), ..Packs::default() };
+        let read = |(pack, size): (PackId, u64)| async move {
+            (pack, size, read_footer(&self.source.repository, pack).await)
+        };
+        let mut footers = stream::iter(listed).map(read).buffered(AT_ONCE);
+        while let Some((pack, size, footer)) = footers.next().await {
+            self.source.go_on()?;
+            let key = names::pack(pack);
+            // Nobody relies on it, and it stays until it is collected.
+            if recorded.packs().contains(&pack) {
+                packs.unreadable.insert(pack);
+                continue;
+            }
+            match footer? {
+                Footer::Whole(header, footer) => packs.note(pack, size, &header, &footer),
+                Footer::Torn(header, footer, why) => {
+                    let found = footer.entries.len();
+                    report.object(key, format!("{why}; {found} chunks in it can be found all the same (`lvkeep repair` moves them)"));
+                    packs.note(pack, size, &header, &footer);
+                    packs.torn.insert(pack, footer.entries.iter().map(|entry| entry.id).collect());
+                }
+                Footer::Unreadable(why) => {
+                    report.object(key, format!("{why}; nothing in it can be read"));
+                    packs.unreadable.insert(pack);
+                }
+                Footer::Gone => {}
+            }
+        }
+        Ok(packs)
+    }
+
+    /// Reads all packs that hold structure.
+    pub(crate) async fn structure_frames(
+        &self,
+        packs: &mut Packs,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
+        for (pack, size) in packs.structure.clone() {
+            self.source.go_on()?;
+            self.frames_of(pack, size, packs, report).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads as much content as is asked for, and records what is damaged as it goes.
+    pub(crate) async fn content_frames(
+        &self,
+        found: &mut Found,
+        progress: &(impl Fn(Progress) + Sync),
+    ) -> Result<(), Failure> {
+        let Found { report, recorded, packs, .. } = found;
+        let mut chosen = self.settings.content.of(&packs.listed);
+        // What holds structure was read before.
+        chosen.retain(|pack| packs.structure.binary_search(pack).is_err());
+        let total = chosen.iter().map(|(_, size)| size).sum();
+        let (mut done, mut pending) = (0, 0);
+        let goes_on = !matches!(self.settings.content, Content::Share(_));
+        progress(Progress { total, done, after: None });
+        for (number, (pack, size)) in chosen.iter().enumerate() {
+            self.source.go_on()?;
+            pending += self.frames_of(*pack, *size, packs, report).await?;
+            done += size;
+            let is_last = number + 1 == chosen.len();
+            if pending > 0 && (is_last || pending >= PENDING_MAX || number % 64 == 0) {
+                report.recorded += self.record(recorded, &packs.unreadable, packs.damage()).await?;
+                pending = 0;
+            }
+            progress(Progress {
+                total,
+                done,
+                after: (goes_on && pending == 0 && self.unrecorded.get().is_none()).then_some(*pack),
+            });
+        }
+        Ok(())
+    }
+
+    /// Reads the frames of one pack; how many are no copies.
+    async fn frames_of(
+        &self,
+        pack: PackId,
+        size: u64,
+        packs: &mut Packs,
+        report: &mut Report,
+    ) -> Result<usize, Failure> {
+        if packs.unreadable.contains(&pack) {
+            return Ok(0);
+        }
+        let (header, footer) = match read_footer(&self.source.repository, pack).await? {
+            Footer::Whole(header, footer) | Footer::Torn(header, footer, _) => (header, footer),
+            Footer::Unreadable(_) | Footer::Gone => return Ok(0),
+        };
+        let checked = self.source.check_frames(pack, &header, &footer).await?;
+        report.packs_read += 1;
+        report.bytes_read += size;
+        if let Some(why) = checked.unopened {
+            report.object(names::pack(pack), why);
+        }
+        let count = checked.bad.len();
+        if let Some((id, why)) = checked.bad.first() {
+            let others = if count > 1 { format!(", and {} more", count - 1) } else { String::new() };
+            report.object(names::pack(pack), format!("chunk {id}: {why}{others}"));
+        }
+        checked.bad.iter().for_each(|(id, _)| packs.is_bad(*id, pack));
+        Ok(count)
+    }
+}
+
+/// Reads a footer, and what can be had of it where it is damaged.
+pub(crate) async fn read_footer(repository: &Repository, pack: PackId) -> Result<Footer, Failure> {
+    let why = match repository.read_intact_footer(pack).await {
+        Ok((header, footer)) => return Ok(Footer::Whole(header, footer)),
+        Err(failure) => failure,
+    };
+    if repository.store.head(&names::pack(pack)).await?.is_none() {
+        return Ok(Footer::Gone);
+    }
+    if !is_damage(&why) {
+        return Err(why);
+    }
+    match repository.read_footer(pack).await {
+        Ok((header, footer)) if !footer.entries.is_empty() => Ok(Footer::Torn(header, footer, why)),
+        Ok(_) => Ok(Footer::Unreadable(why)),
+        Err(failure) if is_damage(&failure) => Ok(Footer::Unreadable(why)),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Whether it says that something stored is not what it should be.
+pub(crate) fn is_damage(failure: &Failure) -> bool {
+    !failure.retry && matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused)
+}

@@ -1,0 +1,261 @@
+//! A small repository in memory, made by the real roles, for tests that damage it: each works on a copy of its objects.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::bus::{Queue, Service};
+use agent::index::IndexClient;
+use agent::local::LocalBus;
+use agent::rate::RateLimit;
+use agent::repository::{AtSlot, NewRepository};
+use agent::sessions::newest;
+use agent::store::Store;
+use agent::{Answerer, Context, Environment, Failure, Repository, Stop};
+use async_trait::async_trait;
+use bytes::Bytes;
+use checker::{Checker, Content, Mended, Mender, Report, Settings};
+use conductor::Conductor;
+use futures::TryStreamExt;
+use hasher::{ContentKey, Hasher};
+use indexer::{Locator, LocatorSettings, Wish};
+use object_store::memory::InMemory;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use reader::{Files, Reader};
+use restorer::{Restorer, Target};
+use schema::ChunkId;
+use schema::keys::Identity;
+use schema::messages::{
+    About, Answer, Answers, Ask, BackupJob, Copy, JobDone, JobOutcome, Locate, Located, Message,
+};
+use schema::root::Root;
+use storer::Storer;
+use tokio::task::JoinSet;
+
+use crate::sim::environment::SimEnvironment;
+
+const HOST: &str = "host";
+/// Bytes of a pack: small, so that there are several.
+const PACK: u64 = 64 << 10;
+
+/// All objects of a bucket.
+pub type Objects = BTreeMap<String, Bytes>;
+
+/// A repository in a bucket in memory.
+pub struct Rot {
+    bucket: Arc<InMemory>,
+    environment: Arc<dyn Environment>,
+    /// The repository.
+    pub repository: Repository,
+    identity: Arc<Identity>,
+    folder: PathBuf,
+}
+
+/// What an index would know that is built from the bucket now.
+struct Footers(BTreeMap<ChunkId, Vec<Copy>>);
+
+#[async_trait]
+impl Answerer for Footers {
+    async fn answer(&mut self, message: &Message) -> Result<Message, Failure> {
+        let copies = |id: &ChunkId| self.0.get(id).cloned().unwrap_or_default();
+        if let Ok(locate) = message.read::<Locate>() {
+            let located = Located { copies: locate.ids.iter().map(copies).collect() };
+            return Ok(Message::new(&About::nothing(), &located));
+        }
+        let ask: Ask = message.read()?;
+        let answer = |id| match copies(id).last() {
+            Some(copy) if !ask.force => Answer::Known(copy.pack),
+            _ => Answer::Yours,
+        };
+        let answers = Answers { answers: ask.ids.iter().map(answer).collect() };
+        Ok(Message::new(&About::nothing(), &answers))
+    }
+}
+
+impl Rot {
+    /// An empty repository; files go to `folder`.
+    pub async fn new(folder: &Path) -> Result<Self, Failure> {
+        let environment: Arc<dyn Environment> = Arc::new(SimEnvironment::new(1));
+        let bucket = Arc::new(InMemory::new());
+        let identity = Arc::new(Identity::generate());
+        let new = NewRepository { recipients: identity.recipients(), pack_size: PACK };
+        let store = Store::new(bucket.clone(), "", "bucket", environment.clone());
+        let repository = Repository::init(store, &new).await?;
+        Ok(Self { bucket, environment, repository, identity, folder: folder.to_owned() })
+    }
+
+    /// The objects that there are.
+    pub async fn objects(&self) -> Objects {
+        let listed: Vec<_> = self.bucket.list(None).try_collect().await.unwrap_or_default();
+        let mut objects = Objects::new();
+        for meta in listed {
+            if let Ok(got) = self.bucket.get(&meta.location).await
+                && let Ok(bytes) = got.bytes().await
+            {
+                objects.insert(meta.location.to_string(), bytes);
+            }
+        }
+        objects
+    }
+
+    /// The same repository over other objects. Fails when it cannot be opened.
+    pub async fn with(&self, objects: &Objects) -> Result<Self, Failure> {
+        let bucket = Arc::new(InMemory::new());
+        for (key, bytes) in objects {
+            let payload = PutPayload::from(bytes.clone());
+            let put = bucket.put(&key.as_str().into(), payload).await;
+            put.map_err(|why| Failure::refused(why.to_string()))?;
+        }
+        let store = Store::new(bucket.clone(), "", "bucket", self.environment.clone());
+        let key = self.repository.key.clone();
+        let repository = Repository::open(store, Some(key), Some(&self.identity)).await?;
+        let (environment, identity) = (self.environment.clone(), self.identity.clone());
+        Ok(Self { bucket, environment, repository, identity, folder: self.folder.clone() })
+    }
+
+    fn context(&self) -> Context {
+        Context {
+            bus: Arc::new(LocalBus::new(self.environment.clone(), 16 << 20)),
+            environment: self.environment.clone(),
+            counters: Arc::default(),
+            stop: Stop::default(),
+            host: HOST.into(),
+        }
+    }
+
+    /// Serves an index that is built from the bucket.
+    async fn index(&self, context: &Context) -> Result<IndexClient, Failure> {
+        let mut copies: BTreeMap<ChunkId, Vec<Copy>> = BTreeMap::new();
+        let mut packs = self.repository.list_packs().await?;
+        packs.sort_unstable();
+        for (pack, _) in packs {
+            // What cannot be read holds nothing that an index could know.
+            let Ok((_, footer)) = self.repository.read_footer(pack).await else { continue };
+            for entry in footer.entries {
+                let copy = Copy { pack, offset: entry.offset, len: entry.len };
+                copies.entry(entry.id).or_default().push(copy);
+            }
+        }
+        let (serving, index) = (context.clone(), Footers(copies));
+        tokio::spawn(async move { agent::serve(&serving, &Service::index(0), index).await });
+        Ok(IndexClient::new(context.bus.clone(), self.environment.clone(), 1))
+    }
+
+    /// Backs a file up by all roles.
+    pub async fn backup(&self, volume: &str, path: &Path) -> Result<Root, Failure> {
+        let context = self.context();
+        let index = self.index(&context).await?;
+        let roles = self.roles(&context, &index)?;
+        let job = BackupJob {
+            job: self.environment.job_id(),
+            volume: volume.to_owned(),
+            host: HOST.to_owned(),
+            source: path.display().to_string(),
+            tags: Vec::new(),
+            allow_changes: false,
+            group: None,
+            plain: false,
+        };
+        context.bus.publish(&Queue::jobs(), Message::new(&About::nothing(), &job)).await?;
+        let mut ends = context.bus.consume(&Queue::done(job.job), 1).await?;
+        let done: JobDone = ends.next().await?.message.read()?;
+        context.stop.raise();
+        roles.join_all().await;
+        match done.outcome {
+            JobOutcome::Sealed { .. } => self.latest(volume).await,
+            outcome => Err(Failure::refused(format!("{volume}: {outcome:?}"))),
+        }
+    }
+
+    fn roles(&self, context: &Context, index: &IndexClient) -> Result<JoinSet<Result<(), Failure>>, Failure> {
+        let (context, key) = (context.clone(), &self.repository.key);
+        let mut roles = JoinSet::new();
+        let reading = reader::Settings::new(HOST);
+        let extents = reading.extents.clone();
+        let files = Arc::new(Files::new(self.environment.clone()));
+        roles.spawn(Reader::new(context.clone(), files, reading, key.cut_seed(), key.chunk_ids()).run());
+        let content = Arc::new(ContentKey::new(key, &*self.environment)?);
+        let hashing = hasher::Settings { level: 1, extents };
+        roles.spawn(Hasher::new(context.clone(), hashing, index.clone(), key, content)?.run());
+        let limit = RateLimit::none();
+        let storing = storer::Settings { uploads: 1, max_age: Duration::from_secs(3600), shards: 1, limit };
+        roles.spawn(Storer::new(context.clone(), self.repository.clone(), storing).run());
+        let conducting = conductor::Settings { sessions: 1, ..conductor::Settings::default() };
+        roles.spawn(Conductor::new(context, self.repository.clone(), index.clone(), conducting).run());
+        Ok(roles)
+    }
+
+    /// The newest snapshot of a volume.
+    pub async fn latest(&self, volume: &str) -> Result<Root, Failure> {
+        let mut roots = Vec::new();
+        for slot in self.repository.visible_slots(Some(self.repository.key.volume_key(volume))).await? {
+            if let AtSlot::Snapshot(root) = self.repository.at_slot(slot).await? {
+                roots.push(*root);
+            }
+        }
+        newest(roots).ok_or_else(|| Failure::damaged(format!("{volume} has no snapshot")))
+    }
+
+    async fn checker(&self, context: &Context, content: Content) -> Result<Checker, Failure> {
+        let index = self.index(context).await?;
+        let settings = Settings { host: HOST.to_owned(), content, record: true };
+        let (identity, stop) = (Some(self.identity.clone()), Stop::default());
+        Ok(Checker::new(self.repository.clone(), index, identity, settings, stop))
+    }
+
+    /// Checks.
+    pub async fn check(&self, content: Content) -> Result<Report, Failure> {
+        let context = self.context();
+        let report = self.checker(&context, content).await?.check(None, &|_| ()).await;
+        context.stop.raise();
+        report
+    }
+
+    /// Mends, checks, and marks.
+    pub async fn repair(&self) -> Result<(Mended, Report), Failure> {
+        let (identity, context) = (Some(self.identity.clone()), self.context());
+        let stop = context.stop.clone();
+        let mended = Mender::new(self.repository.clone(), identity, HOST.to_owned(), stop).mend().await?;
+        let checker = self.checker(&context, Content::All { after: None }).await?;
+        let report = checker.check(None, &|_| ()).await?;
+        checker.mark(&report).await?;
+        context.stop.raise();
+        Ok((mended, report))
+    }
+
+    /// Restores a snapshot, as a command on another machine does it; what cannot be read is zero.
+    pub async fn restore(&self, root: &Root) -> Result<(Vec<u8>, restorer::Report), Failure> {
+        self.restore_as(root, true).await
+    }
+
+    /// Restores a snapshot, past what cannot be read or up to it.
+    pub async fn restore_as(
+        &self,
+        root: &Root,
+        keep_going: bool,
+    ) -> Result<(Vec<u8>, restorer::Report), Failure> {
+        let context = self.context();
+        let scratch = self.folder.join("scratch");
+        let settings = LocatorSettings { memory: 1 << 20, scratch };
+        let wishes = [Wish::all(root.clone())];
+        let locator = Locator::find(context.clone(), self.repository.clone(), &settings, &wishes).await?;
+        tokio::spawn(locator.run());
+        let index = IndexClient::new(context.bus.clone(), self.environment.clone(), 1);
+        let settings = restorer::Settings { threads: 1, ..restorer::Settings::default() };
+        let identity = Some(self.identity.clone());
+        let restorer = Restorer::new(context.clone(), self.repository.clone(), index, identity, settings);
+        let path = self.folder.join(format!("restored-{}", self.environment.job_id()));
+        let restored =
+            restorer.restore(root.clone(), Target::new(&path, false).keep_going(keep_going), |_| ()).await;
+        context.stop.raise();
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        let _ = std::fs::remove_file(&path);
+        Ok((bytes, restored?))
+    }
+
+    /// Stores a small object.
+    pub async fn put<T: schema::Object>(&self, key: &str, value: &T) -> Result<(), Failure> {
+        Ok(self.repository.store.put(key, self.repository.seal(key, value)?).await?)
+    }
+}

@@ -1,0 +1,430 @@
+//! Bit rot: objects of every kind changed, cut off, exchanged or deleted behind everybody's back. A check finds and names
+//! it, other volumes come back as they were, what comes back of the one that suffers is right but for what the check
+//! says is lost, and the next backup heals what it still has.
+
+use std::path::PathBuf;
+
+use agent::{Failure, marks};
+use bytes::Bytes;
+use checker::{Content, DamagedSnapshot, Report};
+use schema::damage::{Damage, Holes};
+use schema::epoch::{Awaited, Epoch, Verdict};
+use schema::pack::PACK_HEADER_LEN;
+use schema::root::{Forgotten, Root};
+use schema::session::{Session, SessionKind};
+use schema::{Domain, PackId, names};
+use tests::e2e::random_file;
+use tests::rot::{Objects, Rot};
+
+const ALL: Content = Content::All { after: None };
+
+/// A repository with a volume that nothing happens to, and one that suffers.
+struct Victim {
+    rot: Rot,
+    good: (Root, Vec<u8>),
+    bad: (Root, Vec<u8>),
+    older: Root,
+    path: PathBuf,
+    objects: Objects,
+    /// Keys of objects that the suffering volume brought.
+    brought: Vec<String>,
+    _folder: tempfile::TempDir,
+}
+
+async fn victim() -> Victim {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rot = Rot::new(folder.path()).await.expect("a repository");
+    let file = |name: &str, seed| {
+        let path = folder.path().join(name);
+        random_file(&path, 300_000, seed);
+        path
+    };
+    let (path, of_bad) = (file("good.img", 1), file("bad.img", 2));
+    let good = rot.backup("vm/good", &path).await.expect("a snapshot");
+    let good = (good, std::fs::read(&path).expect("the file"));
+    let before = rot.objects().await;
+    let older = rot.backup("vm/bad", &of_bad).await.expect("a snapshot");
+    let mut content = std::fs::read(&of_bad).expect("the file");
+    content[150_000..152_000].fill(7);
+    std::fs::write(&of_bad, &content).expect("the file changes");
+    let bad = rot.backup("vm/bad", &of_bad).await.expect("a snapshot");
+    let objects = rot.objects().await;
+    let brought = objects.keys().filter(|key| !before.contains_key(*key)).cloned().collect();
+    let (bad, path) = ((bad, content), of_bad);
+    Victim { rot, good, bad, older, path, objects, brought, _folder: folder }
+}
+
+fn flipped(bytes: &Bytes, at: usize) -> Bytes {
+    let mut bytes = bytes.to_vec();
+    bytes[at] ^= 0x10;
+    bytes.into()
+}
+
+impl Victim {
+    fn packs(&self) -> impl Iterator<Item = (&String, &Bytes)> {
+        let brought = self.brought.iter().filter(|key| key.starts_with("packs/"));
+        brought.map(|key| (key, &self.objects[key]))
+    }
+
+    /// The newest pack of a kind, with the places of its frames.
+    fn pack(&self, kind: Domain) -> (String, Vec<(usize, usize)>) {
+        let of_kind = |(key, bytes): (&String, &Bytes)| {
+            let (header, footer) = schema::pack::parse_pack(bytes).expect("a pack");
+            let frames = footer.entries.iter().map(|entry| (entry.offset as usize, entry.len as usize));
+            (header.kind == kind).then(|| (key.clone(), frames.collect()))
+        };
+        let newest = |(key, _): &(String, _)| key.rsplit('/').next().map(str::to_owned);
+        self.packs().filter_map(of_kind).max_by_key(newest).expect("a pack of that kind")
+    }
+
+    /// The other volume comes back as it was.
+    async fn good_is_unharmed(&self, rot: &Rot, case: &str) {
+        let (root, content) = &self.good;
+        let (restored, report) = rot.restore(root).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+        assert!(restored == *content && report.lost == 0, "{case}: {}", root.volume);
+    }
+
+    /// What cannot be read of the suffering volume is what the check says, to the byte.
+    async fn lost_is_what_the_check_says(&self, rot: &Rot, report: &Report, case: &str) {
+        let (root, content) = &self.bad;
+        let damaged = report.damaged.iter().find(|damaged| damaged.slot == root.slot);
+        let lost = damaged.map(|damaged| damaged.lost.clone()).unwrap_or_default();
+        let is_lost = |at: u64| lost.iter().any(|range| range.contains(&at));
+        let (restored, restored_report) =
+            rot.restore(root).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+        assert_eq!(restored.len(), content.len(), "{case}");
+        let said = damaged.map_or(0, DamagedSnapshot::bytes);
+        assert_eq!(restored_report.lost, said, "{case}: {:?} {damaged:?}", restored_report.holes);
+        let differs = (0..).zip(restored.iter().zip(content)).find(|(at, (a, b))| a != b && !is_lost(*at));
+        assert!(differs.is_none(), "{case}: {differs:?}");
+    }
+
+    /// Damages a pack; the check's report and the repository.
+    async fn with_pack(&self, key: &str, bytes: Option<Bytes>, case: &str) -> (Report, Rot) {
+        let mut objects = self.objects.clone();
+        match bytes {
+            Some(bytes) => objects.insert(key.to_owned(), bytes),
+            None => objects.remove(key),
+        };
+        let rot = self.rot.with(&objects).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+        let report = rot.check(ALL).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+        (report, rot)
+    }
+}
+
+/// Whether a report speaks of an object.
+fn is_named(report: &Report, key: &str) -> bool {
+    let name = key.rsplit('/').next().unwrap_or(key);
+    let objects = report.objects.iter().flat_map(|found| [&found.key, &found.why]);
+    let problems = report.damaged.iter().flat_map(|damaged| &damaged.problems);
+    objects.chain(problems).any(|text| text.contains(name))
+}
+
+/// Each byte region of a pack: header, some frames, footer, trailer.
+fn regions(bytes: &Bytes) -> Vec<usize> {
+    let (_, footer) = schema::pack::parse_pack(bytes).expect("a pack");
+    let mut at: Vec<usize> = [0, 8, 10, 11, 13, 17, PACK_HEADER_LEN - 1].into();
+    for entry in footer.entries.iter().take(2) {
+        let (start, len) = (entry.offset as usize, entry.len as usize);
+        at.extend([0, 2, 3, 5, 9, 12, 30, 46, 48, len / 2, len - 1].map(|within| start + within));
+    }
+    let end = footer.entries.last().map_or(0, |entry| (entry.offset + entry.len) as usize);
+    at.extend([end, end + 5, end + 34, (end + bytes.len()) / 2, bytes.len() - 29]);
+    at.extend([28, 24, 20, 9, 8, 1].map(|before| bytes.len() - before));
+    at
+}
+
+#[tokio::test]
+async fn every_region_of_a_pack_is_checked_and_what_is_lost_is_named() {
+    let victim = victim().await;
+    for (key, bytes) in victim.packs() {
+        for at in regions(bytes) {
+            let case = format!("{key}, byte {at} of {}", bytes.len());
+            let (report, rot) = victim.with_pack(key, Some(flipped(bytes, at)), &case).await;
+            assert!(is_named(&report, key), "{case}: {report:?}");
+            victim.lost_is_what_the_check_says(&rot, &report, &case).await;
+            victim.good_is_unharmed(&rot, &case).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn packs_that_are_cut_off_exchanged_or_gone_are_found() {
+    let victim = victim().await;
+    for (key, bytes) in victim.packs() {
+        let other = victim.packs().find(|(other, _)| *other != key).expect("another pack").1;
+        let mut cases: Vec<(String, Option<Bytes>)> = [0, 1, 47, 60, bytes.len() / 2, bytes.len() - 1]
+            .map(|len| (format!("cut to {len}"), Some(bytes.slice(..len))))
+            .into();
+        cases.push(("another pack".into(), Some(other.clone())));
+        cases.push(("longer".into(), Some([&bytes[..], b"more"].concat().into())));
+        cases.push(("deleted".into(), None));
+        for (what, bytes) in cases {
+            let case = format!("{key} {what}");
+            let is_gone = bytes.is_none();
+            let (report, rot) = victim.with_pack(key, bytes, &case).await;
+            assert!(is_named(&report, key) || is_gone && !report.damaged.is_empty(), "{case}: {report:?}");
+            let volumes: Vec<_> = report.damaged.iter().filter_map(|d| d.volume.as_deref()).collect();
+            assert!(volumes.iter().all(|volume| *volume == "vm/bad"), "{case}: {volumes:?}");
+            victim.lost_is_what_the_check_says(&rot, &report, &case).await;
+            victim.good_is_unharmed(&rot, &case).await;
+        }
+    }
+}
+
+/// Small objects of all kinds besides those that backups made.
+async fn with_small_objects(victim: &Victim) -> Rot {
+    let rot = victim.rot.with(&victim.objects).await.expect("a repository");
+    let environment = rot.repository.environment();
+    let gone = rot.backup("vm/gone", &victim.path).await.expect("a snapshot").slot;
+    let put = async {
+        let marker = Forgotten { slot: gone, time_ms: 0, by: "a test".into() };
+        rot.put(&gone.forgotten(), &marker).await?;
+        for number in [1, 2] {
+            let epoch = Epoch { number, forgotten: vec![gone], condemned: vec![PackId::from_bytes([9; 16])] };
+            rot.put(&names::epoch(number), &epoch).await?;
+            rot.put(&names::verdict(number), &Verdict { number, delete: vec![] }).await?;
+            rot.put(&names::awaited(number), &Awaited { number, sessions: vec![] }).await?;
+        }
+        let session = Session {
+            id: environment.session_id(),
+            kind: SessionKind::Restore,
+            slot: None,
+            job: environment.job_id(),
+            volume: "vm/bad".into(),
+            host: "host".into(),
+            started_ms: 0,
+            checkpoint: None,
+            ended: None,
+            undo: Vec::new(),
+        };
+        rot.put(&names::session(session.id), &session).await?;
+        marks::hold(&rot.repository, victim.older.slot, None, "a test").await?;
+        let holes = Holes { version: 1, slot: victim.older.slot, found_ms: 0, ranges: vec![(0, 4096)] };
+        rot.put(&victim.older.slot.holes(), &holes).await?;
+        let packs = vec![PackId::from_bytes([9; 16])];
+        let damage = Damage { version: 1, found_ms: 0, host: "host".into(), packs, chunks: vec![] };
+        rot.put(&names::damage(environment.damage_id()), &damage).await
+    };
+    put.await.expect("small objects");
+    rot
+}
+
+/// What leaves no trace when it is gone, or is empty, and harms nothing.
+fn may_be_gone(key: &str) -> bool {
+    let folder = key.split('/').next().unwrap_or_default();
+    match folder {
+        "sessions" | "damage" | "holes" | "forgotten" | "marks" => true,
+        "gc" => key.ends_with(".sessions") || key.ends_with("2.verdict"),
+        _ => false,
+    }
+}
+
+#[tokio::test]
+async fn every_small_object_is_checked() {
+    let victim = victim().await;
+    let rot = with_small_objects(&victim).await;
+    let objects = rot.objects().await;
+    assert!(rot.check(ALL).await.expect("a report").is_clean());
+    let good = |key: &str| victim.objects.contains_key(key) && !victim.brought.iter().any(|one| one == key);
+    let mut wrong = Vec::new();
+    for (key, bytes) in objects.iter().filter(|(key, _)| !key.starts_with("packs/")) {
+        if good(key) && key != names::CONFIG {
+            continue;
+        }
+        let step = (bytes.len() / 12).max(1);
+        let mut cases: Vec<(String, Option<Bytes>, bool)> = (0..bytes.len())
+            .step_by(step)
+            .chain([bytes.len() - 1])
+            .map(|at| (format!("byte {at}"), Some(flipped(bytes, at)), true))
+            .collect();
+        let folder = |key: &str| key.split('/').next().unwrap_or_default().to_owned();
+        let other = objects.iter().find(|(other, _)| *other != key && folder(other) == folder(key));
+        cases.extend(other.map(|(_, other)| ("another's".into(), Some(other.clone()), true)));
+        cases.extend(
+            [1, bytes.len() / 2, bytes.len() - 1]
+                .map(|len| (format!("cut to {len}"), Some(bytes.slice(..len)), true)),
+        );
+        cases.push(("empty".into(), Some(Bytes::new()), !may_be_gone(key) && !key.starts_with("gc/")));
+        cases.push(("deleted".into(), None, !may_be_gone(key)));
+        for (what, bytes, is_found) in cases {
+            let case = format!("{key}: {what}");
+            let mut objects = objects.clone();
+            match bytes {
+                Some(bytes) => objects.insert(key.clone(), bytes),
+                None => objects.remove(key),
+            };
+            wrong.extend(small_object(&victim, &objects, key, is_found, &case).await);
+        }
+    }
+    assert!(wrong.is_empty(), "{} of them:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// What is wrong with what a check says of an object.
+async fn small_object(
+    victim: &Victim,
+    objects: &Objects,
+    key: &str,
+    is_found: bool,
+    case: &str,
+) -> Option<String> {
+    let found = async {
+        let rot = victim.rot.with(objects).await?;
+        let report = rot.check(Content::None).await?;
+        victim.good_is_unharmed(&rot, case).await;
+        Ok::<Report, Failure>(report)
+    };
+    match found.await {
+        Ok(report) => {
+            // An empty slot is what a session leaves that was given up.
+            let is_empty = objects.get(key).is_some_and(Bytes::is_empty);
+            let has_child = key == victim.older.slot.snapshot();
+            let is_found = is_found && (has_child || !is_empty || !key.starts_with("snapshots/"));
+            (is_named(&report, key) != is_found).then(|| format!("{case}: {is_found}, {report:?}"))
+        }
+        Err(why) => {
+            let is_said = why.to_string().contains(key) || why.to_string().contains("no repository");
+            (key != names::CONFIG || !is_said).then(|| format!("{case}: {why}"))
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_next_backup_heals_what_it_still_has() {
+    let victim = victim().await;
+    let (data, frames) = victim.pack(Domain::Data);
+    let (map, leaves) = victim.pack(Domain::Structure);
+    let damage = |key: &str, at: usize| Some(flipped(&victim.objects[key], at));
+    let middle = |frames: &[(usize, usize)]| frames[0].0 + frames[0].1 / 2;
+    for (key, bytes) in [
+        (&data, damage(&data, middle(&frames))),
+        (&data, None),
+        (&map, damage(&map, middle(&leaves))),
+        (&map, None),
+    ] {
+        let case = format!("{key}, {}", if bytes.is_some() { "a flipped bit" } else { "deleted" });
+        let (report, rot) = victim.with_pack(key, bytes, &case).await;
+        assert!(!report.damaged.is_empty() && report.recorded > 0, "{case}: {report:?}");
+        let healed = rot.backup("vm/bad", &victim.path).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+        let report = rot.check(ALL).await.expect("a report");
+        let damaged: Vec<_> = report.damaged.iter().map(|damaged| damaged.slot).collect();
+        assert!(
+            !damaged.contains(&victim.bad.0.slot) && !damaged.contains(&healed.slot),
+            "{case}: {report:?}"
+        );
+        assert!(report.healed > 0 || report.settled > 0, "{case}: {report:?}");
+        for root in [&healed, &victim.bad.0] {
+            let (restored, report) = rot.restore(root).await.expect("a restore");
+            assert!(restored == victim.bad.1, "{case}");
+            assert_eq!((report.lost, report.rescued), (0, 0), "{case}: the damaged copy comes last");
+        }
+    }
+}
+
+#[tokio::test]
+async fn torn_packs_are_salvaged_frame_by_frame() {
+    let victim = victim().await;
+    let (key, frames) = victim.pack(Domain::Data);
+    let bytes = &victim.objects[&key];
+    let footer = frames.last().map_or(0, |(start, len)| start + len);
+    let no_header = flipped(&flipped(bytes, 9), footer + 3);
+    // The footer is torn; the header is not as it was; a frame is lost with the footer.
+    for (what, damaged, lost) in [
+        ("footer", flipped(bytes, footer + 3), 0),
+        ("header", flipped(bytes, 20), 0),
+        ("cut off", bytes.slice(..footer), 0),
+        ("frame and footer", flipped(&flipped(bytes, footer + 3), frames[0].0 + 5), 1),
+        ("everything", no_header, frames.len() as u64),
+    ] {
+        let mut objects = victim.objects.clone();
+        objects.insert(key.clone(), damaged);
+        let rot = victim.rot.with(&objects).await.expect("a repository");
+        let (mended, report) = rot.repair().await.unwrap_or_else(|why| panic!("{what}: {why}"));
+        let moved = frames.len() as u64 - lost;
+        assert_eq!(mended.packs.iter().map(|(_, moved)| moved).sum::<u64>(), moved, "{what}");
+        assert_eq!(report.damaged.is_empty(), lost == 0, "{what}: {report:?}");
+        assert!(rot.objects().await.contains_key(&key), "{what}: nothing is deleted");
+        victim.lost_is_what_the_check_says(&rot, &report, what).await;
+        // A second repair has nothing to do, and whoever checks is not told again.
+        let (again, report) = rot.repair().await.unwrap_or_else(|why| panic!("{what}: {why}"));
+        assert!(again.packs.is_empty() && (lost > 0 || report.is_clean()), "{what}: {report:?}");
+        assert!(moved == 0 || !is_named(&report, &key) || lost > 0, "{what}: {report:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_key_comes_back_from_a_footer() {
+    let victim = victim().await;
+    let key = victim.brought.iter().find(|key| key.starts_with("keys/")).expect("a key").clone();
+    for damaged in [None, Some(flipped(&victim.objects[&key], 200))] {
+        let mut objects = victim.objects.clone();
+        match damaged {
+            Some(bytes) => objects.insert(key.clone(), bytes),
+            None => objects.remove(&key),
+        };
+        let rot = victim.rot.with(&objects).await.expect("a repository");
+        let (mended, report) = rot.repair().await.expect("a repair");
+        assert_eq!(mended.keys.len(), 1);
+        assert!(report.is_clean(), "{report:?}");
+        assert_eq!(rot.objects().await[&key], victim.objects[&key]);
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_with_holes_is_marked_until_they_are_healed() {
+    let victim = victim().await;
+    let (key, _) = victim.pack(Domain::Data);
+    let mut objects = victim.objects.clone();
+    objects.remove(&key);
+    let rot = victim.rot.with(&objects).await.expect("a repository");
+    let (_, report) = rot.repair().await.expect("a repair");
+    let root = &victim.bad.0;
+    let damaged = report.damaged.iter().find(|damaged| damaged.slot == root.slot).expect("it is damaged");
+    let holes = rot.repository.read::<Holes>(&root.slot.holes()).await.expect("a read").expect("holes");
+    let ranges: Vec<_> = holes.ranges.iter().map(|(start, len)| *start..start + len).collect();
+    assert_eq!(ranges, damaged.lost);
+    assert!(rot.repository.read::<Holes>(&victim.good.0.slot.holes()).await.expect("a read").is_none());
+    // The rest is restored only by who says that the holes may be zero.
+    let refused = rot.restore_as(root, false).await.expect_err("holes").to_string();
+    assert!(
+        refused.contains(&format!("{}+", ranges[0].start)) && refused.contains("--keep-going"),
+        "{refused}"
+    );
+    victim.lost_is_what_the_check_says(&rot, &report, "marked").await;
+    let healed = rot.backup("vm/bad", &victim.path).await.expect("a backup");
+    let (_, report) = rot.repair().await.expect("a repair");
+    assert!(report.damaged.iter().all(|damaged| damaged.slot == victim.older.slot), "{report:?}");
+    for root in [root, &healed] {
+        let (restored, _) = rot.restore_as(root, false).await.expect("a restore");
+        assert!(restored == victim.bad.1);
+    }
+}
+
+#[tokio::test]
+async fn what_is_sound_is_not_found_and_content_can_be_read_in_parts() {
+    let victim = victim().await;
+    let rot = victim.rot.with(&victim.objects).await.expect("a repository");
+    let before: Vec<String> = rot.objects().await.into_keys().collect();
+    let report = rot.check(ALL).await.expect("a report");
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!((report.snapshots, report.recorded, report.rescued), (3, 0, 0));
+    assert!(report.packs_read >= report.packs);
+    assert_eq!(before, rot.objects().await.into_keys().collect::<Vec<_>>(), "nothing is left behind");
+    // A pack's content is checked by the share that it is in, and by no other.
+    let (data, frames) = victim.pack(Domain::Data);
+    let mut objects = victim.objects.clone();
+    objects.insert(data.clone(), flipped(&objects[&data], frames[0].0 + frames[0].1 / 2));
+    let mut found = 0;
+    for number in 1..=3 {
+        let rot = victim.rot.with(&objects).await.expect("a repository");
+        let content = Content::Share(checker::Share { number, of: 3 });
+        let report = rot.check(content).await.expect("a report");
+        assert_eq!(report.is_clean(), !is_named(&report, &data));
+        found += u32::from(!report.is_clean());
+    }
+    assert_eq!(found, 1);
+    let rot = victim.rot.with(&objects).await.expect("a repository");
+    assert!(rot.check(Content::None).await.expect("a report").is_clean(), "structure alone");
+    assert!(!rot.check(ALL).await.expect("a report").is_clean());
+    assert!(!rot.check(Content::None).await.expect("a report").is_clean(), "it is recorded by now");
+}
