@@ -18,6 +18,8 @@ use crate::{Failure, Repository};
 /// Who reads, as others are told.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadBy<'a> {
+    /// What is done with what is read.
+    pub kind: SessionKind,
     /// A fresh id.
     pub session: SessionId,
     /// The job that reads.
@@ -43,7 +45,7 @@ impl Protection {
     pub async fn begin(repository: &Repository, by: ReadBy<'_>) -> Result<Self, Failure> {
         let session = Session {
             id: by.session,
-            kind: SessionKind::Restore,
+            kind: by.kind,
             slot: None,
             job: by.job,
             volume: by.volume.to_owned(),

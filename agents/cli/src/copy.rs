@@ -6,6 +6,7 @@ use agent::{Failure, Protection, ReadBy, Repository};
 use copier::{Copied, Copier, Listing, Outcome, Side};
 use schema::facts::Origin;
 use schema::root::Root;
+use schema::session::SessionKind;
 use serde::Serialize;
 
 use crate::app::App;
@@ -63,6 +64,7 @@ pub async fn run(app: &App, args: &CopyArgs) -> anyhow::Result<()> {
     app.stop_on_signals()?;
     let (from, to) = repositories(app, args).await?;
     let by = ReadBy {
+        kind: SessionKind::Copy,
         session: app.environment.session_id(),
         job: app.environment.job_id(),
         volume: &format!("snapshots to {}", to.store.location()),

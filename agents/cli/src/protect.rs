@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use agent::{Failure, Protection, ReadBy, Repository};
 use futures::stream::{self, StreamExt};
 use schema::root::Root;
+use schema::session::SessionKind;
 
 use crate::app::App;
 use crate::embedded::interrupted;
@@ -31,6 +32,7 @@ impl Protected {
             return Err(interrupted().into());
         }
         let by = ReadBy {
+            kind: SessionKind::Restore,
             session: app.environment.session_id(),
             job: app.environment.job_id(),
             volume: &roots.map_or("all volumes".to_owned(), named),

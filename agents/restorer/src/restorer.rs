@@ -15,6 +15,7 @@ use schema::limits::LEAF_SPAN;
 use schema::messages::FailureKind;
 use schema::names::Slot;
 use schema::root::Root;
+use schema::session::SessionKind;
 use schema::{JobId, SessionId, StreamId};
 use tokio::sync::mpsc;
 
@@ -239,7 +240,8 @@ impl Restorer {
     async fn protect(&self, ids: Ids, root: &Root, undo: &[(JobId, Slot)]) -> Result<Protection, Failure> {
         let Ids { job, session } = ids;
         let undo: Vec<JobId> = undo.iter().map(|(job, _)| *job).collect();
-        let by = ReadBy { session, job, volume: &root.volume, host: &self.context.host, undo: &undo };
+        let kind = SessionKind::Restore;
+        let by = ReadBy { kind, session, job, volume: &root.volume, host: &self.context.host, undo: &undo };
         Protection::begin(&self.repository, by).await
     }
 

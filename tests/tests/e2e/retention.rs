@@ -201,7 +201,8 @@ fn what_a_restore_may_have_to_undo_stays_until_it_ends() {
     let is_open = || {
         let names =
             std::fs::read_dir(&sessions).into_iter().flatten().flatten().map(|found| found.file_name());
-        names.into_iter().any(|name| !name.to_string_lossy().contains('#'))
+        // The command's own, and the one that names what was kept.
+        names.into_iter().filter(|name| !name.to_string_lossy().contains('#')).count() > 1
     };
     let kept = || ids(&machine, &["--volume", "undo/*"]);
     // Until a restore is killed while it runs.
@@ -219,10 +220,7 @@ fn what_a_restore_may_have_to_undo_stays_until_it_ends() {
     machine.run(&["forget", &id]).fails(3, &[&id, "has not ended", "lvkeep cancel"]);
     machine.run(&["undo", &id]).ok();
     let open = machine.json(&["status"]);
-    // One is of the command, from before it looked for the snapshot; the other one names what was kept.
-    let open = open["sessions"].as_array().expect("the killed restore's");
-    assert_eq!(open.len(), 2, "{open:?}");
-    for session in open {
+    for session in open["sessions"].as_array().expect("the killed restore's") {
         machine.run(&["cancel", session["session"].as_str().expect("an id")]).ok();
     }
     machine.run(&["forget", &id]).ok();

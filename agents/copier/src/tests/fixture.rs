@@ -29,6 +29,7 @@ use schema::messages::{
 use schema::names::{self, Slot};
 use schema::pack::{PackBuilder, PackHeader};
 use schema::root::{Root, Statistics, Tracking};
+use schema::session::SessionKind;
 use schema::{ChunkId, Domain, JobId, PackId, ReadingId, SessionId};
 
 use crate::{Copier, Outcome, Settings, Side, snapshots};
@@ -289,7 +290,8 @@ impl World {
     pub async fn copy(&self, root: &Root) -> Result<Outcome, Failure> {
         let environment = &self.first.context.environment;
         let (session, job) = (environment.session_id(), environment.job_id());
-        let by = ReadBy { session, job, volume: "snapshots", host: "host", undo: &[] };
+        let by =
+            ReadBy { kind: SessionKind::Copy, session, job, volume: "snapshots", host: "host", undo: &[] };
         let protection = Protection::begin(&self.first.repository, by).await.unwrap();
         let roots = self.first.roots().await;
         let (first, second) = (self.first.side(), self.second.side());

@@ -8,6 +8,7 @@ use agent::{Protection, ReadBy};
 use object_store::local::LocalFileSystem;
 use schema::messages::FailureKind;
 use schema::names;
+use schema::session::SessionKind;
 use std::sync::Arc;
 
 use super::fixture::{CHUNK, Fixture, noise};
@@ -211,6 +212,7 @@ async fn one_session_protects_many_restores() {
     let root = fixture.volume(&noise(1, MIB)).await;
     let environment = &fixture.context.environment;
     let by = ReadBy {
+        kind: SessionKind::Restore,
         session: environment.session_id(),
         job: environment.job_id(),
         volume: "all of them",
