@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use agent::{Failure, Protection, ReadBy, Repository};
 use copier::{Copied, Copier, Listing, Outcome, Side};
-use schema::facts::Origin;
 use schema::root::Root;
 use serde::Serialize;
 
@@ -171,7 +170,7 @@ async fn plan(app: &App, args: &CopyArgs, from: &Repository, to: &Repository) ->
     let wants_undo = args.of.volume.as_ref().is_some_and(|pattern| pattern.starts_with(undo::NAMES));
     chosen.retain(|root| wants_undo || !root.volume.starts_with(undo::NAMES));
     let all = chosen.len();
-    chosen.retain(|root| !there.contains(&Origin::of(root, from.key.repo())));
+    chosen.retain(|root| !there.contains(&copier::by_origin(root, from)));
     Ok(Plan { listing, present: all - chosen.len(), missing: chosen })
 }
 
