@@ -48,6 +48,8 @@ struct Report {
     verbatim: bool,
     /// Whether every chunk was opened and compared with its id.
     verified: bool,
+    /// Whether the second repository is encrypted.
+    encrypted: bool,
 }
 
 /// What is to be done.
@@ -86,6 +88,14 @@ async fn repositories(app: &App, args: &CopyArgs) -> anyhow::Result<(Repository,
         ))
         .into());
     }
+    if from.key.encrypted() && !to.key.encrypted() && !args.no_encryption {
+        let (from, to) = (from.store.location(), to.store.location());
+        return Err(Failure::refused(format!(
+            "{from} is encrypted and {to} is NOT: whoever can read that could read all volumes; --no-encryption copies \
+             them all the same (`lvkeep init` makes an encrypted repository)"
+        ))
+        .into());
+    }
     if !args.dry_run {
         open::check_writable(&to).await?;
         if open::directory(to.store.location()).is_none() {
@@ -120,6 +130,7 @@ async fn protected(
         failed: plan.listing.damaged.iter().map(unreadable).collect(),
         verbatim,
         verified,
+        encrypted: to.key.encrypted(),
     };
     let mut errors: Vec<anyhow::Error> =
         plan.listing.damaged.iter().map(|(slot, failure)| failure.clone().context(slot).into()).collect();
@@ -265,9 +276,10 @@ impl Row {
 
 fn describe(report: &Report) -> String {
     let Report { copied, present, failed, .. } = report;
+    let warning = if report.encrypted { "" } else { "\nWhere it was copied to is NOT ENCRYPTED." };
     if report.dry_run {
         let rows = copied.iter().map(Row::text);
-        let head = format!("would copy {} snapshots; {present} are there already", copied.len());
+        let head = format!("would copy {} snapshots; {present} are there already{warning}", copied.len());
         return rows.chain([head]).collect::<Vec<_>>().join("\n");
     }
     let stored = text::size(copied.iter().map(|row| row.bytes_stored).sum());
@@ -281,7 +293,7 @@ fn describe(report: &Report) -> String {
         0 => String::new(),
         count => format!(", {count} FAILED"),
     };
-    format!("{} snapshots copied{how}, {present} were there already{failures}", copied.len())
+    format!("{} snapshots copied{how}, {present} were there already{failures}{warning}", copied.len())
 }
 
 /// The first failure decides the exit code.

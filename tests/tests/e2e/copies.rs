@@ -298,7 +298,12 @@ fn only_what_is_asked_for_is_copied_and_frames_move_without_an_identity() {
     assert!(said.out.contains("1 snapshots copied") && said.out.contains("NOT VERIFIED"), "{said}");
     assert!(said.err.contains("vm/b") && !said.err.contains("undo/"), "{said}");
     two.machine.run(&["init", "--repo", &strange, "--no-encryption"]).ok();
-    two.machine.run(&["copy", "--to", &strange]).fails(3, &["do not share their keys", "--identity"]);
+    two.machine.run(&["copy", "--to", &strange]).fails(3, &[&strange, "NOT", "--no-encryption"]);
+    let plain = two.machine.run(&["copy", "--to", &strange, "--no-encryption", "--dry-run"]).ok();
+    assert!(plain.out.contains("NOT ENCRYPTED"), "{plain}");
+    two.machine
+        .run(&["copy", "--to", &strange, "--no-encryption"])
+        .fails(3, &["do not share their keys", "--identity"]);
     assert_eq!(two.first.open_sessions(), 0);
 
     for entry in std::fs::read_dir(&identities).expect("keys").map(|entry| entry.expect("a key").path()) {
