@@ -134,6 +134,7 @@ async fn protected(
     };
     let mut errors: Vec<anyhow::Error> =
         plan.listing.damaged.iter().map(|(slot, failure)| failure.clone().context(slot).into()).collect();
+    let mut broken = None;
     if args.dry_run {
         report.copied = plan.missing.iter().map(|root| Row::new(root, None)).collect();
     } else if !plan.missing.is_empty() {
@@ -144,10 +145,16 @@ async fn protected(
         let (first, second) = (side(&work_from), side(&work_to));
         let context = work_to.context.clone();
         let copier = Copier::new(context, first, second, identity, settings, &plan.listing.roots)?;
+        let mut copying = std::pin::pin!(each(app, &copier, protection, &plan.missing));
         let ended = tokio::select! {
             biased;
-            ended = each(app, &copier, protection, &plan.missing) => ended,
-            error = failed(app, &mut work_to) => return Err(error),
+            ended = &mut copying => ended,
+            error = failed(app, &mut work_to) => {
+                // Whoever copies decides the slot first.
+                broken = Some(error);
+                app.stop.raise();
+                copying.await
+            }
         };
         work_to.finish().await;
         work_from.finish().await;
@@ -165,7 +172,10 @@ async fn protected(
         }
     }
     app.print(&report, || describe(&report))?;
-    conclude(errors)
+    match broken {
+        Some(error) => Err(error),
+        None => conclude(errors),
+    }
 }
 
 /// Which snapshots are asked for and missing. What restores have overwritten is only copied when it is asked for.
