@@ -1,9 +1,12 @@
 //! `copy`: brings snapshots to a second repository. What is there is left out, and what fails stands in nobody's way.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use agent::marks::{self, Marks};
 use agent::{Failure, Protection, ReadBy, Repository};
 use copier::{Copied, Copier, Listing, Outcome, Side};
+use schema::names::Slot;
 use schema::root::Root;
 use serde::Serialize;
 
@@ -11,7 +14,7 @@ use crate::app::App;
 use crate::args::CopyArgs;
 use crate::embedded::{self, Embedded};
 use crate::progress::Display;
-use crate::{open, snapshots, text, undo};
+use crate::{open, select, snapshots, text, undo};
 
 /// A snapshot that was copied, as it is printed.
 #[derive(Debug, Serialize)]
@@ -55,6 +58,7 @@ struct Report {
 /// What is to be done.
 struct Plan {
     listing: Listing,
+    marks: BTreeMap<Slot, Marks>,
     missing: Vec<Root>,
     present: usize,
 }
@@ -145,7 +149,7 @@ async fn protected(
         let (first, second) = (side(&work_from), side(&work_to));
         let context = work_to.context.clone();
         let copier = Copier::new(context, first, second, identity, settings, &plan.listing.roots)?;
-        let mut copying = std::pin::pin!(each(app, &copier, protection, &plan.missing));
+        let mut copying = std::pin::pin!(each(app, &copier, protection, &plan, &to));
         let ended = tokio::select! {
             biased;
             ended = &mut copying => ended,
@@ -180,7 +184,8 @@ async fn protected(
 
 /// Which snapshots are asked for and missing. What restores have overwritten is only copied when it is asked for.
 async fn plan(app: &App, args: &CopyArgs, from: &Repository, to: &Repository) -> anyhow::Result<Plan> {
-    let listing = copier::snapshots(from).await?;
+    let mut listing = copier::snapshots(from).await?;
+    let marks = select::relabel(from, &mut listing.roots).await?;
     let there = copier::snapshots(to).await?;
     for (slot, failure) in &there.damaged {
         tracing::warn!(%slot, %failure, "a snapshot of the second repository cannot be read; it is copied anew");
@@ -192,7 +197,7 @@ async fn plan(app: &App, args: &CopyArgs, from: &Repository, to: &Repository) ->
     chosen.retain(|root| wants_undo || !root.volume.starts_with(undo::NAMES));
     let all = chosen.len();
     chosen.retain(|root| !there.contains(&copier::by_origin(root, from)));
-    Ok(Plan { listing, present: all - chosen.len(), missing: chosen })
+    Ok(Plan { listing, marks, present: all - chosen.len(), missing: chosen })
 }
 
 fn side(work: &Embedded) -> Side {
@@ -204,11 +209,12 @@ async fn each(
     app: &App,
     copier: &Copier,
     protection: &Protection,
-    missing: &[Root],
+    plan: &Plan,
+    to: &Repository,
 ) -> Vec<Result<Outcome, Failure>> {
     let display = Display::new(app);
     let mut ended = Vec::new();
-    for root in missing {
+    for root in &plan.missing {
         if app.stop.is_raised() {
             ended.push(Err(embedded::interrupted().context("it was not begun")));
             continue;
@@ -216,10 +222,33 @@ async fn each(
         let bar = display.bar(&root.volume);
         let outcome = copier.copy(protection, root, |p| bar.set(p.done, p.total)).await;
         bar.finish();
-        display.aside(|| tell(app, root, &outcome, missing.len()));
+        display.aside(|| tell(app, root, &outcome, plan.missing.len()));
+        if let Err(failure) = bring_note(app, plan, to, root, &outcome).await {
+            let (volume, id) = (&root.volume, root.slot.session);
+            display.aside(|| {
+                app.complain(format!("lvkeep: {volume} ({id}) is there without its note: {failure}"))
+            });
+        }
         ended.push(outcome);
     }
     ended
+}
+
+/// A note is no part of a root, as tags are.
+async fn bring_note(
+    app: &App,
+    plan: &Plan,
+    to: &Repository,
+    root: &Root,
+    outcome: &Result<Outcome, Failure>,
+) -> Result<(), Failure> {
+    let note = plan.marks.get(&root.slot).and_then(|marks| marks.labels(root).note);
+    if let (Ok(Outcome::Copied(copied)), Some(note)) = (outcome, note) {
+        let by = format!("lvkeep copy on {}", app.settings.host.value);
+        let copy = Root { slot: copied.slot, ..root.clone() };
+        marks::label(to, &copy, &by, |labels| labels.note = Some(note.clone())).await?;
+    }
+    Ok(())
 }
 
 /// Says how one ended, while others are still to come.
@@ -243,7 +272,7 @@ async fn failed(app: &App, work: &mut Embedded) -> anyhow::Error {
     }
 }
 
-fn unreadable((slot, failure): &(schema::names::Slot, Failure)) -> Failed {
+fn unreadable((slot, failure): &(Slot, Failure)) -> Failed {
     Failed { volume: None, from: slot.session.to_string(), why: failure.to_string() }
 }
 

@@ -24,13 +24,19 @@ pub async fn roots(repository: &Repository, volume: Option<VolumeKey>) -> Result
 /// The roots of all visible snapshots with the tags that they have now, and what their marks say.
 pub async fn labelled(repository: &Repository) -> Result<(Vec<Root>, BTreeMap<Slot, Marks>), Failure> {
     let mut roots = roots(repository, None).await?;
+    let marks = relabel(repository, &mut roots).await?;
+    Ok((roots, marks))
+}
+
+/// Gives roots the tags that they have now, and says what all marks say.
+pub async fn relabel(repository: &Repository, roots: &mut [Root]) -> Result<BTreeMap<Slot, Marks>, Failure> {
     let marks = marks::all(repository, None).await?;
-    for root in &mut roots {
+    for root in roots {
         if let Some(marks) = marks.get(&root.slot) {
             root.tags = marks.labels(root).tags;
         }
     }
-    Ok((roots, marks))
+    Ok(marks)
 }
 
 /// The roots that are forgotten, and of which no visible snapshot is the same; oldest first.
