@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{NOTE_MAX, TAG_MAX, TAGS_MAX};
 use crate::names::Slot;
 use crate::object::{Object, ObjectKind};
-use crate::{FormatError, Result};
+use crate::{FormatError, MarkId, Result};
 
 /// The body of `marks/<slot>/<ulid>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,15 +49,20 @@ impl Mark {
     /// The version that this build writes.
     pub const VERSION: u16 = 1;
 
-    /// Checks what the envelope cannot: its bounds, and that it is about the snapshot below which it stands.
-    pub fn check(self, of: Slot) -> Result<Self> {
+    /// Checks what the envelope cannot: its bounds, and that it is about the snapshot below which it stands, and has the
+    /// number under which it stands.
+    pub fn check(self, of: Slot, id: MarkId) -> Result<Self> {
         if self.slot != of {
             let why = format!("it is about {}, and stands below {of}", self.slot);
             return Err(FormatError::invalid(Self::WHAT, why));
         }
         match &self.says {
             Says::Hold { note } => check_note(note.as_deref())?,
-            Says::Labels { tags, note, .. } => {
+            Says::Labels { number, tags, note } => {
+                if id.time_ms() != *number || id != MarkId::from_parts(*number, 0) {
+                    let why = format!("it has the number {number}, and stands under {id}");
+                    return Err(FormatError::invalid(Self::WHAT, why));
+                }
                 check_tags(tags)?;
                 check_note(note.as_deref())?;
             }

@@ -112,6 +112,14 @@ pub fn parse_epoch(key: &str) -> Result<(u64, bool)> {
     Ok((number.parse().map_err(|_| bad())?, is_verdict))
 }
 
+/// The snapshot below whose marks a key stands, whatever it names there.
+pub fn marked(key: &str) -> Option<Slot> {
+    let rest = key.strip_prefix(MARKS)?.strip_prefix('/')?;
+    let (volume, rest) = rest.split_once('/')?;
+    let (session, _) = rest.split_once('/')?;
+    Some(Slot { volume: volume.parse().ok()?, session: session.parse().ok()? })
+}
+
 /// The snapshot and the mark that a key names.
 pub fn parse_mark(key: &str) -> Result<(Slot, MarkId)> {
     let rest = key.strip_prefix(MARKS).and_then(|rest| rest.strip_prefix('/'));

@@ -20,6 +20,8 @@ use crate::{Failure, Repository};
 const AT_ONCE: usize = 16;
 /// How often a change of labels is written before others are let win.
 const TRIES: usize = 16;
+/// How often a snapshot's marks are looked at that vanish between a listing and reading them.
+const LOOKS: usize = 8;
 
 /// A hold of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,27 +122,64 @@ pub async fn keys(repository: &Repository, slots: &BTreeSet<Slot>) -> Result<Vec
     Ok(named.map(|listed| listed.key).collect())
 }
 
+/// What the marks below a folder say. Where one vanished since the listing, what replaced it may not have been listed.
 async fn below(
     repository: &Repository,
     folder: &str,
     wanted: impl Fn(&Slot) -> bool,
 ) -> Result<BTreeMap<Slot, Marks>, Failure> {
+    let (mut marks, mut vanished) = look(repository, folder, wanted).await?;
+    for _ in 1..LOOKS {
+        for slot in std::mem::take(&mut vanished) {
+            marks.remove(&slot);
+            let (again, gone) = look(repository, &slot.marks(), |_| true).await?;
+            marks.extend(again);
+            vanished.extend(gone);
+        }
+    }
+    match vanished.first() {
+        None => Ok(marks),
+        Some(slot) => Err(Failure {
+            kind: FailureKind::Store,
+            retry: true,
+            why: format!(
+                "the object store lists marks below {} and does not give them: try again",
+                slot.marks()
+            ),
+        }),
+    }
+}
+
+/// What the marks say that one listing shows, and of which snapshots any of them was gone when it was read.
+async fn look(
+    repository: &Repository,
+    folder: &str,
+    wanted: impl Fn(&Slot) -> bool,
+) -> Result<(BTreeMap<Slot, Marks>, BTreeSet<Slot>), Failure> {
+    let (mut marks, mut vanished) = (BTreeMap::<Slot, Marks>::new(), BTreeSet::new());
     let listed = repository.store.list(folder).await?;
-    let named = listed.iter().filter_map(|listed| names::parse_mark(&listed.key).ok());
-    let named: Vec<(Slot, MarkId)> = named.filter(|(slot, _)| wanted(slot)).collect();
-    let mut marks: BTreeMap<Slot, Marks> = BTreeMap::new();
+    let mut named = Vec::new();
+    for listed in listed {
+        let Some(slot) = names::marked(&listed.key).filter(&wanted) else { continue };
+        match names::parse_mark(&listed.key) {
+            Ok((_, id)) if listed.size > 0 => named.push((slot, id)),
+            Ok(_) => marks.entry(slot).or_default().unreadable.push(format!("{} is empty", listed.key)),
+            Err(_) => marks.entry(slot).or_default().unreadable.push(format!("{} is no mark", listed.key)),
+        }
+    }
     for some in named.chunks(AT_ONCE) {
         let read = try_join_all(some.iter().map(|(slot, id)| read(repository, *slot, *id))).await?;
         for ((slot, id), found) in some.iter().zip(read) {
             match found {
                 Ok(Some(mark)) => marks.entry(*slot).or_default().add(*id, mark),
-                // It was deleted since the listing.
-                Ok(None) => {}
+                Ok(None) => {
+                    vanished.insert(*slot);
+                }
                 Err(failure) => marks.entry(*slot).or_default().unreadable.push(failure.why),
             }
         }
     }
-    Ok(marks)
+    Ok((marks, vanished))
 }
 
 /// One mark, or why it cannot be read; a store that does not answer is an error.
@@ -150,7 +189,7 @@ async fn read(
     id: MarkId,
 ) -> Result<Result<Option<Mark>, Failure>, Failure> {
     match repository.read::<Mark>(&slot.mark(id)).await {
-        Ok(found) => Ok(found.map(|mark| mark.check(slot).map_err(Failure::from)).transpose()),
+        Ok(found) => Ok(found.map(|mark| mark.check(slot, id).map_err(Failure::from)).transpose()),
         Err(failure) if failure.kind == FailureKind::Store => Err(failure),
         Err(failure) => Ok(Err(failure)),
     }
@@ -207,7 +246,7 @@ pub async fn label(
         }
         let Labels { tags, note } = after;
         mark::check_tags(&tags).and_then(|()| mark::check_note(note.as_deref())).map_err(refused)?;
-        let number = found.labels.last_key_value().map_or(0, |(number, _)| *number) + 1;
+        let number = next_number(&found, root)?;
         create_labels(repository, root.slot, by, number, Labels { tags, note }).await?;
         for older in found.labels.keys() {
             // What counts has a higher number, whoever wrote it.
@@ -218,6 +257,19 @@ pub async fn label(
     Err(Failure::refused(format!(
         "others change the tags of snapshot {id} of {volume} all the time: try again"
     )))
+}
+
+/// The number after the highest, of which there are as many as a name has room for.
+fn next_number(found: &Marks, root: &Root) -> Result<u64, Failure> {
+    let highest = found.labels.last_key_value().map_or(0, |(number, _)| *number);
+    let fits = |number: &u64| MarkId::from_parts(*number, 0).time_ms() == *number;
+    highest.checked_add(1).filter(fits).ok_or_else(|| {
+        let (id, volume) = (root.slot.session, &root.volume);
+        Failure::refused(format!(
+            "the tags of snapshot {id} of {volume} have the highest number that there is: `lvkeep` did not write {}",
+            root.slot.labels(highest)
+        ))
+    })
 }
 
 /// Copies what is said of a snapshot to another slot.

@@ -222,7 +222,7 @@ impl Checker {
 
 /// Whether a mark is about the snapshot below which it stands, and within bounds.
 fn is_mark_of(mark: &Mark, key: &str) -> bool {
-    names::parse_mark(key).is_ok_and(|(slot, _)| mark.clone().check(slot).is_ok())
+    names::parse_mark(key).is_ok_and(|(slot, id)| mark.clone().check(slot, id).is_ok())
 }
 
 /// Sessions that stored something and have neither a slot nor an object, and markers without a slot.

@@ -1,10 +1,12 @@
 //! `copy`: brings snapshots to a second repository. What is there is left out, and what fails stands in nobody's way.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use agent::marks::{self, Marks};
 use agent::{Failure, Protection, ReadBy, Repository};
 use copier::{Copied, Copier, Listing, Outcome, Side};
-use schema::facts::Origin;
+use schema::names::Slot;
 use schema::root::Root;
 use schema::session::SessionKind;
 use serde::Serialize;
@@ -13,7 +15,7 @@ use crate::app::App;
 use crate::args::CopyArgs;
 use crate::embedded::{self, Embedded};
 use crate::progress::Display;
-use crate::{open, snapshots, text, undo};
+use crate::{open, select, snapshots, text, undo};
 
 /// A snapshot that was copied, as it is printed.
 #[derive(Debug, Serialize)]
@@ -50,11 +52,14 @@ struct Report {
     verbatim: bool,
     /// Whether every chunk was opened and compared with its id.
     verified: bool,
+    /// Whether the second repository is encrypted.
+    encrypted: bool,
 }
 
 /// What is to be done.
 struct Plan {
     listing: Listing,
+    marks: BTreeMap<Slot, Marks>,
     missing: Vec<Root>,
     present: usize,
 }
@@ -86,6 +91,14 @@ async fn repositories(app: &App, args: &CopyArgs) -> anyhow::Result<(Repository,
         let (from, to) = (from.store.location(), to.store.location());
         return Err(Failure::refused(format!(
             "{to} is the repository {from} itself: name another one with --to"
+        ))
+        .into());
+    }
+    if from.key.encrypted() && !to.key.encrypted() && !args.no_encryption {
+        let (from, to) = (from.store.location(), to.store.location());
+        return Err(Failure::refused(format!(
+            "{from} is encrypted and {to} is NOT: whoever can read that could read all volumes; --no-encryption copies \
+             them all the same (`lvkeep init` makes an encrypted repository)"
         ))
         .into());
     }
@@ -123,9 +136,11 @@ async fn protected(
         failed: plan.listing.damaged.iter().map(unreadable).collect(),
         verbatim,
         verified,
+        encrypted: to.key.encrypted(),
     };
     let mut errors: Vec<anyhow::Error> =
         plan.listing.damaged.iter().map(|(slot, failure)| failure.clone().context(slot).into()).collect();
+    let mut broken = None;
     if args.dry_run {
         report.copied = plan.missing.iter().map(|root| Row::new(root, None)).collect();
     } else if !plan.missing.is_empty() {
@@ -136,10 +151,16 @@ async fn protected(
         let (first, second) = (side(&work_from), side(&work_to));
         let context = work_to.context.clone();
         let copier = Copier::new(context, first, second, identity, settings, &plan.listing.roots)?;
+        let mut copying = std::pin::pin!(each(app, &copier, protection, &plan, &to));
         let ended = tokio::select! {
             biased;
-            ended = each(app, &copier, protection, &plan.missing) => ended,
-            error = failed(app, &mut work_to) => return Err(error),
+            ended = &mut copying => ended,
+            error = failed(app, &mut work_to) => {
+                // Whoever copies decides the slot first.
+                broken = Some(error);
+                app.stop.raise();
+                copying.await
+            }
         };
         work_to.finish().await;
         work_from.finish().await;
@@ -157,12 +178,16 @@ async fn protected(
         }
     }
     app.print(&report, || describe(&report))?;
-    conclude(errors)
+    match broken {
+        Some(error) => Err(error),
+        None => conclude(errors),
+    }
 }
 
 /// Which snapshots are asked for and missing. What restores have overwritten is only copied when it is asked for.
 async fn plan(app: &App, args: &CopyArgs, from: &Repository, to: &Repository) -> anyhow::Result<Plan> {
-    let listing = copier::snapshots(from).await?;
+    let mut listing = copier::snapshots(from).await?;
+    let marks = select::relabel(from, &mut listing.roots).await?;
     let there = copier::snapshots(to).await?;
     for (slot, failure) in &there.damaged {
         tracing::warn!(%slot, %failure, "a snapshot of the second repository cannot be read; it is copied anew");
@@ -173,8 +198,8 @@ async fn plan(app: &App, args: &CopyArgs, from: &Repository, to: &Repository) ->
     let wants_undo = args.of.volume.as_ref().is_some_and(|pattern| pattern.starts_with(undo::NAMES));
     chosen.retain(|root| wants_undo || !root.volume.starts_with(undo::NAMES));
     let all = chosen.len();
-    chosen.retain(|root| !there.contains(&Origin::of(root, from.key.repo())));
-    Ok(Plan { listing, present: all - chosen.len(), missing: chosen })
+    chosen.retain(|root| !there.contains(&copier::by_origin(root, from)));
+    Ok(Plan { listing, marks, present: all - chosen.len(), missing: chosen })
 }
 
 fn side(work: &Embedded) -> Side {
@@ -186,11 +211,12 @@ async fn each(
     app: &App,
     copier: &Copier,
     protection: &Protection,
-    missing: &[Root],
+    plan: &Plan,
+    to: &Repository,
 ) -> Vec<Result<Outcome, Failure>> {
     let display = Display::new(app);
     let mut ended = Vec::new();
-    for root in missing {
+    for root in &plan.missing {
         if app.stop.is_raised() {
             ended.push(Err(embedded::interrupted().context("it was not begun")));
             continue;
@@ -198,10 +224,33 @@ async fn each(
         let bar = display.bar(&root.volume);
         let outcome = copier.copy(protection, root, |p| bar.set(p.done, p.total)).await;
         bar.finish();
-        display.aside(|| tell(app, root, &outcome, missing.len()));
+        display.aside(|| tell(app, root, &outcome, plan.missing.len()));
+        if let Err(failure) = bring_note(app, plan, to, root, &outcome).await {
+            let (volume, id) = (&root.volume, root.slot.session);
+            display.aside(|| {
+                app.complain(format!("lvkeep: {volume} ({id}) is there without its note: {failure}"))
+            });
+        }
         ended.push(outcome);
     }
     ended
+}
+
+/// A note is no part of a root, as tags are.
+async fn bring_note(
+    app: &App,
+    plan: &Plan,
+    to: &Repository,
+    root: &Root,
+    outcome: &Result<Outcome, Failure>,
+) -> Result<(), Failure> {
+    let note = plan.marks.get(&root.slot).and_then(|marks| marks.labels(root).note);
+    if let (Ok(Outcome::Copied(copied)), Some(note)) = (outcome, note) {
+        let by = format!("lvkeep copy on {}", app.settings.host.value);
+        let copy = Root { slot: copied.slot, ..root.clone() };
+        marks::label(to, &copy, &by, |labels| labels.note = Some(note.clone())).await?;
+    }
+    Ok(())
 }
 
 /// Says how one ended, while others are still to come.
@@ -225,7 +274,7 @@ async fn failed(app: &App, work: &mut Embedded) -> anyhow::Error {
     }
 }
 
-fn unreadable((slot, failure): &(schema::names::Slot, Failure)) -> Failed {
+fn unreadable((slot, failure): &(Slot, Failure)) -> Failed {
     Failed { volume: None, from: slot.session.to_string(), why: failure.to_string() }
 }
 
@@ -268,9 +317,10 @@ impl Row {
 
 fn describe(report: &Report) -> String {
     let Report { copied, present, failed, .. } = report;
+    let warning = if report.encrypted { "" } else { "\nWhere it was copied to is NOT ENCRYPTED." };
     if report.dry_run {
         let rows = copied.iter().map(Row::text);
-        let head = format!("would copy {} snapshots; {present} are there already", copied.len());
+        let head = format!("would copy {} snapshots; {present} are there already{warning}", copied.len());
         return rows.chain([head]).collect::<Vec<_>>().join("\n");
     }
     let stored = text::size(copied.iter().map(|row| row.bytes_stored).sum());
@@ -284,7 +334,7 @@ fn describe(report: &Report) -> String {
         0 => String::new(),
         count => format!(", {count} FAILED"),
     };
-    format!("{} snapshots copied{how}, {present} were there already{failures}", copied.len())
+    format!("{} snapshots copied{how}, {present} were there already{failures}{warning}", copied.len())
 }
 
 /// The first failure decides the exit code.

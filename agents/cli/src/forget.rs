@@ -7,7 +7,7 @@ use agent::marks::{self, Marks};
 use agent::{Failure, Repository};
 use anyhow::bail;
 use conductor::retention::{Backwards, Decided, Rules, Snapshot, decide};
-use futures::future::try_join_all;
+use futures::future::join_all;
 use schema::names::Slot;
 use schema::root::Root;
 use serde::Serialize;
@@ -34,6 +34,9 @@ struct Row {
     /// Where it stands now, when it came to be protected while it was forgotten.
     #[serde(skip_serializing_if = "Option::is_none")]
     brought_back: Option<String>,
+    /// Why it may still be there, though it should go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<String>,
     /// Why it goes, if it does.
     #[serde(skip)]
     goes: &'static str,
@@ -48,6 +51,7 @@ struct Done {
     dry_run: bool,
     kept: usize,
     forgotten: usize,
+    failed: usize,
     snapshots: Vec<Row>,
 }
 
@@ -65,17 +69,41 @@ pub async fn run(app: &App, args: &ForgetArgs) -> anyhow::Result<()> {
         true => by_rules(app, &repository, args, &rules).await?,
         false => (by_name(app, &repository, args).await?, Vec::new()),
     };
-    if !args.dry_run {
-        let by = format!("lvkeep forget on {}", app.settings.host.value);
-        let mut going: Vec<&mut Row> = rows.iter_mut().filter(|row| !row.keep).collect();
-        for some in going.chunks_mut(AT_ONCE) {
-            try_join_all(some.iter_mut().map(|row| row.forget(app, &repository, &by))).await?;
+    let failure = match args.dry_run {
+        true => None,
+        false => forget(app, &repository, &mut rows).await,
+    };
+    let kept = rows.iter().filter(|row| row.keep).count();
+    let failed = rows.iter().filter(|row| row.failed.is_some()).count();
+    let forgotten = rows.len() - kept - failed;
+    let done = Done { dry_run: args.dry_run, kept, forgotten, failed, snapshots: rows };
+    app.print(&done, || done.text())?;
+    match failure {
+        Some(failure) => {
+            bail!(failure.context(format!("{failed} snapshots may not be forgotten; the first")))
+        }
+        None => conclude(app, &backwards),
+    }
+}
+
+/// Forgets what goes, and says what failed first; nothing more is begun then.
+async fn forget(app: &App, repository: &Repository, rows: &mut [Row]) -> Option<Failure> {
+    let by = format!("lvkeep forget on {}", app.settings.host.value);
+    let mut going: Vec<&mut Row> = rows.iter_mut().filter(|row| !row.keep).collect();
+    let mut first = None;
+    for some in going.chunks_mut(AT_ONCE) {
+        if first.is_some() {
+            some.iter_mut().for_each(|row| row.failed = Some("it was not begun".to_owned()));
+            continue;
+        }
+        let ended = join_all(some.iter_mut().map(|row| row.forget(app, repository, &by))).await;
+        for (row, failure) in some.iter_mut().zip(ended).filter_map(|(row, ended)| Some((row, ended.err()?)))
+        {
+            row.failed = Some(failure.to_string());
+            first.get_or_insert(failure);
         }
     }
-    let kept = rows.iter().filter(|row| row.keep).count();
-    let done = Done { dry_run: args.dry_run, kept, forgotten: rows.len() - kept, snapshots: rows };
-    app.print(&done, || done.text())?;
-    conclude(app, &backwards)
+    first
 }
 
 /// Volumes whose times run backwards were left alone; the others were not.
@@ -205,6 +233,7 @@ impl Row {
             keep: !reasons.is_empty(),
             reasons,
             brought_back: None,
+            failed: None,
             goes,
             time_ms: root.time_ms,
             root,
@@ -216,7 +245,7 @@ impl Row {
         self.reasons.push(why);
     }
 
-    async fn forget(&mut self, app: &App, repository: &Repository, by: &str) -> anyhow::Result<()> {
+    async fn forget(&mut self, app: &App, repository: &Repository, by: &str) -> Result<(), Failure> {
         match forgetting::forget(repository, &self.root, by).await? {
             Forgot::Done => {}
             Forgot::Protected(why) => self.stays(why),
@@ -238,13 +267,18 @@ impl Done {
     fn text(&self) -> String {
         let mut table = text::Table::new(&["", "id", "volume", "gen", "time", "why"]);
         for row in &self.snapshots {
+            let (what, why) = match &row.failed {
+                Some(why) => ("FAILED", why.clone()),
+                None if row.keep => ("keep", row.reasons.join(", ")),
+                None => ("forget", row.goes.to_owned()),
+            };
             table.row([
-                if row.keep { "keep" } else { "forget" }.to_owned(),
+                what.to_owned(),
                 row.id.clone(),
                 row.volume.clone(),
                 row.generation.to_string(),
                 text::time(row.time_ms),
-                if row.keep { row.reasons.join(", ") } else { row.goes.to_owned() },
+                why,
             ]);
         }
         let (kept, forgotten) = (self.kept, self.forgotten);
@@ -254,7 +288,11 @@ impl Done {
                 "{kept} snapshots stay, {forgotten} are forgotten (`lvkeep unforget` brings one back until it is collected)"
             ),
         };
-        format!("{}\n{last}", table.text())
+        let failed = match self.failed {
+            0 => String::new(),
+            count => format!(", {count} FAILED"),
+        };
+        format!("{}\n{last}{failed}", table.text())
     }
 }
 

@@ -71,6 +71,13 @@ async fn make(app: &App, args: &InitArgs) -> anyhow::Result<(Made, Repository)> 
         Some(like) => Some(open::other(app, like, app.settings.key.value.as_deref(), None).await?),
         None => None,
     };
+    if let Some(like) = like.as_ref().filter(|like| like.key.generation() < like.config.key_generation) {
+        bail!(Failure::refused(format!(
+            "the writer key file of {} is outdated, and lacks recipients that were added: take the one that the last \
+             `lvkeep key add` wrote",
+            like.store.location()
+        )));
+    }
     let store = open::store(&app.settings.repo.value, true, app.environment.clone())?;
     let repository = match &like {
         Some(like) => Repository::init_like(store, &like.key, pack_size).await?,

@@ -24,17 +24,23 @@ pub async fn roots(repository: &Repository, volume: Option<VolumeKey>) -> Result
 /// The roots of all visible snapshots with the tags that they have now, and what their marks say.
 pub async fn labelled(repository: &Repository) -> Result<(Vec<Root>, BTreeMap<Slot, Marks>), Failure> {
     let mut roots = roots(repository, None).await?;
+    let marks = relabel(repository, &mut roots).await?;
+    Ok((roots, marks))
+}
+
+/// Gives roots the tags that they have now, and says what all marks say.
+pub async fn relabel(repository: &Repository, roots: &mut [Root]) -> Result<BTreeMap<Slot, Marks>, Failure> {
     let marks = marks::all(repository, None).await?;
-    for root in &mut roots {
+    for root in roots {
         if let Some(marks) = marks.get(&root.slot) {
             root.tags = marks.labels(root).tags;
         }
     }
-    Ok((roots, marks))
+    Ok(marks)
 }
 
 /// The roots that are forgotten, and of which no visible snapshot is the same; oldest first.
-pub async fn all_forgotten(repository: &Repository) -> Result<Vec<Root>, Failure> {
+async fn all_forgotten(repository: &Repository) -> Result<Vec<Root>, Failure> {
     let visible = repository.roots(None).await?;
     let mut roots = repository.roots_at(repository.forgotten_slots(None).await?).await?;
     let is_back = |root: &Root| {
@@ -43,6 +49,15 @@ pub async fn all_forgotten(repository: &Repository) -> Result<Vec<Root>, Failure
     };
     roots.retain(|root| !is_back(root));
     Ok(in_order(roots))
+}
+
+/// The same with the tags that they had, and what their marks say.
+pub async fn labelled_forgotten(
+    repository: &Repository,
+) -> Result<(Vec<Root>, BTreeMap<Slot, Marks>), Failure> {
+    let mut roots = all_forgotten(repository).await?;
+    let marks = relabel(repository, &mut roots).await?;
+    Ok((roots, marks))
 }
 
 fn in_order(mut roots: Vec<Root>) -> Vec<Root> {

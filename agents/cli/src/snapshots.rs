@@ -128,7 +128,7 @@ pub fn filtered(
 pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
     let repository = app.repository().await?;
     let (all, marks) = match args.forgotten {
-        true => (select::all_forgotten(&repository).await?, BTreeMap::new()),
+        true => select::labelled_forgotten(&repository).await?,
         false => select::labelled(&repository).await?,
     };
     let roots = filtered(app, &all, &args.of, args.since.as_deref(), args.until.as_deref())?;

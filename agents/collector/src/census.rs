@@ -6,9 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use agent::repository::can_be_pack;
+use agent::repository::{AtSlot, can_be_pack};
 use agent::{Failure, Repository, marks};
 use futures::TryStreamExt;
+use schema::messages::FailureKind;
 use schema::names::{self, Slot};
 use schema::pack::PackEntry;
 use schema::{PackId, SessionId};
@@ -86,7 +87,7 @@ pub(crate) async fn list_and_mark(sources: &Sources<'_>) -> Result<Census, Failu
     let mut forgotten: BTreeSet<Slot> = slots(&store.list(names::FORGOTTEN).await?);
     for (slot, why) in held(sources.repository, &forgotten).await? {
         let id = slot.session;
-        tracing::warn!(snapshot = %id, why, "a forgotten snapshot is held, and stays: `lvkeep unforget {id}` brings it back");
+        tracing::warn!(snapshot = %id, why, "a forgotten snapshot is protected, and stays: `lvkeep unforget {id}` brings it back");
         forgotten.remove(&slot);
     }
     let mut packs: Vec<Holding> =
@@ -120,7 +121,37 @@ async fn held(
         return Ok(BTreeMap::new());
     }
     let marks = marks::among(repository, forgotten).await?;
-    Ok(marks.into_iter().filter_map(|(slot, marks)| Some((slot, marks.why_held()?))).collect())
+    let mut held: BTreeMap<Slot, String> =
+        marks.into_iter().filter_map(|(slot, marks)| Some((slot, marks.why_held()?))).collect();
+    held.extend(needed_for_undo(repository, forgotten).await?);
+    Ok(held)
+}
+
+/// Which forgotten snapshots were kept for restores that have not ended, and why each stays. One whose root is damaged
+/// undoes nothing.
+async fn needed_for_undo(
+    repository: &Repository,
+    forgotten: &BTreeSet<Slot>,
+) -> Result<Vec<(Slot, String)>, Failure> {
+    let jobs = crate::sessions::undone(repository).await?;
+    let mut needed = Vec::new();
+    if jobs.is_empty() {
+        return Ok(needed);
+    }
+    for slot in forgotten {
+        let root = match repository.at_slot(*slot).await {
+            Ok(AtSlot::Snapshot(root)) => root,
+            Ok(AtSlot::Nothing | AtSlot::Tombstone) => continue,
+            Err(failure) if failure.kind == FailureKind::Damaged => continue,
+            Err(failure) => return Err(failure),
+        };
+        let session = jobs.get(&root.job).filter(|_| root.volume.starts_with(names::UNDO_VOLUMES));
+        if let Some(session) = session {
+            needed
+                .push((*slot, format!("the restore that it was kept for has not ended: session {session}")));
+        }
+    }
+    Ok(needed)
 }
 
 /// The slots in a listing that hold more than a tombstone.

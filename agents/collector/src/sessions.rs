@@ -5,15 +5,16 @@
 //! of it. Whether another one is dead, only the operator knows, or a limit that the operator set. What only notes how a
 //! restore's job ended reads nothing: it is not waited for, and it stays until the job cannot come again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use agent::store::Created;
 use agent::{Failure, Repository, Stop};
 use schema::epoch::Awaited;
+use schema::messages::FailureKind;
 use schema::names;
 use schema::session::{Session, SessionKind};
-use schema::{Object, SessionId};
+use schema::{JobId, Object, SessionId};
 
 /// Pauses between two looks, from the first one to the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
@@ -53,6 +54,21 @@ pub struct Patience {
 pub(crate) async fn listed(repository: &Repository) -> Result<BTreeSet<SessionId>, Failure> {
     let listed = repository.store.list(names::SESSIONS).await?;
     Ok(listed.iter().filter_map(|listed| names::parse_session(&listed.key).ok()).collect())
+}
+
+/// The jobs whose snapshots restores may still have to undo, and the sessions that say so.
+pub(crate) async fn undone(repository: &Repository) -> Result<BTreeMap<JobId, SessionId>, Failure> {
+    let mut jobs = BTreeMap::new();
+    for id in listed(repository).await? {
+        match repository.read::<Session>(&names::session(id)).await {
+            Ok(Some(session)) => jobs.extend(session.undo.into_iter().map(|job| (job, id))),
+            Ok(None) => {}
+            Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
+            // It is waited for until an operator has looked at it.
+            Err(failure) => tracing::warn!(%failure, "what this session would undo is not known"),
+        }
+    }
+    Ok(jobs)
 }
 
 /// The sessions that an epoch waits for: as the first listing had them, or as a new one has them.

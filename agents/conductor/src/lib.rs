@@ -115,25 +115,24 @@ impl Conductor {
     async fn retain(&self, job: &BackupJob, notes: &mut Vec<String>) {
         let by = format!("retention on {}", self.context.host);
         let counters = &self.context.counters;
-        match retention::apply(&self.repository, &self.retention, &job.volume, &by).await {
-            Ok(applied) => {
-                counters.snapshots_forgotten.add(applied.forgotten.len() as u64);
-                for root in &applied.forgotten {
-                    tracing::info!(snapshot = %root.slot.session, volume = root.volume, "forgotten by a policy");
-                }
-                if !applied.forgotten.is_empty() {
-                    notes.push(format!(
-                        "{} older snapshots were forgotten by policy",
-                        applied.forgotten.len()
-                    ));
-                }
-                notes.extend(applied.notes);
+        let mut applied = retention::Applied::default();
+        let ended = retention::apply(&self.repository, &self.retention, &job.volume, &by, &mut applied).await;
+        counters.snapshots_forgotten.add(applied.forgotten.len() as u64);
+        for root in &applied.forgotten {
+            tracing::info!(snapshot = %root.slot.session, volume = root.volume, "forgotten by a policy");
+        }
+        let others = match applied.forgotten.len() {
+            0 => "older snapshots",
+            count => {
+                notes.push(format!("{count} older snapshots were forgotten by policy"));
+                "others"
             }
-            Err(failure) => {
-                counters.retentions_failed.add(1);
-                tracing::warn!(%failure, volume = job.volume, "the backup is there; the policy could not be applied");
-                notes.push(format!("older snapshots were not forgotten by policy: {failure}"));
-            }
+        };
+        notes.extend(applied.notes);
+        if let Err(failure) = ended {
+            counters.retentions_failed.add(1);
+            tracing::warn!(%failure, volume = job.volume, "the backup is there; the policy could not be applied");
+            notes.push(format!("{others} were not forgotten by policy: {failure}"));
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use schema::names::Slot;
 
-pub(crate) use applying::apply;
+pub(crate) use applying::{Applied, apply};
 pub use applying::{Policies, Policy};
 use calendar::Period;
 

@@ -8,11 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use agent::Failure;
 use agent::maps::MapReader;
 use schema::ChunkId;
-use schema::facts::Origin;
 use schema::map::{Content, Leaf, Piece};
 use schema::root::Root;
 
-use crate::Copier;
+use crate::{Copier, by_origin};
 
 /// What is there, and where names differ, the snapshot that it is a copy of.
 pub(crate) struct Base {
@@ -43,8 +42,7 @@ impl Base {
         lost: BTreeSet<ChunkId>,
     ) -> Result<Option<(Self, Root)>, Failure> {
         let (from, to) = (&copier.from, &copier.to);
-        let origin = |there: &Root| Origin::of(there, to.repository.key.repo());
-        let source = |there: &Root| copier.sources.get(&origin(there));
+        let source = |there: &Root| copier.sources.get(&by_origin(there, &to.repository));
         let is_of_use =
             |there: &Root| copier.is_verbatim() || source(there).is_some_and(|s| s.size == there.size);
         let Some(there) = choose(visible, root, is_of_use) else { return Ok(None) };

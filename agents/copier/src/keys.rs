@@ -1,6 +1,6 @@
 //! Data keys as the second repository gets them: those of the first, or one of this process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use agent::{Environment, Failure, Repository};
@@ -32,9 +32,8 @@ impl Content {
 pub(crate) struct KeyRing {
     first: Repository,
     writer: WriterKey,
-    identity: Option<Arc<Identity>>,
-    /// The generation of what is handed on as it is.
-    generation: u32,
+    /// Opens the keys where the second repository has other recipients; none where it has the same.
+    opening: Option<Arc<Identity>>,
     state: Mutex<State>,
 }
 
@@ -47,9 +46,26 @@ struct State {
 }
 
 impl KeyRing {
-    pub fn new(first: Repository, second: &Repository, identity: Option<Arc<Identity>>) -> Self {
-        let (writer, generation) = (second.key.clone(), second.config.key_generation);
-        Self { first, writer, identity, generation, state: Mutex::default() }
+    /// Refuses where keys would have to be sealed to other recipients and nothing opens them.
+    pub fn new(
+        first: Repository,
+        second: &Repository,
+        identity: Option<Arc<Identity>>,
+    ) -> Result<Self, Failure> {
+        let recipients = |key: &WriterKey| key.recipients().iter().cloned().collect::<BTreeSet<_>>();
+        let writer = second.key.clone();
+        let opening = match (recipients(&first.key) == recipients(&writer), identity) {
+            (true, _) => None,
+            (false, Some(identity)) => Some(identity),
+            (false, None) => {
+                let (first, second) = (first.store.location(), second.store.location());
+                return Err(Failure::refused(format!(
+                    "{first} and {second} have different recipients, so that their data keys must be opened and sealed \
+                     anew: give --identity, or make the recipients the same by `lvkeep key add`"
+                )));
+            }
+        };
+        Ok(Self { first, writer, opening, state: Mutex::default() })
     }
 
     /// The key that frames of a pack call `index`; none of what no data key seals.
@@ -120,13 +136,12 @@ impl KeyRing {
             Err(failure) if failure.retry => return Err(failure),
             Err(_) => self.in_footer(pack, |key| key.id == id).await?,
         };
-        let same = self.first.key.recipients() == self.writer.recipients();
-        match &self.identity {
-            Some(identity) if !same => {
+        match &self.opening {
+            Some(identity) => {
                 let opened = DataKey::unseal(self.first.key.family(), &found, identity);
                 Ok(opened.map_err(|e| Failure::from(e).context(names::key(id)))?.seal(&self.writer)?)
             }
-            _ => Ok(SealedKey { generation: self.generation, ..found }),
+            None => Ok(SealedKey { generation: self.writer.generation(), ..found }),
         }
     }
 }

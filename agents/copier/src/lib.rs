@@ -30,7 +30,7 @@ use schema::keys::Identity;
 use schema::names::Slot;
 use schema::root::{Root, Statistics};
 
-pub use listing::{Listing, snapshots};
+pub use listing::{Listing, by_origin, snapshots};
 
 use keys::KeyRing;
 
@@ -94,7 +94,7 @@ pub struct Copier {
     opening: Option<DataKeys>,
     sealing: Sealing,
     /// What the first repository holds.
-    sources: BTreeMap<Origin, Root>,
+    sources: BTreeMap<(String, Origin), Root>,
 }
 
 /// What seals chunks in the second repository.
@@ -108,7 +108,7 @@ pub(crate) enum Sealing {
 impl Copier {
     /// A copier on the bus of the second repository's storer. `sources` are the visible snapshots of the first.
     ///
-    /// Refuses when content would have to be opened and there is no identity.
+    /// Refuses when content or its keys would have to be opened and there is no identity.
     pub fn new(
         context: Context,
         from: Side,
@@ -120,7 +120,7 @@ impl Copier {
         let (first, second) = (&from.repository, &to.repository);
         let keys = DataKeys::new(first.clone(), identity.clone());
         let sealing = match first.key.shares_keys(&second.key) {
-            true => Sealing::Verbatim(KeyRing::new(first.clone(), second, identity.clone()).into()),
+            true => Sealing::Verbatim(KeyRing::new(first.clone(), second, identity.clone())?.into()),
             false => {
                 keys.check().map_err(|_| {
                     Failure::refused(format!(
@@ -134,8 +134,7 @@ impl Copier {
             }
         };
         let opening = keys.check().is_ok().then_some(keys);
-        let origin = |root: &Root| (Origin::of(root, first.key.repo()), root.clone());
-        let sources = sources.iter().map(origin).collect();
+        let sources = sources.iter().map(|root| (by_origin(root, first), root.clone())).collect();
         Ok(Self { context, from, to, settings, opening, sealing, sources })
     }
 

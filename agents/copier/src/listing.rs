@@ -40,9 +40,14 @@ pub async fn snapshots(repository: &Repository) -> Result<Listing, Failure> {
     Ok(listing)
 }
 
+/// What a snapshot and its copies have in common. What is said of one volume says nothing about another.
+pub fn by_origin(root: &Root, repository: &Repository) -> (String, Origin) {
+    (root.volume.clone(), Origin::of(root, repository.key.repo()))
+}
+
 impl Listing {
-    /// Where the snapshots were made, which stand in this repository.
-    pub fn origins(&self, repository: &Repository) -> BTreeSet<Origin> {
-        self.roots.iter().map(|root| Origin::of(root, repository.key.repo())).collect()
+    /// The volumes of the snapshots, which stand in this repository, and where they were made.
+    pub fn origins(&self, repository: &Repository) -> BTreeSet<(String, Origin)> {
+        self.roots.iter().map(|root| by_origin(root, repository)).collect()
     }
 }

@@ -2,15 +2,17 @@
 
 mod fixture;
 
-use agent::sessions;
+use agent::{Repository, sessions};
 use schema::damage::{Damage, DamagedChunk};
 use schema::epoch::Epoch;
+use schema::keys::Identity;
 use schema::limits::LEAF_SPAN;
 use schema::messages::FailureKind;
 use schema::names;
 use schema::root::Forgotten;
 use schema::{Domain, Object};
 
+use crate::keys::KeyRing;
 use crate::{Copied, Outcome};
 use fixture::{Mood, World};
 
@@ -180,4 +182,23 @@ async fn a_data_key_is_taken_from_the_packs_footer_when_it_is_gone() {
     copied(world.copy(&root).await);
     assert!(world.second.repository.store.get(&name).await.unwrap().is_some());
     assert!(world.second.content(&world.second.roots().await[0], &world.identity).await == content);
+}
+
+#[tokio::test]
+async fn without_an_identity_no_key_is_handed_on_to_other_recipients() {
+    let world = World::new(true).await;
+    let (first, second) = (&world.first.repository, &world.second.repository);
+    let ring = |first: &Repository, second: &Repository, identity| {
+        KeyRing::new(first.clone(), second, identity).map(|_| ()).map_err(|failure| failure.kind)
+    };
+    let with = |repository: &Repository, one: &str| {
+        let key = repository.key.with_recipient(one).unwrap();
+        Repository { key, ..repository.clone() }
+    };
+    let [one, other] = [Identity::generate(), Identity::generate()].map(|new| new.recipients()[0].clone());
+    assert_eq!(ring(first, second, None), Ok(()));
+    assert_eq!(ring(first, &with(second, &one), None), Err(FailureKind::Refused));
+    assert_eq!(ring(first, &with(second, &one), Some(world.identity.clone())), Ok(()));
+    let both = [with(&with(first, &one), &other), with(&with(second, &other), &one)];
+    assert_eq!(ring(&both[0], &both[1], None), Ok(()), "their order says nothing");
 }

@@ -9,7 +9,7 @@ use schema::map::{Leaf, Node};
 use schema::mark::{Mark, Says};
 use schema::messages::{About, Flush, Message, Refusal};
 use schema::root::Root;
-use schema::{Domain, FormatError, Object, RepoId, Result, names, pack};
+use schema::{Domain, FormatError, MarkId, Object, RepoId, Result, names, pack};
 
 use crate::files;
 use crate::golden::{identity, sealed_data_key};
@@ -175,15 +175,21 @@ fn a_moved_root_is_refused() {
 
 #[test]
 fn a_mark_of_another_snapshot_or_out_of_bounds_is_refused() {
-    assert!(hold().check(parent()).is_err());
+    let first = MarkId::from_parts(1, 0);
+    assert!(hold().check(parent(), mark_id()).is_err());
+    assert!(hold().check(slot(), mark_id()).is_ok());
     let says = |tags: Vec<String>, note: usize| {
         let says = Says::Labels { number: 1, tags, note: Some("n".repeat(note)) };
-        Mark { says, ..labels() }.check(slot())
+        Mark { says, ..labels() }.check(slot(), first)
     };
     assert!(says(vec!["t".repeat(TAG_MAX); TAGS_MAX], NOTE_MAX).is_ok());
     assert!(says(vec![String::new(); TAGS_MAX + 1], 0).is_err());
     assert!(says(vec!["t".repeat(TAG_MAX + 1)], 0).is_err());
     assert!(says(Vec::new(), NOTE_MAX + 1).is_err());
+    for number in [2, u64::MAX, (1 << 48) + 1] {
+        let says = Says::Labels { number, tags: Vec::new(), note: None };
+        assert!(Mark { says, ..labels() }.check(slot(), first).is_err(), "{number}");
+    }
 }
 
 fn open_config(bytes: &[u8], identity: Option<&Identity>) -> Result<(Config, bool)> {

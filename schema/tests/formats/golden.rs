@@ -252,7 +252,7 @@ fn objects_open() {
     opens("session-ended", &plain_writer(), &names::session(session_id()), &ended_session());
     opens("session-unforget", &writer, &names::session(session_id()), &unforgetting());
     assert_eq!(root().check(slot).unwrap(), root());
-    assert_eq!(hold().check(slot).unwrap(), hold());
+    assert_eq!(hold().check(slot, mark_id()).unwrap(), hold());
     let keys = String::from_utf8(golden("mark-keys.txt")).unwrap();
     let ids = [mark_id(), MarkId::from_parts(3, 0)];
     assert!(keys.lines().map(|key| names::parse_mark(key).unwrap()).eq(ids.map(|id| (slot, id))));

@@ -143,13 +143,17 @@ proptest! {
     }
 
     #[test]
-    fn marks(slot in slot(), number: u64, tags in vec(".{0,40}", 0..8), note in proptest::option::of(".{0,99}"),
+    fn marks(slot in slot(), number in 0..1u64 << 48, tags in vec(".{0,40}", 0..8), note in proptest::option::of(".{0,99}"),
              nonce in any::<[u8; 12]>()) {
         let says = [Says::Hold { note: note.clone() }, Says::Labels { number, tags, note }];
         for mark in says.map(|says| Mark { slot, says, ..samples::hold() }) {
-            let (writer, key) = (writer(&identity()), slot.mark(samples::mark_id()));
+            let id = match mark.says {
+                Says::Hold { .. } => samples::mark_id(),
+                Says::Labels { number, .. } => MarkId::from_parts(number, 0),
+            };
+            let (writer, key) = (writer(&identity()), slot.mark(id));
             let opened = Mark::open(&mark.seal(&writer, &key, nonce).unwrap(), &writer, &key).unwrap();
-            prop_assert_eq!(opened.check(slot).unwrap(), mark);
+            prop_assert_eq!(opened.check(slot, id).unwrap(), mark);
         }
     }
 

@@ -280,8 +280,14 @@ fn keys_are_shown_added_and_checked() {
     let recipient = made["recipients"][0].as_str().expect("a recipient");
     machine.run(&["key", "check", &new]).fails(3, &["config"]);
     machine.run(&["key", "add", "age1nonsense"]).fails(3, &["age1nonsense"]);
+    let outdated = machine.place("outdated");
+    std::fs::copy(identity.replace(".identity", ".writer-key"), &outdated).expect("the writer key");
     let added = machine.json(&["key", "add", recipient]);
     assert_eq!(added["recipients"].as_array().map(Vec::len), Some(2), "{added}");
+    let (repo, like) = (machine.place("repo"), machine.place("like"));
+    machine
+        .run(&["init", "--repo", &like, "--like", &repo, "--key", &outdated])
+        .fails(3, &["outdated", "key add"]);
     machine.json(&["key", "check", &new]);
     machine.json(&["key", "check", &identity]);
     // Bucket and new identity are all that a restore needs; what is stored later is open to both, too.

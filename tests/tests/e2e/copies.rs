@@ -298,7 +298,12 @@ fn only_what_is_asked_for_is_copied_and_frames_move_without_an_identity() {
     assert!(said.out.contains("1 snapshots copied") && said.out.contains("NOT VERIFIED"), "{said}");
     assert!(said.err.contains("vm/b") && !said.err.contains("undo/"), "{said}");
     two.machine.run(&["init", "--repo", &strange, "--no-encryption"]).ok();
-    two.machine.run(&["copy", "--to", &strange]).fails(3, &["do not share their keys", "--identity"]);
+    two.machine.run(&["copy", "--to", &strange]).fails(3, &[&strange, "NOT", "--no-encryption"]);
+    let plain = two.machine.run(&["copy", "--to", &strange, "--no-encryption", "--dry-run"]).ok();
+    assert!(plain.out.contains("NOT ENCRYPTED"), "{plain}");
+    two.machine
+        .run(&["copy", "--to", &strange, "--no-encryption"])
+        .fails(3, &["do not share their keys", "--identity"]);
     assert_eq!(two.first.open_sessions(), 0);
 
     for entry in std::fs::read_dir(&identities).expect("keys").map(|entry| entry.expect("a key").path()) {
@@ -306,9 +311,18 @@ fn only_what_is_asked_for_is_copied_and_frames_move_without_an_identity() {
             std::fs::rename(&entry, entry.with_extension("identity")).expect("an identity is back");
         }
     }
-    let undo = two.machine.json(&["copy", "--to", &offsite, "--volume", "undo/*"]);
+    // What is tagged after the backup counts, and comes with its note.
+    two.machine.run(&["tag", "undo/m/x@latest", "--add", "kept"]).ok();
+    two.machine.run(&["note", "undo/m/x@latest", "for the audit"]).ok();
+    let undo = two.machine.json(&["copy", "--to", &offsite, "--volume", "undo/*", "--tag", "kept"]);
     assert_eq!(undo["copied"][0]["volume"], "undo/m/x", "{undo}");
     two.go_offsite();
+    let there = two.machine.json(&["snapshots", "--tag", "kept"]);
+    assert_eq!(
+        (there.as_array().map(Vec::len), &there[0]["note"]),
+        (Some(1), &"for the audit".into()),
+        "{there}"
+    );
     two.machine.restores("vm/a@latest", &image);
     two.machine.run(&["check", "--read-data"]).ok();
 }

@@ -126,7 +126,10 @@ fn tags_and_notes_are_changed_and_found() {
     machine.run(&["tag", &all[0]]).fails(2, &["--set"]);
     machine.run(&["tag", &all[0], "--add", "@vg"]).fails(3, &["@vg", "cannot be a tag"]);
     // What was said of it comes back with it.
+    machine.run(&["tag", &all[0], "--add", "late"]).ok();
     machine.run(&["forget", &all[0]]).ok();
+    let forgotten = machine.json(&["snapshots", "--forgotten", "--tag", "late"]);
+    assert_eq!(forgotten[0]["note"], "seen by the auditors", "{forgotten}");
     machine.run(&["unforget", &all[0]]).ok();
     assert_eq!(machine.json(&["snapshots"])[0]["note"], "seen by the auditors");
 }

@@ -5,9 +5,10 @@ use agent::marks;
 use agent::repository::AtSlot;
 use agent::sessions;
 use schema::epoch::Epoch;
-use schema::names;
+use schema::messages::FailureKind;
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
+use schema::{MarkId, names};
 
 use crate::support::{World, session_id};
 
@@ -211,4 +212,30 @@ async fn of_changes_at_one_moment_none_is_lost() {
     let too_long =
         marks::label(&world.repository, &root, "me", |labels| labels.note = Some("n".repeat(5000))).await;
     assert!(too_long.unwrap_err().why.contains("a note"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mark_that_is_listed_and_not_given_is_not_taken_for_none() {
+    let (world, root) = world_with(|world| world.root(1, 1, 0)).await;
+    let repository = &world.repository;
+    let id = marks::hold(repository, root.slot, None, "me").await.unwrap();
+    world.faults.hide(Some(&root.slot.mark(id)));
+    assert_eq!(marks::all(repository, None).await.unwrap_err().kind, FailureKind::Store);
+    forgetting::forget(repository, &root, "test").await.unwrap_err();
+    world.faults.hide(None);
+    assert!(marks::of(repository, root.slot).await.unwrap().is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_mark_below_a_snapshot_may_be_a_hold() {
+    let (world, root) = world_with(|world| world.root(1, 1, 0)).await;
+    let repository = &world.repository;
+    let empty = root.slot.mark(MarkId::from_parts(7, 7));
+    for key in [empty, format!("{}/note.txt", root.slot.marks()), format!("{}/a/b", root.slot.marks())] {
+        world.put(&key, "".into()).await;
+        let marks = marks::of(repository, root.slot).await.unwrap();
+        assert!(marks.why_held().is_some_and(|why| why.contains(&key)), "{marks:?}");
+        repository.store.delete(&key).await.unwrap();
+    }
+    assert!(!marks::of(repository, root.slot).await.unwrap().is_held());
 }

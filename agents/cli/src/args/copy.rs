@@ -28,6 +28,9 @@ pub struct CopyArgs {
     /// Without an identity, move frames as they are between repositories that share their keys: damaged ones, too
     #[arg(long)]
     pub unverified: bool,
+    /// Copy from an encrypted repository to one that is not: whoever can read that can read all that is copied
+    #[arg(long)]
+    pub no_encryption: bool,
     /// Say which snapshots would be copied, and copy none
     #[arg(long)]
     pub dry_run: bool,

@@ -5,9 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use agent::forgetting::{self, Forgot};
+use agent::sessions::OpenSession;
 use agent::{Failure, Repository, marks};
+use schema::JobId;
 use schema::names::Slot;
 use schema::root::Root;
+use schema::session::{Session, SessionKind};
 
 use super::fixture::*;
 use crate::Collector;
@@ -139,4 +142,29 @@ async fn what_was_said_of_a_snapshot_goes_with_it() {
     world.prune_to_the_end().await;
     assert!(world.repository.store.list("marks").await.unwrap().is_empty());
     assert_eq!(world.check().await, 1);
+}
+
+/// Whoever forgets looks for such sessions before and after the marker, and may die between.
+#[tokio::test(start_paused = true)]
+async fn what_a_restore_may_have_to_undo_is_swept_when_the_restore_has_ended() {
+    let world = World::plain().await;
+    let slot = world.backup("undo/host/a", &[1, 2]).await;
+    world.forget(slot).await;
+    let root = world.repository.roots_at(vec![slot]).await.unwrap().remove(0);
+    let session = Session {
+        id: world.repository.environment().session_id(),
+        kind: SessionKind::Restore,
+        slot: None,
+        job: JobId::from_bytes([9; 16]),
+        volume: "a".into(),
+        host: "host".into(),
+        started_ms: 0,
+        checkpoint: None,
+        ended: None,
+        undo: vec![root.job],
+    };
+    let open = OpenSession::begin(world.repository.clone(), session).await.unwrap();
+    assert_eq!(world.prune().await.unwrap().epoch, None);
+    open.end().await.unwrap();
+    assert!(world.prune().await.unwrap().epoch.is_some());
 }

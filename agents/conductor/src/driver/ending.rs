@@ -5,7 +5,7 @@ use std::time::Duration;
 use agent::repository::AtSlot;
 use agent::sessions::{self, Commit};
 use agent::{Failure, Queue, Topic};
-use schema::facts::{GROUP_MEMBERS, TAKEN_MS};
+use schema::facts::{COPIED_FROM, GROUP_MEMBERS, TAKEN_MS};
 use schema::messages::*;
 use schema::root::Root;
 
@@ -24,6 +24,11 @@ fn moment(facts: &[(String, String)], group: Option<&Group>, started_ms: u64) ->
 /// How often a session that lost its slot to somebody looks for who drives the job now, and the pause between.
 const SUCCESSOR_LOOKS: u32 = 5;
 const SUCCESSOR_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a reader says of its volume. A backup is no copy, whatever it says.
+fn told(facts: &[(String, String)]) -> impl Iterator<Item = (String, String)> {
+    facts.iter().filter(|(name, _)| name != COPIED_FROM).cloned()
+}
 
 /// All of the group, so that whoever restores it knows what is missing.
 fn members(job: &BackupJob) -> Option<(String, String)> {
@@ -53,7 +58,7 @@ impl Driver {
             sealed_ms: self.context.environment.now_ms(),
             group: self.job.group.as_ref().map(Group::to_string),
             changed_while_read: self.changed,
-            layout: reading.layout.iter().cloned().chain(members(&self.job)).collect(),
+            layout: told(&reading.layout).chain(members(&self.job)).collect(),
             tags: self.job.tags.clone(),
             statistics: self.totals(),
             tracking: self.tracking.clone(),

@@ -50,22 +50,23 @@ pub(crate) struct Applied {
     pub(crate) notes: Vec<String>,
 }
 
-/// Applies the policies to a volume, and to the whole runs of the groups that it was in.
+/// Applies the policies to a volume, and to the whole runs of the groups that it was in. What is done when something
+/// fails stands in `applied`.
 pub(crate) async fn apply(
     repository: &Repository,
     policies: &Policies,
     volume: &str,
     by: &str,
-) -> Result<Applied, Failure> {
-    let mut applied = Applied::default();
+    applied: &mut Applied,
+) -> Result<(), Failure> {
     if policies.of(volume).is_none() {
-        return Ok(applied);
+        return Ok(());
     }
     let mut read = Read::default();
     read.add(repository, volume).await?;
     if read.going(repository, policies, volume).1.is_empty() {
         applied.notes = read.going(repository, policies, volume).0;
-        return Ok(applied);
+        return Ok(());
     }
     for member in members(&read.roots) {
         read.add(repository, &member).await?;
@@ -81,7 +82,7 @@ pub(crate) async fn apply(
             }
         }
     }
-    Ok(applied)
+    Ok(())
 }
 
 /// Snapshots of some volumes.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use schema::JobId;
-use schema::facts::{BASELINES_REMOVED, NOT_HELD, TAKEN_MS};
+use schema::facts::{BASELINES_REMOVED, COPIED_FROM, NOT_HELD, TAKEN_MS};
 use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Leaf, Piece};
 use schema::messages::{BackupJob, Group, JobOutcome, Mapped, SessionEvent};
@@ -289,4 +289,19 @@ async fn what_the_operator_should_know_of_a_snapshot_is_noted() {
         let JobOutcome::Sealed { notes, .. } = world.done(&job).await else { panic!("it was not sealed") };
         assert!(notes.len() == 1 && notes[0].contains(said), "{notes:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backup_is_no_copy_whatever_its_reader_says() {
+    let world = World::new().await;
+    world.start(settings());
+    let job = world.job(1);
+    world.submit(&job).await;
+    let session = world.asked().await.session;
+    let layout = [(COPIED_FROM, "somewhere"), ("kind", "thin")];
+    let layout = layout.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    world.tell(session, SessionEvent::Opened { reading: reading(1), size: 0, layout }).await;
+    world.unchanged().await;
+    let layout = world.sealed(&job).await.layout;
+    assert_eq!((layout.get(COPIED_FROM), layout.get("kind").map(String::as_str)), (None, Some("thin")));
 }
