@@ -293,6 +293,12 @@ impl Jobs {
             (true, false) if first.is_some() => unwanted_again(job, failure),
             (true, is_writing) => unwanted(job, failure, latest.borrow().as_ref().filter(|_| is_writing)),
         };
+        if let Some(kept) = undo
+            && matches!(self.restorer.repository.store.head(&kept.forgotten()).await, Ok(Some(_)))
+        {
+            // An undo of it would be refused.
+            undo = None;
+        }
         Ok((volume, failed(job, undoable(job, failure, undo))))
     }
 
