@@ -82,6 +82,10 @@ pub(crate) async fn run(
     progress: &impl Fn(Progress),
 ) -> Result<Report, Failure> {
     let _halt = HaltOnDrop(work.halt.clone());
+    // Whoever hears of progress takes it that something may be written from then on.
+    if stop.is_raised() {
+        return Err(stopped(&work.volume));
+    }
     let (total, memory) = (work.part.end - work.part.start, work.turns.bytes);
     let mut report = Report { size: total, ..Report::default() };
     let mut failure: Option<Failure> = None;

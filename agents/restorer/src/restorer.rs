@@ -252,8 +252,8 @@ impl Restorer {
             if self.repository.store.head(&slot.forgotten()).await?.is_some() {
                 let id = slot.session;
                 return Err(Failure::refused(format!(
-                    "what stands on the target was kept as {id}, which was forgotten before the restore began: nothing was \
-                     overwritten; start the restore again"
+                    "what stood on the target was kept as {id}, which was forgotten before this attempt began: it overwrote \
+                     nothing; `lvkeep unforget {id}` brings back what stood there"
                 )));
             }
         }

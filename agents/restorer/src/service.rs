@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -205,7 +206,8 @@ impl Jobs {
         one
     }
 
-    /// How the job ends, and of which volume; an error only when the agent is stopped, or another one has the target.
+    /// How the job ends, and of which volume; an error only when the agent is stopped, another one has the target, or the
+    /// store cannot be asked.
     async fn outcome(
         &self,
         job: &RestoreJob,
@@ -246,13 +248,14 @@ impl Jobs {
     ) -> Result<(String, JobOutcome), Failure> {
         let root = match self.restorer.root_at(job.slot).await {
             Ok(root) => root,
+            Err(failure) if failure.retry => return Err(failure),
             Err(failure) => return Ok((String::new(), failed(job, failure))),
         };
         let volume = root.volume.clone();
         let progress = Progress { total: root.size, done: 0, fetched: 0 };
         latest.send_replace(Some(Now { volume: volume.clone(), progress, undo: None }));
         let target = self.target(job, claim.clone(), stop.clone());
-        let (mut undo, mut is_writing) = (None, false);
+        let (mut undo, is_writing) = (None, AtomicBool::new(false));
         let restoring = async {
             let now = |undo, total, done, fetched| {
                 let progress = Progress { total, done, fetched };
@@ -264,8 +267,11 @@ impl Jobs {
                 undo = self.restorer.keep(&root, &held, id, |done, total| now(None, total, done, 0)).await?;
                 target = if undo.is_some() { held } else { target };
             }
-            is_writing = true;
-            let progress = |p: Progress| now(undo, p.total, p.done, p.fetched);
+            now(undo, root.size, 0, 0);
+            let progress = |p: Progress| {
+                is_writing.store(true, Ordering::Relaxed);
+                now(undo, p.total, p.done, p.fetched);
+            };
             self.restorer.run_as(ids, root.clone(), Purpose::Restore(target), &progress).await
         };
         let failure = match restoring.await {
@@ -282,11 +288,17 @@ impl Jobs {
         // An attempt that died may have overwritten something before this one wrote.
         let first = claim.kept_first();
         undo = undo.or(first);
-        let failure = match (stop.is_raised(), is_writing) {
+        let failure = match (stop.is_raised(), is_writing.into_inner()) {
             (false, _) => failure,
             (true, false) if first.is_some() => unwanted_again(job, failure),
             (true, is_writing) => unwanted(job, failure, latest.borrow().as_ref().filter(|_| is_writing)),
         };
+        if let Some(kept) = undo
+            && matches!(self.restorer.repository.store.head(&kept.forgotten()).await, Ok(Some(_)))
+        {
+            // An undo of it would be refused.
+            undo = None;
+        }
         Ok((volume, failed(job, undoable(job, failure, undo))))
     }
 
@@ -455,7 +467,10 @@ fn restored(report: Report, undo: Option<Slot>) -> JobOutcome {
 fn unwanted(job: &RestoreJob, failure: Failure, now: Option<&Now>) -> Failure {
     let (target, why) = (job.target(), failure.why);
     let why = match now {
-        None => format!("stopped, as asked, before anything of {target} was overwritten ({why})"),
+        None => format!(
+            "stopped, as asked, before this attempt overwrote anything of {target}, whose size it may have changed if it \
+             is a file ({why})"
+        ),
         Some(Now { progress: Progress { done, total, .. }, .. }) => format!(
             "stopped, as asked, after {done} of {total} bytes: what was made for it is gone, and of what stood on \
              {target} before a part is overwritten ({why})"

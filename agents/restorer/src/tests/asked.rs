@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use agent::forgetting::{self, Forgot};
-use agent::{Queue, Topic, sessions};
+use agent::{Queue, Stop, Topic, sessions};
 use schema::JobId;
 use schema::messages::{
     About, BackupJob, FailureKind, JobDone, JobOutcome, Message, More, NEEDS_NEWER_AGENT, Preparation,
@@ -334,6 +334,19 @@ async fn a_job_that_nobody_wants_any_more_ends() {
     assert!(!fixture.path("x").exists());
     fixture.context.stop.raise();
     agent.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_stopped_before_it_writes_tells_no_progress() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, LEN)).await;
+    let (path, stop) = (fixture.path("x"), Stop::default());
+    std::fs::write(&path, b"before").unwrap();
+    stop.raise();
+    let target = Target::new(&path, true).until(stop);
+    let failure = fixture.restorer().restore(root, target, |_| panic!("it writes")).await.unwrap_err();
+    assert!(failure.kind == FailureKind::Revoked, "{failure}");
+    assert!(std::fs::read(&path).unwrap().starts_with(b"before"));
 }
 
 #[tokio::test(start_paused = true)]
