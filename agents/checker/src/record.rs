@@ -48,10 +48,11 @@ impl Checker {
         let environment = self.source.repository.environment();
         let (found_ms, host) = (environment.now_ms(), self.settings.host.clone());
         let record = Damage { version: Damage::VERSION, found_ms, host, packs, chunks };
-        let key = names::damage(environment.damage_id());
+        let id = environment.damage_id();
+        let key = names::damage(id);
         match self.source.repository.store.create(&key, self.source.repository.seal(&key, &record)?).await {
             Ok(Created::Won) => {
-                recorded.add(&record);
+                recorded.add(id, &record);
                 Ok(count)
             }
             Ok(Created::Lost(_)) => {
