@@ -27,7 +27,7 @@ use restorer::{Restorer, Target};
 use schema::ChunkId;
 use schema::keys::Identity;
 use schema::messages::{
-    About, Answer, Answers, Ask, BackupJob, Copy, JobDone, JobOutcome, Locate, Located, Message,
+    About, Answer, Answers, Ask, BackupJob, Copy, JobDone, JobOutcome, Locate, Located, Message, Seek, Sought,
 };
 use schema::root::Root;
 use storer::Storer;
@@ -52,13 +52,39 @@ pub struct Rot {
     folder: PathBuf,
 }
 
-/// What an index would know that is built from the bucket now.
-struct Footers(BTreeMap<ChunkId, Vec<Copy>>);
+/// What an index knows that was built from the bucket.
+#[derive(Clone)]
+struct Footers {
+    repository: Repository,
+    copies: BTreeMap<ChunkId, Vec<Copy>>,
+}
+
+impl Footers {
+    async fn of(repository: Repository) -> Result<Self, Failure> {
+        let mut copies: BTreeMap<ChunkId, Vec<Copy>> = BTreeMap::new();
+        let mut packs = repository.list_packs().await?;
+        packs.sort_unstable();
+        for (pack, _) in packs {
+            // What cannot be read holds nothing that an index could know.
+            let Ok((_, footer)) = repository.read_footer(pack).await else { continue };
+            for entry in footer.entries {
+                let copy = Copy { pack, offset: entry.offset, len: entry.len };
+                copies.entry(entry.id).or_default().push(copy);
+            }
+        }
+        Ok(Self { repository, copies })
+    }
+}
 
 #[async_trait]
 impl Answerer for Footers {
     async fn answer(&mut self, message: &Message) -> Result<Message, Failure> {
-        let copies = |id: &ChunkId| self.0.get(id).cloned().unwrap_or_default();
+        if let Ok(seek) = message.read::<Seek>() {
+            *self = Self::of(self.repository.clone()).await?;
+            let copies = seek.ids.iter().map(|id| self.copies.get(id).cloned().unwrap_or_default());
+            return Ok(Message::new(&About::nothing(), &Sought { copies: copies.collect(), by: 1 }));
+        }
+        let copies = |id: &ChunkId| self.copies.get(id).cloned().unwrap_or_default();
         if let Ok(locate) = message.read::<Locate>() {
             let located = Located { copies: locate.ids.iter().map(copies).collect() };
             return Ok(Message::new(&About::nothing(), &located));
@@ -126,19 +152,11 @@ impl Rot {
 
     /// Serves an index that is built from the bucket.
     async fn index(&self, context: &Context) -> Result<IndexClient, Failure> {
-        let mut copies: BTreeMap<ChunkId, Vec<Copy>> = BTreeMap::new();
-        let mut packs = self.repository.list_packs().await?;
-        packs.sort_unstable();
-        for (pack, _) in packs {
-            // What cannot be read holds nothing that an index could know.
-            let Ok((_, footer)) = self.repository.read_footer(pack).await else { continue };
-            for entry in footer.entries {
-                let copy = Copy { pack, offset: entry.offset, len: entry.len };
-                copies.entry(entry.id).or_default().push(copy);
-            }
+        let index = Footers::of(self.repository.clone()).await?;
+        for service in [Service::index(0), Service::seek(0)] {
+            let (serving, index) = (context.clone(), index.clone());
+            tokio::spawn(async move { agent::serve(&serving, &service, index).await });
         }
-        let (serving, index) = (context.clone(), Footers(copies));
-        tokio::spawn(async move { agent::serve(&serving, &Service::index(0), index).await });
         Ok(IndexClient::new(context.bus.clone(), self.environment.clone(), 1))
     }
 
@@ -208,6 +226,16 @@ impl Rot {
     pub async fn check(&self, content: Content) -> Result<Report, Failure> {
         let context = self.context();
         let report = self.checker(&context, content).await?.check(None, &|_| ()).await;
+        context.stop.raise();
+        report
+    }
+
+    /// Backs a file up beside a check, whose index was built before.
+    pub async fn check_beside_backup(&self, volume: &str, path: &Path) -> Result<Report, Failure> {
+        let context = self.context();
+        let checker = self.checker(&context, Content::All { after: None }).await?;
+        self.backup(volume, path).await?;
+        let report = checker.check(None, &|_| ()).await;
         context.stop.raise();
         report
     }

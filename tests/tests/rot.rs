@@ -401,6 +401,14 @@ async fn a_snapshot_with_holes_is_marked_until_they_are_healed() {
 }
 
 #[tokio::test]
+async fn a_snapshot_that_is_newer_than_the_index_is_not_lost() {
+    let victim = victim().await;
+    random_file(&victim.path, 100_000, 3);
+    let report = victim.rot.check_beside_backup("vm/new", &victim.path).await.expect("a report");
+    assert!(report.is_clean() && report.snapshots == 4 && report.recorded == 0, "{report:?}");
+}
+
+#[tokio::test]
 async fn what_is_sound_is_not_found_and_content_can_be_read_in_parts() {
     let victim = victim().await;
     let rot = victim.rot.with(&victim.objects).await.expect("a repository");

@@ -1,7 +1,7 @@
 //! Damage that checks have recorded in the bucket: copies of chunks that nobody may rely on.
 //!
 //! A record that is wrong costs a double copy, and one that cannot be read leaves things as they were before it was
-//! written. So neither keeps anybody from working.
+//! written. So neither keeps anybody from working who does not delete.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +20,7 @@ const AT_ONCE: usize = 8;
 /// All damage that is recorded, some 100 bytes for each chunk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Damages {
+    records: BTreeSet<DamageId>,
     packs: BTreeSet<PackId>,
     chunks: BTreeMap<ChunkId, Vec<PackId>>,
 }
@@ -30,18 +31,52 @@ impl Damages {
         let mut found = Self::default();
         for (id, record) in records(repository).await? {
             match record {
-                Ok(record) => found.add(&record),
+                Ok(record) => drop(found.add(id, &record)),
                 Err(failure) => tracing::warn!(%id, %failure, "a record of damage is passed over"),
             }
         }
         Ok(found)
     }
 
-    /// Minds a record, too, as far as there is room.
-    pub fn add(&mut self, record: &Damage) {
+    /// The same for whoever deletes by it: fails, too, when anything that is recorded cannot be known.
+    pub async fn load_all(repository: &Repository) -> Result<Self, Failure> {
+        let mut found = Self::default();
+        let mut missing = BTreeSet::new();
+        for (id, record) in listed_records(repository).await? {
+            let key = names::damage(id);
+            match record {
+                Ok(Some(record)) if found.add(id, &record) => {}
+                Ok(Some(_)) => {
+                    let why = format!(
+                        "more damage is recorded than can be minded ({key} does not fit), so that nothing may be \
+                         deleted; back up what has holes, and run `lvkeep check`, which removes what is settled"
+                    );
+                    return Err(Failure::damaged(why));
+                }
+                Ok(None) => drop(missing.insert(id)),
+                Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
+                Err(failure) => return Err(failure.context(unknown(&key))),
+            }
+        }
+        // A check may have removed it since.
+        let listed = if missing.is_empty() { Vec::new() } else { ids(repository).await? };
+        match listed.into_iter().find(|id| missing.contains(id)) {
+            None => Ok(found),
+            Some(id) => {
+                let key = names::damage(id);
+                Err(Failure::damaged("it is listed, and empty or not there").context(unknown(&key)))
+            }
+        }
+    }
+
+    /// Minds a record, too, as far as there is room; whether there was for all of it.
+    pub fn add(&mut self, id: DamageId, record: &Damage) -> bool {
+        let mut fits = true;
+        self.records.insert(id);
         for pack in &record.packs {
-            if self.packs.len() < DAMAGED_PACKS_MAX {
-                self.packs.insert(*pack);
+            match self.packs.len() < DAMAGED_PACKS_MAX || self.packs.contains(pack) {
+                true => drop(self.packs.insert(*pack)),
+                false => fits = false,
             }
         }
         for chunk in &record.chunks {
@@ -50,8 +85,16 @@ impl Damages {
                 packs.extend(&chunk.packs);
                 packs.sort_unstable();
                 packs.dedup();
+            } else {
+                fits = false;
             }
         }
+        fits
+    }
+
+    /// Whether this has minded a record.
+    pub fn has_read(&self, id: &DamageId) -> bool {
+        self.records.contains(id)
     }
 
     /// Whether nothing is recorded.
@@ -80,15 +123,17 @@ impl Damages {
     }
 }
 
+fn unknown(key: &str) -> String {
+    format!(
+        "{key} cannot be read, so that nothing may be deleted: it may name a copy that nobody can rely on. Run \
+         `lvkeep check --read-data`, which records damage again, and delete {key} by hand"
+    )
+}
+
 /// Every record, and why it cannot be read where that is so.
 pub async fn records(repository: &Repository) -> Result<Vec<(DamageId, Result<Damage, Failure>)>, Failure> {
-    let listed = repository.store.list(names::DAMAGE).await?;
-    let ids: Vec<DamageId> =
-        listed.iter().filter_map(|listed| names::parse_damage(&listed.key).ok()).collect();
-    let read = |id| async move { (id, repository.read::<Damage>(&names::damage(id)).await) };
-    let mut reading = stream::iter(ids).map(read).buffered(AT_ONCE);
     let mut records = Vec::new();
-    while let Some((id, record)) = reading.next().await {
+    for (id, record) in listed_records(repository).await? {
         match record {
             Ok(Some(record)) => records.push((id, Ok(record))),
             // Removed since the listing.
@@ -98,4 +143,16 @@ pub async fn records(repository: &Repository) -> Result<Vec<(DamageId, Result<Da
         }
     }
     Ok(records)
+}
+
+async fn listed_records(
+    repository: &Repository,
+) -> Result<Vec<(DamageId, Result<Option<Damage>, Failure>)>, Failure> {
+    let read = |id| async move { (id, repository.read::<Damage>(&names::damage(id)).await) };
+    Ok(stream::iter(ids(repository).await?).map(read).buffered(AT_ONCE).collect().await)
+}
+
+async fn ids(repository: &Repository) -> Result<Vec<DamageId>, Failure> {
+    let listed = repository.store.list(names::DAMAGE).await?;
+    Ok(listed.iter().filter_map(|listed| names::parse_damage(&listed.key).ok()).collect())
 }

@@ -23,7 +23,7 @@ pub mod forgetting;
 pub mod index;
 pub mod keys;
 pub mod local;
-mod looks;
+pub mod looks;
 pub mod maps;
 pub mod marks;
 pub mod mounts;

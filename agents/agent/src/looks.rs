@@ -13,7 +13,7 @@ use crate::{Failure, Repository};
 
 /// The looks of one reader. One chunk is sought at a time.
 #[derive(Debug)]
-pub(crate) struct Looks {
+pub struct Looks {
     repository: Repository,
     index: IndexClient,
     last: Mutex<Option<Look>>,

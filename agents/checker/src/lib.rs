@@ -113,11 +113,11 @@ impl Checker {
     async fn structure(&self) -> Result<Found, Failure> {
         let mut report = Report::default();
         let mut recorded = Damages::load(&self.source.repository).await?;
+        // Snapshots before packs: what they stand on is listed.
+        let slots = self.source.repository.visible_slots(None).await?;
         let mut packs = self.footers(&recorded, &mut report).await?;
-        // Sessions before slots: a session that has ended meanwhile has decided its slot before.
         self.small_objects(&packs, &mut report).await?;
         self.structure_frames(&mut packs, &mut report).await?;
-        let slots = self.source.repository.visible_slots(None).await?;
         let lost = Walk::new(self, &packs, &recorded).all(&slots, &mut report).await?;
         let damage = packs.damage().chain(lost.iter().map(|(id, packs)| (*id, packs.clone())));
         report.recorded += self.record(&mut recorded, packs.unreadable(), damage).await?;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
 use agent::damage::Damages;
+use agent::looks::Looks;
 use agent::repository::AtSlot;
 use agent::{Failure, maps};
 use bytes::Bytes;
@@ -32,6 +33,7 @@ pub(crate) struct Walk<'a> {
     checker: &'a Checker,
     packs: &'a Packs,
     recorded: &'a Damages,
+    looks: Looks,
     /// Leaves that were seen, and in which nothing is wrong.
     clean: HashSet<ChunkId>,
     /// Only what was found since the last walk counts.
@@ -41,13 +43,16 @@ pub(crate) struct Walk<'a> {
 }
 
 /// The copies of a chunk.
+#[derive(Default)]
 struct Judged {
     /// Those that may be relied on.
     whole: Vec<Copy>,
     /// The packs of the others.
     bad: Vec<PackId>,
-    /// What is wrong, where there is none to rely on.
-    why: String,
+    /// What is wrong with those.
+    troubles: Vec<String>,
+    /// Packs that the index knows and that are not there any more.
+    gone: Vec<PackId>,
 }
 
 /// A part of a map.
@@ -71,7 +76,8 @@ struct Wrong {
 impl<'a> Walk<'a> {
     pub(crate) fn new(checker: &'a Checker, packs: &'a Packs, recorded: &'a Damages) -> Self {
         let (clean, rescued) = (HashSet::new(), HashSet::new());
-        Self { checker, packs, recorded, clean, again: false, lost: Lost::new(), rescued }
+        let looks = Looks::new(checker.source.repository.clone(), checker.index.clone());
+        Self { checker, packs, recorded, looks, clean, again: false, lost: Lost::new(), rescued }
     }
 
     /// Another walk, after damaged content was found.
@@ -192,7 +198,7 @@ impl<'a> Walk<'a> {
         let ids: Vec<ChunkId> = chunks.iter().map(|(_, id)| *id).collect();
         for ((range, id), judged) in chunks.into_iter().zip(self.judge(root, &ids).await?) {
             if judged.whole.is_empty() {
-                let problem = format!("offset {}: chunk {id} {}", range.start, judged.why);
+                let problem = format!("offset {}: chunk {id} {}", range.start, judged.why());
                 wrong.problems.push((range, problem));
                 wrong.lost.insert(id, judged.bad);
             } else if !judged.bad.is_empty() {
@@ -217,7 +223,7 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         if judged.whole.is_empty() {
-            wrong.map(part, geometry, format!("chunk {} {}", part.id, judged.why));
+            wrong.map(part, geometry, format!("chunk {} {}", part.id, judged.why()));
             wrong.lost.insert(part.id, judged.bad);
             return Ok(None);
         }
@@ -238,24 +244,59 @@ impl<'a> Walk<'a> {
     async fn judge(&self, root: &Root, ids: &[ChunkId]) -> Result<Vec<Judged>, Failure> {
         let about = About { session: None, volume: root.volume.clone() };
         let located = self.checker.index.locate(&about, ids).await?;
-        let judge = |(id, copies): (&ChunkId, Vec<Copy>)| {
-            let (mut whole, mut bad, mut why) = (Vec::new(), Vec::new(), Vec::new());
-            for copy in copies {
-                match self.packs.trouble(id, &copy, self.recorded) {
-                    None => whole.push(copy),
-                    Some(trouble) => {
-                        bad.push(copy.pack);
-                        why.push(format!("{}: {trouble}", names::pack(copy.pack)));
-                    }
-                }
+        let mut judged = Vec::with_capacity(ids.len());
+        for (id, copies) in ids.iter().zip(located) {
+            let (listed, others): (Vec<Copy>, Vec<Copy>) =
+                copies.into_iter().partition(|copy| self.packs.lists(&copy.pack));
+            let mut one = Judged::default();
+            listed.iter().for_each(|copy| one.take(copy, self.packs.trouble(id, copy, self.recorded)));
+            if one.whole.is_empty() {
+                let tried: Vec<PackId> = listed.iter().chain(&others).map(|copy| copy.pack).collect();
+                one = self.judge_all(&about, id, &tried).await?;
             }
-            let why = match why.is_empty() {
-                true => "is in no pack".to_owned(),
-                false => format!("has no readable copy: {}", why.join("; ")),
+            judged.push(one);
+        }
+        Ok(judged)
+    }
+
+    /// The same of a chunk that seems to be lost, by the bucket as it is now: the index and the listing may be older than
+    /// its pack.
+    async fn judge_all(&self, about: &About, id: &ChunkId, tried: &[PackId]) -> Result<Judged, Failure> {
+        self.checker.source.go_on()?;
+        let mut judged = Judged::default();
+        for copy in self.looks.seek(about, id, tried).await? {
+            let size = match self.packs.size(&copy.pack) {
+                Some(size) => Some(size),
+                None => self.checker.source.repository.store.head(&names::pack(copy.pack)).await?,
             };
-            Judged { whole, bad, why }
-        };
-        Ok(ids.iter().zip(located).map(judge).collect())
+            match size {
+                Some(size) => judged.take(&copy, self.packs.trouble_in(id, &copy, size, self.recorded)),
+                None => judged.gone.push(copy.pack),
+            }
+        }
+        Ok(judged)
+    }
+}
+
+impl Judged {
+    fn take(&mut self, copy: &Copy, trouble: Option<&str>) {
+        match trouble {
+            None => self.whole.push(*copy),
+            Some(trouble) => {
+                self.bad.push(copy.pack);
+                self.troubles.push(format!("{}: {trouble}", names::pack(copy.pack)));
+            }
+        }
+    }
+
+    /// What is wrong, where there is none to rely on.
+    fn why(&self) -> String {
+        let gone = self.gone.iter().map(|pack| format!("{}: the pack is missing", names::pack(*pack)));
+        let troubles: Vec<String> = self.troubles.iter().cloned().chain(gone).collect();
+        match troubles.is_empty() {
+            true => "is in no pack".to_owned(),
+            false => format!("has no readable copy: {}", troubles.join("; ")),
+        }
     }
 }
 

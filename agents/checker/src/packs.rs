@@ -58,7 +58,8 @@ impl Packs {
         self.size(pack).is_some()
     }
 
-    fn size(&self, pack: &PackId) -> Option<u64> {
+    /// The pack's size in the listing.
+    pub(crate) fn size(&self, pack: &PackId) -> Option<u64> {
         let at = self.listed.binary_search_by_key(pack, |(pack, _)| *pack).ok()?;
         Some(self.listed[at].1)
     }
@@ -70,11 +71,22 @@ impl Packs {
 
     /// Why a copy is none; nothing where it may be relied on, as far as that is known.
     pub(crate) fn trouble(&self, id: &ChunkId, copy: &Copy, recorded: &Damages) -> Option<&'static str> {
+        match self.size(&copy.pack) {
+            None => Some("the pack is missing"),
+            Some(size) => self.trouble_in(id, copy, size, recorded),
+        }
+    }
+
+    /// The same of a copy in a pack of this size, which may be newer than the listing.
+    pub(crate) fn trouble_in(
+        &self,
+        id: &ChunkId,
+        copy: &Copy,
+        size: u64,
+        recorded: &Damages,
+    ) -> Option<&'static str> {
         let pack = &copy.pack;
-        let size = self.size(pack);
-        if size.is_none() {
-            Some("the pack is missing")
-        } else if size < Some(u64::from(copy.offset) + u64::from(copy.len)) {
+        if size < u64::from(copy.offset) + u64::from(copy.len) {
             Some("the pack is cut off before it")
         } else if self.unreadable.contains(pack) {
             Some("nothing of the pack can be read")

@@ -48,10 +48,11 @@ impl Checker {
         let environment = self.source.repository.environment();
         let (found_ms, host) = (environment.now_ms(), self.settings.host.clone());
         let record = Damage { version: Damage::VERSION, found_ms, host, packs, chunks };
-        let key = names::damage(environment.damage_id());
+        let id = environment.damage_id();
+        let key = names::damage(id);
         match self.source.repository.store.create(&key, self.source.repository.seal(&key, &record)?).await {
             Ok(Created::Won) => {
-                recorded.add(&record);
+                recorded.add(id, &record);
                 Ok(count)
             }
             Ok(Created::Lost(_)) => {
@@ -77,11 +78,15 @@ impl Checker {
         let healed: BTreeSet<ChunkId> = ids.iter().zip(copies).filter(is_healed).map(|(id, _)| *id).collect();
         report.healed = healed.len() as u64;
         // A copy that is none must not count when its record is gone: its pack must be gone before.
-        let is_over = |chunk: &DamagedChunk| match chunk.packs.is_empty() {
-            true => healed.contains(&chunk.id) || !lost.contains_key(&chunk.id),
-            false => !chunk.packs.iter().any(|pack| packs.lists(pack)),
+        let is_over = |chunk: &DamagedChunk| {
+            let is_needed = lost.contains_key(&chunk.id) && !healed.contains(&chunk.id);
+            !is_needed && !chunk.packs.iter().any(|pack| packs.lists(pack))
         };
         for (id, record) in damage::records(&self.source.repository).await? {
+            // What others recorded since may be of packs that are newer than the listing.
+            if !recorded.has_read(&id) {
+                continue;
+            }
             let Ok(record) = record else { continue };
             let is_over =
                 record.chunks.iter().all(is_over) && !record.packs.iter().any(|pack| packs.lists(pack));

@@ -64,9 +64,10 @@ impl Footers {
         Self { repository, damages, kept, max, whole: Default::default() }
     }
 
-    /// Reads the damage that is recorded by now.
+    /// Reads the damage that is recorded by now. Fails when any of it cannot be known: of two copies the damaged one
+    /// would stay.
     pub(crate) async fn read_damages(&self) -> Result<(), Failure> {
-        let damages = Damages::load(&self.repository).await?;
+        let damages = Damages::load_all(&self.repository).await?;
         *self.damages.lock().unwrap_or_else(PoisonError::into_inner) = damages.into();
         Ok(())
     }

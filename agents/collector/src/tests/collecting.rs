@@ -121,6 +121,21 @@ async fn a_copy_that_is_recorded_as_damaged_is_no_reason_to_delete_an_older_one(
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_is_deleted_while_a_record_of_damage_cannot_be_read() {
+    let world = World::plain().await;
+    world.backup("a", &[1, 2, 3]).await;
+    world.pack(Domain::Data, &[chunk(1), chunk(2), chunk(3)], session(9)).await;
+    let before = world.packs().await;
+    let key = names::damage(world.repository.environment().damage_id());
+    for bytes in [&b"rotten"[..], b""] {
+        world.repository.store.put(&key, bytes.into()).await.unwrap();
+        let failure = world.prune().await.unwrap_err();
+        assert!(failure.to_string().contains(&key), "{failure}");
+        assert_eq!(world.packs().await, before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_last_copy_stays_where_it_is_although_it_is_recorded_as_damaged() {
     let world = World::plain().await;
     let gone = world.backup("gone", &(20..40).collect::<Vec<_>>()).await;
