@@ -6,7 +6,7 @@
 //! fetched where its ids are known, and is never stored again. Nothing is deleted, and nothing is written to the first
 //! repository but the object of the session that protects what is read.
 //!
-//! Limits: [`Settings::memory`] for chunks on their way, [`TRANSLATED_MAX`] names, and one id per 64 MiB of a volume.
+//! Limits: [`Settings::memory`] for chunks on their way, `TRANSLATED_MAX` names, and one id per 64 MiB of a volume.
 
 mod base;
 mod copying;
