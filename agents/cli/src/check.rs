@@ -83,7 +83,9 @@ pub async fn run(app: &App, args: &CheckArgs) -> anyhow::Result<()> {
     app.print(&checked, || checked.text())?;
     let why = match (damaged, objects) {
         (0, 0) => return Ok(()),
-        (0, objects) => format!("{objects} objects are damaged or missing; the snapshots can be read"),
+        (0, objects) => {
+            format!("{objects} objects are damaged or missing; no snapshot was seen to lack anything by it")
+        }
         (damaged, _) => format!("{damaged} of {snapshots} snapshots are damaged"),
     };
     Err(Failure::damaged(why).into())
