@@ -34,6 +34,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     gates.step("lints", || {
         run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
+    gates.step("the program by itself", || run(cargo().args(["check", "--package", "lvkeep"])))?;
     gates.step("the guest with real LVM", || crate::lab::bring().map(drop))?;
     let binary = gates.step("the binary that the end-to-end tests run", build_binary)?;
     let counted = gates.step("tests", || nextest(arguments, &tools, &binary))?;
@@ -97,8 +98,9 @@ impl Tools {
     }
 }
 
+/// Builds it with the features of the whole workspace, as the tests are built, so that nothing is built twice.
 fn build_binary() -> Result<PathBuf> {
-    run(cargo().args(["build", "--package", "lvkeep", "--bin", "lvkeep"]))?;
+    run(cargo().args(["build", "--workspace", "--bin", "lvkeep"]))?;
     let binary = workspace::target_dir()?.join("debug/lvkeep");
     if !binary.is_file() {
         bail!("cargo built no {}", binary.display());
