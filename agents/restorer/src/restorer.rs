@@ -4,6 +4,7 @@ use std::num::NonZero;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use agent::index::IndexClient;
 use agent::keys::DataKeys;
@@ -36,6 +37,9 @@ use crate::unit::{Source, Turns, Work};
 
 /// Bytes of a volume that are read as a sample at most.
 pub const SAMPLE: u64 = WINDOW_LEAVES * LEAF_SPAN;
+
+/// Pause before a device that is locked is tried again.
+const LOCK_PAUSE: Duration = Duration::from_millis(200);
 
 /// How restores are done.
 #[derive(Debug, Clone)]
@@ -369,22 +373,23 @@ impl Restorer {
             (StreamId::from_bytes(self.context.environment.random()), self.settings.forbidden.clone());
         let order = Arc::new(Order { root, part, target, stream, forbidden });
         let host = self.context.host.clone();
+        let ordered = order.clone();
         let Some(place) = place else {
-            return blocking(move || {
-                let Order { root, target, forbidden, .. } = &*order;
-                order.begun(target.open(&Circumstances { root, host: &host, forbidden })?)
-            })
-            .await;
+            let open = move || {
+                let Order { root, target, forbidden, .. } = &*ordered;
+                target.open(&Circumstances { root, host: &host, forbidden })
+            };
+            let opened = self.opened(&order.target, open).await?;
+            return blocking(move || order.begun(opened)).await;
         };
         let claim = order.target.claim().clone();
         let opening = async {
             let device = place.make().await?;
-            let ordered = order.clone();
-            let opened = blocking(move || {
+            let open = move || {
                 let Order { root, target, forbidden, .. } = &*ordered;
                 target.open_place(&device, &Circumstances { root, host: &host, forbidden })
-            })
-            .await?;
+            };
+            let opened = self.opened(&order.target, open).await?;
             // Before what knows it may be removed.
             let tracked = match order.target.is_tracked() {
                 true => self.find_changes(&order.root, &*place, &opened.file).await,
@@ -403,6 +408,35 @@ impl Restorer {
                 claim.release();
                 let notes = end_place(Some(&*place), false).await;
                 Err(with_notes(failure, &notes))
+            }
+        }
+    }
+
+    /// Opens a target. Udev may have a device locked for a moment, and whoever helped a restore that died for longer: a
+    /// command waits for both.
+    pub(crate) async fn opened<T: Send + 'static>(
+        &self,
+        target: &Target,
+        open: impl Fn() -> Result<T, Failure> + Clone + Send + 'static,
+    ) -> Result<T, Failure> {
+        let Context { environment, stop, .. } = &self.context;
+        let (stop, mut is_said) = (target.stop().unwrap_or(stop), false);
+        loop {
+            let opened = blocking(open.clone()).await;
+            if !target.claim().has_to_wait() {
+                return opened;
+            }
+            let target = target.path().display();
+            if !std::mem::replace(&mut is_said, true) {
+                tracing::warn!(%target, "waiting for whoever has it locked");
+            }
+            tokio::select! {
+                biased;
+                () = stop.raised() => {
+                    let why = format!("stopped while somebody else had {target} locked; nothing was changed");
+                    return Err(Failure { retry: true, ..Failure::new(FailureKind::Revoked, why) });
+                }
+                () = environment.sleep(LOCK_PAUSE) => {}
             }
         }
     }
