@@ -204,22 +204,29 @@ impl Restorer {
         if !matches!(purpose, Purpose::Compare(_)) {
             keys.check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
         }
-        let undo = match &purpose {
-            Purpose::Restore(target) => target.claim().undo(),
-            _ => Vec::new(),
+        let (undo, is_of_job) = match &purpose {
+            Purpose::Restore(target) => (target.claim().undo(), target.claim().is_of_job()),
+            _ => (Vec::new(), false),
         };
         let shared = self.protection.as_ref();
         let own = match shared {
-            // Whoever forgets what was kept for an undo looks for a session that names it.
             Some(_) if undo.is_empty() => None,
+            // Whoever forgets what was kept for an undo looks for a session that names it.
+            Some(shared) if shared.session().is_some() => {
+                shared.keep(&jobs(&undo), &root.volume).await?;
+                None
+            }
             None if !self.settings.protect => None,
             _ => Some(self.protect(ids, &root, &undo).await?),
         };
         let protection = own.as_ref().or(shared).cloned();
         let protection = protection.unwrap_or_else(|| Protection::none(&self.repository));
         // Of what a shared one protects, that was asked when it began.
-        let checked = match own.is_some() && shared.is_none() {
-            true => protection.check(&root).await,
+        let checked = match own.is_some() {
+            true => protection.check(&root).await.map_err(|failure| match is_of_job && !failure.retry {
+                true => half_done(failure),
+                false => failure,
+            }),
             false => Ok(()),
         };
         let checked = match checked {
@@ -235,7 +242,8 @@ impl Restorer {
             Err(failure) => Err(protection.explained(&root, failure).await),
             done => done,
         };
-        if let Some(own) = own {
+        // Until the job is over, somebody may go on with it, and what was kept for its undo must be there then.
+        if let Some(own) = own.filter(|_| undo.is_empty() || !is_of_job) {
             own.end().await;
         }
         result
@@ -243,8 +251,7 @@ impl Restorer {
 
     async fn protect(&self, ids: Ids, root: &Root, undo: &[(JobId, Slot)]) -> Result<Protection, Failure> {
         let Ids { job, session } = ids;
-        let undo: Vec<JobId> = undo.iter().map(|(job, _)| *job).collect();
-        let kind = SessionKind::Restore;
+        let (kind, undo) = (SessionKind::Restore, jobs(undo));
         let by = ReadBy { kind, session, job, volume: &root.volume, host: &self.context.host, undo: &undo };
         Protection::begin(&self.repository, by).await
     }
@@ -464,6 +471,20 @@ impl Restorer {
         target.check_place(place.name())?;
         Ok(Some(place))
     }
+}
+
+fn jobs(undo: &[(JobId, Slot)]) -> Vec<JobId> {
+    undo.iter().map(|(job, _)| *job).collect()
+}
+
+/// Nobody knows whether it is the first attempt of a job that finds its snapshot forgotten.
+fn half_done(failure: Failure) -> Failure {
+    let why = format!(
+        "{}; this attempt overwrote nothing: should an earlier one have begun, the target is half overwritten, and must \
+         not be used before it is restored to again",
+        failure.why
+    );
+    Failure { why, ..failure }
 }
 
 /// Ends the place, in every outcome.
