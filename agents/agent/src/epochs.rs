@@ -5,10 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use schema::Object;
-use schema::epoch::{Epoch, Verdict};
+use schema::epoch::{Awaited, Epoch, Verdict};
 use schema::messages::FailureKind;
-use schema::names;
+use schema::{Object, SessionId, names};
 
 use crate::{Failure, Repository};
 
@@ -56,6 +55,17 @@ pub async fn verdict(repository: &Repository, number: u64) -> Result<Option<Verd
         check_number(Verdict::WHAT, verdict.number, number)?;
     }
     Ok(verdict)
+}
+
+/// The sessions that the latest collection waits for; none before it has listed them.
+pub async fn awaited(repository: &Repository) -> Result<Vec<SessionId>, Failure> {
+    let listed = repository.store.list(names::EPOCHS).await?;
+    let numbers = listed.iter().filter_map(|listed| names::parse_epoch(&listed.key).ok());
+    let Some(number) = numbers.map(|(number, _)| number).max() else { return Ok(Vec::new()) };
+    let awaited: Option<Awaited> = repository.read(&names::awaited(number)).await?;
+    let Some(awaited) = awaited else { return Ok(Vec::new()) };
+    check_number(Awaited::WHAT, awaited.number, number)?;
+    Ok(awaited.sessions)
 }
 
 /// Refuses an object that says that it is of another collection.

@@ -1,8 +1,10 @@
 //! What is done before a chunk counts as lost: the index looks at the bucket again.
 //!
 //! Collections move chunks to other packs, and an index may hear of that late, or not at all. So a copy that is
-//! missing, or that cannot be read, is no loss by itself. Looking takes a listing of all packs, so that it is done once,
-//! and again only when a pack that was there has gone since.
+//! missing, or that cannot be read, is no loss by itself. Looking takes the index a listing of all packs, so that it is
+//! done once, and again only when a pack has gone since.
+
+use std::collections::BTreeSet;
 
 use schema::messages::{About, Copy};
 use schema::{ChunkId, PackId, names};
@@ -20,10 +22,10 @@ pub struct Looks {
 }
 
 /// The last one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Look {
-    /// All packs that there were before it.
-    packs: Vec<PackId>,
+    /// Packs that somebody tried to read, and that were gone before it.
+    gone: BTreeSet<PackId>,
     /// Which indexers have looked since.
     looked: Vec<u64>,
 }
@@ -46,17 +48,22 @@ impl Looks {
 
     async fn look(&self, about: &About, id: &ChunkId, tried: &[PackId]) -> Result<Vec<Copy>, Failure> {
         let mut last = self.last.lock().await;
-        let look = match last.take() {
-            Some(look) if !self.has_lost_one(&look, tried).await? => look,
-            _ => {
-                // Before the index looks: what is absent here was gone before.
-                let listed = self.repository.list_packs().await?;
-                let mut packs: Vec<PackId> = listed.into_iter().map(|(pack, _)| pack).collect();
-                packs.sort_unstable();
-                Look { packs, looked: Vec::new() }
+        if let Some(look) = &mut *last {
+            let copies = self.ask(about, id, look).await?;
+            let is_new = copies.iter().any(|copy| !tried.contains(&copy.pack));
+            if is_new || self.gone_since(look, tried).await?.is_empty() {
+                return Ok(copies);
             }
-        };
+        }
+        let mut look = Look { looked: Vec::new(), ..last.take().unwrap_or_default() };
+        // Before the index looks: what it names after that is where these chunks were moved to.
+        let gone = self.gone_since(&look, tried).await?;
+        look.gone.extend(gone);
         let look = last.insert(look);
+        self.ask(about, id, look).await
+    }
+
+    async fn ask(&self, about: &About, id: &ChunkId, look: &mut Look) -> Result<Vec<Copy>, Failure> {
         let (copies, by) = self.index.seek(about, id, &look.looked).await?;
         if !look.looked.contains(&by) {
             look.looked.push(by);
@@ -64,13 +71,14 @@ impl Looks {
         Ok(copies)
     }
 
-    /// Whether one of these packs was there, and is gone since.
-    async fn has_lost_one(&self, look: &Look, tried: &[PackId]) -> Result<bool, Failure> {
-        for pack in tried.iter().filter(|pack| look.packs.binary_search(pack).is_ok()) {
+    /// Those of these packs that are gone, and may have been there when the index looked.
+    async fn gone_since(&self, look: &Look, tried: &[PackId]) -> Result<Vec<PackId>, Failure> {
+        let mut gone = Vec::new();
+        for pack in tried.iter().filter(|pack| !look.gone.contains(pack)) {
             if self.repository.store.head(&names::pack(*pack)).await?.is_none() {
-                return Ok(true);
+                gone.push(*pack);
             }
         }
-        Ok(false)
+        Ok(gone)
     }
 }

@@ -4,16 +4,19 @@
 //! is in another pack that is found, too. It must be ended in every outcome: what is left of a process that died keeps
 //! collections waiting until `lvkeep cancel` removes it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use schema::messages::FailureKind;
+use schema::names::Slot;
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
 use schema::{JobId, SessionId};
+use tokio::sync::Mutex;
 
 use crate::repository::AtSlot;
 use crate::sessions::{self, OpenSession};
-use crate::{Failure, Repository};
+use crate::{Failure, Repository, epochs};
 
 /// Who reads, as others are told.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +40,8 @@ pub struct ReadBy<'a> {
 pub struct Protection {
     repository: Repository,
     session: Option<Arc<OpenSession>>,
+    /// Backups of what will be overwritten, as the session's object names them.
+    undo: Arc<Mutex<Vec<JobId>>>,
 }
 
 impl Protection {
@@ -65,12 +70,29 @@ impl Protection {
                 return Err(failure.context(format!("cannot protect {} while it is read", by.volume)));
             }
         };
-        Ok(Self { repository: repository.clone(), session })
+        let undo = Arc::new(Mutex::new(by.undo.to_vec()));
+        Ok(Self { repository: repository.clone(), session, undo })
     }
 
     /// None at all.
     pub fn none(repository: &Repository) -> Self {
-        Self { repository: repository.clone(), session: None }
+        Self { repository: repository.clone(), session: None, undo: Arc::default() }
+    }
+
+    /// Also keeps these backups of what will be overwritten from being forgotten, until it ends.
+    pub async fn keep(&self, undo: &[JobId], volume: &str) -> Result<(), Failure> {
+        let mut all = self.undo.lock().await;
+        let cannot = |failure: Failure| {
+            failure
+                .context(format!("cannot protect what stood on the target of {volume} until it is restored"))
+        };
+        let Some(session) = &self.session else {
+            return Err(cannot(Failure::refused("no session protects what is read")));
+        };
+        let undo: Vec<JobId> = all.iter().chain(undo).copied().collect();
+        session.name_undo(undo.clone()).await.map_err(cannot)?;
+        *all = undo;
+        Ok(())
     }
 
     /// The session, where there is one.
@@ -79,20 +101,39 @@ impl Protection {
     }
 
     /// Refuses a snapshot that somebody forgot before this began: a collection may not wait for whoever reads it. One that
-    /// is forgotten later stays until the end.
+    /// is forgotten later stays until the end; so does one that an earlier attempt of the same job protects.
     pub async fn check(&self, root: &Root) -> Result<(), Failure> {
-        let (slot, volume) = (root.slot, &root.volume);
+        let (slot, volume, id) = (root.slot, &root.volume, root.slot.session);
         // In this order: a snapshot that is not forgotten now is in no collection that began before this.
         let is_forgotten = self.repository.store.head(&slot.forgotten()).await?.is_some();
+        let is_safe = !is_forgotten || self.is_gone_on_with(slot).await?;
         match self.repository.at_slot(slot).await? {
             AtSlot::Tombstone => {
                 Err(Failure::refused(format!("the snapshot {slot} of {volume} was collected")))
             }
-            AtSlot::Snapshot(_) | AtSlot::Nothing if is_forgotten => Err(Failure::refused(format!(
-                "the snapshot {slot} of {volume} was forgotten, and a collection may remove it at any time \
-                 (`lvkeep snapshots` lists the others)"
+            AtSlot::Snapshot(_) | AtSlot::Nothing if !is_safe => Err(Failure::refused(format!(
+                "the snapshot {slot} of {volume} was forgotten, and a collection may remove it at any time: `lvkeep unforget \
+                 {id}` brings it back (`lvkeep snapshots` lists the others)"
             ))),
             AtSlot::Snapshot(_) | AtSlot::Nothing => Ok(()),
+        }
+    }
+
+    /// Whether an attempt of the same job that died had begun before a snapshot was forgotten. Its session must still be
+    /// there, and a collection that sweeps the snapshot already must be waiting for it.
+    async fn is_gone_on_with(&self, slot: Slot) -> Result<bool, Failure> {
+        let Some(session) = &self.session else { return Ok(false) };
+        let own = session.session();
+        let others = sessions::of_job(&self.repository, own.job).await?;
+        let others = others.into_iter().filter(|other| other.id != own.id && other.ended.is_none());
+        let earlier: BTreeSet<SessionId> = others.map(|other| other.id).collect();
+        match earlier.is_empty() || !session.sweeps(slot) {
+            // Later collections wait for this session, too.
+            true => Ok(!earlier.is_empty()),
+            false => {
+                let awaited = epochs::awaited(&self.repository).await?;
+                Ok(awaited.iter().any(|session| earlier.contains(session)))
+            }
         }
     }
 

@@ -85,8 +85,15 @@ pub trait Handler: Send {
     /// Does what the message asks. Right under repetition. To return [`Outcome::Held`], take the ticket.
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure>;
 
-    /// A message is dropped for good: tells whoever waits for its effect, where nobody else does.
-    async fn gave_up(&mut self, _message: &Message, _failure: &Failure) -> Result<(), BusError> {
+    /// Deliveries of one message before it is given up. Also those count after which an agent was stopped and handed the
+    /// message back.
+    fn attempts(&self) -> u64 {
+        ATTEMPTS_MAX
+    }
+
+    /// A message is dropped for good: tells whoever waits for its effect, where nobody else does. As long as that fails,
+    /// the message stays.
+    async fn gave_up(&mut self, _message: &Message, _failure: &Failure) -> Result<(), Failure> {
         Ok(())
     }
 
@@ -143,8 +150,8 @@ async fn pause(context: &Context, duration: Duration) {
 /// Handles one delivery and settles it: the only place that acknowledges for a handler.
 async fn settle(context: &Context, queue: &Queue, handler: &mut impl Handler, delivery: Delivery) {
     let Delivery { message, attempt, ticket } = delivery;
-    let mut ticket = Some(ticket);
-    let result = match attempt > ATTEMPTS_MAX {
+    let (mut ticket, most) = (Some(ticket), handler.attempts());
+    let result = match attempt > most {
         false => handler.handle(&message, &mut ticket).await,
         true => Err(Failure::new(
             schema::messages::FailureKind::Other,
@@ -155,20 +162,19 @@ async fn settle(context: &Context, queue: &Queue, handler: &mut impl Handler, de
     let settled = match result {
         Ok(Outcome::Held) => Ok(()),
         Ok(Outcome::Done) => finish(ticket).await,
-        Err(failure) if failure.retry && attempt < ATTEMPTS_MAX => {
+        // What ends because its agent does has not failed.
+        Err(failure) if failure.retry && (attempt < most || context.stop.is_raised()) => {
             tracing::debug!(%queue, attempt, %failure, "trying a message again");
             context.counters.messages_retried.add(1);
-            match ticket {
-                Some(ticket) => {
-                    let doublings = u32::try_from(attempt - 1).unwrap_or(u32::MAX).min(10);
-                    ticket.again((RETRY_PAUSE * 2u32.pow(doublings)).min(RETRY_SLOWEST)).await
-                }
-                None => Ok(()),
-            }
+            let doublings = u32::try_from(attempt - 1).unwrap_or(u32::MAX).min(10);
+            hand_back(ticket, (RETRY_PAUSE * 2u32.pow(doublings)).min(RETRY_SLOWEST)).await
         }
         Err(failure) => match handler.gave_up(&message, &failure).await {
             Ok(()) => give_up(context, queue, &message, failure, ticket).await,
-            Err(why) => Err(why),
+            Err(why) => {
+                tracing::warn!(%queue, %why, "cannot give a message up yet");
+                hand_back(ticket, RETRY_SLOWEST).await
+            }
         },
     };
     if let Err(why) = settled {
@@ -179,6 +185,13 @@ async fn settle(context: &Context, queue: &Queue, handler: &mut impl Handler, de
 async fn finish(ticket: Option<Ticket>) -> Result<(), BusError> {
     match ticket {
         Some(ticket) => ticket.done().await,
+        None => Ok(()),
+    }
+}
+
+async fn hand_back(ticket: Option<Ticket>, delay: Duration) -> Result<(), BusError> {
+    match ticket {
+        Some(ticket) => ticket.again(delay).await,
         None => Ok(()),
     }
 }

@@ -153,12 +153,21 @@ impl OpenSession {
     /// Notes how far the session is, for whoever takes its job over.
     pub async fn checkpoint(&mut self, checkpoint: Checkpoint) -> Result<(), Failure> {
         self.session.checkpoint = Some(checkpoint);
-        let key = names::session(self.session.id);
+        self.write(&self.session).await
+    }
+
+    /// Names the backups of what a restore will overwrite, all of them.
+    pub(crate) async fn name_undo(&self, undo: Vec<JobId>) -> Result<(), Failure> {
+        self.write(&Session { undo, ..self.session.clone() }).await
+    }
+
+    async fn write(&self, session: &Session) -> Result<(), Failure> {
+        let key = names::session(session.id);
         // A session whose object is gone was revoked; writing it again would only make a collector wait for nobody.
         if self.repository.store.head(&key).await?.is_none() {
-            return Err(revoked(&self.session));
+            return Err(revoked(session));
         }
-        let bytes = self.repository.seal(&key, &self.session)?;
+        let bytes = self.repository.seal(&key, session)?;
         Ok(self.repository.store.put(&key, bytes).await?)
     }
 

@@ -79,26 +79,30 @@ pub async fn run(app: &App, path: &Path) -> anyhow::Result<()> {
         (false, true) => Some(Embedded::reading_and_writing(app, &wishes).await?),
         (false, false) => Some(Embedded::reading(app, repository.clone(), &wishes).await?),
     };
-    let outcomes = match &mut work {
-        None => carry_out(app, &plan, &repository, None).await,
+    let ended = match &mut work {
+        None => carry_out(app, &plan, &repository, None).await.map(|outcomes| (outcomes, None)),
         Some(work) => with_roles(app, &plan, &repository, work, keeps).await,
     };
     if let Some(work) = work {
         work.finish().await;
     }
-    let outcomes = outcomes?;
+    let (outcomes, error) = ended?;
     print(app, &plan, &outcomes)?;
-    conclude(outcomes)
+    match error {
+        Some(error) => Err(error),
+        None => conclude(outcomes),
+    }
 }
 
-/// Carries a plan out in this process, too; where something is kept first, as long as all roles work.
+/// Carries a plan out in this process, too; where something is kept first, as long as all roles work. When one does not,
+/// every restore is stopped, and says how that leaves its target.
 async fn with_roles(
     app: &App,
     plan: &Plan,
     repository: &Repository,
     work: &mut Embedded,
     keeps: bool,
-) -> anyhow::Result<Vec<Outcome>> {
+) -> anyhow::Result<(Vec<Outcome>, Option<anyhow::Error>)> {
     let mut settings = restore::settings(app, &work.repository);
     settings.fetches = plan.fetches_at_once.unwrap_or(settings.fetches);
     // All of its restores share its memory and its requests.
@@ -111,10 +115,17 @@ async fn with_roles(
             false => error,
         }
     };
-    tokio::select! {
+    let carried_out = carry_out(app, plan, repository, Some(&restorer));
+    tokio::pin!(carried_out);
+    let error = tokio::select! {
         biased;
-        outcomes = carry_out(app, plan, repository, Some(&restorer)) => outcomes,
-        error = failing, if keeps => Err(error),
+        outcomes = &mut carried_out => return Ok((outcomes?, None)),
+        error = failing, if keeps => error,
+    };
+    app.stop.raise();
+    match carried_out.await {
+        Ok(outcomes) => Ok((outcomes, Some(error))),
+        Err(why) => Err(error.context(text::error(&why))),
     }
 }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use agent::bus::Ticket;
 use agent::index::IndexClient;
-use agent::{BusError, Context, Failure, Handler, Outcome, Queue, Repository, Topic};
+use agent::{Context, Failure, Handler, Outcome, Queue, Repository, Topic};
 use async_trait::async_trait;
 use schema::messages::{About, BackupJob, CloseReading, FailureKind, JobDone, JobOutcome, Message};
 
@@ -226,11 +226,11 @@ impl Handler for Conductor {
         Ok(Outcome::Done)
     }
 
-    async fn gave_up(&mut self, message: &Message, failure: &Failure) -> Result<(), BusError> {
+    async fn gave_up(&mut self, message: &Message, failure: &Failure) -> Result<(), Failure> {
         let (Ok(about), Ok(job)) = (message.about(), message.read::<BackupJob>()) else { return Ok(()) };
         self.context.counters.sessions_failed.add(1);
         let why = format!("{}: {}", job.volume, failure.why);
         let done = JobDone { job: job.job, outcome: JobOutcome::Failed { kind: failure.kind, why } };
-        self.context.bus.publish(&Queue::done(job.job), Message::new(&about, &done)).await
+        Ok(self.context.bus.publish(&Queue::done(job.job), Message::new(&about, &done)).await?)
     }
 }

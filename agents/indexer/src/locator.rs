@@ -3,12 +3,14 @@
 //! The maps are walked level by level, and for each level the footers of structure packs are read; then those of data
 //! packs, once. What is kept is what the snapshots want, every copy of it. So memory is bounded by
 //! [`LocatorSettings::memory`], and what goes to disk by the snapshots' own chunks: some 62 bytes for each. What the
-//! repository holds besides costs time, and 18 bytes of memory for each pack.
+//! repository holds besides costs time, and 18 bytes of memory for each pack. What a part of a map names that could not
+//! be read at first is looked for when somebody who could read it asks.
 
 mod seeking;
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use agent::repository::can_be_pack;
 use agent::{Context, Failure, Repository, maps};
@@ -69,15 +71,38 @@ pub struct Locator {
     wanted: Wanted,
     table: Table,
     report: LocatorReport,
-    /// The packs that were looked at, in order.
-    known: Vec<PackId>,
+    /// The packs that were looked at.
+    known: Packs,
+    /// Whether a part of a map could not be read, so that nobody knows what it names.
+    is_partial: AtomicBool,
 }
 
-/// The packs of a repository by what they hold. One whose header is damaged is in both.
-#[derive(Default)]
+/// The packs of a repository by what they hold, in order. One whose header is damaged is in both.
+#[derive(Clone, Default)]
 struct Packs {
     structure: Vec<PackId>,
     data: Vec<PackId>,
+}
+
+impl Packs {
+    fn has(&self, pack: &PackId) -> bool {
+        self.structure.binary_search(pack).is_ok() || self.data.binary_search(pack).is_ok()
+    }
+
+    /// Those that hold this kind of chunk.
+    fn of(&self, kind: Domain) -> &[PackId] {
+        match kind {
+            Domain::Structure => &self.structure,
+            Domain::Data => &self.data,
+        }
+    }
+
+    fn extend(&mut self, others: Self) {
+        self.structure.extend(others.structure);
+        self.data.extend(others.data);
+        self.structure.sort_unstable();
+        self.data.sort_unstable();
+    }
 }
 
 impl Locator {
@@ -101,7 +126,8 @@ impl Locator {
             wanted: Wanted::new(expected, memory / 2),
             table: Table::new(memory / 2, spill),
             report: LocatorReport::default(),
-            known: Vec::new(),
+            known: Packs::default(),
+            is_partial: AtomicBool::new(false),
         };
         let packs = locator.packs().await?;
         let depth = |wish: &Wish| Geometry::new(wish.root.size).map(|geometry| geometry.depth());
@@ -119,7 +145,7 @@ impl Locator {
         if content {
             locator.look(&packs.data, Domain::Data).await?;
         }
-        locator.knows(packs);
+        locator.known.extend(packs);
         locator.report.spilled = locator.table.is_spilled();
         tracing::info!(report = ?locator.report, "found where the chunks are");
         Ok(locator)
@@ -146,14 +172,6 @@ impl Locator {
             listed.into_iter().filter(|(_, size)| can_be_pack(*size)).map(|(pack, _)| pack).collect();
         self.report.packs = listed.len() as u64;
         sorted(&self.context, &self.repository, listed).await
-    }
-
-    /// These need not be looked at again.
-    fn knows(&mut self, packs: Packs) {
-        self.known.extend(packs.structure);
-        self.known.extend(packs.data);
-        self.known.sort_unstable();
-        self.known.dedup();
     }
 
     /// Keeps what these packs have of what is wanted.
@@ -190,7 +208,7 @@ impl Locator {
         let geometry = Geometry::new(wish.root.size)?;
         let (mut walk, mut any) = (Walk::new(wish, 0)?, false);
         while let Some(parts) = walk.next(self).await? {
-            let Self { repository, table, wanted, .. } = self;
+            let Self { repository, table, wanted, is_partial, .. } = self;
             let (repository, table) = (&*repository, &*table);
             let read = |part: Part| async move {
                 let range = geometry.leaf_range(part.first);
@@ -199,6 +217,7 @@ impl Locator {
             };
             let mut leaves = stream::iter(parts).map(read).buffer_unordered(AT_ONCE);
             while let Some(leaf) = leaves.try_next().await? {
+                is_partial.fetch_or(leaf.is_none(), Ordering::Relaxed);
                 for piece in leaf.iter().flat_map(Leaf::pieces) {
                     if let Content::Chunk(id) = piece.content {
                         wanted.add(&id);
@@ -307,10 +326,11 @@ impl Walk {
             if part.level == self.level {
                 return Ok(Some(vec![part]));
             }
-            let Some(bytes) = structure(&locator.repository, &locator.table, part.id).await? else {
+            let bytes = structure(&locator.repository, &locator.table, part.id).await?;
+            let Some(node) = bytes.and_then(|bytes| Node::parse(&bytes, part.level).ok()) else {
+                locator.is_partial.store(true, Ordering::Relaxed);
                 continue;
             };
-            let Ok(node) = Node::parse(&bytes, part.level) else { continue };
             let children = self.children(&part, &node);
             match part.level - 1 == self.level {
                 true => return Ok(Some(children)),

@@ -48,6 +48,11 @@ impl Table {
         self.disk.is_some()
     }
 
+    /// How many copies may wait elsewhere before they are added: little beside what is held here.
+    pub(crate) fn batch(&self) -> usize {
+        (self.limit / 8).max(1024)
+    }
+
     /// Adds copies in one pack; repetition changes nothing.
     pub(crate) fn add(&mut self, pack: PackId, entries: &[PackEntry]) -> Result<(), Failure> {
         if let Some(disk) = &self.disk {

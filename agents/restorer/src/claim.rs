@@ -40,6 +40,7 @@ struct State {
     place: Option<Arc<dyn Place>>,
     marked: bool,
     busy: bool,
+    waits: bool,
     first: Option<Slot>,
     undo: Vec<(JobId, Slot)>,
 }
@@ -72,11 +73,18 @@ impl Claim {
     /// The failure of a restore that finds another one there.
     pub fn busy(&self, path: &Path) -> Failure {
         self.state().busy = true;
-        let why = format!(
-            "cannot restore to {}: another restore is writing to it, or has it locked",
-            path.display()
-        );
-        Failure { retry: true, ..Failure::refused(why) }
+        is_taken(path)
+    }
+
+    /// The failure of one that opened the target for itself alone, and waits until nobody has it locked.
+    pub fn must_wait(&self, path: &Path) -> Failure {
+        self.state().waits = true;
+        is_taken(path)
+    }
+
+    /// Whether it has to be opened once more.
+    pub fn has_to_wait(&self) -> bool {
+        std::mem::take(&mut self.state().waits)
     }
 
     /// Whether another restore was found there.
@@ -211,6 +219,12 @@ impl Claim {
             tracing::debug!(%why, "the mark of a restore stays on its file");
         }
     }
+}
+
+fn is_taken(path: &Path) -> Failure {
+    let path = path.display();
+    let why = format!("cannot restore to {path}: another restore is writing to it, or has it locked");
+    Failure { retry: true, ..Failure::refused(why) }
 }
 
 #[cfg(test)]

@@ -241,14 +241,18 @@ impl Helping {
         let progress = |now: Progress| {
             latest.send_replace(now.done);
         };
-        let result = tokio::select! {
-            biased;
-            result = pipeline::run(&work, &enough, &progress) => result,
-            () = self.keep(joined, span.start, &latest, &enough) => unreachable!("it has no end"),
+        let restoring = async {
+            let report = pipeline::run(&work, &enough, &progress).await?;
+            let work = work.clone();
+            blocking(move || work.sink.sync()).await?;
+            Ok(figures(&report))
         };
-        let report = result?;
-        blocking(move || work.sink.sync()).await?;
-        Ok(figures(&report))
+        // Also while a slow device syncs: a span of which nobody speaks is given to somebody else.
+        tokio::select! {
+            biased;
+            restored = restoring => restored,
+            () = self.keep(joined, span.start, &latest, &enough) => unreachable!("it has no end"),
+        }
     }
 
     /// Says that the span is in work, and raises `enough` when nobody wants that any more.

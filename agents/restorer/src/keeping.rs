@@ -19,7 +19,7 @@ use schema::state::FileState;
 use schema::{JobId, ReadingId};
 
 use crate::pipeline;
-use crate::restorer::{Restorer, blocking};
+use crate::restorer::Restorer;
 use crate::sink::Before;
 use crate::target::{Circumstances, Target};
 
@@ -92,14 +92,14 @@ impl Restorer {
         };
         let (host, forbidden) = (self.context.host.clone(), self.settings.forbidden.clone());
         let (to, of) = (target.clone(), root.clone());
-        let opened = blocking(move || {
+        let open = move || {
             let circumstances = Circumstances { root: &of, host: &host, forbidden: &forbidden };
-            match device {
-                Some(device) => to.open_place(&device, &circumstances).map(Some),
+            match &device {
+                Some(device) => to.open_place(device, &circumstances).map(Some),
                 None => to.hold(&circumstances),
             }
-        })
-        .await?;
+        };
+        let opened = self.opened(target, open).await?;
         let Some(opened) = opened.filter(|opened| opened.before == Before::Content) else { return Ok(None) };
         let source = match &place {
             Some(place) => {

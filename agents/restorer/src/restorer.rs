@@ -4,6 +4,7 @@ use std::num::NonZero;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use agent::index::IndexClient;
 use agent::keys::DataKeys;
@@ -36,6 +37,9 @@ use crate::unit::{Source, Turns, Work};
 
 /// Bytes of a volume that are read as a sample at most.
 pub const SAMPLE: u64 = WINDOW_LEAVES * LEAF_SPAN;
+
+/// Pause before a device that is locked is tried again.
+const LOCK_PAUSE: Duration = Duration::from_millis(200);
 
 /// How restores are done.
 #[derive(Debug, Clone)]
@@ -200,22 +204,29 @@ impl Restorer {
         if !matches!(purpose, Purpose::Compare(_)) {
             keys.check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
         }
-        let undo = match &purpose {
-            Purpose::Restore(target) => target.claim().undo(),
-            _ => Vec::new(),
+        let (undo, is_of_job) = match &purpose {
+            Purpose::Restore(target) => (target.claim().undo(), target.claim().is_of_job()),
+            _ => (Vec::new(), false),
         };
         let shared = self.protection.as_ref();
         let own = match shared {
-            // Whoever forgets what was kept for an undo looks for a session that names it.
             Some(_) if undo.is_empty() => None,
+            // Whoever forgets what was kept for an undo looks for a session that names it.
+            Some(shared) if shared.session().is_some() => {
+                shared.keep(&jobs(&undo), &root.volume).await?;
+                None
+            }
             None if !self.settings.protect => None,
             _ => Some(self.protect(ids, &root, &undo).await?),
         };
         let protection = own.as_ref().or(shared).cloned();
         let protection = protection.unwrap_or_else(|| Protection::none(&self.repository));
         // Of what a shared one protects, that was asked when it began.
-        let checked = match own.is_some() && shared.is_none() {
-            true => protection.check(&root).await,
+        let checked = match own.is_some() {
+            true => protection.check(&root).await.map_err(|failure| match is_of_job && !failure.retry {
+                true => half_done(failure),
+                false => failure,
+            }),
             false => Ok(()),
         };
         let checked = match checked {
@@ -231,7 +242,8 @@ impl Restorer {
             Err(failure) => Err(protection.explained(&root, failure).await),
             done => done,
         };
-        if let Some(own) = own {
+        // Until the job is over, somebody may go on with it, and what was kept for its undo must be there then.
+        if let Some(own) = own.filter(|_| undo.is_empty() || !is_of_job) {
             own.end().await;
         }
         result
@@ -239,8 +251,7 @@ impl Restorer {
 
     async fn protect(&self, ids: Ids, root: &Root, undo: &[(JobId, Slot)]) -> Result<Protection, Failure> {
         let Ids { job, session } = ids;
-        let undo: Vec<JobId> = undo.iter().map(|(job, _)| *job).collect();
-        let kind = SessionKind::Restore;
+        let (kind, undo) = (SessionKind::Restore, jobs(undo));
         let by = ReadBy { kind, session, job, volume: &root.volume, host: &self.context.host, undo: &undo };
         Protection::begin(&self.repository, by).await
     }
@@ -369,22 +380,23 @@ impl Restorer {
             (StreamId::from_bytes(self.context.environment.random()), self.settings.forbidden.clone());
         let order = Arc::new(Order { root, part, target, stream, forbidden });
         let host = self.context.host.clone();
+        let ordered = order.clone();
         let Some(place) = place else {
-            return blocking(move || {
-                let Order { root, target, forbidden, .. } = &*order;
-                order.begun(target.open(&Circumstances { root, host: &host, forbidden })?)
-            })
-            .await;
+            let open = move || {
+                let Order { root, target, forbidden, .. } = &*ordered;
+                target.open(&Circumstances { root, host: &host, forbidden })
+            };
+            let opened = self.opened(&order.target, open).await?;
+            return blocking(move || order.begun(opened)).await;
         };
         let claim = order.target.claim().clone();
         let opening = async {
             let device = place.make().await?;
-            let ordered = order.clone();
-            let opened = blocking(move || {
+            let open = move || {
                 let Order { root, target, forbidden, .. } = &*ordered;
                 target.open_place(&device, &Circumstances { root, host: &host, forbidden })
-            })
-            .await?;
+            };
+            let opened = self.opened(&order.target, open).await?;
             // Before what knows it may be removed.
             let tracked = match order.target.is_tracked() {
                 true => self.find_changes(&order.root, &*place, &opened.file).await,
@@ -403,6 +415,35 @@ impl Restorer {
                 claim.release();
                 let notes = end_place(Some(&*place), false).await;
                 Err(with_notes(failure, &notes))
+            }
+        }
+    }
+
+    /// Opens a target. Udev may have a device locked for a moment, and whoever helped a restore that died for longer: a
+    /// command waits for both.
+    pub(crate) async fn opened<T: Send + 'static>(
+        &self,
+        target: &Target,
+        open: impl Fn() -> Result<T, Failure> + Clone + Send + 'static,
+    ) -> Result<T, Failure> {
+        let Context { environment, stop, .. } = &self.context;
+        let (stop, mut is_said) = (target.stop().unwrap_or(stop), false);
+        loop {
+            let opened = blocking(open.clone()).await;
+            if !target.claim().has_to_wait() {
+                return opened;
+            }
+            let target = target.path().display();
+            if !std::mem::replace(&mut is_said, true) {
+                tracing::warn!(%target, "waiting for whoever has it locked");
+            }
+            tokio::select! {
+                biased;
+                () = stop.raised() => {
+                    let why = format!("stopped while somebody else had {target} locked; nothing was changed");
+                    return Err(Failure { retry: true, ..Failure::new(FailureKind::Revoked, why) });
+                }
+                () = environment.sleep(LOCK_PAUSE) => {}
             }
         }
     }
@@ -430,6 +471,20 @@ impl Restorer {
         target.check_place(place.name())?;
         Ok(Some(place))
     }
+}
+
+fn jobs(undo: &[(JobId, Slot)]) -> Vec<JobId> {
+    undo.iter().map(|(job, _)| *job).collect()
+}
+
+/// Nobody knows whether it is the first attempt of a job that finds its snapshot forgotten.
+fn half_done(failure: Failure) -> Failure {
+    let why = format!(
+        "{}; this attempt overwrote nothing: should an earlier one have begun, the target is half overwritten, and must \
+         not be used before it is restored to again",
+        failure.why
+    );
+    Failure { why, ..failure }
 }
 
 /// Ends the place, in every outcome.

@@ -26,7 +26,7 @@ use schema::root::{Root, Statistics};
 use tokio::sync::watch;
 
 use crate::claim::Claim;
-use crate::helping::{Helping, Own};
+use crate::helping::{Helping, OneOfOwn, Own};
 use crate::hold;
 use crate::pipeline;
 use crate::report::{Hole, Progress, Report};
@@ -41,6 +41,10 @@ const WINDOW: usize = 4 << 10;
 const HOLES_TOLD: usize = 200;
 /// Ended jobs that are remembered.
 const ENDED_MAX: usize = 256;
+/// Deliveries of one job before it is given up: every agent that is stopped costs one.
+const ATTEMPTS_MAX: u64 = 60;
+/// Beats after which it is looked again whether a target is still locked.
+const BUSY_BEATS: u32 = 3;
 
 /// How an agent serves a host.
 #[derive(Debug, Clone)]
@@ -94,6 +98,14 @@ struct Jobs {
     own: Own,
 }
 
+/// A job that is over, and what is held until everybody knows.
+struct Over {
+    ended: Ended,
+    was_noted: bool,
+    claim: Claim,
+    own: OneOfOwn,
+}
+
 /// How far a job is, and where what stood on its target is kept.
 #[derive(Debug, Clone)]
 struct Now {
@@ -110,10 +122,8 @@ impl Handler for Jobs {
 
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
         let job: RestoreJob = message.read()?;
-        let _own = self.own.one();
         // Nobody else has the target before it is told how the job ended, and nobody can be given it again.
-        let claim = Claim::of(job.job);
-        let (ended, was_noted) = self.ending(&job, &claim, ticket).await?;
+        let Over { ended, was_noted, claim, own: _own } = self.over(&job, ticket).await?;
         let made = was_noted && job.preparation.create.is_some() && is_restored(&ended.2);
         self.tell(ended).await?;
         let confirmed = match ticket.take() {
@@ -132,11 +142,18 @@ impl Handler for Jobs {
         Ok(Outcome::Held)
     }
 
-    async fn gave_up(&mut self, message: &Message, failure: &Failure) -> Result<(), BusError> {
+    fn attempts(&self) -> u64 {
+        ATTEMPTS_MAX
+    }
+
+    async fn gave_up(&mut self, message: &Message, failure: &Failure) -> Result<(), Failure> {
         let (Ok(about), Ok(job)) = (message.about(), message.read::<RestoreJob>()) else { return Ok(()) };
+        if self.is_locked(&job).await? {
+            return Err(Claim::default().busy(Path::new(job.target())).context(failure));
+        }
         let outcome = failed(&job, failure.clone());
         let done = Message::new(&about, &JobDone { job: job.job, outcome });
-        self.context().bus.publish(&Queue::done(job.job), done).await
+        Ok(self.context().bus.publish(&Queue::done(job.job), done).await?)
     }
 }
 
@@ -145,15 +162,36 @@ impl Jobs {
         &self.restorer.context
     }
 
+    /// Does the job, or finds it done. When another restore has its target, it fails for now, and only once that one has
+    /// let go: handed back before, the job would be given up after some attempts, while somebody still writes. It must be
+    /// handed back then, and not be tried here, because the queue alone knows whether the other one has ended it.
+    async fn over(&self, job: &RestoreJob, ticket: &Option<Ticket>) -> Result<Over, Failure> {
+        let stop = Stop::default();
+        let _running = self.begin(job.job, &stop, ticket).await?;
+        let (claim, own) = (Claim::of(job.job), self.own.one());
+        let failure = match self.ending(job, &claim, &stop, ticket).await {
+            Ok((ended, was_noted)) => return Ok(Over { ended, was_noted, claim, own }),
+            Err(failure) => failure,
+        };
+        let is_busy = claim.is_busy();
+        // Whoever waits may help.
+        drop((claim, own));
+        while is_busy && !self.context().stop.is_raised() && matches!(self.is_locked(job).await, Ok(true)) {
+            for _ in 0..BUSY_BEATS {
+                self.wait(job.job, ticket).await;
+            }
+        }
+        Err(failure)
+    }
+
     /// How the job ended, by whoever it was done, and whether the bucket said so already.
     async fn ending(
         &self,
         job: &RestoreJob,
         claim: &Claim,
+        stop: &Stop,
         ticket: &Option<Ticket>,
     ) -> Result<(Ended, bool), Failure> {
-        let stop = Stop::default();
-        let _running = self.begin(job.job, &stop, ticket).await?;
         if let Some(ended) = self.ended(job.job) {
             return Ok((ended, false));
         }
@@ -161,7 +199,7 @@ impl Jobs {
             self.check_is_left(job, claim, &ended.2).await?;
             return Ok((self.remember(ended), true));
         }
-        let (volume, outcome) = self.outcome(job, claim, &stop, ticket).await?;
+        let (volume, outcome) = self.outcome(job, claim, stop, ticket).await?;
         self.check_is_left(job, claim, &outcome).await?;
         let ended = self.remember((job.job, volume, outcome));
         self.note(&ended).await;
@@ -180,15 +218,21 @@ impl Jobs {
                     format!("the job {job} came again while it was being done, and this agent is stopped");
                 return Err(Failure { retry: true, ..Failure::refused(why) });
             }
-            if let Some(ticket) = ticket
-                && let Err(why) = ticket.extend().await
-            {
-                tracing::debug!(%job, %why, "a restore that is being done may come once more");
-            }
-            tokio::select! {
-                () = context.stop.raised() => {}
-                () = context.environment.sleep(self.serving.beat) => {}
-            }
+            self.wait(job, ticket).await;
+        }
+    }
+
+    /// Keeps a job for this agent, for one more beat.
+    async fn wait(&self, job: JobId, ticket: &Option<Ticket>) {
+        let Context { stop, environment, .. } = self.context();
+        if let Some(ticket) = ticket
+            && let Err(why) = ticket.extend().await
+        {
+            tracing::debug!(%job, %why, "a restore that waits here may come once more");
+        }
+        tokio::select! {
+            () = stop.raised() => {}
+            () = environment.sleep(self.serving.beat) => {}
         }
     }
 
@@ -363,19 +407,20 @@ impl Jobs {
         outcome: &JobOutcome,
     ) -> Result<(), Failure> {
         let JobOutcome::Failed { why, .. } = outcome else { return Ok(()) };
+        if claim.has_held() || !self.is_locked(job).await? {
+            return Ok(());
+        }
+        let failure = claim.busy(Path::new(job.target())).context(why);
+        tracing::warn!(job = %job.job, %failure, "waiting for another restore");
+        Err(failure)
+    }
+
+    /// Whether somebody has a lock of a job's target.
+    async fn is_locked(&self, job: &RestoreJob) -> Result<bool, Failure> {
         let target = self.target(job, Claim::default(), Stop::default());
-        let path = match self.restorer.path_of(&target, job.target()) {
-            Ok(path) if !claim.has_held() => path,
-            _ => return Ok(()),
-        };
-        match blocking(move || Ok(hold::is_locked(&path))).await? {
-            false => Ok(()),
-            true => {
-                let busy = claim.busy(Path::new(job.target()));
-                let failure = Failure { why: format!("{why}; {}", busy.why), ..busy };
-                tracing::warn!(job = %job.job, %failure, "waiting for another restore");
-                Err(failure)
-            }
+        match self.restorer.path_of(&target, job.target()) {
+            Ok(path) => blocking(move || Ok(hold::is_locked(&path))).await,
+            Err(_) => Ok(false),
         }
     }
 

@@ -201,31 +201,38 @@ fn what_a_restore_may_have_to_undo_stays_until_it_ends() {
     let target = machine.place("target.img");
     let sessions = machine.place("repo/sessions");
     // What is still being written has a # in its name.
-    let is_open = || {
-        let names =
-            std::fs::read_dir(&sessions).into_iter().flatten().flatten().map(|found| found.file_name());
-        // The command's own, and the one that names what was kept.
-        names.into_iter().filter(|name| !name.to_string_lossy().contains('#')).count() > 1
+    let open = || {
+        let found = std::fs::read_dir(&sessions).into_iter().flatten().flatten().map(|found| found.path());
+        found.filter(|path| !path.to_string_lossy().contains('#')).collect::<Vec<_>>()
     };
     let kept = || ids(&machine, &["--volume", "undo/*"]);
     // Until a restore is killed while it runs.
     let struck = (0..20).find_map(|round| {
-        let before = kept().len();
+        let (before, others) = (kept().len(), open());
         random_file(&target, 64 << 20, 100 + round);
         let mut restoring = machine.start(&["restore", "--undo", "vm/disk@latest", &target]);
+        let own = loop {
+            match open().into_iter().find(|session| !others.contains(session)) {
+                Some(own) => break own,
+                None => assert!(!restoring.has_ended(), "it has no session"),
+            }
+        };
+        // It grows when it names what was kept.
+        let len = || std::fs::metadata(&own).map_or(0, |found| found.len());
+        let first = len();
         restoring.wait_for("puts it back");
-        while !is_open() && !restoring.has_ended() {}
+        while len() <= first && !restoring.has_ended() {}
         restoring.kill();
-        is_open().then(|| kept()[before].clone())
+        (len() > first).then(|| kept()[before].clone())
     });
     let id = struck.expect("one restore is killed while it runs");
     machine.run(&["forget", "--keep-last", "1"]).ok();
     machine.run(&["forget", &id]).fails(3, &[&id, "has not ended", "lvkeep cancel"]);
     machine.run(&["undo", &id]).ok();
     let open = machine.json(&["status"]);
-    for session in open["sessions"].as_array().expect("the killed restore's") {
-        machine.run(&["cancel", session["session"].as_str().expect("an id")]).ok();
-    }
+    let open = open["sessions"].as_array().expect("the killed restore's");
+    assert_eq!(open.len(), 1, "{open:?}");
+    machine.run(&["cancel", open[0]["session"].as_str().expect("an id")]).ok();
     machine.run(&["forget", &id]).ok();
     assert!(!kept().contains(&id));
     machine.run(&["undo", &id]).fails(3, &["lvkeep unforget"]);

@@ -21,6 +21,8 @@ enum Step {
     Hold,
     /// As if the process had died: nothing is settled.
     Lose,
+    /// Its agent is stopped meanwhile.
+    Stop,
 }
 
 #[derive(Clone, Default)]
@@ -38,6 +40,7 @@ struct Scripted {
     otherwise: fn() -> Step,
     bus: LocalBus,
     environment: Arc<dyn Environment>,
+    stop: Stop,
     seen: Seen,
 }
 
@@ -62,12 +65,20 @@ impl Handler for Scripted {
                 drop(ticket.take());
                 Ok(Outcome::Held)
             }
+            Step::Stop => {
+                self.stop.raise();
+                Err(later())
+            }
         }
     }
 
-    async fn gave_up(&mut self, _message: &Message, failure: &Failure) -> Result<(), BusError> {
-        self.seen.gave_up.lock().unwrap().push(failure.why.clone());
-        Ok(())
+    async fn gave_up(&mut self, _message: &Message, failure: &Failure) -> Result<(), Failure> {
+        let mut gave_up = self.seen.gave_up.lock().unwrap();
+        gave_up.push(failure.why.clone());
+        match gave_up.len() {
+            ..=2 if failure.why == TOLD_LATE => Err(later()),
+            _ => Ok(()),
+        }
     }
 
     async fn drain(&mut self) -> Result<(), Failure> {
@@ -75,6 +86,9 @@ impl Handler for Scripted {
         Ok(())
     }
 }
+
+/// What the role cannot tell at once.
+const TOLD_LATE: &str = "told at the third time";
 
 fn queue() -> Queue {
     Queue::extents("host")
@@ -104,6 +118,7 @@ impl Loop {
             otherwise,
             bus: bus.clone(),
             environment,
+            stop: context.stop.clone(),
             seen: seen.clone(),
         };
         let running = context.clone();
@@ -252,6 +267,27 @@ async fn the_role_hears_once_of_what_is_given_up() {
     assert_eq!(gave_up.len(), 1);
     assert!(gave_up[0].contains("13 times"), "{gave_up:?}");
     assert_eq!(run.bus.bytes_in(&queue()), 0);
+    run.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_told_yet_is_not_given_up() {
+    let run = Loop::start([], || Step::Fail(Failure::refused(TOLD_LATE)));
+    run.publish(message()).await;
+    run.settle().await;
+    assert_eq!(run.seen.gave_up.lock().unwrap().len(), 3);
+    assert!(run.told().await.is_some());
+    assert_eq!(run.bus.bytes_in(&queue()), 0);
+    run.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_agent_that_is_stopped_hands_back_is_not_given_up() {
+    let run = Loop::start((0..11).map(|_| Step::Fail(later())), || Step::Stop);
+    run.publish(message()).await;
+    run.settle().await;
+    assert_eq!((run.calls(), run.told().await), (12, None));
+    assert_eq!(run.bus.bytes_in(&queue()), message().size());
     run.stop().await;
 }
 

@@ -1,14 +1,17 @@
-//! A locator that serves: it answers from what it has found, and looks for packs that came later when asked to.
+//! A locator that serves: it answers from what it has found, and looks for packs that came later when asked to. What it
+//! finds then takes its share of the memory, as everything does.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use agent::repository::can_be_pack;
-use agent::{Answerer, Context, Failure, Repository, Service};
+use agent::{Answerer, Failure, Service};
 use async_trait::async_trait;
 use futures::{StreamExt, future, stream};
 use schema::messages::{Locate, Located, Message, Payload, Seek, Sought};
 use schema::pack::PackEntry;
-use schema::{Domain, PackId};
+use schema::{ChunkId, Domain, PackId};
 
 use super::{AT_ONCE, Locator, sorted, unless_stopped};
 use crate::sync::{Footer, footer_of};
@@ -38,7 +41,11 @@ impl Answerer for Serving {
     async fn answer(&mut self, message: &Message) -> Result<Message, Failure> {
         let about = message.about()?;
         match message.kind()?.as_str() {
-            Locate::NAME => Ok(Message::new(&about, &self.read().locate(&message.read()?)?)),
+            Locate::NAME => {
+                let asked: Locate = message.read()?;
+                self.want(&asked.ids).await?;
+                Ok(Message::new(&about, &self.read().locate(&asked)?))
+            }
             Seek::NAME => Ok(Message::new(&about, &self.seek(message.read()?).await?)),
             kind => {
                 Err(Failure::refused(format!("only where chunks are is known here, and {kind:?} was asked")))
@@ -74,44 +81,82 @@ impl Serving {
         let listed = listed.into_iter().filter(|(_, size)| can_be_pack(*size)).map(|(pack, _)| pack);
         let new: Vec<PackId> = {
             let locator = self.read();
-            listed.filter(|pack| locator.known.binary_search(pack).is_err()).collect()
+            listed.filter(|pack| !locator.known.has(pack)).collect()
         };
         tracing::info!(
             packs = new.len(),
             "a chunk is not where it was found: looking at packs that came later"
         );
         let packs = sorted(&context, &repository, new).await?;
-        let mut found = Vec::new();
-        for (kind, packs) in [(Domain::Structure, &packs.structure), (Domain::Data, &packs.data)] {
-            found.extend(self.wanted(&context, &repository, packs, kind).await?);
+        for kind in [Domain::Structure, Domain::Data] {
+            let is_wanted = |locator: &Locator, id: &ChunkId| locator.wanted.has(id);
+            self.keep_of(packs.of(kind), kind, is_wanted).await?;
         }
-        let mut locator = self.write();
-        for (pack, entries) in &found {
-            locator.table.add(*pack, entries)?;
-        }
-        locator.table.sort();
-        locator.knows(packs);
+        self.write().known.extend(packs);
         Ok(())
     }
 
-    /// What these packs have of what is wanted.
-    async fn wanted(
+    /// Looks for chunks that a part of a map names which could not be read at first. A filter takes some for wanted that
+    /// are not: all that are asked for are looked for together.
+    async fn want(&self, ids: &[ChunkId]) -> Result<(), Failure> {
+        let known = {
+            let locator = self.read();
+            if !locator.is_partial.load(Ordering::Relaxed) || ids.iter().all(|id| locator.wanted.has(id)) {
+                return Ok(());
+            }
+            locator.known.clone()
+        };
+        tracing::info!(chunks = ids.len(), "looking for what a part of a map names that was found late");
+        let asked: BTreeSet<&ChunkId> = ids.iter().collect();
+        for kind in [Domain::Structure, Domain::Data] {
+            if ids.iter().any(|id| id.domain().is_ok_and(|domain| domain == kind)) {
+                self.keep_of(known.of(kind), kind, |_, id| asked.contains(id)).await?;
+            }
+        }
+        let mut locator = self.write();
+        ids.iter().for_each(|id| locator.wanted.add(id));
+        Ok(())
+    }
+
+    /// Keeps what these packs have of what is wanted, some of it at a time.
+    async fn keep_of(
         &self,
-        context: &Context,
-        repository: &Repository,
         packs: &[PackId],
         kind: Domain,
-    ) -> Result<Vec<(PackId, Vec<PackEntry>)>, Failure> {
+        is_wanted: impl Fn(&Locator, &ChunkId) -> bool,
+    ) -> Result<(), Failure> {
+        let (context, repository, batch) = {
+            let locator = self.read();
+            (locator.context.clone(), locator.repository.clone(), locator.table.batch())
+        };
+        let repository = &repository;
         let footer = |pack: PackId| async move { (pack, footer_of(repository, pack, kind).await) };
         let mut footers = stream::iter(packs.iter().copied()).map(footer).buffer_unordered(AT_ONCE);
-        let mut found = Vec::new();
+        let (mut found, mut copies) = (Vec::new(), 0);
         while let Some((pack, footer)) = footers.next().await {
-            unless_stopped(context)?;
+            unless_stopped(&context)?;
             let Footer::Read(footer) = footer? else { continue };
-            let locator = self.read();
-            let entries = footer.entries.into_iter().filter(|entry| locator.wanted.has(&entry.id));
-            found.push((pack, entries.collect()));
+            let entries: Vec<PackEntry> = {
+                let locator = self.read();
+                footer.entries.into_iter().filter(|entry| is_wanted(&locator, &entry.id)).collect()
+            };
+            copies += entries.len();
+            found.push((pack, entries));
+            if copies + found.len() >= batch {
+                self.keep(std::mem::take(&mut found))?;
+                copies = 0;
+            }
         }
-        Ok(found)
+        self.keep(found)
+    }
+
+    /// Whoever asks meanwhile finds what there was before, or all of this.
+    fn keep(&self, found: Vec<(PackId, Vec<PackEntry>)>) -> Result<(), Failure> {
+        let mut locator = self.write();
+        for (pack, entries) in found.iter().filter(|(_, entries)| !entries.is_empty()) {
+            locator.table.add(*pack, entries)?;
+        }
+        locator.table.sort();
+        Ok(())
     }
 }

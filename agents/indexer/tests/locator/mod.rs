@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use agent::index::IndexClient;
+use agent::maps::MapReader;
 use bytes::Bytes;
 use indexer::{Locator, LocatorReport, LocatorSettings, Wish};
 use schema::chunk::{Codec, FrameHeader, Sealer};
@@ -242,6 +243,59 @@ async fn a_pack_that_came_later_is_found_when_somebody_seeks() {
     assert_eq!(client.seek(&about, &id(7), &[by]).await.unwrap().0, copies, "it has looked");
     assert_eq!(client.locate(&about, &[id(7)]).await.unwrap()[0], copies);
     client.seek(&about, &id(15), &[]).await.expect_err("nobody wanted it");
+    world.context.stop.raise();
+    running.await.unwrap().unwrap();
+}
+
+/// A part of the map was nowhere when it was walked. Who found it since asks for what it names.
+#[tokio::test]
+async fn what_a_part_of_a_map_names_that_was_found_late_is_located() {
+    let world = World::new().await;
+    let (first, second) = (data(&world, (0..10).map(id)).await, data(&world, (5..20).map(id)).await);
+    let (root, packs) = snapshot(&world, 2, &[(1, (0..20).map(id).collect())]).await;
+    let leaf = packs[0];
+    let bytes = world.repository.store.get(&names::pack(leaf)).await.unwrap().unwrap();
+    world.repository.store.delete(&names::pack(leaf)).await.unwrap();
+    let locator = find(&world, 1 << 20, Wish::all(root.clone())).await;
+    let running = tokio::spawn(locator.run());
+    let (bus, environment) = (world.context.bus.clone(), world.context.environment.clone());
+    let (client, about) = (IndexClient::new(bus, environment, 1), About::nothing());
+    world.repository.store.put(&names::pack(leaf), bytes).await.unwrap();
+    let map = MapReader::new(world.repository.clone(), client.clone(), root).unwrap().thorough();
+    assert_eq!(map.leaf(1).await.unwrap().pieces().len(), 21);
+    let ids: Vec<ChunkId> = (0..20).map(id).collect();
+    let found = client.locate(&about, &ids).await.unwrap();
+    for (n, copies) in found.iter().enumerate() {
+        let packs: Vec<PackId> = copies.iter().map(|copy| copy.pack).collect();
+        let expected =
+            [second, first].into_iter().filter(|pack| if *pack == first { n < 10 } else { n >= 5 });
+        assert_eq!(packs, expected.collect::<Vec<_>>(), "chunk {n}");
+    }
+    world.context.stop.raise();
+    running.await.unwrap().unwrap();
+}
+
+/// What came later is more than there is memory for: it goes to disk, a part at a time.
+#[tokio::test]
+async fn what_is_found_later_may_have_no_room_in_memory() {
+    const CHUNKS: u64 = LEAF_SPAN / 4096;
+    const PACKS: usize = 8;
+    let world = World::new().await;
+    data(&world, (0..CHUNKS).map(id)).await;
+    let (root, _) = snapshot(&world, 1, &[(0, (0..CHUNKS).map(id).collect())]).await;
+    let locator = find(&world, 4 << 20, Wish::all(root)).await;
+    assert!(!locator.report().spilled);
+    let running = tokio::spawn(locator.run());
+    for _ in 0..PACKS {
+        data(&world, (0..CHUNKS / 4).map(id)).await;
+    }
+    let (bus, environment) = (world.context.bus.clone(), world.context.environment.clone());
+    let client = IndexClient::new(bus, environment, 1);
+    for n in [7, CHUNKS / 4 - 1] {
+        let (copies, _) = client.seek(&About::nothing(), &id(n), &[]).await.unwrap();
+        assert_eq!(copies.len(), PACKS + 1, "chunk {n}");
+    }
+    assert!(world.path("scratch").is_dir());
     world.context.stop.raise();
     running.await.unwrap().unwrap();
 }

@@ -50,7 +50,7 @@ impl Target {
     /// Exclusive opening fails while the device is mounted or held by device mapper, md or another restore; the second
     /// value says that it did not. The lock tells other restores from the rest, keeps them away where the device is in
     /// use by force, and is held by whoever helped a restore that died. Udev may have it for a moment.
-    pub(super) fn open_device(&self, path: &Path, metadata: &Metadata) -> Result<(File, bool), Failure> {
+    pub(crate) fn open_device(&self, path: &Path, metadata: &Metadata) -> Result<(File, bool), Failure> {
         if let Some(held) = self.claim.held(metadata) {
             return Ok(held);
         }
@@ -76,20 +76,17 @@ impl Target {
         }
     }
 
-    /// Locks a device that is open exclusively. A job that finds it locked comes again; others wait here.
+    /// Locks a device that is open exclusively. A job that finds it locked comes again; others wait for it.
     fn lock_alone(&self, file: &File, path: &Path) -> Result<(), Failure> {
-        let locked = match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) if self.claim.is_of_job() => return Err(self.claim.busy(path)),
-            Err(Errno::WOULDBLOCK) => {
-                tracing::warn!(path = %path.display(), "waiting for whoever has it locked");
-                flock(file, FlockOperation::LockExclusive)
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(()),
+            Err(Errno::WOULDBLOCK) if self.claim.is_of_job() => Err(self.claim.busy(path)),
+            Err(Errno::WOULDBLOCK) => Err(self.claim.must_wait(path)),
+            Err(why) => {
+                tracing::debug!(path = %path.display(), %why, "opened exclusively, without a lock");
+                Ok(())
             }
-            locked => locked,
-        };
-        if let Err(why) = locked {
-            tracing::debug!(path = %path.display(), %why, "opened exclusively, without a lock");
         }
-        Ok(())
     }
 
     pub(super) fn check_device_size(&self, file: &File, root: &Root) -> Result<(), Failure> {

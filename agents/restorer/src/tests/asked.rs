@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use agent::forgetting::{self, Forgot};
-use agent::{Queue, Stop, Topic, sessions};
+use agent::{Protection, Queue, ReadBy, Stop, Topic, sessions};
 use schema::JobId;
 use schema::messages::{
     About, BackupJob, FailureKind, JobDone, JobOutcome, Message, More, NEEDS_NEWER_AGENT, Preparation,
@@ -13,6 +13,7 @@ use schema::messages::{
 };
 use schema::names::{Slot, UNDO_VOLUMES};
 use schema::root::{Root, Statistics, Tracking};
+use schema::session::SessionKind;
 
 use super::fixture::{CHUNK, Fixture, noise, serving};
 use crate::{Target, keeping};
@@ -411,5 +412,81 @@ async fn nobody_forgets_what_was_kept_before_the_restore_has_ended() {
         fixture.store_is_open.send_replace(true);
         restoring.await.unwrap().unwrap();
         assert_eq!(forget(kept).await, Forgot::Done);
+    }
+}
+
+/// It is stopped in the middle, and hands its job back: the target is half overwritten then.
+#[tokio::test(start_paused = true)]
+async fn nobody_forgets_what_was_kept_for_a_job_that_was_handed_back() {
+    let fixture = Arc::new(Fixture::plain().await);
+    let (old, new) = (noise(1, LEN), noise(2, LEN));
+    let root = fixture.volume(&new).await;
+    let _keeper = Keeper::start(&fixture, |_| ());
+    let (path, folder) = (fixture.path("x"), fixture.folder.path().to_path_buf());
+    std::fs::write(&path, &old).unwrap();
+    let agent = |stop: &Stop| {
+        let mut restorer = fixture.restorer();
+        restorer.context.stop = stop.clone();
+        tokio::spawn(restorer.run(serving(vec![folder.clone()])))
+    };
+    let (first, second) = (Stop::default(), Stop::default());
+    let stopped = agent(&first);
+    let undo = fixture.context.environment.job_id();
+    let asked = job(&fixture, &root, &path).asking(More { undo: Some(undo), ..More::default() });
+    fixture.store_is_open.send_replace(false);
+    send(&fixture, &asked).await;
+    while fixture.sessions().await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    first.raise();
+    stopped.await.unwrap().unwrap();
+    fixture.store_is_open.send_replace(true);
+    let roots = fixture.repository.roots(None).await.unwrap();
+    let kept = roots.into_iter().find(|root| root.job == undo).unwrap();
+    let forget = async || forgetting::forget(&fixture.repository, &kept, "a test").await.unwrap();
+    assert!(matches!(forget().await, Forgot::Protected(_)));
+
+    let agent = agent(&second);
+    let outcome = done(&fixture, &asked).await;
+    assert!(matches!(outcome, JobOutcome::Restored { undo: Some(slot), .. } if slot == kept.slot));
+    while !fixture.sessions().await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(forget().await, Forgot::Done);
+    second.raise();
+    agent.await.unwrap().unwrap();
+}
+
+/// A command that restores several has one session for all, and is one to cancel.
+#[tokio::test(start_paused = true)]
+async fn the_session_of_a_command_names_what_was_kept() {
+    let fixture = Arc::new(Fixture::plain().await);
+    let root = fixture.volume(&noise(2, LEN)).await;
+    let _keeper = Keeper::start(&fixture, |_| ());
+    let (session, job) = (fixture.context.environment.session_id(), fixture.context.environment.job_id());
+    let kind = SessionKind::Restore;
+    let by = ReadBy { kind, session, job, volume: "all volumes", host: "host", undo: &[] };
+    let protection = Protection::begin(&fixture.repository, by).await.unwrap();
+    let mut kept = Vec::new();
+    for name in ["x", "y"] {
+        let path = fixture.path(name);
+        std::fs::write(&path, noise(1, LEN)).unwrap();
+        let restorer = fixture.restorer().protected(protection.clone());
+        let target = Target::new(&path, false).with_content();
+        let undo = fixture.context.environment.job_id();
+        kept.push(restorer.keep(&root, &target, undo, |_, _| ()).await.unwrap().unwrap());
+        restorer.restore(root.clone(), target, |_| ()).await.unwrap();
+    }
+    assert_eq!(fixture.sessions().await.len(), 1);
+    let forget = async |slot: &Slot| {
+        let kept = snapshot_at(&fixture, *slot).await;
+        forgetting::forget(&fixture.repository, &kept, "a test").await.unwrap()
+    };
+    for slot in &kept {
+        assert!(matches!(forget(slot).await, Forgot::Protected(_)));
+    }
+    protection.end().await;
+    for slot in &kept {
+        assert_eq!(forget(slot).await, Forgot::Done);
     }
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use agent::looks::Looks;
 use agent::maps::MapReader;
 use schema::keys::Identity;
-use schema::messages::{Copy, FailureKind};
-use schema::{Domain, names};
+use schema::messages::{About, Copy, FailureKind};
+use schema::{Domain, PackId, names};
 
 use super::fixture::{CHUNK, Fixture, VOLUME, noise};
 use crate::{Restorer, Settings, Target};
@@ -334,4 +335,25 @@ async fn what_the_index_does_not_know_is_sought_in_the_bucket_before_it_is_lost(
     fixture.repository.store.delete(&names::pack(pack)).await.unwrap();
     let report = restorer.restore(root, target("lost"), |_| ()).await.unwrap();
     assert_eq!((report.lost, fixture.looks.load(Ordering::SeqCst)), (content.len() as u64, 2));
+}
+
+/// Moved by a collection of which the index has heard, and then by one of which it has not.
+#[tokio::test(start_paused = true)]
+async fn what_was_moved_again_since_the_last_look_is_sought_again() {
+    let fixture = Fixture::plain().await;
+    fixture.volume(&noise(1, 2 * CHUNK)).await;
+    let (id, first) = fixture.data_copies()[0];
+    let looks = Looks::new(fixture.repository.clone(), fixture.index.clone());
+    let seek = async |tried: &[PackId]| looks.seek(&About::nothing(), &id, tried).await.unwrap();
+    assert_eq!(seek(&[]).await, [first]);
+    fixture.move_packs().await;
+    let heard = std::mem::take(&mut *fixture.later.lock().unwrap());
+    fixture.table.lock().unwrap().extend(heard);
+    let second = fixture.table.lock().unwrap()[&id][0].pack;
+    assert_eq!(seek(&[first.pack]).await[0].pack, second);
+    assert_eq!(fixture.looks.load(Ordering::SeqCst), 1, "the index names another one without a look");
+    fixture.move_packs().await;
+    let third = seek(&[second]).await[0].pack;
+    assert!(fixture.repository.store.head(&names::pack(third)).await.unwrap().is_some());
+    assert_eq!((seek(&[second, third]).await.len(), fixture.looks.load(Ordering::SeqCst)), (1, 2));
 }

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use agent::sessions::OpenSession;
-use agent::{Queue, Topic};
-use schema::JobId;
+use agent::{Queue, Topic, forgetting, sessions};
+use schema::epoch::{Awaited, Epoch};
 use schema::messages::{
     About, FailureKind, JobDone, JobOutcome, Message, Preparation, RestoreJob, StopRestore,
 };
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
+use schema::{JobId, Object, names};
 
 use super::fixture::{CHUNK, Fixture, noise, serving};
 use crate::claim::Claim;
@@ -222,6 +223,61 @@ async fn a_job_goes_on_with_what_a_killed_agent_left() {
     agent.await.unwrap().unwrap();
 }
 
+/// The session of the killed agent protects it still.
+#[tokio::test(start_paused = true)]
+async fn a_job_goes_on_although_its_snapshot_was_forgotten_since() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, LEN);
+    let root = fixture.volume(&content).await;
+    let (path, job) = (fixture.path("x"), fixture.context.environment.job_id());
+    killed(&fixture, job, &content, &path).await;
+    forgetting::forget(&fixture.repository, &root, "a test").await.unwrap();
+    let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
+    let fresh = send(&fixture, &root, &fixture.path("y"), false).await;
+    let JobOutcome::Failed { why, .. } = done(&fixture, fresh).await else { panic!("it was restored") };
+    let id = root.slot.session;
+    assert!(why.contains("was forgotten") && why.contains(&format!("lvkeep unforget {id}")), "{why}");
+    assert!(why.contains("an earlier one"), "{why}");
+    assert!(!fixture.path("y").exists());
+
+    send_as(job, &fixture, &root, &path, false).await;
+    let outcome = done(&fixture, job).await;
+    assert!(matches!(outcome, JobOutcome::Restored { .. }), "{outcome:?}");
+    assert!(std::fs::read(&path).unwrap() == content);
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+}
+
+/// The killed agent had begun after the snapshot was forgotten, and a collection sweeps it already.
+#[tokio::test(start_paused = true)]
+async fn a_job_does_not_go_on_when_a_collection_does_not_wait_for_it() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, LEN);
+    let root = fixture.volume(&content).await;
+    forgetting::forget(&fixture.repository, &root, "a test").await.unwrap();
+    let forgotten = vec![root.slot];
+    let epoch = Epoch { number: 1, condemned: Vec::new(), forgotten };
+    for is_awaited in [false, true] {
+        let (path, job) = (fixture.path("x"), fixture.context.environment.job_id());
+        killed(&fixture, job, &content, &path).await;
+        let sessions = sessions::of_job(&fixture.repository, job).await.unwrap();
+        let sessions = sessions.iter().filter(|_| is_awaited).map(|session| session.id).collect();
+        let awaited = Awaited { number: 1, sessions };
+        put(&fixture, &names::epoch(1), &epoch).await;
+        put(&fixture, &names::awaited(1), &awaited).await;
+        let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
+        send_as(job, &fixture, &root, &path, false).await;
+        let outcome = done(&fixture, job).await;
+        assert_eq!(matches!(outcome, JobOutcome::Restored { .. }), is_awaited, "{outcome:?}");
+        agent.abort();
+    }
+}
+
+async fn put(fixture: &Fixture, key: &str, object: &impl Object) {
+    let bytes = fixture.repository.seal(key, object).unwrap();
+    fixture.repository.store.put(key, bytes).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_a_killed_agent_left_goes_when_the_job_fails() {
     let fixture = Fixture::plain().await;
@@ -251,9 +307,9 @@ async fn a_job_waits_for_another_restore_of_its_target() {
     Claim::default().lock(&slow, &path).unwrap();
     let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
     let job = send(&fixture, &root, &path, true).await;
-    while fixture.context.counters.messages_retried.get() < 3 {
-        fixture.context.environment.sleep(Duration::from_millis(100)).await;
-    }
+    // However long: nobody is told that it ended, and it comes to no other agent.
+    fixture.context.environment.sleep(Duration::from_secs(3600)).await;
+    assert_eq!(fixture.context.counters.messages_retried.get(), 0);
     assert_eq!(std::fs::read(&path).unwrap(), b"before");
     drop(slow);
     assert!(matches!(done(&fixture, job).await, JobOutcome::Restored { .. }));

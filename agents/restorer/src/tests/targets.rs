@@ -5,7 +5,9 @@
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use agent::Stop;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use schema::messages::FailureKind;
 
@@ -333,4 +335,27 @@ async fn many_targets_of_one_snapshot_share_it_on_disk() {
         assert!(took < 4 * MIB, "{mkfs}: eight copies took {took}");
         println!("{mkfs}: eight more targets of 12 MiB share 10 MiB each, and took {took} bytes");
     }
+}
+
+/// Nothing may block in the kernel meanwhile, where no stop would be heard.
+#[tokio::test(start_paused = true)]
+async fn a_command_that_waits_for_a_lock_can_be_stopped() {
+    let fixture = Fixture::plain().await;
+    // A file is opened and locked just like a device here.
+    let path = fixture.path("device");
+    let other = std::fs::File::create(&path).unwrap();
+    rustix::fs::flock(&other, rustix::fs::FlockOperation::LockShared).unwrap();
+    let (restorer, stop) = (fixture.restorer(), Stop::default());
+    let target = Target::new(&path, true).until(stop.clone());
+    let open = {
+        let (target, path) = (target.clone(), path.clone());
+        move || target.open_device(&path, &std::fs::metadata(&path).unwrap())
+    };
+    let opening = restorer.opened(&target, open.clone());
+    assert!(fixture.context.environment.timeout(Duration::from_secs(3600), opening).await.is_none());
+    stop.raise();
+    let failure = restorer.opened(&target, open.clone()).await.unwrap_err();
+    assert!(failure.kind == FailureKind::Revoked && failure.why.contains("locked"), "{failure}");
+    drop(other);
+    assert!(restorer.opened(&target, open).await.is_ok());
 }
