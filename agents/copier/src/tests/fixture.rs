@@ -182,11 +182,12 @@ impl Place {
             let frames = footer.entries.iter().map(frame).collect();
             self.pack(header.kind, footer.sessions[0], footer.keys.first(), frames).await;
             let after = std::mem::replace(&mut *self.table.lock().unwrap(), before);
-            let mut late = self.late.lock().unwrap();
-            for entry in &footer.entries {
-                late.entry(entry.id).or_default().extend(after[&entry.id].last());
+            {
+                let mut late = self.late.lock().unwrap();
+                for entry in &footer.entries {
+                    late.entry(entry.id).or_default().extend(after[&entry.id].last());
+                }
             }
-            drop(late);
             store.delete(&names::pack(old)).await.unwrap();
         }
     }
