@@ -35,14 +35,14 @@ pub const GROUP_BACKUP: &str = "vgcfgbackup";
 /// Why there is no [`GROUP_BACKUP`].
 pub const GROUP_BACKUP_LEFT_OUT: &str = "vgcfgbackup_left_out";
 
-/// Of which repository's snapshot a snapshot is a copy: [`Origin`] as text.
+/// Where a snapshot was made that is a copy, or was forgotten and came back under another id: [`Origin`] as text.
 pub const COPIED_FROM: &str = "copied_from";
 
 /// What follows the name of a fact that is folded.
 pub const FOLDED: &str = ".zst.base64";
 const LEVEL: i32 = 9;
 
-/// Where a snapshot was made: the same for it and for all copies of it, and of those.
+/// Where a snapshot was made: the same for it, for what came back of it, and for all copies of those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Origin {
     /// The repository.

@@ -63,7 +63,7 @@ pub struct Root {
     pub job: JobId,
     /// The one reading that its bytes come from.
     pub reading: ReadingId,
-    /// The parent's plus one; 1 without a parent.
+    /// Higher than that of every snapshot of the volume that was there or could come back; 1 for the first.
     pub generation: u64,
     /// The snapshot that this one was compared with.
     pub parent: Option<Slot>,

@@ -25,7 +25,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use reader::{Files, Reader};
 use restorer::{Restorer, Target};
 use schema::ChunkId;
-use schema::keys::Identity;
+use schema::keys::{DataKey, Identity, WriterKey};
 use schema::messages::{
     About, Answer, Answers, Ask, BackupJob, Copy, JobDone, JobOutcome, Locate, Located, Message, Seek, Sought,
 };
@@ -280,6 +280,13 @@ impl Rot {
         let bytes = std::fs::read(&path).unwrap_or_default();
         let _ = std::fs::remove_file(&path);
         Ok((bytes, restored?))
+    }
+
+    /// A data key as it is sealed to the recipients of a writer key.
+    pub async fn data_key(&self, name: &str, writer: &WriterKey) -> Result<Bytes, Failure> {
+        let sealed = self.repository.sealed_key(name).await?;
+        let opened = DataKey::unseal(self.repository.key.family(), &sealed, &self.identity)?;
+        Ok(opened.seal(writer)?.sealed)
     }
 
     /// Stores a small object.

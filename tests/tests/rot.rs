@@ -2,6 +2,9 @@
 //! it, other volumes come back as they were, what comes back of the one that suffers is right but for what the check
 //! says is lost, and the next backup heals what it still has.
 
+#[path = "rot/older.rs"]
+mod older;
+
 use std::path::PathBuf;
 
 use agent::{Failure, marks};

@@ -16,7 +16,7 @@ use tests::sim::{Accident, Plan, Report, run};
 
 /// Seeds of an ordinary run, of minutes and of months, and how many times more of a long one.
 const SEEDS: u64 = 300;
-const MONTHS: u64 = 24;
+const MONTHS: u64 = 17;
 const LONG: u64 = 20;
 
 fn number(variable: &str) -> Option<u64> {
@@ -39,6 +39,7 @@ struct Total {
     done: Counts,
     faults: Counts,
     virtual_time: Duration,
+    awake: Duration,
 }
 
 impl Total {
@@ -50,14 +51,17 @@ impl Total {
         self.done.merge(&report.done);
         self.faults.merge(&report.faults);
         self.virtual_time += report.took;
+        self.awake += report.awake;
     }
 }
 
 impl fmt::Display for Total {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { runs, sealed, tracked, failed, done, faults, virtual_time } = self;
+        let Self { runs, sealed, tracked, failed, done, faults, virtual_time, awake } = self;
         let (sessions, days) = (done.of("sessions"), virtual_time.as_secs() / 86400);
-        writeln!(f, "{sessions} sessions in {runs} runs of {days} days in all, {} faults", faults.total())?;
+        let (total, minutes) = (faults.total(), awake.as_secs_f64() / 60.0);
+        writeln!(f, "{sessions} sessions in {runs} runs of {days} days in all, {total} faults")?;
+        writeln!(f, "{minutes:>9.0} minutes awake, with {:.1} faults in each", total as f64 / minutes)?;
         writeln!(f, "{sealed:>9} backups sealed, {tracked} of them tracked; {failed} failed")?;
         write!(f, "{done}\nfaults:\n{faults}")
     }
@@ -93,6 +97,8 @@ fn months_pass_under_faults() {
     let Total { done, faults, .. } = &total;
     assert!(done.of("sessions") >= 10_000 && done.of("packs deleted") > 5000, "{total}");
     assert!(done.of("snapshots restored") > 1000 && done.of("snapshots copied") > 300, "{total}");
+    assert!(done.of("snapshots brought back") > 100 && done.of("snapshots held") > 100, "{total}");
+    assert!(done.of("restores with an undo") > 50, "{total}");
     assert!(done.of("verdicts") > 200 && faults.of("deaths of collectors") > 100, "{total}");
     assert!(faults.of("crashes of roles") > 100 && faults.total() > 20_000, "{total}");
 }

@@ -7,6 +7,7 @@
 //! Bringing back is a session that commits the same root in a new slot: (1) its object, (2) the latest epoch, (3) only
 //! then the marker and the slot, (4) the commit, (5) its object is deleted. What the epoch sweeps stays forgotten.
 
+use schema::facts::{COPIED_FROM, Origin};
 use schema::messages::FailureKind;
 use schema::names::{self, Slot, UNDO_VOLUMES};
 use schema::root::{Forgotten, Root};
@@ -34,13 +35,7 @@ pub async fn forget(repository: &Repository, root: &Root, by: &str) -> Result<Fo
     if let Some(why) = protected(repository, root).await? {
         return Ok(Forgot::Protected(why));
     }
-    let key = root.slot.forgotten();
-    let time_ms = repository.environment().now_ms();
-    let marker = Forgotten { slot: root.slot, time_ms, by: by.to_owned() };
-    match repository.store.create(&key, repository.seal(&key, &marker)?).await? {
-        // Somebody else has forgotten it already; it may need to be brought back all the same.
-        Created::Won | Created::Lost(_) => {}
-    }
+    mark_forgotten(repository, root.slot, by).await?;
     let Some(why) = protected(repository, root).await? else { return Ok(Forgot::Done) };
     let back = unforget(repository, root, by).await.map_err(|failure| {
         let (id, volume) = (root.slot.session, &root.volume);
@@ -49,17 +44,52 @@ pub async fn forget(repository: &Repository, root: &Root, by: &str) -> Result<Fo
     Ok(Forgot::BroughtBack(back.root.slot, why))
 }
 
+/// Forgets a snapshot whose root cannot be read, unless something may protect it. It cannot be brought back.
+pub async fn forget_damaged(repository: &Repository, slot: Slot, by: &str) -> Result<Forgot, Failure> {
+    if let Some(why) = damaged_protected(repository, slot).await? {
+        return Ok(Forgot::Protected(why));
+    }
+    mark_forgotten(repository, slot, by).await?;
+    // A hold that came at this moment keeps collections away from it.
+    Ok(damaged_protected(repository, slot).await?.map_or(Forgot::Done, Forgot::Protected))
+}
+
+/// Why a snapshot whose root cannot be read must not be forgotten. It may be any that a restore may have to undo.
+pub async fn damaged_protected(repository: &Repository, slot: Slot) -> Result<Option<String>, Failure> {
+    match marks::of(repository, slot).await?.why_held() {
+        Some(why) => Ok(Some(why)),
+        None => restore_that_needs(repository, |undo| !undo.is_empty()).await,
+    }
+}
+
+/// Creates the marker. Somebody else may have forgotten it already.
+async fn mark_forgotten(repository: &Repository, slot: Slot, by: &str) -> Result<(), Failure> {
+    let (key, time_ms) = (slot.forgotten(), repository.environment().now_ms());
+    let marker = Forgotten { slot, time_ms, by: by.to_owned() };
+    match repository.store.create(&key, repository.seal(&key, &marker)?).await? {
+        Created::Won | Created::Lost(_) => Ok(()),
+    }
+}
+
 /// Why a snapshot must not be forgotten: a hold, or a restore that may still have to be undone.
 pub async fn protected(repository: &Repository, root: &Root) -> Result<Option<String>, Failure> {
     if let Some(why) = marks::of(repository, root.slot).await?.why_held() {
         return Ok(Some(why));
     }
-    if !root.volume.starts_with(UNDO_VOLUMES) {
-        return Ok(None);
+    match root.volume.starts_with(UNDO_VOLUMES) {
+        true => restore_that_needs(repository, |undo| undo.contains(&root.job)).await,
+        false => Ok(None),
     }
+}
+
+/// Why what was kept for an undo must stay: a restore that has not ended, by the backups that it may need.
+async fn restore_that_needs(
+    repository: &Repository,
+    is_needed: impl Fn(&[JobId]) -> bool,
+) -> Result<Option<String>, Failure> {
     for listed in repository.store.list(names::SESSIONS).await? {
         match repository.read::<Session>(&listed.key).await {
-            Ok(Some(Session { id, host, undo, .. })) if undo.contains(&root.job) => {
+            Ok(Some(Session { id, host, undo, .. })) if is_needed(&undo) => {
                 return Ok(Some(format!(
                     "the restore that it was kept for has not ended: session {id} on {host} (`lvkeep cancel {id}` if it is \
                      dead)"
@@ -167,10 +197,22 @@ async fn let_go(repository: &Repository, slot: Slot) {
 
 /// The snapshot with the same root that is visible now.
 async fn brought_back(repository: &Repository, root: &Root) -> Result<Option<Root>, Failure> {
-    let visible = repository.roots(Some(root.slot.volume)).await?;
-    let is_same =
-        |other: &Root| other.slot != root.slot && Root { slot: root.slot, ..other.clone() } == *root;
-    Ok(visible.into_iter().find(is_same))
+    let visible = repository.roots(Some(root.slot.volume)).await?.warned();
+    Ok(visible.into_iter().find(|other| is_again(repository, root, other)))
+}
+
+/// Whether `other` is the snapshot `root`, brought back.
+pub fn is_again(repository: &Repository, root: &Root, other: &Root) -> bool {
+    let same = |root: Root| Root { slot: other.slot, ..root } == *other;
+    other.slot != root.slot && (same(root.clone()) || same(again(repository, root)))
+}
+
+/// The same root, which says where it was made: what copies it takes it for the one that it was.
+fn again(repository: &Repository, root: &Root) -> Root {
+    let origin = Origin::of(root, repository.key.repo());
+    let mut again = root.clone();
+    again.layout.insert(COPIED_FROM.to_owned(), origin.to_string());
+    again
 }
 
 /// Its id carries the time of the snapshot's, so that a later one of the same generation stays the later one.
@@ -214,7 +256,7 @@ async fn commit_again(
     };
     // A hold counts from the moment of the commit.
     marks::carry(repository, from, to, by).await?;
-    let again = Root { slot: to, ..found };
+    let again = Root { slot: to, ..again(repository, &found) };
     match session.commit(&again).await? {
         Commit::Won => Ok(again),
         Commit::Revoked => {

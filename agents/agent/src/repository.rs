@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use futures::future::try_join_all;
 use schema::config::{CHUNKER_BLOCK_ALIGNED, Config, ConfigHead};
 use schema::keys::{Identity, SealedKey, WriterKey};
 use schema::limits::{PACK_FOOTER_MAX, PACK_MAX};
@@ -18,8 +17,6 @@ use crate::{Environment, Failure};
 
 /// Bytes read from a pack's end in the hope that its footer is inside.
 const FOOTER_GUESS: u64 = 64 << 10;
-/// Roots read at once.
-const ROOTS_AT_ONCE: usize = 16;
 
 /// Bytes of the largest pack.
 const WHOLE_MAX: u64 = PACK_MAX + (PACK_FOOTER_MAX + TRAILER_LEN) as u64;
@@ -200,24 +197,6 @@ impl Repository {
             .collect();
         slots.sort();
         Ok((forgotten, slots))
-    }
-
-    /// The roots of all visible snapshots, or of one volume's; in the order of their slots.
-    pub async fn roots(&self, volume: Option<VolumeKey>) -> Result<Vec<Root>, Failure> {
-        self.roots_at(self.visible_slots(volume).await?).await
-    }
-
-    /// The roots that stand at these slots; those without one are left out.
-    pub async fn roots_at(&self, slots: Vec<Slot>) -> Result<Vec<Root>, Failure> {
-        let mut roots = Vec::new();
-        for some in slots.chunks(ROOTS_AT_ONCE) {
-            for found in try_join_all(some.iter().map(|slot| self.at_slot(*slot))).await? {
-                if let AtSlot::Snapshot(root) = found {
-                    roots.push(*root);
-                }
-            }
-        }
-        Ok(roots)
     }
 
     /// The ids of all packs that a listing shows, with their sizes.

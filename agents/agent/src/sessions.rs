@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 
 use crate::damage::Damages;
 use crate::repository::{AtSlot, Repository, can_be_pack};
+use crate::roots::{DamagedRoot, Roots};
 use crate::store::Created;
 use crate::{Failure, epochs};
 
@@ -129,25 +130,37 @@ impl OpenSession {
         self.packs.lock().await.missing.remove(&pack);
     }
 
-    /// The parent: the highest generation among the snapshots that are unforgotten and visible now.
+    /// The parent: the highest generation among the snapshots that are unforgotten and visible now, and can be read.
     pub async fn choose_parent(&self) -> Result<Option<Root>, Failure> {
-        Ok(newest(self.visible().await?))
+        Ok(newest(self.visible().await?.warned()))
     }
 
     /// The snapshots of the session's volume that are unforgotten and visible now.
-    pub async fn visible(&self) -> Result<Vec<Root>, Failure> {
+    pub async fn visible(&self) -> Result<Roots, Failure> {
         let slot = self.slot()?;
-        let mut roots = Vec::new();
+        let mut roots = Roots::default();
         for candidate in self.repository.visible_slots(Some(slot.volume)).await? {
             // The listing may be old: ask for the marker first, then for the slot.
             if self.repository.store.head(&candidate.forgotten()).await?.is_some() {
                 continue;
             }
-            if let AtSlot::Snapshot(root) = self.repository.at_slot(candidate).await? {
-                roots.push(*root);
-            }
+            roots.add(candidate, self.repository.at_slot(candidate).await)?;
         }
         Ok(roots)
+    }
+
+    /// The generation of a snapshot that is newer than all of its volume: than those that are visible, and than those that
+    /// are forgotten and may come back.
+    pub async fn next_generation(&self, visible: &Roots) -> Result<u64, Failure> {
+        let slots = self.repository.forgotten_slots(Some(self.slot()?.volume)).await?;
+        let forgotten = self.repository.roots_at(slots).await?;
+        let known = visible.readable.iter().chain(&forgotten.readable);
+        let newest = known.max_by_key(|root| (root.generation, root.slot));
+        // Of those that came later and cannot be read, each may have taken a number.
+        let is_later = |damaged: &&DamagedRoot| newest.is_none_or(|newest| newest.slot < damaged.slot);
+        let unknown = visible.damaged.iter().chain(&forgotten.damaged).filter(is_later).count() as u64;
+        let highest = newest.map_or(0, |newest| newest.generation);
+        Ok(highest.saturating_add(unknown).saturating_add(1))
     }
 
     /// Notes how far the session is, for whoever takes its job over.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use agent::marks::{self, Marks};
-use agent::{Failure, Protection, ReadBy, Repository};
-use copier::{Copied, Copier, Listing, Outcome, Side};
+use agent::{DamagedRoot, Failure, Protection, ReadBy, Repository};
+use copier::{Copied, Copier, Outcome, Side};
 use schema::names::Slot;
 use schema::root::Root;
 use schema::session::SessionKind;
@@ -58,10 +58,13 @@ struct Report {
 
 /// What is to be done.
 struct Plan {
-    listing: Listing,
+    sources: Vec<Root>,
+    /// What cannot be read in the first repository, and may be of what is asked for.
+    damaged: Vec<DamagedRoot>,
     marks: BTreeMap<Slot, Marks>,
     missing: Vec<Root>,
-    present: usize,
+    /// What is there, and its copies.
+    present: Vec<(Root, Root)>,
 }
 
 /// `lvkeep copy`.
@@ -132,25 +135,30 @@ async fn protected(
     let mut report = Report {
         dry_run: args.dry_run,
         copied: Vec::new(),
-        present: plan.present,
-        failed: plan.listing.damaged.iter().map(unreadable).collect(),
+        present: plan.present.len(),
+        failed: plan.damaged.iter().map(unreadable).collect(),
         verbatim,
         verified,
         encrypted: to.key.encrypted(),
     };
     let mut errors: Vec<anyhow::Error> =
-        plan.listing.damaged.iter().map(|(slot, failure)| failure.clone().context(slot).into()).collect();
+        plan.damaged.iter().map(|damaged| damaged.failure().into()).collect();
     let mut broken = None;
     if args.dry_run {
         report.copied = plan.missing.iter().map(|root| Row::new(root, None)).collect();
-    } else if !plan.missing.is_empty() {
+    } else {
+        if let Err(failure) = bring_left_notes(app, &plan, &to).await {
+            errors.push(failure.context("bringing the notes of copies that are there").into());
+        }
+    }
+    if !args.dry_run && !plan.missing.is_empty() {
         let work_from = Embedded::indexed(app, from.clone()).await?;
         let mut work_to = Embedded::storing(app, to.clone()).await?;
         let settings =
             copier::Settings { memory: app.settings.memory.value / 4, level: app.settings.level.value };
         let (first, second) = (side(&work_from), side(&work_to));
         let context = work_to.context.clone();
-        let copier = Copier::new(context, first, second, identity, settings, &plan.listing.roots)?;
+        let copier = Copier::new(context, first, second, identity, settings, &plan.sources)?;
         let mut copying = std::pin::pin!(each(app, &copier, protection, &plan, &to));
         let ended = tokio::select! {
             biased;
@@ -187,19 +195,32 @@ async fn protected(
 /// Which snapshots are asked for and missing. What restores have overwritten is only copied when it is asked for.
 async fn plan(app: &App, args: &CopyArgs, from: &Repository, to: &Repository) -> anyhow::Result<Plan> {
     let mut listing = copier::snapshots(from).await?;
-    let marks = select::relabel(from, &mut listing.roots).await?;
+    let marks = select::relabel(from, &mut listing.readable).await?;
     let there = copier::snapshots(to).await?;
-    for (slot, failure) in &there.damaged {
-        tracing::warn!(%slot, %failure, "a snapshot of the second repository cannot be read; it is copied anew");
+    for damaged in &there.damaged {
+        tracing::warn!("{damaged}; if it is a copy, it is copied anew");
     }
-    let there = there.origins(to);
+    let there: BTreeMap<_, Root> =
+        there.readable.into_iter().map(|root| (copier::by_origin(&root, to), root)).collect();
     let mut chosen =
-        snapshots::filtered(app, &listing.roots, &args.of, args.since.as_deref(), args.until.as_deref())?;
+        snapshots::filtered(app, &listing.readable, &args.of, args.since.as_deref(), args.until.as_deref())?;
     let wants_undo = args.of.volume.as_ref().is_some_and(|pattern| pattern.starts_with(undo::NAMES));
     chosen.retain(|root| wants_undo || !root.volume.starts_with(undo::NAMES));
-    let all = chosen.len();
-    chosen.retain(|root| !there.contains(&copier::by_origin(root, from)));
-    Ok(Plan { listing, marks, present: all - chosen.len(), missing: chosen })
+    let damaged = select::may_be_chosen(&listing, &chosen);
+    let (mut missing, mut present) = (Vec::new(), Vec::new());
+    for root in chosen {
+        match there.get(&copier::by_origin(&root, from)) {
+            Some(copy) => present.push((root, copy.clone())),
+            None => missing.push(root),
+        }
+    }
+    Ok(Plan { sources: listing.readable, damaged, marks, present, missing })
+}
+
+impl Plan {
+    fn note(&self, root: &Root) -> Option<String> {
+        self.marks.get(&root.slot).and_then(|marks| marks.labels(root).note)
+    }
 }
 
 fn side(work: &Embedded) -> Side {
@@ -244,11 +265,33 @@ async fn bring_note(
     root: &Root,
     outcome: &Result<Outcome, Failure>,
 ) -> Result<(), Failure> {
-    let note = plan.marks.get(&root.slot).and_then(|marks| marks.labels(root).note);
-    if let (Ok(Outcome::Copied(copied)), Some(note)) = (outcome, note) {
+    match outcome {
+        Ok(Outcome::Copied(copied)) => {
+            label(app, plan, to, root, &Root { slot: copied.slot, ..root.clone() }).await
+        }
+        Ok(Outcome::Present) | Err(_) => Ok(()),
+    }
+}
+
+async fn label(app: &App, plan: &Plan, to: &Repository, root: &Root, copy: &Root) -> Result<(), Failure> {
+    if let Some(note) = plan.note(root) {
         let by = format!("lvkeep copy on {}", app.settings.host.value);
-        let copy = Root { slot: copied.slot, ..root.clone() };
-        marks::label(to, &copy, &by, |labels| labels.note = Some(note.clone())).await?;
+        marks::label(to, copy, &by, |labels| labels.note = Some(note.clone())).await?;
+    }
+    Ok(())
+}
+
+/// Brings the notes that a copy was killed before: to copies of which nothing was ever said since. Says what failed.
+async fn bring_left_notes(app: &App, plan: &Plan, to: &Repository) -> Result<(), Failure> {
+    let noted: Vec<&(Root, Root)> =
+        plan.present.iter().filter(|(root, _)| plan.note(root).is_some()).collect();
+    if noted.is_empty() {
+        return Ok(());
+    }
+    let said = marks::among(to, &noted.iter().map(|(_, copy)| copy.slot).collect()).await?;
+    for (root, copy) in noted.into_iter().filter(|(_, copy)| !said.contains_key(&copy.slot)) {
+        label(app, plan, to, root, copy).await?;
+        app.say(format!("{} ({}) has its note now, which was missing", copy.volume, copy.slot.session));
     }
     Ok(())
 }
@@ -274,8 +317,8 @@ async fn failed(app: &App, work: &mut Embedded) -> anyhow::Error {
     }
 }
 
-fn unreadable((slot, failure): &(Slot, Failure)) -> Failed {
-    Failed { volume: None, from: slot.session.to_string(), why: failure.to_string() }
+fn unreadable(damaged: &DamagedRoot) -> Failed {
+    Failed { volume: None, from: damaged.slot.session.to_string(), why: damaged.to_string() }
 }
 
 impl Failed {

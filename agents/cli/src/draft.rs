@@ -31,7 +31,7 @@ pub async fn run(app: &App, args: &PlanArgs) -> anyhow::Result<()> {
     args.options.preparation()?;
     let repository = app.repository().await?;
     let (all, _) = select::labelled(&repository).await?;
-    let mut chosen = snapshots::filtered(app, &all, &args.of, None, args.at.as_deref())?;
+    let mut chosen = snapshots::filtered(app, &all.readable, &args.of, None, args.at.as_deref())?;
     // What was kept for an undo is put back by that.
     chosen.retain(|root| !root.volume.starts_with(undo::NAMES));
     let roots = latest(chosen);
@@ -56,7 +56,8 @@ pub async fn run(app: &App, args: &PlanArgs) -> anyhow::Result<()> {
         let volumes = roots.iter().zip(&targets).map(|(root, target)| volume(root, target, &args.options));
         let twice = twice(&targets);
         std::iter::once(head).chain(twice).chain(volumes).collect::<Vec<_>>().join("\n")
-    })
+    })?;
+    select::conclude(app, &select::may_be_chosen(&all, &roots))
 }
 
 /// The latest snapshot of each volume.

@@ -1,59 +1,25 @@
 //! `forget` and `unforget`: which snapshots go and why, and how one comes back. No pack is deleted by either.
 
+mod row;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent::forgetting::{self, Forgot};
 use agent::marks::{self, Marks};
-use agent::{Failure, Repository};
+use agent::{DamagedRoot, Failure, Repository, Roots, forgetting};
 use anyhow::bail;
-use conductor::retention::{Backwards, Decided, Rules, Snapshot, decide};
+use conductor::retention::{Backwards, Decided, Rules, Snapshot, decide, stand_ins};
 use futures::future::join_all;
 use schema::names::Slot;
 use schema::root::Root;
-use serde::Serialize;
 
 use crate::app::App;
 use crate::args::{ForgetArgs, UnforgetArgs};
-use crate::{open, select, snapshots, text, undo};
+use crate::{open, select, snapshots, undo};
+
+use row::{Done, Row};
 
 /// Snapshots forgotten at once.
 const AT_ONCE: usize = 16;
-
-/// A snapshot and what becomes of it, as it is printed.
-#[derive(Debug, Serialize)]
-struct Row {
-    id: String,
-    volume: String,
-    generation: u64,
-    time: String,
-    group: Option<String>,
-    /// Whether it stays.
-    keep: bool,
-    /// Why it stays.
-    reasons: Vec<String>,
-    /// Where it stands now, when it came to be protected while it was forgotten.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    brought_back: Option<String>,
-    /// Why it may still be there, though it should go.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    failed: Option<String>,
-    /// Why it goes, if it does.
-    #[serde(skip)]
-    goes: &'static str,
-    #[serde(skip)]
-    time_ms: u64,
-    #[serde(skip)]
-    root: Root,
-}
-
-#[derive(Debug, Serialize)]
-struct Done {
-    dry_run: bool,
-    kept: usize,
-    forgotten: usize,
-    failed: usize,
-    snapshots: Vec<Row>,
-}
 
 /// `lvkeep forget`.
 pub async fn run(app: &App, args: &ForgetArgs) -> anyhow::Result<()> {
@@ -65,9 +31,9 @@ pub async fn run(app: &App, args: &ForgetArgs) -> anyhow::Result<()> {
     }
     let repository = app.repository().await?;
     open::check_writable(&repository).await?;
-    let (mut rows, backwards) = match args.snapshots.is_empty() {
+    let (mut rows, left) = match args.snapshots.is_empty() {
         true => by_rules(app, &repository, args, &rules).await?,
-        false => (by_name(app, &repository, args).await?, Vec::new()),
+        false => (by_name(app, &repository, args).await?, LeftAlone::default()),
     };
     let failure = match args.dry_run {
         true => None,
@@ -82,7 +48,7 @@ pub async fn run(app: &App, args: &ForgetArgs) -> anyhow::Result<()> {
         Some(failure) => {
             bail!(failure.context(format!("{failed} snapshots may not be forgotten; the first")))
         }
-        None => conclude(app, &backwards),
+        None => left.conclude(app),
     }
 }
 
@@ -106,13 +72,24 @@ async fn forget(app: &App, repository: &Repository, rows: &mut [Row]) -> Option<
     first
 }
 
-/// Volumes whose times run backwards were left alone; the others were not.
-fn conclude(app: &App, backwards: &[Backwards]) -> anyhow::Result<()> {
-    let Some((last, others)) = backwards.split_last() else { return Ok(()) };
-    for other in others {
-        app.say(format!("lvkeep: {other}"));
+/// What rules decided nothing about, while all else went as they say.
+#[derive(Default)]
+struct LeftAlone {
+    /// Volumes whose times run backwards.
+    backwards: Vec<Backwards>,
+    /// Snapshots that cannot be read. They stay.
+    damaged: Vec<DamagedRoot>,
+}
+
+impl LeftAlone {
+    fn conclude(&self, app: &App) -> anyhow::Result<()> {
+        let Some((last, others)) = self.backwards.split_last() else {
+            return select::conclude(app, &self.damaged);
+        };
+        others.iter().for_each(|other| app.say(format!("lvkeep: {other}")));
+        self.damaged.iter().for_each(|damaged| app.complain(format!("lvkeep: {damaged}")));
+        bail!(Failure::refused(last.to_string()))
     }
-    bail!(Failure::refused(last.to_string()))
 }
 
 /// What the rules say of all that was chosen. What was kept for an undo is chosen only by a pattern that names it.
@@ -121,25 +98,28 @@ async fn by_rules(
     repository: &Repository,
     args: &ForgetArgs,
     rules: &Rules,
-) -> anyhow::Result<(Vec<Row>, Vec<Backwards>)> {
+) -> anyhow::Result<(Vec<Row>, LeftAlone)> {
     let (all, marks) = select::labelled(repository).await?;
     let undo = args.of.volume.as_ref().is_some_and(|pattern| pattern.starts_with(undo::NAMES));
-    let mut chosen = snapshots::filtered(app, &all, &args.of, None, None)?;
+    let mut chosen = snapshots::filtered(app, &all.readable, &args.of, None, None)?;
     chosen.retain(|root| undo || !root.volume.starts_with(undo::NAMES));
     if chosen.is_empty() {
         bail!(Failure::refused("no snapshot is what was asked for (`lvkeep snapshots` lists them)"));
     }
+    let left_alone = select::may_be_chosen(&all, &chosen);
+    let Roots { readable, damaged } = all;
     let chosen: BTreeSet<Slot> = chosen.iter().map(|root| root.slot).collect();
     let none = Marks::default();
     let snapshot = |root: &Root| Snapshot {
         tags: root.tags.clone(),
         ..Snapshot::new(root, marks.get(&root.slot).unwrap_or(&none))
     };
-    let snapshots: Vec<Snapshot> = all.iter().map(snapshot).collect();
+    let mut snapshots: Vec<Snapshot> = readable.iter().map(snapshot).collect();
+    snapshots.extend(stand_ins(&damaged, &readable));
     let rules = |one: &Snapshot| chosen.contains(&one.slot).then_some(rules);
     let Decided { reasons, backwards } =
         decide(&snapshots, rules, app.environment.now_ms(), !args.split_groups);
-    let decided = all.into_iter().zip(reasons).filter(|(root, _)| chosen.contains(&root.slot));
+    let decided = readable.into_iter().zip(reasons).filter(|(root, _)| chosen.contains(&root.slot));
     let rows = decided.map(|(root, reasons)| {
         let held = marks.get(&root.slot).and_then(Marks::why_held);
         let mut reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
@@ -150,13 +130,13 @@ async fn by_rules(
     });
     let mut rows: Vec<Row> = rows.collect();
     protect(repository, &mut rows).await?;
-    Ok((rows, backwards))
+    Ok((rows, LeftAlone { backwards, damaged: left_alone }))
 }
 
 /// What a restore may still have to undo stays; a dry run says so, too.
 async fn protect(repository: &Repository, rows: &mut [Row]) -> Result<(), Failure> {
     for row in rows.iter_mut().filter(|row| !row.keep && row.volume.starts_with(undo::NAMES)) {
-        if let Some(why) = forgetting::protected(repository, &row.root).await? {
+        if let Some(why) = row.protected(repository).await? {
             row.stays(why);
         }
     }
@@ -165,10 +145,20 @@ async fn protect(repository: &Repository, rows: &mut [Row]) -> Result<(), Failur
 
 /// Those that are named, each once. Nothing is forgotten when one of them must not be.
 async fn by_name(app: &App, repository: &Repository, args: &ForgetArgs) -> anyhow::Result<Vec<Row>> {
-    let mut named: BTreeMap<Slot, Root> = BTreeMap::new();
+    let (mut named, mut damaged) = (BTreeMap::<Slot, Root>::new(), BTreeMap::new());
     for text in &args.snapshots {
-        let root = select::snapshot(repository, text).await?;
-        named.insert(root.slot, root);
+        match select::damaged(repository, text).await? {
+            Some(one) => drop(damaged.insert(one.slot, one)),
+            None => {
+                let root = select::snapshot(repository, text).await?;
+                named.insert(root.slot, root);
+            }
+        }
+    }
+    for slot in damaged.keys() {
+        if let Some(why) = forgetting::damaged_protected(repository, *slot).await? {
+            bail!(Failure::refused(format!("snapshot {} is not forgotten: {why}", slot.session)));
+        }
     }
     for root in named.values() {
         if let Some(why) = forgetting::protected(repository, root).await? {
@@ -178,7 +168,8 @@ async fn by_name(app: &App, repository: &Repository, args: &ForgetArgs) -> anyho
         check_last(repository, root, args.allow_last).await?;
     }
     say_split_runs(app, repository, &named).await?;
-    Ok(named.into_values().map(|root| Row::new(root, Vec::new(), "named")).collect())
+    let named = named.into_values().map(|root| Row::new(root, Vec::new(), "named"));
+    Ok(named.chain(damaged.into_values().map(Row::damaged)).collect())
 }
 
 /// Half a run of a group is no moment of it: rules keep all of it, and names say what they leave.
@@ -191,7 +182,7 @@ async fn say_split_runs(
     if runs.is_empty() {
         return Ok(());
     }
-    let all = select::roots(repository, None).await?;
+    let all = select::roots(repository, None).await?.warned();
     for run in runs {
         let stays =
             all.iter().filter(|root| root.group.as_ref() == Some(run) && !named.contains_key(&root.slot));
@@ -211,7 +202,7 @@ async fn check_last(repository: &Repository, root: &Root, allowed: bool) -> anyh
     if allowed || root.volume.starts_with(undo::NAMES) {
         return Ok(());
     }
-    let newest = agent::sessions::newest(repository.roots(Some(root.slot.volume)).await?);
+    let newest = agent::sessions::newest(repository.roots(Some(root.slot.volume)).await?.warned());
     if newest.is_some_and(|newest| newest.slot == root.slot) {
         let (id, volume) = (root.slot.session, &root.volume);
         bail!(Failure::refused(format!(
@@ -220,80 +211,6 @@ async fn check_last(repository: &Repository, root: &Root, allowed: bool) -> anyh
         )));
     }
     Ok(())
-}
-
-impl Row {
-    fn new(root: Root, reasons: Vec<String>, goes: &'static str) -> Self {
-        Self {
-            id: root.slot.session.to_string(),
-            volume: root.volume.clone(),
-            generation: root.generation,
-            time: text::rfc3339(root.time_ms),
-            group: root.group.clone(),
-            keep: !reasons.is_empty(),
-            reasons,
-            brought_back: None,
-            failed: None,
-            goes,
-            time_ms: root.time_ms,
-            root,
-        }
-    }
-
-    fn stays(&mut self, why: String) {
-        self.keep = true;
-        self.reasons.push(why);
-    }
-
-    async fn forget(&mut self, app: &App, repository: &Repository, by: &str) -> Result<(), Failure> {
-        match forgetting::forget(repository, &self.root, by).await? {
-            Forgot::Done => {}
-            Forgot::Protected(why) => self.stays(why),
-            Forgot::BroughtBack(slot, why) => {
-                let (id, volume) = (&self.id, &self.volume);
-                app.say(format!(
-                    "lvkeep: snapshot {id} of {volume} came to be protected while it was forgotten ({why}): it is back as {}",
-                    slot.session
-                ));
-                self.brought_back = Some(slot.session.to_string());
-                self.stays(why);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Done {
-    fn text(&self) -> String {
-        let mut table = text::Table::new(&["", "id", "volume", "gen", "time", "why"]);
-        for row in &self.snapshots {
-            let (what, why) = match &row.failed {
-                Some(why) => ("FAILED", why.clone()),
-                None if row.keep => ("keep", row.reasons.join(", ")),
-                None => ("forget", row.goes.to_owned()),
-            };
-            table.row([
-                what.to_owned(),
-                row.id.clone(),
-                row.volume.clone(),
-                row.generation.to_string(),
-                text::time(row.time_ms),
-                why,
-            ]);
-        }
-        let (kept, forgotten) = (self.kept, self.forgotten);
-        let last = match self.dry_run {
-            true => format!("{kept} snapshots would stay, {forgotten} would be forgotten"),
-            false => format!(
-                "{kept} snapshots stay, {forgotten} are forgotten (`lvkeep unforget` brings one back until it is collected)"
-            ),
-        };
-        let failed = match self.failed {
-            0 => String::new(),
-            count => format!(", {count} FAILED"),
-        };
-        format!("{}\n{last}{failed}", table.text())
-    }
 }
 
 /// `lvkeep unforget`.

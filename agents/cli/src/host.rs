@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent::{Repository, sessions};
+use agent::{Repository, Roots, sessions};
 use schema::{RepoId, SessionId};
 use volume_lvm::snapshots::Fate;
 use volume_lvm::{Cleaned, LvmVolumes, Tools};
@@ -85,9 +85,11 @@ async fn fates(
             _ if open.contains(session) => Fate::Open,
             None => Fate::Over,
             Some(slot) => {
-                let newest = sessions::newest(select::roots(repository, Some(slot.volume)).await?);
-                match newest.is_some_and(|root| root.slot == *slot) {
+                let Roots { readable, damaged } = select::roots(repository, Some(slot.volume)).await?;
+                let is_damaged = damaged.iter().any(|damaged| damaged.slot == *slot);
+                match sessions::newest(readable).is_some_and(|root| root.slot == *slot) {
                     true => Fate::Newest,
+                    false if is_damaged => Fate::Unknown,
                     false => Fate::Over,
                 }
             }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use agent::{Failure, Repository};
+use agent::{Failure, Repository, Roots};
 use anyhow::Context;
 use indexer::Wish;
 use schema::keys::{DataKey, Identity, SealedKey};
@@ -117,7 +117,8 @@ pub async fn check(app: &App, path: &Path) -> anyhow::Result<()> {
     let keys = repository.open_keys(&identity).await?.len();
     let repository = app.repository().await?;
     let mut newest = std::collections::BTreeMap::new();
-    for root in select::roots(&repository, None).await? {
+    let Roots { readable, damaged } = select::roots(&repository, None).await?;
+    for root in readable {
         newest.insert(root.volume.clone(), root);
     }
     let sample = |root: &Root| Wish { part: 0..restorer::SAMPLE, ..Wish::all(root.clone()) };
@@ -140,5 +141,6 @@ pub async fn check(app: &App, path: &Path) -> anyhow::Result<()> {
             path.display(),
             newest.len()
         )
-    })
+    })?;
+    select::conclude(app, &damaged)
 }

@@ -3,28 +3,30 @@
 use std::collections::BTreeMap;
 
 use agent::marks::{self, Marks};
-use agent::{Failure, Repository};
+use agent::{DamagedRoot, Failure, Repository, Roots, forgetting};
 use anyhow::bail;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, civil};
-use schema::VolumeKey;
 use schema::facts::GROUP_MEMBERS;
 use schema::names::Slot;
 use schema::root::Root;
+use schema::{SessionId, VolumeKey};
+
+use crate::app::App;
 
 /// Characters of a date without a time.
 const DATE_LEN: usize = "2026-11-20".len();
 
 /// The roots of all visible snapshots, or of one volume's; oldest first.
-pub async fn roots(repository: &Repository, volume: Option<VolumeKey>) -> Result<Vec<Root>, Failure> {
+pub async fn roots(repository: &Repository, volume: Option<VolumeKey>) -> Result<Roots, Failure> {
     Ok(in_order(repository.roots(volume).await?))
 }
 
 /// The roots of all visible snapshots with the tags that they have now, and what their marks say.
-pub async fn labelled(repository: &Repository) -> Result<(Vec<Root>, BTreeMap<Slot, Marks>), Failure> {
+pub async fn labelled(repository: &Repository) -> Result<(Roots, BTreeMap<Slot, Marks>), Failure> {
     let mut roots = roots(repository, None).await?;
-    let marks = relabel(repository, &mut roots).await?;
+    let marks = relabel(repository, &mut roots.readable).await?;
     Ok((roots, marks))
 }
 
@@ -40,29 +42,53 @@ pub async fn relabel(repository: &Repository, roots: &mut [Root]) -> Result<BTre
 }
 
 /// The roots that are forgotten, and of which no visible snapshot is the same; oldest first.
-async fn all_forgotten(repository: &Repository) -> Result<Vec<Root>, Failure> {
-    let visible = repository.roots(None).await?;
+async fn all_forgotten(repository: &Repository) -> Result<Roots, Failure> {
+    let visible = repository.roots(None).await?.warned();
     let mut roots = repository.roots_at(repository.forgotten_slots(None).await?).await?;
     let is_back = |root: &Root| {
         let of_volume = visible.iter().filter(|one| one.volume == root.volume);
-        of_volume.into_iter().any(|one| Root { slot: root.slot, ..one.clone() } == *root)
+        of_volume.into_iter().any(|one| forgetting::is_again(repository, root, one))
     };
-    roots.retain(|root| !is_back(root));
+    roots.readable.retain(|root| !is_back(root));
     Ok(in_order(roots))
 }
 
 /// The same with the tags that they had, and what their marks say.
-pub async fn labelled_forgotten(
-    repository: &Repository,
-) -> Result<(Vec<Root>, BTreeMap<Slot, Marks>), Failure> {
+pub async fn labelled_forgotten(repository: &Repository) -> Result<(Roots, BTreeMap<Slot, Marks>), Failure> {
     let mut roots = all_forgotten(repository).await?;
-    let marks = relabel(repository, &mut roots).await?;
+    let marks = relabel(repository, &mut roots.readable).await?;
     Ok((roots, marks))
 }
 
-fn in_order(mut roots: Vec<Root>) -> Vec<Root> {
-    roots.sort_by(|a, b| (&a.volume, a.generation, a.slot).cmp(&(&b.volume, b.generation, b.slot)));
+fn in_order(mut roots: Roots) -> Roots {
+    roots.readable.sort_by(|a, b| (&a.volume, a.generation, a.slot).cmp(&(&b.volume, b.generation, b.slot)));
     roots
+}
+
+/// The damaged ones that may be of the volumes that were chosen: all but those of other volumes that are known.
+pub fn may_be_chosen(all: &Roots, chosen: &[Root]) -> Vec<DamagedRoot> {
+    let has = |roots: &[Root], damaged: &DamagedRoot| {
+        roots.iter().any(|root| root.slot.volume == damaged.slot.volume)
+    };
+    let may_be = all.damaged.iter().filter(|one| has(chosen, one) || !has(&all.readable, one));
+    may_be.cloned().collect()
+}
+
+/// Names what was stepped over, and fails because of it, when all else is done.
+pub fn conclude(app: &App, damaged: &[DamagedRoot]) -> anyhow::Result<()> {
+    let Some((last, others)) = damaged.split_last() else { return Ok(()) };
+    for other in others {
+        app.complain(format!("lvkeep: {other}"));
+    }
+    bail!(last.failure())
+}
+
+/// The visible snapshot with this whole id, when its root is damaged.
+pub async fn damaged(repository: &Repository, text: &str) -> Result<Option<DamagedRoot>, Failure> {
+    let Ok(id) = text.to_ascii_uppercase().parse::<SessionId>() else { return Ok(None) };
+    let mut slots = repository.visible_slots(None).await?;
+    slots.retain(|slot| slot.session == id);
+    Ok(repository.roots_at(slots).await?.damaged.pop())
 }
 
 /// The one snapshot that `text` means.
@@ -114,11 +140,15 @@ async fn starting_with(
             slots.len()
         )));
     }
-    Ok(repository.roots_at(slots).await?.pop())
+    Ok(repository.roots_at(slots).await?.all()?.pop())
 }
 
 async fn by_time(repository: &Repository, name: &str, when: &str) -> anyhow::Result<Root> {
-    let mut roots = roots(repository, Some(repository.key.volume_key(name))).await?;
+    let found = roots(repository, Some(repository.key.volume_key(name))).await?;
+    let unknown = |failure: Failure| {
+        failure.context(format!("which snapshot of {name:?} {when:?} means is not known (an id names one)"))
+    };
+    let mut roots = found.all().map_err(unknown)?;
     if roots.is_empty() {
         bail!(Failure::refused(format!(
             "volume {name:?} has no snapshot (`lvkeep snapshots` lists volumes)"
@@ -144,7 +174,7 @@ pub async fn group(repository: &Repository, text: &str) -> anyhow::Result<Vec<Ro
         Some((name, when)) => (name, parse_time(when)?),
         None => (text, u64::MAX),
     };
-    let all = roots(repository, None).await?;
+    let all = roots(repository, None).await?.warned();
     let of_group = |root: &Root| match &root.group {
         Some(group) if text.contains('@') => group.rsplit_once('/').is_some_and(|(of, _)| of == name),
         Some(group) => group == name,

@@ -3,7 +3,7 @@
 use std::ops;
 
 use agent::maps::MapReader;
-use agent::{Failure, marks};
+use agent::{Failure, Roots, marks};
 use indexer::Wish;
 use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Geometry, Leaf};
@@ -240,7 +240,8 @@ pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()>
     let offset = settings::parse_size("OFFSET", &args.offset)?;
     let length = settings::parse_size("--length", &args.length)?;
     let within = offset..offset.saturating_add(length.max(1));
-    let roots = select::roots(&repository, Some(repository.key.volume_key(&args.volume))).await?;
+    let found = select::roots(&repository, Some(repository.key.volume_key(&args.volume))).await?;
+    let Roots { readable: roots, damaged } = found;
     if roots.is_empty() {
         let why = format!("volume {:?} has no snapshot (`lvkeep snapshots` lists volumes)", args.volume);
         return Err(Failure::refused(why).into());
@@ -265,7 +266,8 @@ pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()>
         let mut lines: Vec<String> = lines.collect();
         lines.push(format!("{} snapshots changed the range", found.len()));
         lines.join("\n")
-    })
+    })?;
+    select::conclude(app, &damaged)
 }
 
 async fn changes(

@@ -131,9 +131,9 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
         true => select::labelled_forgotten(&repository).await?,
         false => select::labelled(&repository).await?,
     };
-    let roots = filtered(app, &all, &args.of, args.since.as_deref(), args.until.as_deref())?;
+    let roots = filtered(app, &all.readable, &args.of, args.since.as_deref(), args.until.as_deref())?;
     let encrypted = repository.key.encrypted();
-    let lacking = lacking(&all);
+    let lacking = lacking(&all.readable);
     let holes = holes::all(&repository).await?;
     let row = |root: &Root| {
         let lacks = root.group.as_deref().and_then(|group| lacking.get(group));
@@ -166,7 +166,8 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
         }
         let warning = if encrypted { "" } else { "\nThis repository is NOT ENCRYPTED." };
         format!("{}\n{} snapshots{warning}", table.text(), rows.len())
-    })
+    })?;
+    select::conclude(app, &select::may_be_chosen(&all, &roots))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use agent::{Bus, Failure, Topic, sessions};
+use agent::{Bus, Failure, Roots, Topic, sessions};
 use schema::SessionId;
 use schema::messages::{About, AgentIsThere, Message, WhoIsThere};
 use serde::Serialize;
@@ -102,8 +102,8 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let packs = repository.list_packs().await?;
     let mut newest: BTreeMap<String, u64> = BTreeMap::new();
     // What was kept for an undo is not backed up again.
-    let roots = select::roots(&repository, None).await?.into_iter();
-    for root in roots.filter(|root| !root.volume.starts_with(undo::NAMES)) {
+    let Roots { readable, damaged } = select::roots(&repository, None).await?;
+    for root in readable.into_iter().filter(|root| !root.volume.starts_with(undo::NAMES)) {
         let time = newest.entry(root.volume).or_default();
         *time = (*time).max(root.time_ms);
     }
@@ -131,13 +131,18 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
         },
     };
     app.print(&status, || describe(app, &status))?;
+    let named = select::conclude(app, &damaged);
     let too_old: Vec<&str> = status.volumes.iter().filter(|v| v.too_old).map(|v| v.volume.as_str()).collect();
     if limit.is_some() && status.volumes.is_empty() {
+        named?;
         app.say("lvkeep: no volume has a snapshot");
         return Ok(ExitCode::from(exit::TOO_OLD));
     }
     if too_old.is_empty() {
-        return Ok(ExitCode::SUCCESS);
+        return named.map(|()| ExitCode::SUCCESS);
+    }
+    if let Err(damaged) = named {
+        app.complain(format!("lvkeep: {}", text::error(&damaged)));
     }
     app.say(format!("lvkeep: too old: {}", too_old.join(", ")));
     Ok(ExitCode::from(exit::TOO_OLD))

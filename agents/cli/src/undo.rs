@@ -50,7 +50,7 @@ pub async fn say(app: &App, repository: &Repository, kept: Slot, target: &str, h
         "what stands on {target} is kept as {id}: `lvkeep undo {id}{to_host}` puts it back"
     ));
     let others = match select::roots(repository, Some(kept.volume)).await {
-        Ok(others) => others,
+        Ok(others) => others.warned(),
         Err(why) => {
             tracing::warn!(%why, "cannot look what was kept earlier");
             return;

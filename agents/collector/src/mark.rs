@@ -65,9 +65,13 @@ fn at_slots(sources: &Sources<'_>, slots: &[Slot]) -> impl Stream<Item = Result<
     let at_slot = move |slot: Slot| async move {
         match sources.repository.at_slot(slot).await {
             Ok(found) => Ok((slot, found)),
-            Err(failure) => Err(failure.context(
-                "a snapshot cannot be read, so that nobody knows what it needs (forget it if it is lost)",
-            )),
+            Err(failure) => {
+                let id = slot.session;
+                Err(failure.context(format!(
+                    "snapshot {id} cannot be read, so that nobody knows what it needs (`lvkeep forget {id}` lets it go if \
+                     it is lost)"
+                )))
+            }
         }
     };
     stream::iter(slots.to_vec()).map(at_slot).buffered(AT_ONCE)

@@ -74,6 +74,8 @@ pub(crate) struct Driver {
     about: About,
     session: OpenSession,
     parent: Option<Arc<Parent>>,
+    /// Of the snapshot to come.
+    generation: u64,
     done: Option<JobOutcome>,
     yields: bool,
     structure: Structure,
@@ -158,6 +160,7 @@ impl Driver {
             job: job.clone(),
             session,
             parent: None,
+            generation: 1,
             done: None,
             yields: false,
             structure,
@@ -196,7 +199,9 @@ impl Driver {
 
     async fn load_parent(&mut self) -> Result<(), Failure> {
         self.yields = !takeover::goes_on(&self.repository, &self.job, self.session.session().id).await?;
-        let roots = self.session.visible().await?;
+        let visible = self.session.visible().await?;
+        self.generation = self.session.next_generation(&visible).await?;
+        let roots = visible.warned();
         // Looked for after the rivals: one that has ended meanwhile has left its snapshot.
         self.done = roots.iter().find(|root| root.job == self.job.job).map(takeover::sealed);
         if let Some(root) = sessions::newest(roots) {

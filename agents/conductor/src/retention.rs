@@ -7,6 +7,7 @@
 
 mod applying;
 mod calendar;
+mod stand_ins;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,6 +18,7 @@ use schema::names::Slot;
 pub(crate) use applying::{Applied, apply};
 pub use applying::{Policies, Policy};
 use calendar::Period;
+pub use stand_ins::stand_ins;
 
 /// How far a volume's times may run backwards from one generation to the next ones, in milliseconds.
 const BACKWARDS_MAX: u64 = 24 * 60 * 60 * 1000;

@@ -69,14 +69,8 @@ pub(crate) async fn is_elsewhere(
     if sessions::list(repository).await?.iter().any(is_other) {
         return Ok(true);
     }
-    for slot in repository.visible_slots(Some(repository.key.volume_key(&job.volume))).await? {
-        if let AtSlot::Snapshot(root) = repository.at_slot(slot).await?
-            && root.job == job.job
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let roots = repository.roots(Some(repository.key.volume_key(&job.volume))).await?.warned();
+    Ok(roots.iter().any(|root| root.job == job.job))
 }
 
 /// The outcome that a committed root stands for.

@@ -92,14 +92,14 @@ async fn drive(
 ) -> Result<Outcome, Failure> {
     let (from, to) = (&copier.from, &copier.to);
     let origin = Origin::of(root, from.repository.key.repo());
-    let visible = session.visible().await?;
+    let visible = session.visible().await?.warned();
     if visible.iter().any(|there| Origin::of(there, to.repository.key.repo()) == origin) {
         return Ok(Outcome::Present);
     }
     let (deposit, listening) =
         Deposit::begin(&copier.context, &to.index, session, &to.repository.key).await?;
     let (base, parent) = Base::find(copier, &visible, root, deposit.lost().await?)?.unzip();
-    let map = MapReader::new(from.repository.clone(), from.index.clone(), root.clone())?;
+    let map = MapReader::new(from.repository.clone(), from.index.clone(), root.clone())?.thorough();
     let reads = (copier.settings.memory / READ_COSTS).clamp(1, 32);
     let leaves = Leaves {
         copier,

@@ -172,6 +172,7 @@ impl<'a> Deposit<'a> {
             let flush = Message::new(&self.about, &Flush { session: self.session.session().id });
             self.context.bus.broadcast(&Topic::flush(), flush).await?;
             tokio::select! {
+                biased;
                 () = settled => {}
                 () = environment.sleep(pause) => pause = (pause * 2).min(FLUSH_SLOWEST),
             }
@@ -182,15 +183,16 @@ impl<'a> Deposit<'a> {
     pub async fn listen(&self, mut listening: Listening) -> Failure {
         loop {
             let heard = tokio::select! {
-                stored = listening.stored.next() => match stored {
-                    Ok(message) => self.on_stored(&message).await,
-                    Err(why) => Err(why.into()),
-                },
+                biased;
                 event = listening.events.next() => match event {
                     Ok(delivery) => match delivery.message.read::<SessionEvent>() {
                         Ok(SessionEvent::Failed { kind, why }) => Err(Failure::new(kind, why)),
                         _ => delivery.ticket.done().await.map_err(Failure::from),
                     },
+                    Err(why) => Err(why.into()),
+                },
+                stored = listening.stored.next() => match stored {
+                    Ok(message) => self.on_stored(&message).await,
                     Err(why) => Err(why.into()),
                 },
             };

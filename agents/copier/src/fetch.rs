@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use agent::keys::DataKeys;
+use agent::maps::MapReader;
 use agent::{Failure, Repository};
 use bytes::Bytes;
 use schema::chunk::{FrameHeader, Opener};
@@ -28,6 +29,8 @@ pub(crate) struct Found {
 /// Reads from one repository.
 pub(crate) struct Fetcher<'a> {
     pub repository: &'a Repository,
+    /// Knows where chunks are, and looks again before one counts as lost.
+    pub map: &'a MapReader,
     /// Opens every frame; none takes them for what their headers say.
     pub opening: Option<&'a DataKeys>,
     /// Whether plaintext is wanted.
@@ -39,6 +42,25 @@ struct Taken {
     place: usize,
     copy: Copy,
     frame: Bytes,
+}
+
+/// What was tried to have one chunk.
+struct Tried {
+    copies: Vec<Copy>,
+    /// Bytes that were read.
+    bytes: u64,
+    /// Why the last one was of no use.
+    last: Failure,
+    /// One that could not be reached: until it can, nobody knows whether the chunk is lost.
+    unreached: Option<Failure>,
+}
+
+impl Tried {
+    fn new(failed: Option<(Failure, Option<&Copy>)>) -> Self {
+        let missing = || (Failure::damaged("it is in no pack that is known"), None);
+        let (last, copy) = failed.unwrap_or_else(missing);
+        Self { copies: copy.copied().into_iter().collect(), bytes: 0, last, unreached: None }
+    }
 }
 
 type Keys = BTreeMap<(u32, PackId), Result<Arc<[FrameKey]>, Failure>>;
@@ -67,7 +89,9 @@ impl Fetcher<'_> {
         Ok((found, fetched))
     }
 
-    /// A chunk from any of its copies, one by one. `failed` is why the best one was of no use, if it was read.
+    /// A chunk from any of its copies, one by one: those that are known, those that the index has learnt of meanwhile, since
+    /// a collection may have moved it to another pack, and before it is lost, those that a look at the bucket shows.
+    /// `failed` is why the best one was of no use, if it was read.
     pub async fn rescue(
         &self,
         place: usize,
@@ -75,35 +99,67 @@ impl Fetcher<'_> {
         failed: Option<Failure>,
     ) -> Result<(Found, u64), Failure> {
         let one = &wanted[place];
-        let mut bytes = 0;
-        let skip = usize::from(failed.is_some());
-        let missing = || Failure::damaged("it is in no pack that is known");
-        let mut last = failed.unwrap_or_else(missing);
-        // Whether the chunk is lost is not known while one of its copies cannot be reached.
-        let mut unreached = None;
-        for copy in one.copies.iter().skip(skip) {
+        let mut tried = Tried::new(failed.map(|why| (why, one.copies.first())));
+        let rescued = async {
+            if let Some(found) = self.read_any(place, wanted, &one.copies, &mut tried).await? {
+                return Ok(found);
+            }
+            let located = self.map.locate(&[one.id]).await?.concat();
+            if let Some(found) = self.read_any(place, wanted, &located, &mut tried).await? {
+                return Ok(found);
+            }
+            while tried.unreached.is_none() {
+                let Some(more) = self.map.seek(&one.id, &tried.copies).await? else { break };
+                if let Some(found) = self.read_any(place, wanted, &more, &mut tried).await? {
+                    return Ok(found);
+                }
+                tried.copies.extend(more);
+            }
+            Err(tried.unreached.take().unwrap_or_else(|| tried.last.clone()))
+        };
+        let rescued: Result<Found, Failure> = rescued.await;
+        match rescued {
+            Ok(found) => Ok((found, tried.bytes)),
+            Err(failure) => Err(failure.context(format!("at offset {}: chunk {}", one.offset, one.id))),
+        }
+    }
+
+    /// A chunk from the first of these copies that is whole and was not tried yet.
+    async fn read_any(
+        &self,
+        place: usize,
+        wanted: &[Wanted],
+        copies: &[Copy],
+        tried: &mut Tried,
+    ) -> Result<Option<Found>, Failure> {
+        for copy in copies.iter().filter(|copy| is_plausible(copy)) {
+            if tried.copies.contains(copy) {
+                continue;
+            }
+            tried.copies.push(*copy);
             let frame = match self.repository.read_frame(copy).await {
                 Ok(frame) => frame,
                 Err(failure) if failure.kind == FailureKind::Damaged => {
-                    last = failure;
+                    tried.last = failure;
                     continue;
                 }
                 Err(failure) => {
-                    unreached = Some(failure);
+                    tried.unreached = Some(failure);
                     continue;
                 }
             };
-            bytes += frame.len() as u64;
+            tried.bytes += frame.len() as u64;
             let (mut found, mut failed) =
                 self.prove(vec![Taken { place, copy: *copy, frame }], wanted).await?;
-            match found.pop() {
-                Some(found) => return Ok((found, bytes)),
-                None => last = failed.remove(&place).unwrap_or_else(missing),
+            if let Some(found) = found.pop() {
+                return Ok(Some(found));
             }
-            tracing::warn!(chunk = %one.id, pack = %copy.pack, %last, "trying another copy");
+            if let Some(why) = failed.remove(&place) {
+                tracing::warn!(chunk = %wanted[place].id, pack = %copy.pack, %why, "trying another copy");
+                tried.last = why;
+            }
         }
-        let failure = unreached.unwrap_or(last);
-        Err(failure.context(format!("at offset {}: chunk {}", one.offset, one.id)))
+        Ok(None)
     }
 
     /// Those that are what they should be, and why the others are not.
@@ -123,6 +179,10 @@ impl Fetcher<'_> {
         };
         let expected: Vec<(schema::ChunkId, u32)> =
             taken.iter().map(|taken| (wanted[taken.place].id, wanted[taken.place].len)).collect();
+        if self.opening.is_none() {
+            // Looking at headers is no work for a thread.
+            return prover.prove(taken, &expected);
+        }
         let proved = tokio::task::spawn_blocking(move || prover.prove(taken, &expected)).await;
         proved.unwrap_or_else(|why| {
             Err(Failure::new(FailureKind::Other, format!("a copy's thread ended: {why}")))

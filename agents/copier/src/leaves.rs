@@ -163,6 +163,11 @@ impl Leaves<'_> {
         self.deposit.put(Domain::Data, content.sealed.as_ref(), &frames.await?).await
     }
 
+    fn count_fetched(&self, bytes: u64) {
+        self.counts.fetched.fetch_add(bytes, Ordering::Relaxed);
+        self.copier.context.counters.bytes_fetched.add(bytes);
+    }
+
     fn count_new(&self, len: u32) {
         self.counts.new.fetch_add(len.into(), Ordering::Relaxed);
         self.counts.chunks_new.fetch_add(1, Ordering::Relaxed);
@@ -181,18 +186,20 @@ impl Leaves<'_> {
         let wanted = &wanted[..];
         let fetcher = Fetcher {
             repository: &self.copier.from.repository,
+            map: self.map,
             opening: self.copier.opening.as_ref(),
             keeps_plain: !self.copier.is_verbatim(),
         };
         let (reads, without) = reads(wanted);
-        if let Some(place) = without.first() {
-            fetcher.rescue(*place, wanted, None).await?;
+        for place in without {
+            let (found, fetched) = fetcher.rescue(place, wanted, None).await?;
+            self.count_fetched(fetched);
+            then(vec![found], wanted).await?;
         }
         let step = async |read: Read| {
             let _turn = self.turns.acquire().await;
             let (found, fetched) = fetcher.read(&read, wanted).await?;
-            self.counts.fetched.fetch_add(fetched, Ordering::Relaxed);
-            self.copier.context.counters.bytes_fetched.add(fetched);
+            self.count_fetched(fetched);
             then(found, wanted).await
         };
         let all: FuturesUnordered<_> = reads.into_iter().map(step).collect();

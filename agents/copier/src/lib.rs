@@ -30,7 +30,7 @@ use schema::keys::Identity;
 use schema::names::Slot;
 use schema::root::{Root, Statistics};
 
-pub use listing::{Listing, by_origin, snapshots};
+pub use listing::{by_origin, snapshots};
 
 use keys::KeyRing;
 

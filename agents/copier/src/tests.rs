@@ -127,6 +127,22 @@ async fn another_copy_is_read_when_one_is_damaged() {
     }
 }
 
+/// Also a chunk of which the index knows no copy at all.
+#[tokio::test]
+async fn what_a_collection_moved_is_sought_in_the_bucket_before_it_is_lost() {
+    for (like, forgets) in [(true, false), (false, false), (true, true), (false, true)] {
+        let world = World::new(like).await;
+        let content = content(3);
+        let root = world.volume(1, &content).await;
+        world.first.move_packs().await;
+        if forgets {
+            world.first.table.lock().unwrap().clear();
+        }
+        copied(world.copy(&root).await);
+        assert!(world.second.content(&world.second.roots().await[0], &world.identity).await == content);
+    }
+}
+
 #[tokio::test]
 async fn a_session_that_is_revoked_commits_nothing() {
     let world = World::new(true).await;

@@ -171,14 +171,9 @@ impl Restorer {
     /// What a backup of this id has kept already.
     async fn earlier(&self, volume: &str, job: JobId) -> Result<Option<Root>, Failure> {
         let key = self.repository.key.volume_key(volume);
-        for slot in self.repository.visible_slots(Some(key)).await? {
-            if let AtSlot::Snapshot(root) = self.repository.at_slot(slot).await?
-                && root.job == job
-            {
-                return Ok(Some(*root));
-            }
-        }
-        Ok(None)
+        // One that cannot be read may be what was kept first.
+        let roots = self.repository.roots(Some(key)).await?.all()?;
+        Ok(roots.into_iter().find(|root| root.job == job))
     }
 
     /// Has a backup made, and waits for its end.

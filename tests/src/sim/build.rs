@@ -16,10 +16,14 @@ use super::cluster::World;
 use super::content::{Content, Templates};
 use super::environment::SimEnvironment;
 use super::plan::Plan;
+use super::second::Second;
 use super::server::Server;
-use super::sources::{Source, Sources};
+use super::sources::{Source, Sources, Tracking};
 use super::trace::Trace;
 use super::wires::Wires;
+
+/// Bytes of the target of a restore.
+const TARGET: u64 = 256 << 10;
 
 /// A folder for caches: in memory, where there is such a place.
 pub fn scratch() -> std::io::Result<tempfile::TempDir> {
@@ -28,6 +32,11 @@ pub fn scratch() -> std::io::Result<tempfile::TempDir> {
         true => tempfile::tempdir_in(memory),
         false => tempfile::tempdir(),
     }
+}
+
+/// What the targets of restores are read as, before they are overwritten.
+pub fn target_name(restorer: usize) -> String {
+    format!("/dev/vg/target{restorer}")
 }
 
 /// Builds everything but the roles. The bucket is on its good behaviour until the repository is made.
@@ -55,11 +64,18 @@ pub async fn build(
         store.fail_write(number, fault);
     }
     history.count_writes();
+    let second = match plan.life.leaps.is_empty() {
+        true => None,
+        false => Some(Second::build(&plan, &trace, &environment, &repository.key).await?),
+    };
     let server = Server::new(environment.clone(), plan.chunk_queue);
     let (bus, accident) = (plan.bus.clone(), plan.accident.clone());
     let wires = Wires::new(environment.clone(), trace.clone(), server, bus, accident);
     let sources = sources(&plan, &environment);
     history.ledger().begin(repository.key.clone(), identity.clone(), sources.clone());
+    if let Some(second) = &second {
+        second.ledger.begin(second.repository.key.clone(), identity.clone(), sources.clone());
+    }
     let folder = folder.to_owned();
     let world = World {
         plan,
@@ -70,10 +86,13 @@ pub async fn build(
         store,
         ledger: history.ledger().clone(),
         repository,
+        second,
         sources,
         folder,
         crashed: Mutex::default(),
         over: Stop::default(),
+        kept: Mutex::default(),
+        unfinished: Mutex::default(),
         done: Mutex::default(),
         faults: Mutex::default(),
     };
@@ -119,6 +138,12 @@ fn sources(plan: &Plan, environment: &Arc<dyn Environment>) -> Vec<Arc<Sources>>
             source.change_after(reads, next);
         }
         by_host.entry(number % plan.hosts).or_default().push(source);
+    }
+    for number in 0..plan.life.restorers {
+        let random = &mut StdRng::seed_from_u64(plan.seed ^ 0x7a26 ^ (number as u64) << 32);
+        let content = Content::new(random, &templates, TARGET, 2);
+        let target = Source::new(&target_name(number), false, false, Tracking::None, content);
+        by_host.entry(number % plan.hosts).or_default().push(target);
     }
     (0..plan.hosts)
         .map(|host| Sources::new(environment.clone(), by_host.remove(&host).unwrap_or_default()))

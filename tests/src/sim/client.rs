@@ -70,18 +70,24 @@ async fn one_job(world: &World, volume: usize, host: usize, allow_changes: bool)
         group: None,
         plain: false,
     };
+    Job { job, volume, outcome: ask(world, &request).await }
+}
+
+/// Has a backup made, and waits for its end.
+pub async fn ask(world: &World, request: &BackupJob) -> Option<JobOutcome> {
+    let (job, volume) = (request.job, &request.volume);
     let about = About { session: None, volume: request.volume.clone() };
     let bus = world.wires.bus("client");
-    let published = bus.publish(&Queue::jobs(), Message::new(&about, &request)).await;
+    let published = bus.publish(&Queue::jobs(), Message::new(&about, request)).await;
     if let Err(why) = published {
         world.trace.wrong(format!("progress: job {job} was not accepted: {why}"));
     }
     let ended = world.environment.timeout(PATIENCE + world.plan.storm, outcome_of(world, &*bus, job)).await;
     match &ended {
-        None => world.trace.wrong(format!("progress: job {job} of lv{volume} has not ended")),
+        None => world.trace.wrong(format!("progress: job {job} of {volume} has not ended")),
         Some(outcome) => world.trace.note(format_args!("client: job {job} ends {outcome:?}")),
     }
-    Job { job, volume, outcome: ended }
+    ended
 }
 
 async fn outcome_of(world: &World, bus: &dyn Bus, job: JobId) -> JobOutcome {

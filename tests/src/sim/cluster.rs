@@ -16,15 +16,19 @@ use conductor::Conductor;
 use hasher::{ContentKey, Hasher};
 use indexer::Indexer;
 use reader::Reader;
+use schema::JobId;
+use schema::session::{Session, SessionKind};
 use storer::Storer;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::bucket::RoleBucket;
+use super::client::Job;
 use super::counts::Counts;
 use super::doom::Doom;
 use super::environment::SimEnvironment;
 use super::ledger::Ledger;
 use super::plan::Plan;
+use super::second::Second;
 use super::sources::Sources;
 use super::trace::Trace;
 use super::wires::Wires;
@@ -48,7 +52,9 @@ pub struct World {
     pub ledger: Arc<Ledger>,
     /// The repository, with a store of its own.
     pub repository: Repository,
-    /// The sources of each host.
+    /// Where snapshots are copied to, over months.
+    pub second: Option<Second>,
+    /// The sources of each host, the targets of restores among them.
     pub sources: Vec<Arc<Sources>>,
     /// A folder for caches.
     pub folder: PathBuf,
@@ -56,6 +62,10 @@ pub struct World {
     pub crashed: Mutex<BTreeSet<String>>,
     /// Nobody begins anything any more.
     pub over: Stop,
+    /// Backups of what restores overwrite.
+    pub kept: Mutex<Vec<Job>>,
+    /// Snapshots that somebody who died, or had to give up, was bringing back, by the jobs of these sessions.
+    pub unfinished: Mutex<BTreeSet<JobId>>,
     /// What people did.
     pub done: Mutex<Counts>,
     /// What went wrong on purpose, beside what bus and bucket count themselves.
@@ -100,6 +110,13 @@ impl World {
     /// Whether who is named so has died.
     pub fn has_crashed(&self, host: &str) -> bool {
         self.crashed.lock().unwrap_or_else(PoisonError::into_inner).contains(host)
+    }
+
+    /// Whether nobody drives a session any more.
+    pub fn is_abandoned(&self, session: &Session) -> bool {
+        let unfinished =
+            || self.unfinished.lock().unwrap_or_else(PoisonError::into_inner).contains(&session.job);
+        self.has_crashed(&session.host) || session.kind == SessionKind::Unforget && unfinished()
     }
 
     /// Counts what somebody did.

@@ -20,6 +20,7 @@ pub mod oracle;
 pub mod people;
 pub mod plan;
 pub mod run;
+pub mod second;
 pub mod server;
 pub mod sources;
 pub mod trace;

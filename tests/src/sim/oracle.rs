@@ -33,7 +33,8 @@ const COLLECTIONS: u32 = 8;
 
 /// Checks everything; what is broken is noted in the trace.
 pub async fn check(world: &World, history: &History, identity: Option<Arc<Identity>>, jobs: &[Job]) {
-    outcomes(world, jobs);
+    let kept = world.kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    outcomes(world, &[jobs, &kept].concat());
     sessions(world, history).await;
     if world.plan.life.collectors > 0
         && let Err(failure) = collected(world).await
@@ -126,10 +127,9 @@ async fn sessions(world: &World, history: &History) {
         Ok(left) => left,
         Err(why) => return world.trace.wrong(format!("progress: sessions cannot be listed: {why}")),
     };
-    let crashed = world.crashed.lock().unwrap_or_else(PoisonError::into_inner).clone();
     for session in left {
         let key = names::session(session.id);
-        if !(crashed.contains(&session.host) || history.came_back(&key) || world.plan.has_outage()) {
+        if !(world.is_abandoned(&session) || history.came_back(&key) || world.plan.has_outage()) {
             world.trace.wrong(format!("progress: {key} is left though every job has ended"));
         }
     }

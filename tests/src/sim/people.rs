@@ -1,21 +1,24 @@
-//! Who else uses a repository, over months: collectors, those who forget and copy snapshots, those who read them; and
-//! the time that goes by.
+//! Who else uses a repository, over months: collectors, those who forget, bring back, hold and copy snapshots, those who
+//! read them; and the time that goes by.
 //!
 //! Each draws what it does from the plan's seed, goes on until it is over, and may die in the middle.
 
 mod collecting;
+mod copying;
 mod forgetting;
 mod reading;
+mod undoing;
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use agent::sessions::OpenSession;
-use agent::{Failure, Repository};
+use agent::{Failure, Protection, ReadBy, Repository};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use schema::names::Slot;
-use schema::session::{Session, SessionKind};
+use schema::JobId;
+use schema::messages::FailureKind;
+use schema::session::SessionKind;
 use tokio::task::JoinSet;
 
 use super::cluster::World;
@@ -37,13 +40,15 @@ impl People {
         if !life.leaps.is_empty() {
             people.spawn(leap(world.clone()));
             people.spawn(forgetting::forget(Person::new(world, "forgetter", 0)));
-            people.spawn(forgetting::copy(Person::new(world, "copier", 0)));
+            people.spawn(forgetting::remember(Person::new(world, "rememberer", 0)));
+            people.spawn(forgetting::hold(Person::new(world, "holder", 0)));
+            people.spawn_local(copying::copy(Person::new(world, "copier", 0)));
         }
         for number in 0..life.collectors {
             people.spawn(collecting::collect(Person::new(world, "collector", number)));
         }
         for number in 0..life.restorers {
-            people.spawn(reading::restore(Person::new(world, "restorer", number)));
+            people.spawn(reading::restore(Person::new(world, "restorer", number), number));
         }
         Self(people)
     }
@@ -55,6 +60,10 @@ impl People {
             if let Err(why) = ended {
                 world.trace.wrong(format!("somebody panicked: {why}"));
             }
+        }
+        // Who brought something back may have carried a hold that was being released.
+        if let Err(failure) = forgetting::release_all(&world.repository).await {
+            world.trace.wrong(format!("progress: holds cannot be released: {failure}"));
         }
     }
 }
@@ -97,8 +106,8 @@ impl Person {
         Duration::from_micros(self.random.random_range(0..=most.as_micros() as u64))
     }
 
-    fn one_of<T: Copy>(&mut self, things: &[T]) -> Option<T> {
-        (!things.is_empty()).then(|| things[self.random.random_range(0..things.len())])
+    fn one_of<T: Clone>(&mut self, things: &[T]) -> Option<T> {
+        (!things.is_empty()).then(|| things[self.random.random_range(0..things.len())].clone())
     }
 
     fn count(&self, what: &'static str) {
@@ -134,22 +143,20 @@ impl Person {
         ended
     }
 
-    /// Opens a session; one that commits makes a slot of its own for `volume`.
-    async fn begin(&self, kind: SessionKind, at: Slot) -> Result<OpenSession, Failure> {
+    /// Protects what is read from now on, and backups of what will be overwritten.
+    async fn protect(
+        &self,
+        kind: SessionKind,
+        volume: &str,
+        undo: &[JobId],
+    ) -> Result<(Protection, Arc<OpenSession>), Failure> {
         let environment = &self.world.environment;
-        let id = environment.session_id();
-        let session = Session {
-            id,
-            kind,
-            slot: (kind == SessionKind::Copy).then_some(Slot { session: id, ..at }),
-            job: environment.job_id(),
-            volume: at.volume.to_string(),
-            host: self.host(),
-            started_ms: environment.now_ms(),
-            checkpoint: None,
-            ended: None,
-            undo: Vec::new(),
-        };
-        OpenSession::begin(self.repository(), session).await
+        let (session, job, host) = (environment.session_id(), environment.job_id(), self.host());
+        let by = ReadBy { kind, session, job, volume, host: &host, undo };
+        let protection = Protection::begin(&self.repository(), by).await?;
+        match protection.session().cloned() {
+            Some(open) => Ok((protection, open)),
+            None => Err(Failure::new(FailureKind::Store, "nothing protects what would be read")),
+        }
     }
 }

@@ -10,6 +10,7 @@ use agent::faults::store::StoreFaults;
 use agent::{Topic, sessions};
 use schema::messages::{About, Cancel, FailureKind, JobOutcome, Message};
 use schema::root::Tracking;
+use tokio::task::LocalSet;
 
 use super::build::{build, scratch};
 use super::client::{self, Job};
@@ -55,6 +56,8 @@ pub struct Report {
     pub trace: blake3::Hash,
     /// Virtual time that it took.
     pub took: Duration,
+    /// The part of it in which anything could happen.
+    pub awake: Duration,
 }
 
 /// Broken invariants of a run.
@@ -77,7 +80,7 @@ impl fmt::Display for Broken {
 pub fn run(plan: Plan, loud: bool) -> Result<Report, Broken> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.map_err(|why| Broken { seed: plan.seed, wrong: vec![why.to_string()] })?;
-    let result = runtime.block_on(simulate(plan, loud));
+    let result = LocalSet::new().block_on(&runtime, simulate(plan, loud));
     drop(runtime);
     result
 }
@@ -102,6 +105,7 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
     let (messages, answers, accident) = world.wires.counts();
     let (lines, trace) = world.trace.summary();
     let took = world.environment.elapsed();
+    let leapt = world.plan.life.leaps.iter().map(|(_, time)| *time).sum();
     oracle::check(&world, &history, identity, &jobs).await;
     let wrong = world.trace.wrongs();
     if !wrong.is_empty() {
@@ -129,6 +133,7 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
         lines,
         trace,
         took,
+        awake: took.saturating_sub(leapt),
     })
 }
 
@@ -136,6 +141,10 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
 fn done(world: &World) -> Counts {
     let mut done = world.ledger.counts();
     done.merge(&world.done.lock().unwrap_or_else(PoisonError::into_inner));
+    if let Some(second) = &world.second {
+        done.add("sessions", second.ledger.counts().of("sessions"));
+        done.add("packs of copies written", second.ledger.counts().of("packs written"));
+    }
     done
 }
 
@@ -144,6 +153,9 @@ fn faults(world: &World) -> Counts {
     let mut faults = world.faults.lock().unwrap_or_else(PoisonError::into_inner).clone();
     world.wires.injected().iter().for_each(|injected| faults.add_bus(injected));
     faults.add_store(&world.store.injected());
+    if let Some(second) = &world.second {
+        faults.add_store(&second.store.injected());
+    }
     for (_, upset) in &world.plan.upsets {
         let what = match upset {
             Upset::Crash { .. } => "crashes of roles",
@@ -205,6 +217,9 @@ async fn weather(world: &Arc<World>, cluster: &Arc<Cluster>) {
         slow_max: world.plan.store.slow_max,
         ..StoreFaults::default()
     };
+    if let Some(second) = &world.second {
+        second.store.set(calm.clone());
+    }
     world.store.set(calm);
     world.trace.note(format_args!("the storm is over"));
 }

@@ -333,3 +333,33 @@ fn only_what_is_asked_for_is_copied_and_frames_move_without_an_identity() {
     two.machine.restores("vm/a@latest", &image);
     two.machine.run(&["check", "--read-data"]).ok();
 }
+
+#[test]
+fn what_came_back_is_not_copied_again_and_a_note_that_is_missing_is_brought() {
+    let mut two = two(Way::Like);
+    let image = two.machine.place("disk.img");
+    for seed in [1, 2] {
+        random_file(&image, MIB, seed);
+        two.backup("vm/disk", &image);
+    }
+    let first = two.machine.json(&["snapshots"])[0]["id"].as_str().expect("an id").to_owned();
+    two.machine.run(&["note", &first, "for the audit"]).ok();
+    assert_eq!(two.copy()["copied"].as_array().map(Vec::len), Some(2));
+    two.machine.run(&["forget", &first]).ok();
+    two.machine.run(&["unforget", &first]).ok();
+    let report = two.copy();
+    assert_eq!((&report["copied"], &report["present"]), (&serde_json::json!([]), &2.into()), "{report}");
+
+    // As a copy leaves it that is killed after its commit.
+    std::fs::remove_dir_all(two.machine.place("offsite/marks")).expect("the note goes");
+    two.copy();
+    let offsite = two.machine.place("offsite");
+    let there = || two.machine.json(&["snapshots", "--repo", &offsite])[0].clone();
+    assert_eq!(there()["note"], "for the audit");
+    let id = there()["id"].as_str().expect("an id").to_owned();
+    two.machine.run(&["note", "--repo", &offsite, &id, ""]).ok();
+    two.copy();
+    assert!(there()["note"].is_null(), "what was taken away there stays away");
+    two.go_offsite();
+    two.machine.run(&["check"]).ok();
+}

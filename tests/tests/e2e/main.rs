@@ -17,6 +17,7 @@ mod embedded;
 mod fan_out;
 mod far;
 mod golden;
+mod golden_marked;
 mod kills;
 mod lasting;
 mod memory;

@@ -1,6 +1,7 @@
 //! What is forgotten, what is not, and what comes back: rules, holds, policies, and all of it at one moment.
 
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use tests::e2e::{Machine, random_file, same_bytes};
 
@@ -99,11 +100,60 @@ fn what_is_held_stays_and_the_newest_goes_only_when_that_is_said() {
     machine.run(&["forget", "--allow-last", "vm/disk@latest"]).ok();
     assert_eq!(ids(&machine, &[]), Vec::<String>::new());
     assert_eq!(ids(&machine, &["--forgotten"]), all);
-    // The next backup compares with none of them.
+    // The next backup compares with none of them, and stays the latest whatever comes back.
     let fresh = back_up(&machine, 9);
-    assert_eq!(machine.json(&["show", &fresh])["generation"], 1);
+    assert_eq!(machine.json(&["show", &fresh])["generation"], 4);
     machine.run(&["unforget", &all[2]]).ok();
-    assert_eq!(machine.json(&["show", "vm/disk@latest"])["generation"], 3);
+    assert_eq!(machine.json(&["show", "vm/disk@latest"])["id"], fresh.as_str());
+}
+
+/// The root of a snapshot, in the repository's folder.
+fn root(machine: &Machine, id: &str) -> PathBuf {
+    let volumes = std::fs::read_dir(machine.place("repo/snapshots")).expect("a folder");
+    let roots = volumes.map(|volume| volume.expect("a folder").path().join(id));
+    roots.into_iter().find(|path| path.exists()).expect("the root")
+}
+
+#[test]
+fn a_damaged_root_stands_in_nobodys_way_and_can_be_let_go() {
+    let (machine, all) = prepared(3);
+    let image = machine.place("disk.img");
+    let other = machine.json(&["backup", "--name", "vm/other", &image])["snapshot"].clone();
+    let whole = std::fs::read(root(&machine, &all[1])).expect("a root");
+    std::fs::write(root(&machine, &all[1]), &whole[..whole.len() - 1]).expect("it is damaged");
+
+    let named = [all[1].as_str(), "lvkeep forget"];
+    let listed = machine.run(&["snapshots"]).fails(6, &named);
+    assert!([&all[0], &all[2]].iter().all(|id| listed.out.contains(*id)), "{listed}");
+    machine.run(&["snapshots", "--volume", "vm/other"]).ok();
+    machine.run(&["status"]).fails(6, &named);
+    // What is meant by a name is not known any more, and an id means the same.
+    let target = machine.place("target.img");
+    machine.run(&["restore", "vm/disk@latest", &target]).fails(6, &named);
+    machine.run(&["restore", &all[2], &target]).ok();
+    same_bytes(&image, &target);
+
+    let offsite = machine.place("offsite");
+    machine.run(&["init", "--repo", &offsite, "--like", &machine.place("repo")]).ok();
+    let copied = machine.run(&["copy", "--to", &offsite]).fails(6, &named);
+    assert!(copied.out.contains("3 snapshots copied"), "{copied}");
+    let done = machine.run(&["forget", "--keep-last", "1"]).fails(6, &named);
+    assert!(done.out.contains("2 snapshots stay, 1 are forgotten"), "{done}");
+    let fresh = machine.json(&["backup", "--name", "vm/disk", &image]);
+    assert_eq!((&fresh["generation"], &fresh["bytes_new"]), (&4.into(), &0.into()), "{fresh}");
+
+    machine.run(&["forget", &all[1][..20]]).fails(6, &named);
+    machine.run(&["prune"]).fails(6, &named);
+    let forget = ["forget", &all[1]];
+    let text = machine.run(&[&forget[..], &["--dry-run"]].concat()).ok();
+    assert!(text.out.contains("CANNOT BE BROUGHT BACK"), "{text}");
+    let done = machine.json(&forget);
+    assert_eq!((&done["forgotten"], &done["snapshots"][0]["damaged"]), (&1.into(), &true.into()));
+    machine.run(&["unforget", &all[1]]).fails(6, &[&all[1]]);
+    let left = [all[2].as_str(), fresh["snapshot"].as_str().expect("an id"), other.as_str().expect("an id")];
+    assert_eq!(ids(&machine, &[]), left);
+    assert_eq!(machine.json(&["prune"])["finished"], true);
+    machine.run(&["check", "--read-data"]).ok();
 }
 
 #[test]

@@ -5,6 +5,7 @@ use agent::marks;
 use agent::repository::AtSlot;
 use agent::sessions;
 use schema::epoch::Epoch;
+use schema::facts::Origin;
 use schema::messages::FailureKind;
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
@@ -33,7 +34,7 @@ async fn a_snapshot_is_looked_at_before_and_after_its_marker() {
     forgetting::forget(&world.repository, &root, "test").await.unwrap();
     let marks = format!("list {}", root.slot.marks());
     assert_eq!(world.record.take(), [marks.clone(), format!("create {}", root.slot.forgotten()), marks]);
-    assert!(world.repository.roots(None).await.unwrap().is_empty());
+    assert!(world.repository.roots(None).await.unwrap().readable.is_empty());
     assert_eq!(world.repository.forgotten_slots(None).await.unwrap(), [root.slot]);
     // Once more, nothing is different.
     assert_eq!(forgetting::forget(&world.repository, &root, "test").await.unwrap(), Forgot::Done);
@@ -103,10 +104,12 @@ async fn what_comes_back_is_the_same_and_is_no_newer_than_it_was() {
     let later = Root { slot: world.slot(200), ..world.root(2, 3, 9) };
     world.snapshot(&later).await;
     let back = forgetting::unforget(repository, &root, "test").await.unwrap();
-    assert_eq!(Root { slot: root.slot, ..back.root.clone() }, root);
+    let own = world.repository.key.repo();
+    assert_eq!(Origin::of(&back.root, own), Origin::of(&root, own), "what copies take it for");
+    assert_eq!(Root { slot: root.slot, layout: root.layout.clone(), ..back.root.clone() }, root);
     let labels = marks::of(repository, back.root.slot).await.unwrap().labels(&back.root);
     assert_eq!(labels.tags, ["kept"]);
-    let visible = repository.roots(None).await.unwrap();
+    let visible = repository.roots(None).await.unwrap().readable;
     assert_eq!(visible.len(), 2);
     assert_eq!(sessions::newest(visible), Some(later));
     let again = forgetting::unforget(repository, &root, "test").await.unwrap();
@@ -131,7 +134,7 @@ async fn what_a_collection_sweeps_or_swept_does_not_come_back() {
         world.epoch(5, 5, &[]).await;
         let refused = forgetting::unforget(&world.repository, &root, "test").await.unwrap_err();
         assert!(refused.why.contains("was swept"), "{refused}");
-        assert!(world.repository.roots(None).await.unwrap().is_empty());
+        assert!(world.repository.roots(None).await.unwrap().readable.is_empty());
         assert!(sessions::list(&world.repository).await.unwrap().is_empty(), "nobody waits for it");
     }
 }
@@ -141,7 +144,7 @@ async fn what_is_not_forgotten_is_not_brought_back() {
     let (world, root) = world_with(|world| world.root(1, 1, 0)).await;
     let refused = forgetting::unforget(&world.repository, &root, "test").await.unwrap_err();
     assert!(refused.why.contains("is not forgotten"), "{refused}");
-    assert_eq!(world.repository.roots(None).await.unwrap(), [root]);
+    assert_eq!(world.repository.roots(None).await.unwrap().readable, [root]);
 }
 
 /// The attempt that crashed is over before the next one begins, whether it had committed or not.
@@ -164,8 +167,39 @@ async fn a_crashed_attempt_is_found_again() {
         assert!(sessions::list(&world.repository).await.unwrap().is_empty());
         let at_slot = world.repository.at_slot(world.slot(9)).await.unwrap();
         assert_eq!(matches!(at_slot, AtSlot::Tombstone), !committed);
-        assert_eq!(world.repository.roots(None).await.unwrap().len(), 1);
+        assert_eq!(world.repository.roots(None).await.unwrap().readable.len(), 1);
     }
+}
+
+/// Before snapshots that came back said so.
+#[tokio::test(start_paused = true)]
+async fn what_an_older_program_brought_back_is_recognised() {
+    let (world, root) = forgotten().await;
+    let earlier = Root { slot: world.slot(9), ..root.clone() };
+    world.snapshot(&earlier).await;
+    let back = forgetting::unforget(&world.repository, &root, "test").await.unwrap();
+    assert_eq!((back.already, back.root), (true, earlier));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_whose_root_is_damaged_can_be_forgotten_unless_something_may_protect_it() {
+    let world = World::new().await;
+    let (repository, slot) = (&world.repository, world.slot(1));
+    world.put(&slot.snapshot(), "damaged".into()).await;
+    let forget = || forgetting::forget_damaged(repository, slot, "test");
+    let hold = marks::hold(repository, slot, Some("audit".into()), "me").await.unwrap();
+    assert_eq!(forget().await.unwrap(), Forgot::Protected("held by me (audit)".into()));
+    marks::release(repository, slot, &[hold]).await.unwrap();
+    let undo = vec![schema::JobId::from_bytes([5; 16])];
+    let restore = Session { kind: SessionKind::Restore, slot: None, undo, ..world.session(9) };
+    let key = names::session(session_id(9));
+    world.put(&key, repository.seal(&key, &restore).unwrap()).await;
+    let refused = forget().await.unwrap();
+    assert!(matches!(&refused, Forgot::Protected(why) if why.contains("lvkeep cancel")), "{refused:?}");
+    repository.store.delete(&key).await.unwrap();
+    assert_eq!(forget().await.unwrap(), Forgot::Done);
+    assert_eq!(repository.forgotten_slots(None).await.unwrap(), [slot]);
+    assert!(repository.roots(None).await.unwrap().damaged.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -95,6 +95,21 @@ async fn what_stands_at_a_slot() {
     assert_eq!(world.repository.visible_slots(Some(other)).await.unwrap(), []);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_damaged_root_is_named_and_a_store_that_fails_is_an_error() {
+    let world = World::new().await;
+    let (first, last) = (world.root(1, 1, 0), world.root(3, 2, 0));
+    world.snapshot(&first).await;
+    world.put(&world.slot(2).snapshot(), "damaged".into()).await;
+    world.snapshot(&last).await;
+    let roots = world.repository.roots(None).await.unwrap();
+    assert_eq!(roots.readable, [first, last]);
+    assert_eq!(roots.damaged.iter().map(|damaged| damaged.slot).collect::<Vec<_>>(), [world.slot(2)]);
+    assert_eq!(roots.all().unwrap_err().kind, FailureKind::Damaged);
+    world.faults.crash();
+    assert_eq!(world.repository.roots(None).await.unwrap_err().kind, FailureKind::Store);
+}
+
 /// A footer that is longer than what is read at first, and frames read by their places in it.
 #[tokio::test(start_paused = true)]
 async fn footers_of_any_length_lead_to_frames() {

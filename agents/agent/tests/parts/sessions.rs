@@ -281,23 +281,58 @@ async fn no_snapshot_means_no_parent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_root_moved_from_another_slot_is_refused_by_name() {
+async fn a_root_moved_from_another_slot_is_named_and_is_no_parent() {
     let world = World::new().await;
     let root = world.root(1, 1, 0);
     world.snapshot(&root).await;
     let bytes = world.get(&root.slot.snapshot()).await.unwrap();
     world.put(&world.slot(2).snapshot(), bytes).await;
     let session = begin(&world, 9).await;
-    let failure = session.choose_parent().await.unwrap_err();
+    assert_eq!(session.choose_parent().await.unwrap(), Some(root));
+    let visible = session.visible().await.unwrap();
+    assert_eq!(visible.damaged.len(), 1, "{visible:?}");
+    let failure = visible.all().unwrap_err();
     assert_eq!(failure.kind, FailureKind::Damaged);
     assert!(failure.why.contains(&world.slot(2).snapshot()), "{failure}");
+    assert!(failure.why.contains(&format!("lvkeep forget {}", session_id(2))), "{failure}");
 
     // Sealed for the place where it stands, but made for another.
     let world = World::new().await;
     let key = world.slot(2).snapshot();
     world.put(&key, world.repository.seal(&key, &world.root(1, 1, 0)).unwrap()).await;
-    let failure = begin(&world, 9).await.choose_parent().await.unwrap_err();
+    let failure = begin(&world, 9).await.visible().await.unwrap().all().unwrap_err();
     assert!(failure.why.contains(&key), "{failure}");
+}
+
+/// Whatever comes back, what was made last is the latest.
+#[tokio::test(start_paused = true)]
+async fn a_generation_is_above_what_may_come_back_or_cannot_be_read() {
+    let world = World::new().await;
+    let next = async || {
+        let session = begin(&world, 200).await;
+        let visible = session.visible().await.unwrap();
+        let next = session.next_generation(&visible).await.unwrap();
+        session.end().await.unwrap();
+        next
+    };
+    assert_eq!(next().await, 1);
+    world.snapshot(&world.root(1, 1, 0)).await;
+    world.snapshot(&world.root(2, 5, 0)).await;
+    assert_eq!(next().await, 6);
+    for number in [1, 2] {
+        world.put(&world.slot(number).forgotten(), world.forgotten(world.slot(number))).await;
+    }
+    assert_eq!(next().await, 6, "both may come back");
+    world.tombstone(&world.slot(2).snapshot()).await;
+    assert_eq!(next().await, 2, "one was collected");
+    for number in [3, 4] {
+        world.put(&world.slot(number).snapshot(), "damaged".into()).await;
+    }
+    assert_eq!(next().await, 4, "each may have taken a number");
+    world.put(&world.slot(4).forgotten(), world.forgotten(world.slot(4))).await;
+    assert_eq!(next().await, 4);
+    world.snapshot(&world.root(5, 4, 0)).await;
+    assert_eq!(next().await, 5, "what came before the newest has a lower one");
 }
 
 #[tokio::test(start_paused = true)]

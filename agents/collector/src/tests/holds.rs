@@ -20,7 +20,7 @@ async fn two_snapshots() -> (World, Root) {
     let world = World::plain().await;
     let slot = world.backup("a", &(1..10).collect::<Vec<_>>()).await;
     world.backup("a", &(5..30).collect::<Vec<_>>()).await;
-    let root = world.repository.roots_at(vec![slot]).await.unwrap().remove(0);
+    let root = world.repository.roots_at(vec![slot]).await.unwrap().readable.remove(0);
     (world, root)
 }
 
@@ -150,7 +150,7 @@ async fn what_a_restore_may_have_to_undo_is_swept_when_the_restore_has_ended() {
     let world = World::plain().await;
     let slot = world.backup("undo/host/a", &[1, 2]).await;
     world.forget(slot).await;
-    let root = world.repository.roots_at(vec![slot]).await.unwrap().remove(0);
+    let root = world.repository.roots_at(vec![slot]).await.unwrap().readable.remove(0);
     let session = Session {
         id: world.repository.environment().session_id(),
         kind: SessionKind::Restore,

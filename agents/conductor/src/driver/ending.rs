@@ -50,7 +50,7 @@ impl Driver {
             slot: self.session.slot()?,
             job: self.job.job,
             reading: reading.id,
-            generation: parent.map_or(0, |parent| parent.generation) + 1,
+            generation: self.generation,
             parent: parent.map(|parent| parent.slot),
             size: reading.geometry.size(),
             top,

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use agent::forgetting::{self, Forgot};
 use agent::pattern::matches;
-use agent::{Failure, Repository, marks};
+use agent::{DamagedRoot, Failure, Repository, marks};
 use schema::facts::GROUP_MEMBERS;
 use schema::names::UNDO_VOLUMES;
 use schema::root::Root;
 
-use super::{Decided, Rules, Snapshot, decide};
+use super::{Decided, Rules, Snapshot, decide, stand_ins};
 
 /// What is kept of the volumes whose names match.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +91,7 @@ struct Read {
     volumes: BTreeSet<String>,
     roots: Vec<Root>,
     snapshots: Vec<Snapshot>,
+    damaged: Vec<DamagedRoot>,
 }
 
 impl Read {
@@ -101,7 +102,8 @@ impl Read {
         let key = Some(repository.key.volume_key(volume));
         let roots = repository.roots(key).await?;
         let marks = marks::all(repository, key).await?;
-        for root in roots {
+        self.damaged.extend(roots.damaged);
+        for root in roots.readable {
             let marks = marks.get(&root.slot).cloned().unwrap_or_default();
             self.snapshots.push(Snapshot::new(&root, &marks));
             self.roots.push(root);
@@ -109,11 +111,12 @@ impl Read {
         Ok(())
     }
 
-    /// What is wrong with the volume's times, and those of its snapshots and of their runs that go.
+    /// What is wrong with the volume's times and roots, and those of its snapshots and of their runs that go.
     fn going(&self, repository: &Repository, policies: &Policies, volume: &str) -> (Vec<String>, Vec<Root>) {
         let now_ms = repository.environment().now_ms();
         let rules = |snapshot: &Snapshot| policies.of(&snapshot.volume);
-        let Decided { reasons, backwards } = decide(&self.snapshots, rules, now_ms, true);
+        let all = [&self.snapshots[..], &stand_ins(&self.damaged, &self.roots)].concat();
+        let Decided { reasons, backwards } = decide(&all, rules, now_ms, true);
         let own = self.roots.iter().filter(|root| root.volume == volume);
         let runs: BTreeSet<&String> = own.filter_map(|root| root.group.as_ref()).collect();
         let is_ours = |root: &Root| {
@@ -121,7 +124,10 @@ impl Read {
         };
         let going = self.roots.iter().zip(&reasons).filter(|(root, why)| why.is_empty() && is_ours(root));
         let of_volume = backwards.iter().filter(|backwards| backwards.earlier.volume == volume);
-        (of_volume.map(ToString::to_string).collect(), going.map(|(root, _)| root.clone()).collect())
+        let key = repository.key.volume_key(volume);
+        let damaged = self.damaged.iter().filter(|damaged| damaged.slot.volume == key);
+        let notes = of_volume.map(ToString::to_string).chain(damaged.map(ToString::to_string));
+        (notes.collect(), going.map(|(root, _)| root.clone()).collect())
     }
 }
 

@@ -58,14 +58,40 @@ async fn runs_of_a_group_go_as_a_whole() {
 async fn a_policy_that_cannot_be_applied_fails_no_backup() {
     let world = World::new().await;
     let conductor = world.start_keeping(settings(), newest());
-    // What another volume of the run holds cannot be read.
+    // Whether a snapshot of another volume of the run is held is not known.
     let volume = world.repository.key.volume_key("host/dev/vg/b");
-    let damaged = Slot { volume, session: SessionId::from_bytes([7; 16]) };
-    world.repository.store.put(&damaged.snapshot(), "damaged".into()).await.unwrap();
+    let other = Slot { volume, session: SessionId::from_bytes([7; 16]) };
+    let hold = agent::marks::hold(&world.repository, other, None, "a test").await.unwrap();
+    world.faults.hide(Some(&other.mark(hold)));
     for run in 1..=2 {
         world.backup(&member(&world, run, run, "a"), &[1]).await;
     }
     assert_eq!(world.context.counters.retentions_failed.get(), 1);
-    assert_eq!(world.snapshots().await.len(), 3);
+    assert_eq!(world.snapshots().await.len(), 2);
+    conductor.stop().await;
+}
+
+/// The damaged one stays, and so do the newest and a run that may be the damaged one's.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_root_keeps_what_may_belong_to_it_and_nothing_else() {
+    let world = World::new().await;
+    let damage = async |slot: Slot| {
+        world.repository.store.put(&slot.snapshot(), "damaged".into()).await.unwrap();
+        slot
+    };
+    let conductor = world.start(settings());
+    let alone = world.backup(&world.job(1), &[1]).await.slot;
+    let middle = damage(world.backup(&world.job(2), &[2]).await.slot).await;
+    let run = world.backup(&member(&world, 10, 1, "a"), &[1]).await.slot;
+    let other = damage(world.backup(&member(&world, 20, 1, "b"), &[2]).await.slot).await;
+    conductor.stop().await;
+    let conductor = world.start_keeping(settings(), newest());
+    let newest = world.backup(&world.job(3), &[3]).await.slot;
+    let whole = [member(&world, 11, 2, "a"), member(&world, 21, 2, "b")];
+    let whole = [world.backup(&whole[0], &[1]).await.slot, world.backup(&whole[1], &[2]).await.slot];
+    let mut expected = vec![middle, run, other, newest, whole[0], whole[1]];
+    expected.sort();
+    assert_eq!(world.snapshots().await, expected, "all but {alone}");
+    assert_eq!(world.context.counters.retentions_failed.get(), 0);
     conductor.stop().await;
 }

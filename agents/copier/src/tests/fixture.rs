@@ -24,10 +24,11 @@ use schema::chunk::{FrameHeader, Opener, Sealer, split_frames};
 use schema::keys::{DataKey, FrameKey, Identity, SealedKey};
 use schema::map::{Content, Geometry, Leaf, Piece, build_nodes};
 use schema::messages::{
-    About, Copy, Domain8, FailureKind, Locate, Located, Message, NewChunks, PackStored, SessionEvent,
+    About, Copy, Domain8, FailureKind, Locate, Located, Message, NewChunks, PackStored, Seek, SessionEvent,
+    Sought,
 };
 use schema::names::{self, Slot};
-use schema::pack::{PackBuilder, PackHeader};
+use schema::pack::{PackBuilder, PackEntry, PackHeader, parse_pack};
 use schema::root::{Root, Statistics, Tracking};
 use schema::session::SessionKind;
 use schema::{ChunkId, Domain, JobId, PackId, ReadingId, SessionId};
@@ -68,11 +69,19 @@ impl Environment for TestEnvironment {
 
 type Table = Arc<Mutex<BTreeMap<ChunkId, Vec<Copy>>>>;
 
-struct TableIndex(Table);
+/// What the index knows, and where it looks when it is to look at the bucket.
+struct TableIndex(Table, Table);
 
 #[async_trait]
 impl Answerer for TableIndex {
     async fn answer(&mut self, message: &Message) -> Result<Message, Failure> {
+        if let Ok(Seek { ids, .. }) = message.read::<Seek>() {
+            let late = std::mem::take(&mut *self.1.lock().unwrap());
+            let mut table = self.0.lock().unwrap();
+            late.into_iter().for_each(|(id, copies)| table.entry(id).or_default().extend(copies));
+            let copies = ids.iter().map(|id| table.get(id).cloned().unwrap_or_default()).collect();
+            return Ok(Message::new(&About::nothing(), &Sought { copies, by: 1 }));
+        }
         let asked: Locate = message.read()?;
         let table = self.0.lock().unwrap();
         let copies = asked.ids.iter().map(|id| table.get(id).cloned().unwrap_or_default()).collect();
@@ -95,6 +104,8 @@ pub enum Mood {
 pub struct Place {
     pub repository: Repository,
     pub table: Table,
+    /// What the index knows only after it has looked at the bucket.
+    late: Table,
     pub context: Context,
     index: IndexClient,
     pub mood: Arc<Mutex<Mood>>,
@@ -111,11 +122,14 @@ impl Place {
             stop: Stop::default(),
             host: "host".into(),
         };
-        let table = Table::default();
-        let (serving, answers) = (context.clone(), TableIndex(table.clone()));
-        tokio::spawn(async move { agent::serve(&serving, &Service::index(0), answers).await });
+        let (table, late) = (Table::default(), Table::default());
+        for service in [Service::index(0), Service::seek(0)] {
+            let (serving, answers) = (context.clone(), TableIndex(table.clone(), late.clone()));
+            tokio::spawn(async move { agent::serve(&serving, &service, answers).await });
+        }
         let index = IndexClient::new(bus, environment, 1);
-        let place = Self { repository, table, context, index, mood: Arc::new(Mutex::new(Mood::Stores)) };
+        let place =
+            Self { repository, table, late, context, index, mood: Arc::new(Mutex::new(Mood::Stores)) };
         let storer = place.clone();
         let storing = place.context.clone();
         tokio::spawn(async move { agent::consume(&storing, &Queue::chunks(), 8 << 20, storer).await });
@@ -154,6 +168,30 @@ impl Place {
         (pack, PackStored { pack, entries: footer.entries })
     }
 
+    /// Moves everything to other packs, as a collection does; the index hears nothing of it.
+    pub async fn move_packs(&self) {
+        let store = &self.repository.store;
+        for (old, _) in self.repository.list_packs().await.unwrap() {
+            let whole = store.get(&names::pack(old)).await.unwrap().unwrap();
+            let (header, footer) = parse_pack(&whole).unwrap();
+            let before = self.table.lock().unwrap().clone();
+            let frame = |entry: &PackEntry| {
+                let frame = whole.slice(entry.offset as usize..(entry.offset + entry.len) as usize);
+                (FrameHeader::parse(&frame).unwrap(), frame)
+            };
+            let frames = footer.entries.iter().map(frame).collect();
+            self.pack(header.kind, footer.sessions[0], footer.keys.first(), frames).await;
+            let after = std::mem::replace(&mut *self.table.lock().unwrap(), before);
+            {
+                let mut late = self.late.lock().unwrap();
+                for entry in &footer.entries {
+                    late.entry(entry.id).or_default().extend(after[&entry.id].last());
+                }
+            }
+            store.delete(&names::pack(old)).await.unwrap();
+        }
+    }
+
     /// What a snapshot holds, read chunk by chunk.
     pub async fn content(&self, root: &Root, identity: &Arc<Identity>) -> Vec<u8> {
         let map = MapReader::new(self.repository.clone(), self.index.clone(), root.clone()).unwrap();
@@ -188,7 +226,7 @@ impl Place {
     }
 
     pub async fn roots(&self) -> Vec<Root> {
-        snapshots(&self.repository).await.unwrap().roots
+        snapshots(&self.repository).await.unwrap().readable
     }
 }
 

@@ -47,7 +47,7 @@ impl Frames {
     fn unseal(&mut self, sealed: &SealedKey) -> Result<(), String> {
         let Some(identity) = &self.identity else { return Err("a plain repository has a data key".into()) };
         if !self.keys.contains_key(&index_of(&sealed.id)) {
-            let key = DataKey::unseal(self.key.repo(), sealed, identity).map_err(|why| why.to_string())?;
+            let key = DataKey::unseal(self.key.family(), sealed, identity).map_err(|why| why.to_string())?;
             self.keys.insert(index_of(&sealed.id), key.frame_key());
         }
         Ok(())

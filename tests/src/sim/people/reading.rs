@@ -13,27 +13,36 @@ use agent::{Failure, Repository};
 use schema::ChunkId;
 use schema::map::Content;
 use schema::messages::Copy;
-use schema::names::Slot;
+use schema::names::{self, Slot};
 use schema::session::SessionKind;
 
-use super::Person;
-use super::forgetting::slots;
+use super::{Person, undoing};
 
 /// Attempts on one leaf, and the pause between two: an index may be behind until it compares itself with the bucket.
 const TRIES: u32 = 80;
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Reads some snapshot after the other until it is over.
-pub(super) async fn restore(mut person: Person) {
+pub(super) async fn restore(mut person: Person, number: usize) {
     let world = person.world.clone();
     while person.pause(world.plan.life.restoring).await {
         let limit = person.next_life();
         let Ok(slots) = slots(&person).await else { continue };
         let Some(slot) = person.one_of(&slots) else { continue };
+        if undoing::is_wanted(&mut person) {
+            match undoing::overwrite(&mut person, number).await {
+                Ok(done) => person.count(done),
+                Err(failure) => {
+                    world.trace.note(format_args!("{} cannot overwrite: {failure}", person.name));
+                    person.die();
+                }
+            }
+        }
         let life = async {
-            let open = person.begin(SessionKind::Restore, slot).await?;
+            let volume = slot.volume.to_string();
+            let (protection, open) = person.protect(SessionKind::Restore, &volume, &[]).await?;
             let read = read(&person, &open, slot).await;
-            open.end().await?;
+            protection.end().await;
             read
         };
         match person.live(limit, life).await {
@@ -46,6 +55,15 @@ pub(super) async fn restore(mut person: Person) {
             None => {}
         }
     }
+}
+
+/// The slots that a listing shows with more than a tombstone, whether forgotten or not.
+async fn slots(person: &Person) -> Result<Vec<Slot>, Failure> {
+    let listed = person.repository().store.list(names::SNAPSHOTS).await?;
+    let existing = listed.iter().filter(|listed| listed.size > 0);
+    let mut slots: Vec<Slot> = existing.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect();
+    slots.sort();
+    Ok(slots)
 }
 
 async fn read(person: &Person, open: &OpenSession, slot: Slot) -> Result<&'static str, Failure> {

@@ -1,5 +1,5 @@
-//! What goes on in a repository besides backups, over months: collections, snapshots that are forgotten, copied and
-//! read, and time that goes by.
+//! What goes on in a repository besides backups, over months: collections, snapshots that are forgotten, brought back,
+//! held, copied and read, and time that goes by.
 
 use std::time::Duration;
 
@@ -28,8 +28,10 @@ pub struct Life {
     pub keep: usize,
     /// Pause between two looks at what may be forgotten, at most.
     pub forgetting: Duration,
-    /// Pause between two copies, or things that are remembered again, at most.
+    /// Pause between two copies to the second repository, at most.
     pub copying: Duration,
+    /// Pause between two snapshots that are brought back, or held for a while, at most.
+    pub remembering: Duration,
     /// Those who read snapshots side by side.
     pub restorers: usize,
     /// Pause between two of one, at most.
@@ -77,6 +79,8 @@ impl Plan {
         plan.pack_size = random.random_range(64..512) << 10;
         plan.volumes = (0..random.random_range(3..9)).map(|_| small_volume(random, days, pace)).collect();
         plan.conducting.sessions = random.random_range(2..5);
+        // A leap looks like silence to whoever waits.
+        plan.conducting.patience += days as u32;
         plan.bus.late_max = [Duration::from_secs(6), HOUR / 12][random.random_range(0..2)];
         plan.months_of_upsets(random, days);
         plan
@@ -134,6 +138,7 @@ impl Life {
             keep: random.random_range(0..6),
             forgetting: pause(random, 4),
             copying: pause(random, 12),
+            remembering: pause(random, 8),
             restorers: random.random_range(1..3),
             restoring: pause(random, 6),
         }

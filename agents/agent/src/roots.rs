@@ -1,0 +1,108 @@
+//! Reads the roots of many snapshots. One that is damaged is named, and stands in nobody's way.
+//!
+//! Of such a snapshot nothing is known but its slot. Whoever decides about others must not take it for absent where
+//! more would be removed then.
+
+use std::fmt;
+
+use futures::future::try_join_all;
+use schema::VolumeKey;
+use schema::messages::FailureKind;
+use schema::names::Slot;
+use schema::root::Root;
+
+use crate::repository::AtSlot;
+use crate::{Failure, Repository};
+
+/// Roots read at once.
+const AT_ONCE: usize = 16;
+
+/// Snapshots that were read, each in the order of the slots.
+#[derive(Debug, Clone, Default)]
+pub struct Roots {
+    /// What their roots say.
+    pub readable: Vec<Root>,
+    /// Those whose roots say nothing.
+    pub damaged: Vec<DamagedRoot>,
+}
+
+/// A snapshot whose root is damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedRoot {
+    /// Where it stands.
+    pub slot: Slot,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl DamagedRoot {
+    /// The same as a failure.
+    pub fn failure(&self) -> Failure {
+        Failure::damaged(self.to_string())
+    }
+}
+
+impl fmt::Display for DamagedRoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = self.slot.session;
+        write!(
+            f,
+            "the root of snapshot {id} is damaged, so that nobody knows what it holds: bring {} back from elsewhere, or let \
+             the snapshot go with `lvkeep forget {id}` ({})",
+            self.slot.snapshot(),
+            self.why
+        )
+    }
+}
+
+impl Roots {
+    /// Takes one in that was looked at.
+    pub fn add(&mut self, slot: Slot, looked: Result<AtSlot, Failure>) -> Result<(), Failure> {
+        match looked {
+            Ok(AtSlot::Snapshot(root)) => self.readable.push(*root),
+            Ok(AtSlot::Nothing | AtSlot::Tombstone) => {}
+            Err(failure) if failure.kind == FailureKind::Damaged => {
+                self.damaged.push(DamagedRoot { slot, why: failure.why });
+            }
+            Err(failure) => return Err(failure),
+        }
+        Ok(())
+    }
+
+    /// Those that can be read; the log says which cannot.
+    pub fn warned(self) -> Vec<Root> {
+        self.damaged.iter().for_each(|damaged| tracing::warn!("{damaged}"));
+        self.readable
+    }
+
+    /// Those that can be read, unless one cannot.
+    pub fn all(self) -> Result<Vec<Root>, Failure> {
+        match self.damaged.first() {
+            None => Ok(self.readable),
+            Some(damaged) => Err(damaged.failure()),
+        }
+    }
+}
+
+impl Repository {
+    /// The roots of all visible snapshots, or of one volume's.
+    pub async fn roots(&self, volume: Option<VolumeKey>) -> Result<Roots, Failure> {
+        self.roots_at(self.visible_slots(volume).await?).await
+    }
+
+    /// The roots that stand at these slots; those without one are left out.
+    pub async fn roots_at(&self, slots: Vec<Slot>) -> Result<Roots, Failure> {
+        let mut roots = Roots::default();
+        for some in slots.chunks(AT_ONCE) {
+            let look = |slot: Slot| async move {
+                let mut found = Roots::default();
+                found.add(slot, self.at_slot(slot).await).map(|()| found)
+            };
+            for found in try_join_all(some.iter().map(|slot| look(*slot))).await? {
+                roots.readable.extend(found.readable);
+                roots.damaged.extend(found.damaged);
+            }
+        }
+        Ok(roots)
+    }
+}
