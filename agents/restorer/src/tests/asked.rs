@@ -442,7 +442,7 @@ async fn nobody_forgets_what_was_kept_for_a_job_that_was_handed_back() {
     stopped.await.unwrap().unwrap();
     fixture.store_is_open.send_replace(true);
     let roots = fixture.repository.roots(None).await.unwrap();
-    let kept = roots.into_iter().find(|root| root.job == undo).unwrap();
+    let kept = roots.readable.into_iter().find(|root| root.job == undo).unwrap();
     let forget = async || forgetting::forget(&fixture.repository, &kept, "a test").await.unwrap();
     assert!(matches!(forget().await, Forgot::Protected(_)));
 
