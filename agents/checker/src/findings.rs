@@ -11,13 +11,17 @@ const NAMED: usize = 10;
 
 /// How far the reading of content is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub struct Progress<'a> {
     /// Bytes of packs that are to be read.
     pub total: u64,
     /// Bytes of them that were.
     pub done: u64,
     /// Everything up to this pack was read, and what was found there is recorded: another check may go on behind it.
     pub after: Option<PackId>,
+    /// Packs that were read.
+    pub packs: u64,
+    /// What is wrong with them.
+    pub found: &'a [Finding],
 }
 
 /// What a check found.

@@ -11,7 +11,7 @@ use schema::pack::{PackFooter, PackHeader};
 use schema::{ChunkId, Domain, KeyId, PackId, SessionId, names};
 
 use crate::findings::{Progress, Report};
-use crate::{Checker, Content, Found};
+use crate::{Checker, Found};
 
 /// Footers that are read at once.
 const AT_ONCE: usize = 16;
@@ -190,18 +190,20 @@ impl Checker {
     pub(crate) async fn content_frames(
         &self,
         found: &mut Found,
-        progress: &(impl Fn(Progress) + Sync),
+        progress: &(impl Fn(Progress<'_>) + Sync),
     ) -> Result<(), Failure> {
         let Found { report, recorded, packs, .. } = found;
-        let mut chosen = self.settings.content.of(&packs.listed);
         // What holds structure was read before.
-        chosen.retain(|pack| packs.structure.binary_search(pack).is_err());
-        let total = chosen.iter().map(|(_, size)| size).sum();
-        let (mut done, mut pending) = (0, 0);
-        let goes_on = !matches!(self.settings.content, Content::Share(_));
-        progress(Progress { total, done, after: None });
+        let is_content = |pack: &&(PackId, u64)| packs.structure.binary_search(*pack).is_err();
+        let content: Vec<(PackId, u64)> = packs.listed.iter().filter(is_content).copied().collect();
+        let chosen = self.settings.content.of(&content, self.stopped);
+        let mut done = self.stopped.map_or(0, |stopped| stopped.done);
+        let total = done + chosen.iter().map(|(_, size)| size).sum::<u64>();
+        let (objects, read) = (report.objects.len(), report.packs_read);
+        let mut pending = 0;
+        progress(Progress { total, done, after: None, packs: 0, found: &[] });
         for (number, (pack, size)) in chosen.iter().enumerate() {
-            self.source.go_on()?;
+            self.may_go_on(*size).await?;
             pending += self.frames_of(*pack, *size, packs, report).await?;
             done += size;
             let is_last = number + 1 == chosen.len();
@@ -212,10 +214,27 @@ impl Checker {
             progress(Progress {
                 total,
                 done,
-                after: (goes_on && pending == 0 && self.unrecorded.get().is_none()).then_some(*pack),
+                after: (pending == 0 && self.unrecorded.get().is_none()).then_some(*pack),
+                packs: report.packs_read - read,
+                found: &report.objects[objects..],
             });
         }
         Ok(())
+    }
+
+    /// Waits until a pack of this size may be read.
+    async fn may_go_on(&self, size: u64) -> Result<(), Failure> {
+        self.source.go_on()?;
+        let waiting = async {
+            if let Some(pace) = &self.pace {
+                pace.wait().await;
+            }
+            self.limit.pass(size).await;
+        };
+        tokio::select! {
+            () = waiting => self.source.go_on(),
+            () = self.source.stop.raised() => self.source.go_on(),
+        }
     }
 
     /// Reads the frames of one pack; how many are no copies.

@@ -2,11 +2,14 @@
 //! it, other volumes come back as they were, what comes back of the one that suffers is right but for what the check
 //! says is lost, and the next backup heals what it still has.
 
+mod agents;
+
 use std::path::PathBuf;
 
 use agent::{Failure, marks};
 use bytes::Bytes;
 use checker::{Content, DamagedSnapshot, Report};
+use schema::check::{Check, Reached};
 use schema::damage::{Damage, Holes};
 use schema::epoch::{Awaited, Epoch, Verdict};
 use schema::pack::PACK_HEADER_LEN;
@@ -204,7 +207,19 @@ async fn with_small_objects(victim: &Victim) -> Rot {
         rot.put(&victim.older.slot.holes(), &holes).await?;
         let packs = vec![PackId::from_bytes([9; 16])];
         let damage = Damage { version: 1, found_ms: 0, host: "host".into(), packs, chunks: vec![] };
-        rot.put(&names::damage(environment.damage_id()), &damage).await
+        rot.put(&names::damage(environment.damage_id()), &damage).await?;
+        let check = Check {
+            version: 1,
+            job: environment.job_id(),
+            by: "a test".into(),
+            asked_ms: 0,
+            content: schema::check::Content::All,
+            worker: None,
+            tries: 0,
+            reached: Reached::default(),
+            end: None,
+        };
+        rot.put(&names::check(check.job), &check).await
     };
     put.await.expect("small objects");
     rot
@@ -214,7 +229,7 @@ async fn with_small_objects(victim: &Victim) -> Rot {
 fn may_be_gone(key: &str) -> bool {
     let folder = key.split('/').next().unwrap_or_default();
     match folder {
-        "sessions" | "damage" | "holes" | "forgotten" | "marks" => true,
+        "sessions" | "damage" | "holes" | "forgotten" | "marks" | "checks" => true,
         "gc" => key.ends_with(".sessions") || key.ends_with("2.verdict"),
         _ => false,
     }
