@@ -84,6 +84,9 @@ pub struct Reached {
     pub behind: Option<PackId>,
     /// Packs of content that were read.
     pub packs: u64,
+    /// Chunks in them that the identity does not open.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unopened: u64,
     /// What is wrong with objects that were read.
     pub found: Vec<Finding>,
 }
@@ -125,6 +128,9 @@ pub struct Report {
     pub damaged: u64,
     /// The first of them.
     pub snapshots_damaged: Vec<DamagedSnapshot>,
+    /// Chunks that the identity does not open.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unopened: u64,
     /// Chunks that have a damaged copy, and another one that snapshots can be read from.
     pub rescued: u64,
     /// Chunks that are recorded as damaged since this check.
@@ -197,6 +203,10 @@ impl Report {
         let names = self.snapshots_damaged.iter().filter_map(|damaged| damaged.volume.as_ref());
         at_most("a volume's name", names.map(String::len).max().unwrap_or(0), VOLUME_NAME_MAX)
     }
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 fn at_most(what: &'static str, found: usize, limit: usize) -> Result<()> {

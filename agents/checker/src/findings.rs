@@ -20,6 +20,8 @@ pub struct Progress<'a> {
     pub after: Option<PackId>,
     /// Packs that were read.
     pub packs: u64,
+    /// Chunks in them that the identity does not open.
+    pub unopened: u64,
     /// What is wrong with them.
     pub found: &'a [Finding],
 }
@@ -41,6 +43,8 @@ pub struct Report {
     pub objects: Vec<Finding>,
     /// Snapshots of which something cannot be read.
     pub damaged: Vec<DamagedSnapshot>,
+    /// Chunks in content that was read which the identity does not open, so that nothing is known of them.
+    pub unopened: u64,
     /// Chunks that have a damaged copy, and another one that snapshots can be read from.
     pub rescued: u64,
     /// Chunks that are recorded as damaged since this check.

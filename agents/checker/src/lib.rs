@@ -170,12 +170,14 @@ struct Source {
     repository: Repository,
     keys: DataKeys,
     stop: Stop,
+    /// A pack whose footer is torn is read as a whole: one at a time.
+    whole: futures::lock::Mutex<()>,
 }
 
 impl Source {
     fn new(repository: Repository, identity: Option<Arc<Identity>>, stop: Stop) -> Self {
         let keys = DataKeys::new(repository.clone(), identity);
-        Self { repository, keys, stop }
+        Self { repository, keys, stop, whole: Default::default() }
     }
 
     fn go_on(&self) -> Result<(), Failure> {

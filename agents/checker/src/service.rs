@@ -203,6 +203,7 @@ impl Service {
         let earlier = attempt.earlier.found.iter();
         report.objects.extend(earlier.map(|one| Finding { key: one.key.clone(), why: one.why.clone() }));
         report.packs_read += attempt.earlier.packs;
+        report.unopened += attempt.earlier.unopened;
         report.bytes_read += done;
         Ok(report)
     }
@@ -309,15 +310,15 @@ impl Attempt {
         let mut check = self.lock();
         check.reached.total = progress.total;
         let Some(after) = progress.after else { return };
-        let Reached { packs, found, .. } = &self.earlier;
+        let Reached { packs, unopened, found, .. } = &self.earlier;
         let mut all = std::mem::take(&mut check.reached.found);
         if all.len() != found.len() + progress.found.len() {
             all = found.iter().cloned().chain(told::findings(progress.found)).collect();
             all.truncate(CHECK_FINDINGS_MAX);
         }
         let Progress { total, done, .. } = progress;
-        let packs = packs + progress.packs;
-        check.reached = Reached { total, done, behind: Some(after), packs, found: all };
+        let (packs, unopened) = (packs + progress.packs, unopened + progress.unopened);
+        check.reached = Reached { total, done, behind: Some(after), packs, unopened, found: all };
         check.tries = 0;
     }
 }

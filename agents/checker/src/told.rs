@@ -44,6 +44,7 @@ pub(crate) fn report(found: Report, ended_ms: u64) -> check::Report {
         found: findings(&found.objects),
         damaged: found.damaged.len() as u64,
         snapshots_damaged,
+        unopened: found.unopened,
         rescued: found.rescued,
         recorded: found.recorded,
         unrecorded: found.unrecorded,

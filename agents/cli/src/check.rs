@@ -36,6 +36,7 @@ pub struct Checked {
     damaged: Vec<Damaged>,
     objects_damaged: u64,
     objects: Vec<Object>,
+    chunks_unopened: u64,
     chunks_rescued: u64,
     chunks_recorded: u64,
     chunks_healed: u64,
@@ -97,14 +98,10 @@ pub async fn run(app: &App, args: &CheckArgs) -> anyhow::Result<()> {
 /// Prints what was found; damage is a failure.
 pub fn conclude(app: &App, checked: &Checked) -> anyhow::Result<()> {
     app.print(checked, || checked.text())?;
-    let why = match (checked.snapshots_damaged, checked.objects_damaged) {
-        (0, 0) => return Ok(()),
-        (0, objects) => {
-            format!("{objects} objects are damaged or missing; no snapshot was seen to lack anything by it")
-        }
-        (damaged, _) => format!("{damaged} of {} snapshots are damaged", checked.snapshots),
-    };
-    Err(Failure::damaged(why).into())
+    match checked.failure() {
+        None => Ok(()),
+        Some(failure) => Err(failure.into()),
+    }
 }
 
 /// Checks, and tells now and then behind which pack another check may go on. What was found, and how many snapshots are
@@ -243,6 +240,7 @@ impl Checked {
             damaged: report.damaged.into_iter().map(Damaged::from).collect(),
             objects_damaged: report.objects.len() as u64,
             objects: report.objects.into_iter().map(object).collect(),
+            chunks_unopened: report.unopened,
             chunks_rescued: report.rescued,
             chunks_recorded: report.recorded,
             chunks_healed: report.healed,
@@ -264,12 +262,34 @@ impl Checked {
             damaged: report.snapshots_damaged.into_iter().map(Damaged::from).collect(),
             objects_damaged: report.objects,
             objects: report.found.into_iter().map(object).collect(),
+            chunks_unopened: report.unopened,
             chunks_rescued: report.rescued,
             chunks_recorded: report.recorded,
             chunks_healed: report.healed,
             records_removed: report.settled,
             unrecorded: report.unrecorded,
         }
+    }
+
+    /// A failure when anything is wrong.
+    pub fn failure(&self) -> Option<Failure> {
+        let why = match (self.snapshots_damaged, self.objects_damaged) {
+            (0, 0) => {
+                self.unrecorded.as_ref().map(|why| format!("what is damaged is not recorded: {why}"))?
+            }
+            (0, _) if self.chunks_unopened > 0 => format!(
+                "{} chunks cannot be opened with this identity, and nobody knows whether they are whole: what stands on them \
+                 cannot be restored with it",
+                self.chunks_unopened
+            ),
+            (0, objects) => {
+                format!(
+                    "{objects} objects are damaged or missing; no snapshot was seen to lack anything by it"
+                )
+            }
+            (damaged, _) => format!("{damaged} of {} snapshots are damaged", self.snapshots),
+        };
+        Some(Failure::damaged(why))
     }
 
     /// For people.

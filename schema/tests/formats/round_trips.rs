@@ -166,8 +166,9 @@ proptest! {
         for content in [Content::None, Content::All, share, rolling] {
             let mut checked = Check { job, content, ..samples::ended_check() };
             checked.reached.found = found.clone();
+            checked.reached.unopened = of - 1;
             if let Some(check::End::Checked(report)) = &mut checked.end {
-                report.found = found.clone();
+                (report.found, report.unopened) = (found.clone(), of - 1);
                 report.snapshots_damaged[0].lost = ranges.clone();
             }
             let (writer, key) = (writer(&identity()), names::check(job));

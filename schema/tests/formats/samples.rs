@@ -286,7 +286,14 @@ pub fn check() -> Check {
         content: Read::Percent { percent: 10, behind: Some(pack_id()) },
         worker: Some(worker),
         tries: 1,
-        reached: Reached { total: 1 << 30, done: 32 << 20, behind: Some(pack_id()), packs: 1, found },
+        reached: Reached {
+            total: 1 << 30,
+            done: 32 << 20,
+            behind: Some(pack_id()),
+            packs: 1,
+            unopened: 0,
+            found,
+        },
         end: None,
     }
 }
@@ -311,6 +318,7 @@ pub fn ended_check() -> Check {
         found: vec![finding()],
         damaged: 1,
         snapshots_damaged: vec![damaged],
+        unopened: 0,
         rescued: 2,
         recorded: 3,
         unrecorded: Some("no room".to_owned()),

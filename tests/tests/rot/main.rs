@@ -385,6 +385,43 @@ async fn a_lost_key_comes_back_from_a_footer() {
     }
 }
 
+/// Nobody can open what a key has sealed that is gone: that is damage, which the next backup heals, and no repair stops
+/// at it.
+#[tokio::test]
+async fn what_no_key_opens_is_damaged_and_stops_no_repair() {
+    let victim = victim().await;
+    let (pack, frames) = victim.pack(Domain::Data);
+    let mut objects = victim.objects.clone();
+    let (_, written) = schema::pack::parse_pack(&objects[&pack]).expect("a pack");
+    objects.remove(&names::key(written.keys[0].id));
+    let footer = frames.last().map_or(0, |(start, len)| start + len);
+    objects.insert(pack.clone(), flipped(&objects[&pack], footer + 3));
+    let rot = victim.rot.with(&objects).await.expect("a repository");
+    let (mended, report) = rot.repair().await.expect("a repair");
+    assert!(mended.packs.is_empty(), "{mended:?}");
+    let [(stays, why)] = &mended.unsalvaged[..] else { panic!("{mended:?}") };
+    assert!(names::pack(*stays) == pack && why.contains("no key opens"), "{why}");
+    let damaged: Vec<_> = report.damaged.iter().map(|damaged| damaged.slot).collect();
+    assert_eq!(damaged, [victim.bad.0.slot], "{report:?}");
+    assert!(report.unopened == 0 && report.recorded > 0, "{report:?}");
+    victim.lost_is_what_the_check_says(&rot, &report, "a lost key").await;
+    rot.backup("vm/bad", &victim.path).await.expect("a backup");
+    let report = rot.check(ALL).await.expect("a report");
+    assert!(report.damaged.is_empty(), "{report:?}");
+}
+
+/// Empty is what somebody made empty.
+#[tokio::test]
+async fn an_emptied_key_stays_empty() {
+    let victim = victim().await;
+    let key = victim.brought.iter().find(|key| key.starts_with("keys/")).expect("a key").clone();
+    let mut objects = victim.objects.clone();
+    objects.insert(key.clone(), Bytes::new());
+    let rot = victim.rot.with(&objects).await.expect("a repository");
+    let (mended, _) = rot.repair().await.expect("a repair");
+    assert!(mended.keys.is_empty() && rot.objects().await[&key].is_empty());
+}
+
 #[tokio::test]
 async fn a_snapshot_with_holes_is_marked_until_they_are_healed() {
     let victim = victim().await;
