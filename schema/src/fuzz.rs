@@ -13,8 +13,8 @@ use bytes::Bytes;
 use crate::keys::{DataKey, Identity, SealedKey, WriterKey};
 use crate::messages::{self, Message, Payload};
 use crate::{
-    KeyId, Object, RepoId, chunk, config, damage, epoch, lvmsync, map, mark, names, pack, root, session,
-    stream,
+    KeyId, Object, RepoId, check, chunk, config, damage, epoch, lvmsync, map, mark, names, pack, root,
+    session, stream,
 };
 
 /// A name and a parser.
@@ -41,6 +41,7 @@ pub const TARGETS: &[Target] = &[
     ("awaited", object::<epoch::Awaited>),
     ("damage", object::<damage::Damage>),
     ("holes", object::<damage::Holes>),
+    ("check", object::<check::Check>),
     ("message", message),
     ("writer_key_file", |b| drop(WriterKey::from_file(&String::from_utf8_lossy(b)))),
     ("writer_key", |b| drop(WriterKey::read_plain(b))),
@@ -57,6 +58,7 @@ pub const TARGETS: &[Target] = &[
         drop(names::parse_session(&text));
         drop(names::parse_mark(&text));
         drop(names::parse_damage(&text));
+        drop(names::parse_check(&text));
     }),
 ];
 
@@ -111,6 +113,7 @@ fn message(bytes: &[u8]) {
         body::<messages::Flush>,
         body::<messages::Cancel>,
         body::<messages::StopRestore>,
+        body::<messages::CheckJob>,
         body::<messages::WhoIsThere>,
         body::<messages::AgentIsThere>,
     ] {

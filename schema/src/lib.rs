@@ -6,6 +6,7 @@
 //!
 //! Integers are little-endian. Every version that was ever written stays readable; `tests/golden` proves it.
 
+pub mod check;
 pub mod chunk;
 pub mod config;
 mod crypt;

@@ -50,6 +50,12 @@ pub const DAMAGED_CHUNKS_MAX: usize = 1 << 18;
 pub const DAMAGED_PACKS_MAX: usize = 1 << 18;
 /// Holes of one snapshot.
 pub const HOLES_MAX: usize = 1 << 20;
+/// Objects that a check of agents says something about.
+pub const CHECK_FINDINGS_MAX: usize = 1 << 12;
+/// Damaged snapshots that a check of agents names.
+pub const CHECK_DAMAGED_MAX: usize = 1 << 12;
+/// Ranges of them that it names in all.
+pub const CHECK_RANGES_MAX: usize = 1 << 18;
 /// Bytes of one sealed key.
 pub const SEALED_KEY_MAX: usize = 64 << 10;
 /// Age recipients of one repository: what is sealed to so many stays below [`SEALED_KEY_MAX`].

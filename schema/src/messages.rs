@@ -174,10 +174,12 @@ fn inside_volume(offset: u64) -> Result<()> {
     }
 }
 
+mod checking;
 mod reading;
 mod restoring;
 mod seeking;
 mod sharing;
+pub use checking::*;
 pub use reading::*;
 pub use restoring::*;
 pub use seeking::*;

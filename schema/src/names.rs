@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DamageId, FormatError, KeyId, MarkId, PackId, Result, SessionId, VolumeKey};
+use crate::{DamageId, FormatError, JobId, KeyId, MarkId, PackId, Result, SessionId, VolumeKey};
 
 /// The `config` object.
 pub const CONFIG: &str = "config";
@@ -32,6 +32,8 @@ pub const UNDO_VOLUMES: &str = "undo/";
 pub const DAMAGE: &str = "damage";
 /// Where it stands what of a snapshot cannot be read any more.
 pub const HOLES: &str = "holes";
+/// Where checks are that agents were given.
+pub const CHECKS: &str = "checks";
 /// Where the probe races its creators; everything below is deleted again.
 pub const PROBES: &str = "probe";
 
@@ -90,6 +92,17 @@ pub fn damage(id: DamageId) -> String {
 pub fn parse_damage(key: &str) -> Result<DamageId> {
     let id = key.strip_prefix(DAMAGE).and_then(|rest| rest.strip_prefix('/'));
     id.ok_or_else(|| FormatError::invalid("damage name", format!("{key:?} is not one")))?.parse()
+}
+
+/// The key of a check that agents were given.
+pub fn check(job: JobId) -> String {
+    format!("{CHECKS}/{job}")
+}
+
+/// The job of the check that a key names.
+pub fn parse_check(key: &str) -> Result<JobId> {
+    let job = key.strip_prefix(CHECKS).and_then(|rest| rest.strip_prefix('/'));
+    job.ok_or_else(|| FormatError::invalid("check name", format!("{key:?} is not one")))?.parse()
 }
 
 /// The session that a key names.

@@ -46,6 +46,8 @@ pub enum ObjectKind {
     Damage = 10,
     /// What of a snapshot cannot be read any more.
     Holes = 11,
+    /// A check that agents were given.
+    Check = 12,
 }
 
 /// A value that is stored as a small object.

@@ -15,7 +15,7 @@ use agent::store::Store;
 use agent::{Answerer, Context, Environment, Failure, Repository, Stop};
 use async_trait::async_trait;
 use bytes::Bytes;
-use checker::{Checker, Content, Mended, Mender, Report, Settings};
+use checker::{Checker, Content, Mended, Mender, Report, Serving, Settings};
 use conductor::Conductor;
 use futures::TryStreamExt;
 use hasher::{ContentKey, Hasher};
@@ -31,7 +31,7 @@ use schema::messages::{
 };
 use schema::root::Root;
 use storer::Storer;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::sim::environment::SimEnvironment;
 
@@ -96,6 +96,40 @@ impl Answerer for Footers {
         };
         let answers = Answers { answers: ask.ids.iter().map(answer).collect() };
         Ok(Message::new(&About::nothing(), &answers))
+    }
+}
+
+/// Agents that check one repository.
+pub struct Agents<'a> {
+    rot: &'a Rot,
+    /// Their bus.
+    pub bus: LocalBus,
+    context: Context,
+    index: IndexClient,
+}
+
+/// One of them.
+pub struct Agent {
+    /// Its own counters and flag.
+    pub context: Context,
+    /// It, until it ends.
+    pub task: JoinHandle<Result<(), Failure>>,
+}
+
+impl Agents<'_> {
+    /// Starts one that reads so many bytes per second.
+    pub fn start(&self, bytes_per_second: Option<u64>) -> Agent {
+        let limit = match bytes_per_second {
+            Some(bytes) => RateLimit::new(bytes, self.rot.environment.clone()),
+            None => RateLimit::none(),
+        };
+        let context = Context { counters: Arc::default(), stop: Stop::default(), ..self.context.clone() };
+        let (beat, patience) = (Duration::from_secs(10), Duration::from_secs(30));
+        let serving = Serving { host: HOST.to_owned(), beat, patience, limit };
+        let (repository, identity) = (self.rot.repository.clone(), Some(self.rot.identity.clone()));
+        let service =
+            checker::Service::new(context.clone(), repository, self.index.clone(), identity, serving);
+        Agent { context, task: tokio::spawn(service.run()) }
     }
 }
 
@@ -228,6 +262,14 @@ impl Rot {
         let report = self.checker(&context, content).await?.check(None, &|_| ()).await;
         context.stop.raise();
         report
+    }
+
+    /// A bus for agents that check, with an index.
+    pub async fn agents(&self) -> Result<Agents<'_>, Failure> {
+        let bus = LocalBus::new(self.environment.clone(), 16 << 20);
+        let context = Context { bus: Arc::new(bus.clone()), ..self.context() };
+        let index = self.index(&context).await?;
+        Ok(Agents { rot: self, bus, context, index })
     }
 
     /// Backs a file up beside a check, whose index was built before.

@@ -85,6 +85,11 @@ impl Queue {
         Self::new("jobs", format!("restore-{}", token(host)), Durability::File, 16 << 20)
     }
 
+    /// Checks of the repository, for any agent that checks.
+    pub fn checks() -> Self {
+        Self::new("jobs", "check".into(), Durability::File, 16 << 20)
+    }
+
     /// Requests to the readers of a host: small, and one per session and re-drive.
     pub fn reads(host: &str) -> Self {
         Self::new("reads", token(host), Durability::Memory, 16 << 20)

@@ -50,6 +50,12 @@ counters! {
     collections => "Collections that this agent finished.",
     /// Collections that it could not.
     collections_failed => "Collections of this agent that failed, and are tried again.",
+    /// Checks that an agent brought to their end.
+    checks => "Checks that this agent finished.",
+    /// Those of them that found something.
+    checks_damaged => "Checks of this agent that found damage.",
+    /// Checks that it could not.
+    checks_failed => "Checks of this agent that failed.",
     /// Leaves asked for again.
     leaves_redriven => "Map leaves that were asked for again.",
     /// Microseconds that readers waited for buffers or queues.
@@ -58,6 +64,8 @@ counters! {
     blocked_hasher_us => "Microseconds that hashers were blocked by what follows them.",
     /// Microseconds that storers waited for uploads.
     blocked_storer_us => "Microseconds that storers were blocked by uploads.",
+    /// Messages taken: what is not handled yet is in hand.
+    messages_taken => "Messages taken in hand.",
     /// Messages handled.
     messages_handled => "Messages handled.",
     /// Messages put back for another try.

@@ -7,6 +7,7 @@
 //! Bringing back is a session that commits the same root in a new slot: (1) its object, (2) the latest epoch, (3) only
 //! then the marker and the slot, (4) the commit, (5) its object is deleted. What the epoch sweeps stays forgotten.
 
+use schema::damage::Holes;
 use schema::facts::{COPIED_FROM, Origin};
 use schema::messages::FailureKind;
 use schema::names::{self, Slot, UNDO_VOLUMES};
@@ -134,7 +135,7 @@ pub struct Back {
     pub already: bool,
 }
 
-/// Brings a forgotten snapshot back in a new slot, with the same content, generation, holds, tags and note. Refuses when
+/// Brings a forgotten snapshot back in a new slot, with the same content, generation, holds, tags, note and marked holes. Refuses when
 /// it is not forgotten, and when a collection sweeps it or has swept it.
 pub async fn unforget(repository: &Repository, root: &Root, by: &str) -> Result<Back, Failure> {
     // Whoever brings this very snapshot back runs the same job, so that what a crashed attempt left is found.
@@ -182,6 +183,24 @@ async fn unmark(repository: &Repository, slot: Slot) {
     if let Err(failure) = marks::remove(repository, slot).await {
         tracing::debug!(%slot, %failure, "marks of no snapshot stay");
     }
+    if let Err(error) = repository.store.delete(&slot.holes()).await {
+        tracing::debug!(%slot, %error, "holes of no snapshot stay");
+    }
+}
+
+/// Marks what comes back with what of it is lost.
+async fn carry_holes(repository: &Repository, from: Slot, to: Slot) -> Result<(), Failure> {
+    let holes = match repository.read::<Holes>(&from.holes()).await {
+        Ok(Some(holes)) => Holes { slot: to, ..holes },
+        Ok(None) => return Ok(()),
+        Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
+        Err(failure) => {
+            tracing::warn!(%from, %failure, "what of the snapshot is lost cannot be read: `lvkeep repair` marks it again");
+            return Ok(());
+        }
+    };
+    let key = to.holes();
+    Ok(repository.store.put(&key, repository.seal(&key, &holes)?).await?)
 }
 
 /// Ends the holds of a forgotten snapshot whose copy carries them: no collection would ever sweep it.
@@ -256,6 +275,7 @@ async fn commit_again(
     };
     // A hold counts from the moment of the commit.
     marks::carry(repository, from, to, by).await?;
+    carry_holes(repository, from, to).await?;
     let again = Root { slot: to, ..again(repository, &found) };
     match session.commit(&again).await? {
         Commit::Won => Ok(again),

@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use schema::keys::{DataKey, FrameKey, Identity, KEY_PLAIN, SealedKey, index_of};
-use schema::messages::FailureKind;
 use schema::{KeyId, PackId, names};
 use tokio::sync::Mutex;
 
 use crate::{Failure, Repository};
 
+/// Packs whose footers were asked for a key, at most.
+const OF_PACKS_MAX: usize = 1 << 14;
 /// Keys that were not found or did not open, kept so that a damaged repository is not asked for them again and again.
 const FAILED_MAX: usize = 1024;
 
@@ -27,7 +28,16 @@ pub struct DataKeys {
 struct State {
     listed: Option<BTreeMap<u32, Vec<KeyId>>>,
     open: BTreeMap<u32, Arc<[FrameKey]>>,
+    /// Where a key below `keys/` does not open that a pack's footer may have.
+    of_packs: BTreeMap<(u32, PackId), Arc<[FrameKey]>>,
     failed: BTreeMap<(u32, PackId), Failure>,
+}
+
+/// The keys that a name was found to lead to.
+struct Found {
+    keys: Vec<FrameKey>,
+    /// Whether they are the same for every pack.
+    is_all: bool,
 }
 
 impl DataKeys {
@@ -69,19 +79,33 @@ impl DataKeys {
         }
     }
 
-    /// Whether a stored key cannot be opened, and this copy of it can.
-    pub async fn is_lost(&self, copy: &SealedKey) -> Result<bool, Failure> {
-        match self.opens(copy.id).await {
-            Ok(()) => Ok(false),
-            Err(failure) if failure.kind == FailureKind::Store => Err(failure),
-            Err(_) => Ok(self.identity.as_ref().is_some_and(|identity| self.unseal(copy, identity).is_ok())),
+    /// Whether this copy of a key opens.
+    pub fn is_whole(&self, copy: &SealedKey) -> bool {
+        self.identity.as_ref().is_some_and(|identity| self.unseal(copy, identity).is_ok())
+    }
+
+    /// Whether what is stored of a key cannot be opened, and is the same when it is read again. What is empty was made so.
+    pub async fn is_lost(&self, id: KeyId) -> Result<bool, Failure> {
+        let mut seen = None;
+        for _ in 0..2 {
+            let stored = self.repository.store.get(&names::key(id)).await?.unwrap_or_default();
+            let key =
+                SealedKey { id, sealed: stored.clone(), generation: self.repository.config.key_generation };
+            if stored.is_empty() || self.is_whole(&key) || seen.is_some_and(|seen| seen != stored) {
+                return Ok(false);
+            }
+            seen = Some(stored);
         }
+        Ok(true)
     }
 
     /// The keys that frames of `pack` call `index`: one, or rarely several.
     pub async fn get(&self, index: u32, pack: PackId) -> Result<Arc<[FrameKey]>, Failure> {
         let mut state = self.state.lock().await;
         if let Some(open) = state.open.get(&index) {
+            return Ok(open.clone());
+        }
+        if let Some(open) = state.of_packs.get(&(index, pack)) {
             return Ok(open.clone());
         }
         if let Some(failed) = state.failed.get(&(index, pack)) {
@@ -91,16 +115,20 @@ impl DataKeys {
             Some(_) if index == KEY_PLAIN => {
                 Err(Failure::damaged("it is not encrypted, and the repository is"))
             }
-            None if index == KEY_PLAIN => Ok(vec![FrameKey::plain()]),
+            None if index == KEY_PLAIN => Ok(Found { keys: vec![FrameKey::plain()], is_all: true }),
             None => Err(Failure::damaged(format!(
                 "it is sealed with key {index:08x}, and the repository is plain"
             ))),
             Some(identity) => self.find(&mut state, identity, index, pack).await,
         };
         match found {
-            Ok(keys) => {
+            Ok(Found { keys, is_all }) => {
                 let keys: Arc<[FrameKey]> = keys.into();
-                state.open.insert(index, keys.clone());
+                if is_all {
+                    state.open.insert(index, keys.clone());
+                } else if state.of_packs.len() < OF_PACKS_MAX {
+                    state.of_packs.insert((index, pack), keys.clone());
+                }
                 Ok(keys)
             }
             Err(failure) => {
@@ -118,7 +146,7 @@ impl DataKeys {
         identity: &Identity,
         index: u32,
         pack: PackId,
-    ) -> Result<Vec<FrameKey>, Failure> {
+    ) -> Result<Found, Failure> {
         let mut trouble = None;
         let mut keys = Vec::new();
         for id in self.listed(state, index).await {
@@ -132,7 +160,9 @@ impl DataKeys {
                 Err(failure) => trouble = Some(failure.context(names::key(id))),
             }
         }
-        if keys.is_empty() {
+        // A key that does not open may have shared its name with one that does.
+        let is_all = !keys.is_empty() && trouble.is_none();
+        if !is_all {
             match self.repository.read_footer(pack).await {
                 Ok((_, footer)) => {
                     for key in footer.keys.iter().filter(|key| index_of(&key.id) == index) {
@@ -161,7 +191,7 @@ impl DataKeys {
         };
         match keys.is_empty() {
             true => Err(trouble.unwrap_or_else(missing)),
-            false => Ok(keys),
+            false => Ok(Found { keys, is_all }),
         }
     }
 

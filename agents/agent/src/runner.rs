@@ -151,6 +151,7 @@ async fn pause(context: &Context, duration: Duration) {
 async fn settle(context: &Context, queue: &Queue, handler: &mut impl Handler, delivery: Delivery) {
     let Delivery { message, attempt, ticket } = delivery;
     let (mut ticket, most) = (Some(ticket), handler.attempts());
+    context.counters.messages_taken.add(1);
     let result = match attempt > most {
         false => handler.handle(&message, &mut ticket).await,
         true => Err(Failure::new(

@@ -11,13 +11,19 @@ const NAMED: usize = 10;
 
 /// How far the reading of content is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub struct Progress<'a> {
     /// Bytes of packs that are to be read.
     pub total: u64,
     /// Bytes of them that were.
     pub done: u64,
     /// Everything up to this pack was read, and what was found there is recorded: another check may go on behind it.
     pub after: Option<PackId>,
+    /// Packs that were read.
+    pub packs: u64,
+    /// Chunks in them that the identity does not open.
+    pub unopened: u64,
+    /// What is wrong with them.
+    pub found: &'a [Finding],
 }
 
 /// What a check found.
@@ -37,6 +43,8 @@ pub struct Report {
     pub objects: Vec<Finding>,
     /// Snapshots of which something cannot be read.
     pub damaged: Vec<DamagedSnapshot>,
+    /// Chunks in content that was read which the identity does not open, so that nothing is known of them.
+    pub unopened: u64,
     /// Chunks that have a damaged copy, and another one that snapshots can be read from.
     pub rescued: u64,
     /// Chunks that are recorded as damaged since this check.

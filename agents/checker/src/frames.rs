@@ -25,8 +25,10 @@ const READ_MAX: u64 = 4 << 20;
 pub(crate) struct Checked {
     /// Chunks whose frames are no copies, and why.
     pub(crate) bad: Vec<(ChunkId, String)>,
-    /// Why some frames could not be opened, of which therefore nothing is known.
-    pub(crate) unopened: Option<String>,
+    /// Chunks whose frames no key is at hand for, and why.
+    pub(crate) keyless: Vec<(ChunkId, Failure)>,
+    /// The pack is not there any more, so that nothing in it matters.
+    pub(crate) is_gone: bool,
 }
 
 /// The keys that frames call by these numbers.
@@ -36,7 +38,7 @@ type Keys = BTreeMap<u32, Result<Arc<[FrameKey]>, Failure>>;
 enum Frame {
     Whole,
     Damaged(String),
-    Unopened(String),
+    Keyless(Failure),
 }
 
 impl Source {
@@ -61,23 +63,31 @@ impl Source {
             for (entry, frame) in entries.iter().zip(frames) {
                 match frame {
                     Frame::Whole => {}
-                    Frame::Unopened(why) => checked.unopened = Some(why),
-                    Frame::Damaged(_) => self.again(pack, header.kind, entry, &mut checked).await?,
+                    Frame::Keyless(why) => checked.keyless.push((entry.id, why)),
+                    Frame::Damaged(_) => match self.repository.store.head(&names::pack(pack)).await? {
+                        Some(size) => self.again(pack, size, header.kind, entry, &mut checked).await?,
+                        None => return Ok(Checked { is_gone: true, ..Checked::default() }),
+                    },
                 }
             }
         }
         Ok(checked)
     }
 
-    /// Reads one frame alone.
+    /// Reads one frame alone, of a pack of this size.
     async fn again(
         &self,
         pack: PackId,
+        size: u64,
         kind: Domain,
         entry: &PackEntry,
         checked: &mut Checked,
     ) -> Result<(), Failure> {
         let copy = Copy { pack, offset: entry.offset, len: entry.len };
+        if end(entry) > size {
+            checked.bad.push((entry.id, format!("the pack is cut off before offset {}", end(entry))));
+            return Ok(());
+        }
         let frames = match self.repository.read_frame(&copy).await {
             Ok(bytes) => {
                 self.judge(pack, kind, std::slice::from_ref(entry), entry.offset.into(), bytes).await?
@@ -90,7 +100,7 @@ impl Source {
                 Frame::Whole => {
                     tracing::warn!(%pack, id = %entry.id, "a frame was damaged when it was read first")
                 }
-                Frame::Unopened(why) => checked.unopened = Some(why),
+                Frame::Keyless(why) => checked.keyless.push((entry.id, why)),
                 Frame::Damaged(why) => checked.bad.push((entry.id, why)),
             }
         }
@@ -150,8 +160,8 @@ fn judge(opener: &mut Opener, entry: &PackEntry, frame: &[u8], keys: &Keys) -> F
     }
     let keys = match keys.get(&header.key) {
         Some(Ok(keys)) => keys,
-        Some(Err(why)) => return Frame::Unopened(format!("it cannot be opened: {why}")),
-        None => return Frame::Unopened("its key was not looked for".to_owned()),
+        Some(Err(why)) => return Frame::Keyless(why.clone()),
+        None => return Frame::Keyless(Failure::refused("its key was not looked for")),
     };
     let mut last = "no key is at hand".to_owned();
     for key in keys.iter() {
@@ -169,9 +179,13 @@ fn frame<'a>(entry: &PackEntry, start: u64, bytes: &'a [u8]) -> &'a [u8] {
     bytes.get(from..from + entry.len as usize).unwrap_or_default()
 }
 
+/// Where a frame ends in its pack.
+fn end(entry: &PackEntry) -> u64 {
+    u64::from(entry.offset) + u64::from(entry.len)
+}
+
 /// Joins neighbouring frames to reads.
 fn reads(entries: &[PackEntry]) -> Vec<(Range<u64>, &[PackEntry])> {
-    let end = |entry: &PackEntry| u64::from(entry.offset) + u64::from(entry.len);
     let mut reads = Vec::new();
     let mut rest = entries;
     while let Some(first) = rest.first() {

@@ -9,18 +9,23 @@
 mod findings;
 mod frames;
 mod holes;
+pub mod jobs;
 mod maps;
 mod mend;
 mod objects;
+mod pace;
 mod packs;
 mod record;
 mod scope;
+mod service;
+mod told;
 
 use std::sync::{Arc, OnceLock};
 
 use agent::damage::Damages;
 use agent::index::IndexClient;
 use agent::keys::DataKeys;
+use agent::rate::RateLimit;
 use agent::{Failure, Protection, Repository, Stop};
 use schema::PackId;
 use schema::keys::Identity;
@@ -29,9 +34,11 @@ use schema::names::Slot;
 
 pub use findings::{DamagedSnapshot, Finding, Progress, Report};
 pub use mend::{Mended, Mender};
-pub use scope::{Content, Share};
+pub use scope::{Content, Share, Stopped};
+pub use service::{Service, Serving};
 
 use maps::{Lost, Walk};
+use pace::Pace;
 use packs::Packs;
 
 /// How a checker works.
@@ -60,6 +67,11 @@ pub struct Checker {
     source: Source,
     index: IndexClient,
     settings: Settings,
+    /// Where another attempt at this check has stopped.
+    stopped: Option<Stopped>,
+    /// What goes before the reading of content.
+    pace: Option<Arc<Pace>>,
+    limit: RateLimit,
     /// Why something that was found could not be recorded.
     unrecorded: OnceLock<String>,
 }
@@ -74,7 +86,20 @@ impl Checker {
         stop: Stop,
     ) -> Self {
         let source = Source::new(repository, identity, stop);
-        Self { source, index, settings, unrecorded: OnceLock::new() }
+        let (stopped, pace, limit) = (None, None, RateLimit::none());
+        Self { source, index, settings, stopped, pace, limit, unrecorded: OnceLock::new() }
+    }
+
+    /// Goes on behind another attempt at the same check, which has recorded what it found.
+    pub fn behind(mut self, stopped: Option<Stopped>) -> Self {
+        self.stopped = stopped;
+        self
+    }
+
+    /// Reads content as fast as this limit lets it, when the process has nothing else to do.
+    fn yielding(mut self, pace: Arc<Pace>, limit: RateLimit) -> Self {
+        (self.pace, self.limit) = (Some(pace), limit);
+        self
     }
 
     /// Checks. Fails when it could not find out, or was stopped; what it finds is no failure.
@@ -84,7 +109,7 @@ impl Checker {
     pub async fn check(
         &self,
         protection: Option<Protection>,
-        progress: &(impl Fn(Progress) + Sync),
+        progress: &(impl Fn(Progress<'_>) + Sync),
     ) -> Result<Report, Failure> {
         let found = match self.keys_fit().await {
             Ok(()) => self.structure().await,
@@ -145,12 +170,14 @@ struct Source {
     repository: Repository,
     keys: DataKeys,
     stop: Stop,
+    /// A pack whose footer is torn is read as a whole: one at a time.
+    whole: futures::lock::Mutex<()>,
 }
 
 impl Source {
     fn new(repository: Repository, identity: Option<Arc<Identity>>, stop: Stop) -> Self {
         let keys = DataKeys::new(repository.clone(), identity);
-        Self { repository, keys, stop }
+        Self { repository, keys, stop, whole: Default::default() }
     }
 
     fn go_on(&self) -> Result<(), Failure> {

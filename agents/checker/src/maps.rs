@@ -167,8 +167,9 @@ impl<'a> Walk<'a> {
     fn note(&mut self, wrong: Wrong, damaged: &mut DamagedSnapshot) {
         wrong.problems.into_iter().for_each(|(range, problem)| damaged.add(range, problem));
         for (id, packs) in wrong.lost {
-            if self.lost.len() < DAMAGED_CHUNKS_MAX {
-                self.lost.insert(id, packs);
+            match self.lost.len() < DAMAGED_CHUNKS_MAX {
+                true => drop(self.lost.insert(id, packs)),
+                false => self.checker.too_much(),
             }
         }
         self.rescued.extend(wrong.rescued.into_iter().take(DAMAGED_CHUNKS_MAX - self.rescued.len()));

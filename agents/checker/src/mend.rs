@@ -23,7 +23,7 @@ use schema::session::{Session, SessionKind};
 use schema::{KeyId, PackId, SessionId};
 
 use crate::Source;
-use crate::packs::{Footer, read_footer};
+use crate::packs::Footer;
 
 /// What the session of a repair says that it works on.
 const VOLUME: &str = "(repair)";
@@ -36,8 +36,18 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 pub struct Mended {
     /// Torn packs whose frames were moved, and how many that were.
     pub packs: Vec<(PackId, u64)>,
+    /// Torn packs that stay as they are, and why.
+    pub unsalvaged: Vec<(PackId, String)>,
     /// Data keys that were stored again.
     pub keys: Vec<KeyId>,
+}
+
+/// What became of a torn pack.
+enum Salvaged {
+    /// So many whole frames are in a new pack.
+    Moved(u64),
+    /// Nothing was moved, and this is why.
+    Stays(String),
 }
 
 /// Mends a repository.
@@ -95,24 +105,28 @@ impl Mender {
         let mut torn = Vec::new();
         for (pack, _) in self.source.list_packs().await? {
             self.source.go_on()?;
-            match read_footer(&self.source.repository, pack).await? {
+            match self.source.read_footer(pack).await? {
                 Footer::Whole(_, footer) => self.keys(&footer, &known, &mut seen, &mut mended).await?,
-                Footer::Torn(header, footer, _) => {
+                Footer::Torn(_, footer, _) => {
                     self.keys(&footer, &known, &mut seen, &mut mended).await?;
-                    torn.push((pack, header, footer));
+                    torn.push(pack);
                 }
                 Footer::Unreadable(_) | Footer::Gone => {}
             }
         }
         // With all keys at hand.
-        for (pack, header, footer) in torn {
-            if recorded.packs().contains(&pack) {
-                continue;
-            }
-            let moved = self.salvage(pack, header, &footer, session).await?;
-            if moved > 0 {
-                self.record(pack).await?;
-                mended.packs.push((pack, moved));
+        for pack in torn.into_iter().filter(|pack| !recorded.packs().contains(pack)) {
+            let Footer::Torn(header, footer, _) = self.source.read_footer(pack).await? else { continue };
+            match self.salvage(pack, header, &footer, session).await? {
+                Salvaged::Moved(0) => {}
+                Salvaged::Moved(moved) => {
+                    self.record(pack).await?;
+                    mended.packs.push((pack, moved));
+                }
+                Salvaged::Stays(why) => {
+                    tracing::warn!(%pack, why, "a torn pack is not salvaged");
+                    mended.unsalvaged.push((pack, why));
+                }
             }
         }
         Ok(mended)
@@ -127,37 +141,41 @@ impl Mender {
         mended: &mut Mended,
     ) -> Result<(), Failure> {
         for key in &footer.keys {
-            let name = names::key(key.id);
-            if !seen.insert(key.id) {
+            if seen.contains(&key.id) || !self.source.keys.is_whole(key) {
                 continue;
             }
+            let name = names::key(key.id);
             match known.contains(&key.id) {
                 false => {
                     self.source.repository.store.create(&name, key.sealed.clone()).await?;
                     mended.keys.push(key.id);
                 }
-                true if self.source.keys.is_lost(key).await? => {
+                true if self.source.keys.is_lost(key.id).await? => {
                     self.source.repository.store.put(&name, key.sealed.clone()).await?;
                     mended.keys.push(key.id);
                 }
                 true => {}
             }
+            seen.insert(key.id);
         }
         Ok(())
     }
 
-    /// Moves the whole frames of a torn pack; how many.
+    /// Moves the whole frames of a torn pack.
     async fn salvage(
         &self,
         pack: PackId,
         header: PackHeader,
         footer: &PackFooter,
         session: SessionId,
-    ) -> Result<u64, Failure> {
+    ) -> Result<Salvaged, Failure> {
         let checked = self.source.check_frames(pack, &header, footer).await?;
-        if let Some(why) = checked.unopened {
-            let pack = names::pack(pack);
-            return Err(Failure::refused(format!("{pack} cannot be salvaged: {why}")));
+        if checked.is_gone {
+            return Ok(Salvaged::Moved(0));
+        }
+        // Once the rest has moved, the pack is collected; a key that opens these may be found yet.
+        if let Some((id, why)) = checked.keyless.first() {
+            return Ok(Salvaged::Stays(format!("no key opens chunk {id}: {why}")));
         }
         let bad: BTreeSet<_> = checked.bad.into_iter().map(|(id, _)| id).collect();
         let mut builder = self.builder(&header);
@@ -174,12 +192,12 @@ impl Mender {
             builder.push(&[head], frame, session)?;
         }
         if builder.is_empty() {
-            return Ok(0);
+            return Ok(Salvaged::Moved(0));
         }
         builder.add_sessions(&footer.sessions);
         let moved = builder.entries().len() as u64;
         self.upload(builder).await?;
-        Ok(moved)
+        Ok(Salvaged::Moved(moved))
     }
 
     fn builder(&self, header: &PackHeader) -> PackBuilder {

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use agent::Failure;
 use futures::stream::{self, StreamExt};
+use schema::check::Check;
 use schema::damage::{Damage, Holes};
 use schema::epoch::{Awaited, Epoch, Verdict};
 use schema::mark::Mark;
@@ -48,7 +49,10 @@ impl Checker {
         self.open(marks.into_iter().map(|(slot, id)| slot.mark(id)), is_mark_of, report).await?;
         let records: BTreeSet<_> =
             self.all(names::DAMAGE, |key| names::parse_damage(key).ok(), report).await?;
-        self.open(records.into_iter().map(names::damage), |_: &Damage, _| true, report).await
+        self.open(records.into_iter().map(names::damage), |_: &Damage, _| true, report).await?;
+        let checks: BTreeSet<_> = self.all(names::CHECKS, |key| names::parse_check(key).ok(), report).await?;
+        let is_it = |check: &Check, key: &str| names::check(check.job) == *key;
+        self.open(checks.into_iter().map(names::check), is_it, report).await
     }
 
     async fn config(&self, report: &mut Report) -> Result<(), Failure> {

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use agent::Failure;
 use agent::damage::Damages;
-use agent::{Failure, Repository};
 use futures::stream::{self, StreamExt};
 use schema::limits::DAMAGED_CHUNKS_MAX;
 use schema::messages::{Copy, FailureKind};
@@ -11,7 +11,8 @@ use schema::pack::{PackFooter, PackHeader};
 use schema::{ChunkId, Domain, KeyId, PackId, SessionId, names};
 
 use crate::findings::{Progress, Report};
-use crate::{Checker, Content, Found};
+use crate::frames::Checked;
+use crate::{Checker, Found, Source};
 
 /// Footers that are read at once.
 const AT_ONCE: usize = 16;
@@ -31,6 +32,8 @@ pub(crate) struct Packs {
     bad: BTreeMap<ChunkId, BTreeSet<PackId>>,
     /// Whether such were found since it was last looked whom that concerns.
     has_damage: bool,
+    /// Whether there were more than there is room for.
+    is_full: bool,
     /// Keys that seal frames, and a pack that uses each.
     pub(crate) keys: BTreeMap<KeyId, PackId>,
     /// Sessions that stored something.
@@ -123,8 +126,9 @@ impl Packs {
 
     fn is_bad(&mut self, id: ChunkId, pack: PackId) {
         self.has_damage = true;
-        if self.bad.len() < DAMAGED_CHUNKS_MAX || self.bad.contains_key(&id) {
-            self.bad.entry(id).or_default().insert(pack);
+        match self.bad.len() < DAMAGED_CHUNKS_MAX || self.bad.contains_key(&id) {
+            true => drop(self.bad.entry(id).or_default().insert(pack)),
+            false => self.is_full = true,
         }
     }
 
@@ -143,9 +147,8 @@ impl Checker {
         let listed = self.source.list_packs().await?;
         report.packs = listed.len() as u64;
         let mut packs = Packs { listed: listed.clone(), ..Packs::default() };
-        let read = |(pack, size): (PackId, u64)| async move {
-            (pack, size, read_footer(&self.source.repository, pack).await)
-        };
+        let read =
+            |(pack, size): (PackId, u64)| async move { (pack, size, self.source.read_footer(pack).await) };
         let mut footers = stream::iter(listed).map(read).buffered(AT_ONCE);
         while let Some((pack, size, footer)) = footers.next().await {
             self.source.go_on()?;
@@ -190,18 +193,20 @@ impl Checker {
     pub(crate) async fn content_frames(
         &self,
         found: &mut Found,
-        progress: &(impl Fn(Progress) + Sync),
+        progress: &(impl Fn(Progress<'_>) + Sync),
     ) -> Result<(), Failure> {
         let Found { report, recorded, packs, .. } = found;
-        let mut chosen = self.settings.content.of(&packs.listed);
         // What holds structure was read before.
-        chosen.retain(|pack| packs.structure.binary_search(pack).is_err());
-        let total = chosen.iter().map(|(_, size)| size).sum();
-        let (mut done, mut pending) = (0, 0);
-        let goes_on = !matches!(self.settings.content, Content::Share(_));
-        progress(Progress { total, done, after: None });
+        let is_content = |pack: &&(PackId, u64)| packs.structure.binary_search(*pack).is_err();
+        let content: Vec<(PackId, u64)> = packs.listed.iter().filter(is_content).copied().collect();
+        let chosen = self.settings.content.of(&content, self.stopped);
+        let mut done = self.stopped.map_or(0, |stopped| stopped.done);
+        let total = done + chosen.iter().map(|(_, size)| size).sum::<u64>();
+        let (objects, read) = (report.objects.len(), report.packs_read);
+        let mut pending = 0;
+        progress(Progress { total, done, after: None, packs: 0, unopened: 0, found: &[] });
         for (number, (pack, size)) in chosen.iter().enumerate() {
-            self.source.go_on()?;
+            self.may_go_on(*size).await?;
             pending += self.frames_of(*pack, *size, packs, report).await?;
             done += size;
             let is_last = number + 1 == chosen.len();
@@ -212,10 +217,28 @@ impl Checker {
             progress(Progress {
                 total,
                 done,
-                after: (goes_on && pending == 0 && self.unrecorded.get().is_none()).then_some(*pack),
+                after: (pending == 0 && self.unrecorded.get().is_none()).then_some(*pack),
+                packs: report.packs_read - read,
+                unopened: report.unopened,
+                found: &report.objects[objects..],
             });
         }
         Ok(())
+    }
+
+    /// Waits until a pack of this size may be read.
+    async fn may_go_on(&self, size: u64) -> Result<(), Failure> {
+        self.source.go_on()?;
+        let waiting = async {
+            if let Some(pace) = &self.pace {
+                pace.wait().await;
+            }
+            self.limit.pass(size).await;
+        };
+        tokio::select! {
+            () = waiting => self.source.go_on(),
+            () = self.source.stop.raised() => self.source.go_on(),
+        }
     }
 
     /// Reads the frames of one pack; how many are no copies.
@@ -229,47 +252,99 @@ impl Checker {
         if packs.unreadable.contains(&pack) {
             return Ok(0);
         }
-        let (header, footer) = match read_footer(&self.source.repository, pack).await? {
+        let (header, footer) = match self.source.read_footer(pack).await? {
             Footer::Whole(header, footer) | Footer::Torn(header, footer, _) => (header, footer),
             Footer::Unreadable(_) | Footer::Gone => return Ok(0),
         };
         let checked = self.source.check_frames(pack, &header, &footer).await?;
+        if checked.is_gone {
+            return Ok(0);
+        }
         report.packs_read += 1;
         report.bytes_read += size;
-        if let Some(why) = checked.unopened {
+        let Checked { mut bad, keyless, .. } = checked;
+        // Nobody has a key that is gone; another identity may open one that this does not.
+        let (lost, sealed): (Vec<_>, Vec<_>) =
+            keyless.into_iter().partition(|(_, why)| why.kind == FailureKind::Damaged);
+        bad.extend(lost.into_iter().map(|(id, why)| (id, format!("no key opens it: {why}"))));
+        if let Some((id, why)) = sealed.first() {
+            report.unopened += sealed.len() as u64;
+            let why = format!(
+                "chunk {id} cannot be opened with this identity ({why}){}: what stands on it cannot be restored with it",
+                and_more(sealed.len())
+            );
             report.object(names::pack(pack), why);
         }
-        let count = checked.bad.len();
-        if let Some((id, why)) = checked.bad.first() {
-            let others = if count > 1 { format!(", and {} more", count - 1) } else { String::new() };
-            report.object(names::pack(pack), format!("chunk {id}: {why}{others}"));
+        let count = bad.len();
+        if let Some((id, why)) = bad.first() {
+            report.object(names::pack(pack), format!("chunk {id}: {why}{}", and_more(count)));
         }
-        checked.bad.iter().for_each(|(id, _)| packs.is_bad(*id, pack));
+        bad.iter().for_each(|(id, _)| packs.is_bad(*id, pack));
+        if packs.is_full {
+            self.too_much();
+        }
         Ok(count)
     }
 }
 
-/// Reads a footer, and what can be had of it where it is damaged.
-pub(crate) async fn read_footer(repository: &Repository, pack: PackId) -> Result<Footer, Failure> {
-    let why = match repository.read_intact_footer(pack).await {
-        Ok((header, footer)) => return Ok(Footer::Whole(header, footer)),
-        Err(failure) => failure,
-    };
-    if repository.store.head(&names::pack(pack)).await?.is_none() {
-        return Ok(Footer::Gone);
-    }
-    if !is_damage(&why) {
-        return Err(why);
-    }
-    match repository.read_footer(pack).await {
-        Ok((header, footer)) if !footer.entries.is_empty() => Ok(Footer::Torn(header, footer, why)),
-        Ok(_) => Ok(Footer::Unreadable(why)),
-        Err(failure) if is_damage(&failure) => Ok(Footer::Unreadable(why)),
-        Err(failure) => Err(failure),
+fn and_more(count: usize) -> String {
+    if count > 1 { format!(", and {} more", count - 1) } else { String::new() }
+}
+
+impl Source {
+    /// Reads a footer, and what can be had of it where it is damaged: one pack at a time as a whole.
+    pub(crate) async fn read_footer(&self, pack: PackId) -> Result<Footer, Failure> {
+        let mut why = match self.repository.read_intact_footer(pack).await {
+            Ok((header, footer)) => return Ok(Footer::Whole(header, footer)),
+            Err(failure) => failure,
+        };
+        if self.repository.store.head(&names::pack(pack)).await?.is_none() {
+            return Ok(Footer::Gone);
+        }
+        if is_damage(&why) {
+            why = match self.repository.read_intact_footer(pack).await {
+                Ok((header, footer)) => {
+                    tracing::warn!(%pack, %why, "a footer was damaged when it was read first");
+                    return Ok(Footer::Whole(header, footer));
+                }
+                Err(failure) => failure,
+            };
+        }
+        if !is_damage(&why) {
+            return Err(why);
+        }
+        let _one = self.whole.lock().await;
+        match self.repository.read_footer(pack).await {
+            Ok((header, footer)) if !footer.entries.is_empty() => Ok(Footer::Torn(header, footer, why)),
+            Ok(_) => Ok(Footer::Unreadable(why)),
+            Err(failure) if is_damage(&failure) => Ok(Footer::Unreadable(why)),
+            Err(failure) => Err(failure),
+        }
     }
 }
 
 /// Whether it says that something stored is not what it should be.
 pub(crate) fn is_damage(failure: &Failure) -> bool {
     !failure.retry && matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_damage_than_there_is_room_for_is_noticed() {
+        let mut packs = Packs::default();
+        let pack = PackId::from_bytes([1; 16]);
+        let chunk = |number: u32| {
+            let mut id = [1; 33];
+            id[1..5].copy_from_slice(&number.to_le_bytes());
+            ChunkId::parse(&id).expect("a chunk of data")
+        };
+        (0..DAMAGED_CHUNKS_MAX as u32).for_each(|number| packs.is_bad(chunk(number), pack));
+        packs.is_bad(chunk(0), PackId::from_bytes([2; 16]));
+        assert!(!packs.is_full);
+        packs.is_bad(chunk(DAMAGED_CHUNKS_MAX as u32), pack);
+        assert!(packs.is_full);
+    }
 }

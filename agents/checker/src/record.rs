@@ -6,7 +6,7 @@ use agent::Failure;
 use agent::damage::{self, Damages};
 use agent::store::Created;
 use schema::damage::{Damage, DamagedChunk};
-use schema::limits::DAMAGED_CHUNKS_MAX;
+use schema::limits::{DAMAGED_CHUNKS_MAX, DAMAGED_PACKS_MAX};
 use schema::messages::About;
 use schema::{ChunkId, PackId, names};
 
@@ -23,7 +23,9 @@ impl Checker {
         if !self.settings.record {
             return Ok(0);
         }
-        let packs: Vec<PackId> = unreadable.difference(recorded.packs()).copied().collect();
+        let fresh = unreadable.difference(recorded.packs()).count();
+        let room = DAMAGED_PACKS_MAX.saturating_sub(recorded.packs().len());
+        let packs: Vec<PackId> = unreadable.difference(recorded.packs()).take(room).copied().collect();
         let mut chunks: BTreeMap<ChunkId, Vec<PackId>> = BTreeMap::new();
         for (id, packs) in found {
             let fresh: Vec<PackId> = packs.into_iter().filter(|pack| !recorded.has(&id, pack)).collect();
@@ -32,12 +34,8 @@ impl Checker {
             }
         }
         let room = DAMAGED_CHUNKS_MAX.saturating_sub(recorded.chunks().count());
-        if chunks.len() > room {
-            tracing::warn!(
-                chunks = chunks.len(),
-                room,
-                "more is damaged than can be recorded: check again after the next backups"
-            );
+        if fresh > packs.len() || chunks.len() > room {
+            self.too_much();
         }
         let chunks: Vec<DamagedChunk> =
             chunks.into_iter().take(room).map(|(id, packs)| DamagedChunk { id, packs }).collect();
@@ -63,6 +61,14 @@ impl Checker {
                 self.unrecorded.get_or_init(|| error.to_string());
                 Ok(0)
             }
+        }
+    }
+
+    /// More is damaged than can be recorded.
+    pub(crate) fn too_much(&self) {
+        let why = "more is damaged than can be recorded: check again after the next backups";
+        if self.settings.record && self.unrecorded.set(why.to_owned()).is_ok() {
+            tracing::warn!(why, "what was found is not recorded");
         }
     }
 

@@ -41,27 +41,46 @@ impl Share {
     }
 }
 
+/// Where an attempt at a check has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped {
+    /// The last pack that it read.
+    pub behind: PackId,
+    /// Bytes that it read.
+    pub done: u64,
+}
+
 impl Content {
-    /// Of these packs with their sizes, in order, those that are read, in the order in which they are.
-    pub(crate) fn of(&self, packs: &[(PackId, u64)]) -> Vec<(PackId, u64)> {
-        let behind = |after: Option<PackId>| packs.partition_point(|(pack, _)| Some(*pack) <= after);
-        match *self {
+    /// Of these packs with their sizes, in order, those that are still to be read, in the order in which they are.
+    pub(crate) fn of(&self, packs: &[(PackId, u64)], stopped: Option<Stopped>) -> Vec<(PackId, u64)> {
+        let after = match *self {
+            Self::All { after } | Self::Percent { after, .. } => after,
+            Self::None | Self::Share(_) => None,
+        };
+        // What is not behind `after` comes last.
+        let place = |pack: PackId| (Some(pack) <= after, pack);
+        let (before, next) = packs.split_at(packs.partition_point(|(pack, _)| place(*pack).0));
+        let mut chosen: Vec<(PackId, u64)> = match self {
             Self::None => Vec::new(),
-            Self::All { after } => packs[behind(after)..].to_vec(),
+            Self::All { .. } => next.to_vec(),
             Self::Share(share) => packs.iter().filter(|(pack, _)| share.has(pack)).copied().collect(),
-            Self::Percent { percent, after } => {
-                let total: u128 = packs.iter().map(|(_, size)| u128::from(*size)).sum();
-                let wanted = total * u128::from(percent.min(100)) / 100;
-                let (before, next) = packs.split_at(behind(after));
-                let mut read: u128 = 0;
-                let fits = |(_, size): &&(PackId, u64)| {
-                    let goes_on = read < wanted;
-                    read += u128::from(*size);
-                    goes_on
-                };
-                next.iter().chain(before).take_while(fits).copied().collect()
-            }
+            Self::Percent { .. } => next.iter().chain(before).copied().collect(),
+        };
+        let is_read = |pack: PackId| stopped.is_some_and(|stopped| place(pack) <= place(stopped.behind));
+        chosen.drain(..chosen.partition_point(|(pack, _)| is_read(*pack)));
+        if let Self::Percent { percent, .. } = *self {
+            let total: u128 = packs.iter().map(|(_, size)| u128::from(*size)).sum();
+            let wanted = total * u128::from(percent.min(100)) / 100;
+            let mut read = stopped.map_or(0, |stopped| u128::from(stopped.done));
+            let fits = |(_, size): &&(PackId, u64)| {
+                let goes_on = read < wanted;
+                read += u128::from(*size);
+                goes_on
+            };
+            let count = chosen.iter().take_while(fits).count();
+            chosen.truncate(count);
         }
+        chosen
     }
 }
 
@@ -74,8 +93,33 @@ mod tests {
     }
 
     fn read(content: Content) -> Vec<u8> {
+        left(content, None)
+    }
+
+    fn left(content: Content, stopped: Option<Stopped>) -> Vec<u8> {
         let packs: Vec<_> = (1..=10).map(|number| (pack(number), 100)).collect();
-        content.of(&packs).into_iter().map(|(pack, _)| pack.as_bytes()[0]).collect()
+        content.of(&packs, stopped).into_iter().map(|(pack, _)| pack.as_bytes()[0]).collect()
+    }
+
+    /// Wherever an attempt stops, the next one reads the rest and nothing twice.
+    #[test]
+    fn an_attempt_goes_on_behind_another() {
+        let shares = (1..=3).map(|number| Content::Share(Share { number, of: 3 }));
+        let afters = [None, Some(pack(3)), Some(pack(10))];
+        let rolling = afters.into_iter().flat_map(|after| {
+            [
+                Content::All { after },
+                Content::Percent { percent: 60, after },
+                Content::Percent { percent: 100, after },
+            ]
+        });
+        for content in shares.chain(rolling).chain([Content::None]) {
+            let all = read(content);
+            for (number, last) in all.iter().enumerate() {
+                let stopped = Stopped { behind: pack(*last), done: (number as u64 + 1) * 100 };
+                assert_eq!(left(content, Some(stopped)), all[number + 1..], "{content:?} behind {last}");
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `agent`: any set of roles in one process over NATS, until SIGTERM.
 //!
-//! Each role gets what it needs and no more: only indexer, storer, conductor and restorer open the bucket; reader and
-//! hasher get by with the writer key; only the restorer has an identity.
+//! Each role gets what it needs and no more: reader and hasher get by with the writer key, the others open the bucket;
+//! only restorer and checker have an identity.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use hasher::{ContentKey, Hasher};
 use indexer::Indexer;
 use reader::{Files, Reader};
 use restorer::{Restorer, Serving};
-use schema::keys::WriterKey;
+use schema::keys::{Identity, WriterKey};
 use schema::messages::{About, AgentIsThere, Message, WhoIsThere};
 use storer::Storer;
 use tokio::task::JoinSet;
@@ -23,6 +23,7 @@ use volume_lvm::Tools;
 
 use crate::app::App;
 use crate::args::Role;
+use crate::checking::Checking;
 use crate::collecting::Collecting;
 use crate::{bus, embedded, host, lvm, metrics, open, prune, restore, retention, text};
 
@@ -36,8 +37,8 @@ pub async fn run(app: &App) -> anyhow::Result<()> {
         bail!("no role: give at least one --role, or roles under [agent] in the configuration file");
     }
     app.stop_on_signals()?;
-    let needs_bucket = [Role::Indexer, Role::Storer, Role::Conductor, Role::Restorer];
-    let repository = match roles.iter().any(|role| needs_bucket.contains(role)) {
+    let needs_no_bucket = [Role::Reader, Role::Hasher];
+    let repository = match roles.iter().any(|role| !needs_no_bucket.contains(role)) {
         true => Some(open_bucket(app).await?),
         false => None,
     };
@@ -128,6 +129,7 @@ impl Starting<'_> {
             Role::Storer => self.storer()?,
             Role::Conductor => self.conductor()?,
             Role::Restorer => self.restorer()?,
+            Role::Checker => self.checker()?,
         }
         Ok(())
     }
@@ -209,6 +211,10 @@ impl Starting<'_> {
             prune::delete_in_batches(self.app, &mut collected)?;
             self.tasks.spawn(Collecting::new(self.app, context.clone(), collected, every).run());
         }
+        if let Some(seconds) = self.app.settings.check_every.value {
+            let (every, share) = (Duration::from_secs_f64(seconds), self.app.settings.check_share.value);
+            self.tasks.spawn(Checking::new(context.clone(), repository.clone(), every, share).run());
+        }
         let conductor = Conductor::new(context, repository, self.index(), conducting);
         let retention = retention::policies(&self.app.settings.retention.value)?;
         self.tasks.spawn(conductor.with_retention(retention).run());
@@ -218,22 +224,15 @@ impl Starting<'_> {
     fn restorer(&mut self) -> anyhow::Result<()> {
         let settings = &self.app.settings;
         let repository = self.repository()?;
-        let identity = open::identity(settings, repository.key.repo())?;
-        if repository.key.encrypted() && identity.is_none() {
-            return Err(Failure::refused(
-                "a restorer of an encrypted repository needs an identity (--identity)",
-            )
-            .into());
-        }
+        let identity = self.identity(&repository, "restorer")?;
         let restoring = restore::settings(self.app, &repository);
-        let restorer =
-            Restorer::new(self.context.clone(), repository, self.index(), identity.map(Arc::new), restoring);
+        let restorer = Restorer::new(self.context.clone(), repository, self.index(), identity, restoring);
         let restorer = restorer.with_targets(restore::targets());
         let serving = Serving {
             host: settings.host.value.clone(),
             allowed: settings.targets.value.clone(),
             at_once: settings.restores.value,
-            beat: BEAT.min(Duration::from_secs_f64(settings.redeliver.value / 3.0)),
+            beat: BEAT.min(self.beat()),
             span: settings.span.value,
         };
         if serving.allowed.is_empty() {
@@ -243,6 +242,35 @@ impl Starting<'_> {
         }
         self.tasks.spawn(restorer.run(serving));
         Ok(())
+    }
+
+    fn checker(&mut self) -> anyhow::Result<()> {
+        let settings = &self.app.settings;
+        let repository = self.repository()?;
+        let identity = self.identity(&repository, "checker")?;
+        let serving = checker::Serving {
+            host: settings.host.value.clone(),
+            beat: self.beat(),
+            patience: Duration::from_secs_f64(settings.redeliver.value),
+            limit: embedded::limit(self.app, settings.limit_read.value),
+        };
+        let (context, index) = (self.context.clone(), self.index());
+        self.tasks.spawn(checker::Service::new(context, repository, index, identity, serving).run());
+        Ok(())
+    }
+
+    fn identity(&self, repository: &Repository, role: &str) -> anyhow::Result<Option<Arc<Identity>>> {
+        let identity = open::identity(&self.app.settings, repository.key.repo())?;
+        if repository.key.encrypted() && identity.is_none() {
+            let why = format!("a {role} of an encrypted repository needs an identity (--identity)");
+            return Err(Failure::refused(why).into());
+        }
+        Ok(identity.map(Arc::new))
+    }
+
+    /// How often a job's delivery is extended.
+    fn beat(&self) -> Duration {
+        Duration::from_secs_f64(self.app.settings.redeliver.value / 3.0)
     }
 }
 

@@ -136,7 +136,7 @@ pub enum Command {
     Agent(AgentArgs),
     /// Show live sessions and agents, and volumes whose last snapshot is too old
     Status(StatusArgs),
-    /// Cancel a session: nothing of it will be committed
+    /// Cancel a session, of which nothing will be committed, or a check of agents
     Cancel(CancelArgs),
     /// What lvkeep keeps on this host: its LVM snapshots
     #[command(subcommand)]
@@ -451,6 +451,8 @@ pub enum Role {
     Conductor,
     /// Restores to targets of this host.
     Restorer,
+    /// Checks the repository while its process has nothing else to do.
+    Checker,
 }
 
 impl Role {
@@ -463,6 +465,7 @@ impl Role {
             Self::Storer => "storer",
             Self::Conductor => "conductor",
             Self::Restorer => "restorer",
+            Self::Checker => "checker",
         }
     }
 }
@@ -498,7 +501,7 @@ pub struct StatusArgs {
 /// `cancel`.
 #[derive(Debug, Args)]
 pub struct CancelArgs {
-    /// The session's id, as `status` shows it
+    /// The id of a session, or of a check of agents, as `status` shows it
     pub session: String,
     /// Also when its object cannot be read and nothing says where it would commit; nobody may drive it any more
     #[arg(long)]

@@ -17,7 +17,7 @@ use crate::args::{CheckArgs, ReadData};
 use crate::embedded::Embedded;
 use crate::progress::Display;
 use crate::show::Range;
-use crate::{open, text};
+use crate::{checks, open, text};
 
 /// Pause between two notes of how far the reading of content is.
 const NOTE: Duration = Duration::from_secs(5);
@@ -32,8 +32,11 @@ pub struct Checked {
     packs: u64,
     packs_read: u64,
     bytes_read: u64,
+    snapshots_damaged: u64,
     damaged: Vec<Damaged>,
+    objects_damaged: u64,
     objects: Vec<Object>,
+    chunks_unopened: u64,
     chunks_rescued: u64,
     chunks_recorded: u64,
     chunks_healed: u64,
@@ -68,27 +71,37 @@ pub struct Job {
 
 /// `lvkeep check`.
 pub async fn run(app: &App, args: &CheckArgs) -> anyhow::Result<()> {
+    if let Some(job) = &args.job {
+        return checks::follow(app, job).await;
+    }
+    if args.by_agents {
+        return checks::by_agents(app, args).await;
+    }
     app.stop_on_signals()?;
     let repository = app.repository().await?;
     let cursor = Cursor::of(app, &repository);
     let content = content(args, &cursor);
     let job = Job { content, record: !args.no_record, mark: false };
-    let (report, _) = check(app, &repository, &job, &|after| cursor.set(after)).await?;
+    let has_cursor = !matches!(content, Content::Share(_));
+    let note = |after| {
+        if has_cursor {
+            cursor.set(after)
+        }
+    };
+    let (report, _) = check(app, &repository, &job, &note).await?;
     if matches!(content, Content::All { .. }) && report.unrecorded.is_none() {
         cursor.clear();
     }
-    let (damaged, objects) = (report.damaged.len(), report.objects.len());
-    let snapshots = report.snapshots;
-    let checked = Checked::of(report);
-    app.print(&checked, || checked.text())?;
-    let why = match (damaged, objects) {
-        (0, 0) => return Ok(()),
-        (0, objects) => {
-            format!("{objects} objects are damaged or missing; no snapshot was seen to lack anything by it")
-        }
-        (damaged, _) => format!("{damaged} of {snapshots} snapshots are damaged"),
-    };
-    Err(Failure::damaged(why).into())
+    conclude(app, &Checked::of(report))
+}
+
+/// Prints what was found; damage is a failure.
+pub fn conclude(app: &App, checked: &Checked) -> anyhow::Result<()> {
+    app.print(checked, || checked.text())?;
+    match checked.failure() {
+        None => Ok(()),
+        Some(failure) => Err(failure.into()),
+    }
 }
 
 /// Checks, and tells now and then behind which pack another check may go on. What was found, and how many snapshots are
@@ -107,7 +120,7 @@ pub async fn check(
     let checker = Checker::new(work.repository.clone(), index, identity, settings, stop);
     let bar = Display::new(app).bar("content");
     let noted = AtomicU64::new(0);
-    let progress = |progress: Progress| {
+    let progress = |progress: Progress<'_>| {
         bar.set(progress.done, progress.total);
         let now = app.environment.elapsed();
         let is_due = now >= Duration::from_millis(noted.load(Ordering::Relaxed)) + NOTE;
@@ -184,6 +197,19 @@ impl From<DamagedSnapshot> for Damaged {
     }
 }
 
+impl From<schema::check::DamagedSnapshot> for Damaged {
+    fn from(damaged: schema::check::DamagedSnapshot) -> Self {
+        let range = |(start, end): &(u64, u64)| Range { offset: *start, len: end.saturating_sub(*start) };
+        Self {
+            snapshot: damaged.slot.session.to_string(),
+            bytes_lost: damaged.bytes,
+            lost: damaged.lost.iter().map(range).collect(),
+            volume: damaged.volume.unwrap_or_else(|| "?".to_owned()),
+            problems: damaged.problems,
+        }
+    }
+}
+
 impl Damaged {
     fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!("DAMAGED {} @ {}", self.volume, self.snapshot)];
@@ -210,8 +236,11 @@ impl Checked {
             packs: report.packs,
             packs_read: report.packs_read,
             bytes_read: report.bytes_read,
+            snapshots_damaged: report.damaged.len() as u64,
             damaged: report.damaged.into_iter().map(Damaged::from).collect(),
+            objects_damaged: report.objects.len() as u64,
             objects: report.objects.into_iter().map(object).collect(),
+            chunks_unopened: report.unopened,
             chunks_rescued: report.rescued,
             chunks_recorded: report.recorded,
             chunks_healed: report.healed,
@@ -220,10 +249,58 @@ impl Checked {
         }
     }
 
+    /// Of a report of agents.
+    pub fn told(report: schema::check::Report) -> Self {
+        let object = |found: schema::check::Finding| Object { key: found.key, why: found.why };
+        Self {
+            snapshots: report.snapshots,
+            bytes: report.bytes,
+            packs: report.packs,
+            packs_read: report.packs_read,
+            bytes_read: report.bytes_read,
+            snapshots_damaged: report.damaged,
+            damaged: report.snapshots_damaged.into_iter().map(Damaged::from).collect(),
+            objects_damaged: report.objects,
+            objects: report.found.into_iter().map(object).collect(),
+            chunks_unopened: report.unopened,
+            chunks_rescued: report.rescued,
+            chunks_recorded: report.recorded,
+            chunks_healed: report.healed,
+            records_removed: report.settled,
+            unrecorded: report.unrecorded,
+        }
+    }
+
+    /// A failure when anything is wrong.
+    pub fn failure(&self) -> Option<Failure> {
+        let why = match (self.snapshots_damaged, self.objects_damaged) {
+            (0, 0) => {
+                self.unrecorded.as_ref().map(|why| format!("what is damaged is not recorded: {why}"))?
+            }
+            (0, _) if self.chunks_unopened > 0 => format!(
+                "{} chunks cannot be opened with this identity, and nobody knows whether they are whole: what stands on them \
+                 cannot be restored with it",
+                self.chunks_unopened
+            ),
+            (0, objects) => {
+                format!(
+                    "{objects} objects are damaged or missing; no snapshot was seen to lack anything by it"
+                )
+            }
+            (damaged, _) => format!("{damaged} of {} snapshots are damaged", self.snapshots),
+        };
+        Some(Failure::damaged(why))
+    }
+
     /// For people.
     pub fn text(&self) -> String {
         let mut lines: Vec<String> = self.damaged.iter().flat_map(Damaged::lines).collect();
         lines.extend(self.objects.iter().map(|object| format!("DAMAGED {}: {}", object.key, object.why)));
+        let listed = (self.damaged.len() + self.objects.len()) as u64;
+        match (self.snapshots_damaged + self.objects_damaged).saturating_sub(listed) {
+            0 => {}
+            more => lines.push(format!("and {more} more that are damaged")),
+        }
         if self.chunks_rescued > 0 {
             lines.push(format!("{} chunks have a damaged copy; another one is whole", self.chunks_rescued));
         }

@@ -11,6 +11,8 @@ mod bulk;
 mod bus;
 mod cat;
 mod check;
+mod checking;
+mod checks;
 mod collecting;
 mod copy;
 mod draft;

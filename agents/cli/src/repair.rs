@@ -17,6 +17,7 @@ use crate::{embedded, open};
 #[derive(Debug, Serialize)]
 struct Repaired {
     packs_salvaged: Vec<Salvaged>,
+    packs_not_salvaged: Vec<Unsalvaged>,
     keys_restored: Vec<String>,
     snapshots_marked: u64,
     #[serde(flatten)]
@@ -27,6 +28,12 @@ struct Repaired {
 struct Salvaged {
     pack: String,
     chunks: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Unsalvaged {
+    pack: String,
+    why: String,
 }
 
 /// `lvkeep repair`.
@@ -49,20 +56,26 @@ pub async fn run(app: &App, args: &RepairArgs) -> anyhow::Result<()> {
             .iter()
             .map(|(pack, chunks)| Salvaged { pack: names::pack(*pack), chunks: *chunks })
             .collect(),
+        packs_not_salvaged: mended
+            .unsalvaged
+            .into_iter()
+            .map(|(pack, why)| Unsalvaged { pack: names::pack(pack), why })
+            .collect(),
         keys_restored: mended.keys.iter().map(|id| names::key(*id)).collect(),
         snapshots_marked: marked,
         checked: Checked::of(report),
     };
     app.print(&repaired, || repaired.text())?;
-    match damaged {
-        0 => Ok(()),
-        damaged => {
-            let why = format!(
-                "{damaged} of {snapshots} snapshots have holes, which are marked; a backup of a volume that still has \
-                 what is lost heals them"
-            );
-            Err(Failure::damaged(why).into())
-        }
+    let failure = match damaged {
+        0 => repaired.checked.failure(),
+        damaged => Some(Failure::damaged(format!(
+            "{damaged} of {snapshots} snapshots have holes, which are marked; a backup of a volume that still has what is \
+             lost heals them"
+        ))),
+    };
+    match failure {
+        None => Ok(()),
+        Some(failure) => Err(failure.into()),
     }
 }
 
@@ -72,6 +85,8 @@ impl Repaired {
         let mut lines: Vec<String> = salvaged
             .map(|one| format!("{} chunks of {} were moved to a new pack", one.chunks, one.pack))
             .collect();
+        let stay = self.packs_not_salvaged.iter();
+        lines.extend(stay.map(|one| format!("NOT SALVAGED {}: {}", one.pack, one.why)));
         lines.extend(self.keys_restored.iter().map(|key| format!("{key} was stored again from a footer")));
         lines.push(self.checked.text());
         lines.join("\n")

@@ -1,10 +1,11 @@
-//! `cancel`: gives a session up by occupying its commit slot.
+//! `cancel`: gives a session up by occupying its commit slot, or takes a check of agents back.
 
 use agent::repository::AtSlot;
 use agent::{Failure, Repository, Topic, sessions};
+use checker::jobs;
 use schema::messages::{About, Cancel, FailureKind, Message};
 use schema::session::Session;
-use schema::{SessionId, names};
+use schema::{JobId, SessionId, names};
 
 use crate::app::App;
 use crate::args::CancelArgs;
@@ -16,6 +17,12 @@ pub async fn cancel(app: &App, args: &CancelArgs) -> anyhow::Result<()> {
     let repository = app.repository().await?;
     let sessions = sessions::list(&repository).await?;
     let Some(session) = sessions.iter().find(|session| session.id == id) else {
+        let job = JobId::from_bytes(*id.as_bytes());
+        if jobs::take_back(&repository, job).await? {
+            let value = serde_json::json!({ "check": job.to_string() });
+            return app
+                .print(&value, || format!("the check {job} is cancelled; its agent ends within a minute"));
+        }
         return cancel_unreadable(app, &repository, id, args.force).await;
     };
     let at_slot = sessions::revoke(&repository, session).await?;

@@ -11,12 +11,15 @@ use directories::ProjectDirs;
 use schema::limits::LEAF_SPAN;
 use serde::{Deserialize, Serialize};
 
-use crate::args::{Global, IoPriority, MAX_REPACK, Role};
+use crate::args::{Global, IoPriority, MAX_REPACK, ReadData, Role};
 use crate::lvm::Lvm;
 use crate::retention::{self, Policy};
 
 /// Volumes at once, of one host, at most.
 pub const AT_ONCE_MAX: usize = 64;
+
+/// Per cent of the content that a check by agents reads, when nobody says anything else.
+const CHECK_SHARE: u8 = 5;
 
 /// The configuration file, as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -61,6 +64,8 @@ struct AgentFile {
     span: Option<String>,
     prune_every: Option<String>,
     max_repack: Option<String>,
+    check_every: Option<String>,
+    check_share: Option<String>,
     #[serde(default)]
     shards: Vec<u16>,
 }
@@ -152,6 +157,10 @@ pub struct Settings {
     pub prune_every: Setting<Option<f64>>,
     /// Conductor: bytes that such a collection moves at most.
     pub max_repack: Setting<u64>,
+    /// Conductor: how often it asks agents to check content, in seconds; none: never.
+    pub check_every: Setting<Option<f64>>,
+    /// Conductor: per cent of the content that such a check reads.
+    pub check_share: Setting<u8>,
     /// Indexer: its shards; empty is all.
     pub shards: Setting<Vec<u16>>,
 }
@@ -174,6 +183,15 @@ pub fn parse_seconds(what: &str, text: &str) -> anyhow::Result<f64> {
     match text.parse::<jiff::SignedDuration>() {
         Ok(length) if length.is_positive() => Ok(length.as_secs_f64()),
         _ => bail!("{what}: {text:?} is not a length of time (write for example 26h or 90s)"),
+    }
+}
+
+/// Per cent of the content, such as 5%.
+fn share(text: Option<&str>) -> anyhow::Result<Option<u8>> {
+    match text.map(str::parse) {
+        None => Ok(None),
+        Some(Ok(ReadData::Percent(percent))) => Ok(Some(percent)),
+        Some(_) => bail!("check_share: {:?} is not 1% to 100%", text.unwrap_or_default()),
     }
 }
 
@@ -296,6 +314,8 @@ pub fn resolve(global: &Global, extra: Extra, matches: &ArgMatches) -> anyhow::R
             Some(value) => Setting { value, origin: max_repack.origin },
             None => Setting { value: parse_size("max_repack", MAX_REPACK)?, origin: Origin::Default },
         },
+        check_every: r.optional("check_every", None, seconds("check_every", &file.agent.check_every)?),
+        check_share: r.pick("check_share", None, share(file.agent.check_share.as_deref())?, CHECK_SHARE),
         shards: r.list("shards", extra.shards, file.agent.shards),
     };
     check(&settings)?;
@@ -320,6 +340,9 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
     }
     if settings.prune_every.value.is_some_and(|seconds| seconds < 1.0) {
         bail!("prune_every: less than a second is no pause between collections");
+    }
+    if settings.check_every.value.is_some_and(|seconds| seconds < 1.0) {
+        bail!("check_every: less than a second is no pause between checks");
     }
     if settings.span.value == 0 || !settings.span.value.is_multiple_of(LEAF_SPAN) {
         bail!("span: {} bytes are no multiple of 64MiB", settings.span.value);

@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::args::{Role, StatusArgs};
 use crate::prune::Waits;
 use crate::settings::parse_seconds;
-use crate::{bus, exit, select, text, undo};
+use crate::{bus, checks, exit, select, text, undo};
 
 /// How long agents have to answer.
 const ROLL_CALL: Duration = Duration::from_millis(1500);
@@ -29,6 +29,7 @@ struct Status {
     sessions: Vec<Session>,
     last_collection: Option<u64>,
     collection: Option<Collection>,
+    checks: Vec<checks::Row>,
     agents: Vec<Agent>,
 }
 
@@ -125,6 +126,7 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
         sessions: sessions::list_all(&repository).await?.into_iter().map(Session::from).collect(),
         last_collection: collections.finished,
         collection: collections.unfinished.map(collection),
+        checks: checks::rows(checker::jobs::list(&repository).await?),
         agents: match app.settings.nats.value.is_some() {
             true => agents(app).await?,
             false => Vec::new(),
@@ -245,6 +247,9 @@ fn describe(app: &App, status: &Status) -> String {
         None => lines.extend(
             status.last_collection.map(|number| format!("the last collection was {number}, and is finished")),
         ),
+    }
+    if !status.checks.is_empty() {
+        lines.push(checks::table(&status.checks));
     }
     if app.settings.nats.value.is_some() {
         let mut table = text::Table::new(&["agent", "pid", "roles", "version"]);

@@ -9,8 +9,7 @@ mod events;
 mod pacing;
 mod unchanged;
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +36,8 @@ use crate::takeover;
 
 /// Leaves named in one request to read again.
 const LEAVES_ASKED: usize = 64 << 10;
+/// Unchanged ranges that wait to be looked at, before no more events are taken.
+const UNCHANGED_MAX: usize = 64 << 10;
 /// Bytes of session events that may be unacknowledged.
 const WINDOW: usize = 4 << 20;
 /// Pause between progress reports, and between extensions of the job.
@@ -95,6 +96,8 @@ pub(crate) struct Driver {
     distrusted: bool,
     /// What the reader says of that.
     tracking: Tracking,
+    /// Offset and length of what is unchanged, where it has to be looked at before it is taken from the parent.
+    unchanged: VecDeque<(u64, u64)>,
     /// Leaves that are read whole, because something is lost of what the parent has there.
     whole: BTreeSet<u64>,
     /// Leaves that were asked for with force, and in which request last.
@@ -175,6 +178,7 @@ impl Driver {
             track: true,
             distrusted: false,
             tracking: Tracking::Everything { why: None },
+            unchanged: VecDeque::new(),
             whole: BTreeSet::new(),
             forced: BTreeMap::new(),
             inherited: BTreeSet::new(),
@@ -303,8 +307,9 @@ impl Driver {
                 () = self.context.stop.raised() => return Ok(Left::Stopped),
                 cancel = cancels.next() => self.on_cancel(cancel, &mut cancels).await?,
                 Some(question) = questions.recv() => self.on_question(question),
-                event = events.next() => self.on_delivery(event, &mut events, &mut adopt).await?,
+                event = events.next(), if self.unchanged.len() < UNCHANGED_MAX => self.on_delivery(event, &mut events, &mut adopt).await?,
                 pack = stored.next() => self.on_broadcast(pack, &mut stored).await?,
+                () = std::future::ready(()), if !self.unchanged.is_empty() => self.take_some_unchanged().await?,
                 () = self.context.environment.sleep(until_tick) => {}
             }
             if self.distrusted {

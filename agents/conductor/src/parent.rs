@@ -101,6 +101,11 @@ impl Parent {
         lost.take(LOST_PIECES_MAX).collect()
     }
 
+    /// Whether anything in it cannot be relied on.
+    pub(crate) fn has_lost(&self) -> bool {
+        !self.lost.is_empty()
+    }
+
     /// Those of some leaves that are not to be relied on, because something in them is lost. Reads them only when
     /// anything is.
     pub(crate) async fn lost_leaves(&self, leaves: Range<u64>) -> BTreeSet<u64> {

@@ -4,7 +4,8 @@
 //! 0  pack id 16   16  offset u32   20  length u32      (little-endian)
 //! ```
 //!
-//! At most [`COPIES_MAX`] are kept, the newest: forced double copies must not let a value grow without end.
+//! At most [`COPIES_MAX`] are kept, the oldest and the newest: forced double copies must not let a value grow without end,
+//! and of several copies the collector keeps the oldest.
 
 use schema::PackId;
 use schema::messages::Copy;
@@ -35,7 +36,7 @@ fn one(bytes: &[u8; COPY_LEN]) -> Copy {
 pub(crate) fn encode(mut copies: Vec<Copy>) -> Vec<u8> {
     copies.sort_unstable();
     copies.dedup();
-    let kept = &copies[copies.len().saturating_sub(COPIES_MAX)..];
+    let kept = oldest_and_newest(copies, COPIES_MAX);
     let mut out = Vec::with_capacity(kept.len() * COPY_LEN);
     for copy in kept {
         out.extend_from_slice(copy.pack.as_bytes());
@@ -43,6 +44,14 @@ pub(crate) fn encode(mut copies: Vec<Copy>) -> Vec<u8> {
         out.extend_from_slice(&copy.len.to_le_bytes());
     }
     out
+}
+
+/// Of copies in order, oldest first, so many: the oldest, which the collector keeps, and the newest.
+pub(crate) fn oldest_and_newest(mut copies: Vec<Copy>, max: usize) -> Vec<Copy> {
+    if copies.len() > max {
+        copies.drain(1..copies.len() + 1 - max);
+    }
+    copies
 }
 
 #[cfg(test)]
@@ -65,11 +74,13 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_copies_are_kept() {
+    fn the_oldest_and_the_newest_copies_are_kept() {
         let many: Vec<Copy> = (0..COPIES_MAX as u8 + 3).rev().map(|pack| copy(pack, 48)).collect();
         let kept = round_trip(&many);
         assert_eq!(kept.len(), COPIES_MAX);
-        assert_eq!(kept[0], copy(3, 48));
+        assert_eq!(kept[..2], [copy(0, 48), copy(4, 48)]);
+        let again = round_trip(&[&kept[..], &[copy(200, 48)]].concat());
+        assert_eq!((again[0], again[1], again.len()), (copy(0, 48), copy(5, 48), COPIES_MAX));
     }
 
     #[test]

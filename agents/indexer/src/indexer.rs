@@ -25,8 +25,6 @@ const CLAIMS: usize = 1 << 16;
 const WHOLE_MAX: usize = 4096;
 /// Copies in one answer, at 45 bytes each as they are sent.
 const LOCATED_MAX: usize = MESSAGE_MAX / 50;
-/// Copies per chunk in an answer that would be too large.
-const LOCATED_FEW: usize = 2;
 
 /// What an indexer is made with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,7 +144,7 @@ impl Indexer {
         Ok(Answers { answers: answers.collect::<Result<_, Failure>>()? })
     }
 
-    /// All known copies, newest pack first; only the newest two of each chunk when an answer would exceed a
+    /// All known copies, newest pack first; only the newest and the oldest of each chunk when an answer would exceed a
     /// message. Refused like [`Self::ask`].
     pub fn locate(&self, locate: &Locate) -> Result<Located, Failure> {
         let cache = &self.inner.cache;
@@ -207,9 +205,16 @@ impl Indexer {
 pub(crate) fn located(found: impl Iterator<Item = Result<Vec<Copy>, Failure>>) -> Result<Located, Failure> {
     let mut copies = found.collect::<Result<Vec<Vec<Copy>>, Failure>>()?;
     if copies.iter().map(Vec::len).sum::<usize>() > LOCATED_MAX {
-        copies.iter_mut().for_each(|copies| copies.truncate(LOCATED_FEW));
+        copies.iter_mut().for_each(few);
     }
     Ok(Located { copies })
+}
+
+/// Leaves the newest copy, and the oldest, which the collector keeps.
+fn few(copies: &mut Vec<Copy>) {
+    if copies.len() > 2 {
+        copies.drain(1..copies.len() - 1);
+    }
 }
 
 /// Whether a message certainly names every chunk of its pack. A sender may tell each shard only what concerns it, and

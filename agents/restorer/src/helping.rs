@@ -118,9 +118,11 @@ impl Helping {
             if !self.may_go_on() {
                 continue;
             }
+            context.counters.messages_taken.add(1);
             if let Err(why) = self.help(session).await {
                 tracing::debug!(%why, "cannot help with a restore");
             }
+            context.counters.messages_handled.add(1);
             return Ok(());
         }
     }

@@ -137,6 +137,7 @@ fn every_flipped_bit_of_an_object_is_refused() {
     refused::<schema::epoch::Awaited>("awaited", &writer, &names::awaited(3));
     refused::<schema::damage::Damage>("damage", &writer, &names::damage(damage_id()));
     refused::<schema::damage::Holes>("holes", &writer, &slot().holes());
+    refused::<schema::check::Check>("check", &writer, &names::check(job()));
 }
 
 #[test]
@@ -362,6 +363,9 @@ fn later_versions_are_refused_by_name() {
         unknown("root", version, Root::open(&v("root", 4), &writer(&identity()), &key));
         let body = Root { version: version.into(), ..root() }.seal(&plain_writer(), &key, NONCE).unwrap();
         unknown("root's body", version, Root::open(&body, &plain_writer(), &key));
+        let (key, body) = (names::check(job()), schema::check::Check { version: version.into(), ..check() });
+        let body = body.seal(&plain_writer(), &key, NONCE).unwrap();
+        unknown("check's body", version, schema::check::Check::open(&body, &plain_writer(), &key));
         let header = file("message-Flush");
         let at = header.windows(2).position(|w| w == b"\xa1v").unwrap() + 2;
         assert_eq!(header[at], 1);
@@ -451,5 +455,21 @@ fn messages_about_what_is_unchanged_or_wanted_are_bounded() {
         assert!(matches!(wanted(bad.clone(), Vec::new(), Vec::new()), Err(FormatError::TooLarge { .. })));
         assert!(matches!(wanted(Vec::new(), bad.clone(), Vec::new()), Err(FormatError::TooLarge { .. })));
         assert!(matches!(wanted(Vec::new(), Vec::new(), bad), Err(FormatError::TooLarge { .. })));
+    }
+}
+
+#[test]
+fn checks_of_no_share_are_refused() {
+    use schema::check::{Check, Content};
+    let (writer, key) = (plain_writer(), names::check(job()));
+    for content in [
+        Content::Percent { percent: 0, behind: None },
+        Content::Percent { percent: 101, behind: None },
+        Content::Share { number: 0, of: 3 },
+        Content::Share { number: 4, of: 3 },
+        Content::Share { number: 1, of: 0 },
+    ] {
+        let sealed = Check { content, ..check() }.seal(&writer, &key, NONCE).unwrap();
+        assert!(Check::open(&sealed, &writer, &key).is_err(), "{content:?}");
     }
 }

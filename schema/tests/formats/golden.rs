@@ -88,6 +88,9 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("holes-plain", holes().seal(&plain, &slot.holes(), NONCE).unwrap()),
         ("damage", damage().seal(&writer, &names::damage(damage_id()), NONCE).unwrap()),
         ("holes", holes().seal(&writer, &slot.holes(), NONCE).unwrap()),
+        ("check-plain", check().seal(&plain, &names::check(job()), NONCE).unwrap()),
+        ("check", check().seal(&writer, &names::check(job()), NONCE).unwrap()),
+        ("check-ended", ended_check().seal(&writer, &names::check(job()), NONCE).unwrap()),
         ("root", root().seal(&writer, &slot.snapshot(), NONCE).unwrap()),
         ("forgotten", forgotten().seal(&writer, &slot.forgotten(), NONCE).unwrap()),
         ("session", session().seal(&writer, &names::session(session_id()), NONCE).unwrap()),
@@ -247,9 +250,11 @@ fn objects_open() {
         opens(&format!("awaited{plain}"), writer, &names::awaited(3), &awaited());
         opens(&format!("damage{plain}"), writer, &names::damage(damage_id()), &damage());
         opens(&format!("holes{plain}"), writer, &slot.holes(), &holes());
+        opens(&format!("check{plain}"), writer, &names::check(job()), &check());
     }
     opens("session-undo", &plain_writer(), &names::session(session_id()), &undoable_session());
     opens("session-ended", &plain_writer(), &names::session(session_id()), &ended_session());
+    opens("check-ended", &writer, &names::check(job()), &ended_check());
     opens("session-unforget", &writer, &names::session(session_id()), &unforgetting());
     assert_eq!(root().check(slot).unwrap(), root());
     assert_eq!(hold().check(slot, mark_id()).unwrap(), hold());

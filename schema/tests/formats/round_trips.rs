@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
+use schema::check::{self, Check, Content};
 use schema::chunk::{FrameHeader, Opener, Sealer, split_frames};
 use schema::keys::{FrameKey, SealedKey, WriterKey};
 use schema::limits::{CHUNK_MAX, LEAF_SPAN, NODE_FANOUT, STRUCTURE_MAX};
@@ -154,6 +155,26 @@ proptest! {
             let (writer, key) = (writer(&identity()), slot.mark(id));
             let opened = Mark::open(&mark.seal(&writer, &key, nonce).unwrap(), &writer, &key).unwrap();
             prop_assert_eq!(opened.check(slot, id).unwrap(), mark);
+        }
+    }
+
+    #[test]
+    fn checks(job in job_id(), behind in proptest::option::of(pack_id()), percent in 1..=100u8, of in 1..9u64,
+              found in vec((".{0,40}", ".{0,60}"), 0..9), ranges in vec(any::<(u64, u64)>(), 0..9), nonce in any::<[u8; 12]>()) {
+        let found: Vec<_> = found.into_iter().map(|(key, why)| check::Finding { key, why }).collect();
+        let (share, rolling) = (Content::Share { number: of, of }, Content::Percent { percent, behind });
+        for content in [Content::None, Content::All, share, rolling] {
+            let mut checked = Check { job, content, ..samples::ended_check() };
+            checked.reached.found = found.clone();
+            checked.reached.unopened = of - 1;
+            if let Some(check::End::Checked(report)) = &mut checked.end {
+                (report.found, report.unopened) = (found.clone(), of - 1);
+                report.snapshots_damaged[0].lost = ranges.clone();
+            }
+            let (writer, key) = (writer(&identity()), names::check(job));
+            let sealed = checked.seal(&writer, &key, nonce).unwrap();
+            prop_assert_eq!(Check::open(&sealed, &writer, &key).unwrap(), checked);
+            prop_assert_eq!(names::parse_check(&key).unwrap(), job);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use schema::check::{Check, Content as Read, DamagedSnapshot, End, Finding, Reached, Report, Worker};
 use schema::chunk::{FrameHeader, Sealer};
 use schema::config::{CHUNKER_BLOCK_ALIGNED, Config, StorePromise};
 use schema::damage::{Damage, DamagedChunk, Holes};
@@ -16,7 +17,7 @@ use schema::names::Slot;
 use schema::pack::{PackBuilder, PackHeader};
 use schema::root::{Forgotten, Root, Statistics, Tracking};
 use schema::session::{Checkpoint, Session, SessionKind};
-use schema::{ChunkId, DamageId, Domain, JobId, MarkId, PackId, ReadingId, RepoId, SessionId};
+use schema::{ChunkId, DamageId, Domain, JobId, MarkId, PackId, ReadingId, RepoId, SessionId, names};
 
 pub const VOLUME: &str = "host-a/vg0/root";
 pub const NONCE: [u8; 12] = *b"golden nonce";
@@ -265,4 +266,69 @@ pub fn damage() -> Damage {
 pub fn holes() -> Holes {
     let ranges = vec![(4096, 65_536), (64 << 20, 4096)];
     Holes { version: Holes::VERSION, slot: slot(), found_ms: 1_700_000_090_000, ranges }
+}
+
+/// A check that an agent is at.
+pub fn check() -> Check {
+    let worker = Worker {
+        session: session_id(),
+        host: "host-d".to_owned(),
+        begun_ms: 1_700_000_100_000,
+        beat: 7,
+        is_paused: true,
+    };
+    let found = vec![finding()];
+    Check {
+        version: Check::VERSION,
+        job: job(),
+        by: "conductor on host-c".to_owned(),
+        asked_ms: 1_700_000_099_000,
+        content: Read::Percent { percent: 10, behind: Some(pack_id()) },
+        worker: Some(worker),
+        tries: 1,
+        reached: Reached {
+            total: 1 << 30,
+            done: 32 << 20,
+            behind: Some(pack_id()),
+            packs: 1,
+            unopened: 0,
+            found,
+        },
+        end: None,
+    }
+}
+
+/// The same when it has ended.
+pub fn ended_check() -> Check {
+    let damaged = DamagedSnapshot {
+        slot: slot(),
+        volume: Some(VOLUME.to_owned()),
+        bytes: 8192,
+        lost: vec![(4096, 8192), (65_536, 69_632)],
+        problems: vec!["offset 4096: its frame is damaged".to_owned()],
+    };
+    let report = Report {
+        ended_ms: 1_700_000_200_000,
+        snapshots: 3,
+        bytes: 30 << 30,
+        packs: 40,
+        packs_read: 5,
+        bytes_read: 5 << 25,
+        objects: 1,
+        found: vec![finding()],
+        damaged: 1,
+        snapshots_damaged: vec![damaged],
+        unopened: 0,
+        rescued: 2,
+        recorded: 3,
+        unrecorded: Some("no room".to_owned()),
+        healed: 4,
+        settled: 5,
+    };
+    let end = Some(End::Checked(Box::new(report)));
+    Check { content: Read::Share { number: 2, of: 7 }, worker: None, end, ..check() }
+}
+
+fn finding() -> Finding {
+    Finding { key: names::pack(pack_id()), why: "it is cut off".to_owned() }
 }

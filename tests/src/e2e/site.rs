@@ -51,7 +51,7 @@ impl Site {
     }
 
     /// Starts an agent and waits until it is ready. It gets what its roles need and nothing else: hosts have no
-    /// credentials for the store, and only restorers have the identity.
+    /// credentials for the store, and only restorers and checkers have the identity.
     pub fn agent(&self, host: &str, roles: &[&str], more: &[&str]) -> Agent {
         self.agent_with(host, roles, more, "")
     }
@@ -68,7 +68,7 @@ impl Site {
             machine.set_all(&self.weed.environment());
             machine.set("LVKEEP_REPO", &self.weed.location(PREFIX));
         }
-        if roles.contains(&"restorer") {
+        if roles.iter().any(|role| ["restorer", "checker"].contains(role)) {
             machine.set("LVKEEP_IDENTITY", &self.operator.place("identity"));
         }
         let mut arguments = vec!["agent".to_owned()];

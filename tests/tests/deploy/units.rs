@@ -6,7 +6,7 @@ use std::process::Command;
 
 use tests::e2e::{Binary, Machine, Process};
 
-const ROLES: [&str; 6] = ["reader", "hasher", "indexer", "storer", "conductor", "restorer"];
+const ROLES: [&str; 7] = ["reader", "hasher", "indexer", "storer", "conductor", "restorer", "checker"];
 const INSTALLED: &str = "/usr/local/bin/lvkeep";
 const BUCKET: &str = "/etc/lvkeep/bucket.env";
 
@@ -158,9 +158,10 @@ fn hosts_get_neither_the_bucket_nor_an_identity() {
         let on_host = ["reader", "hasher"].contains(&role);
         assert_eq!(has(&unit, "Service.EnvironmentFile", BUCKET), !on_host, "{role}");
         let identity = has(&unit, "Service.LoadCredential", "identity:/etc/lvkeep/identity");
-        assert_eq!(identity, role == "restorer", "{role}");
+        assert_eq!(identity, ["restorer", "checker"].contains(&role), "{role}");
         assert!(has(&unit, "Service.LoadCredential", "writer-key:/etc/lvkeep/writer-key"), "{role}");
     }
+    assert_eq!(last(&agent("checker"), "Service.IOSchedulingClass"), "idle");
     assert!(!has(&unit("lvkeep-backup.service", None), "Service.EnvironmentFile", BUCKET));
 }
 

@@ -1,4 +1,4 @@
-//! `kill -9` of every kind of process at several moments of a running backup.
+//! `kill -9` of every kind of process at several moments of a running backup, and of an agent in the middle of a check.
 //!
 //! What is killed is started again as an operator's supervisor would. Afterwards the backup must be sealed and
 //! restorable, and every snapshot in the list must restore, byte for byte.
@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use schema::{Domain, PackId, names};
 use tests::e2e::{Agent, Machine, Site, eventually, random_file};
 
 const SETTINGS: &str =
@@ -180,4 +181,74 @@ fn a_backup_in_one_process_is_killed() {
     random_file(&image, 32 << 20, 1);
     machine.restores("vm/first@latest", &image);
     machine.run(&["check", "--read-data"]).ok();
+}
+
+/// Turns a bit in the middle of a pack's first frame.
+fn rot(site: &Site, pack: PackId) {
+    let (key, store) = (names::pack(pack), &site.archive.repository().store);
+    site.archive.block_on(async {
+        let mut bytes = store.get(&key).await.expect("a read").expect("the pack").to_vec();
+        let (_, footer) = schema::pack::parse_pack(&bytes).expect("a pack");
+        let first = footer.entries[0];
+        bytes[(first.offset + first.len / 2) as usize] ^= 0x10;
+        store.put(&key, bytes.into()).await.expect("it is stored");
+    });
+}
+
+/// The packs of content, in order.
+fn content(site: &Site) -> Vec<PackId> {
+    let is_content = |pack: &PackId| {
+        let read = site.archive.block_on(site.archive.repository().read_footer(*pack));
+        read.expect("a footer").0.kind == Domain::Data
+    };
+    let mut packs = site.archive.packs().expect("a listing");
+    packs.retain(is_content);
+    packs.sort_unstable();
+    packs
+}
+
+#[test]
+fn an_agent_that_dies_in_a_check_is_gone_on_after() {
+    let site = Site::start("redeliver = \"2s\"");
+    let (image, nats) = (site.operator.place("disk.img"), site.nats.url());
+    random_file(&image, 16 << 20, 1);
+    site.operator.run(&["backup", "--name", "vm/disk", &image]).ok();
+    let packs = content(&site);
+    let damaged = [packs[0], packs[packs.len() - 1]];
+    damaged.iter().for_each(|pack| rot(&site, *pack));
+    let _indexer = site.agent("worker", &["indexer"], &[]);
+    let mut dies = site.agent_with("a", &["checker"], &[], "limit_read = \"2MiB\"");
+
+    let check = ["--json", "check", "--read-data", "--by-agents", "--nats", &nats];
+    let running = site.operator.start(&check);
+    let checks = || site.operator.json(&["status"])["checks"].clone();
+    let caught = eventually("content is read", || {
+        let check = checks()[0].clone();
+        (check["bytes_done"].as_u64()? > 0).then_some(check)
+    });
+    assert_eq!((&caught["state"], &caught["host"]), (&"running".into(), &"a".into()), "{caught}");
+    dies.kill();
+    let _other = site.agent("b", &["checker"], &[]);
+    let ended = running.end().fails(6, &["1 of 1 snapshots are damaged"]);
+    let found = ended.json();
+    assert_eq!(found["damaged"][0]["volume"], "vm/disk", "{found}");
+    let lost = found["damaged"][0]["lost"].as_array().map_or(0, Vec::len);
+    assert_eq!(lost, 2, "{found}");
+    damaged.iter().for_each(|pack| assert!(ended.out.contains(&names::pack(*pack)), "{pack}: {found}"));
+    // No pack of content was read twice.
+    assert_eq!(found["packs_read"], found["packs"], "{found}");
+    let records = site.archive.block_on(site.archive.repository().store.list(names::DAMAGE));
+    assert!(!records.expect("a listing").is_empty());
+    assert_eq!(site.archive.open_sessions(), 0);
+    let job = caught["job"].as_str().expect("a job");
+    site.operator.run(&["check", "--job", job]).fails(6, &["1 of 1 snapshots are damaged"]);
+
+    // Conductors ask for the next ones; what the volume still has heals.
+    site.operator.run(&["backup", "--name", "vm/disk", &image]).ok();
+    let every = "[agent]\ncheck_every = \"3s\"\ncheck_share = \"100%\"";
+    let _conductor = site.agent_with("c", &["conductor"], &[], every);
+    eventually("a check was asked for and done", || {
+        let last = checks().as_array()?.iter().find(|check| check["state"] == "checked").cloned()?;
+        (last["by"] == "conductor on c" && last["snapshots_damaged"] == 0).then_some(())
+    });
 }

@@ -4,6 +4,7 @@ use agent::forgetting::{self, Forgot};
 use agent::marks;
 use agent::repository::AtSlot;
 use agent::sessions;
+use schema::damage::Holes;
 use schema::epoch::Epoch;
 use schema::facts::Origin;
 use schema::messages::FailureKind;
@@ -87,6 +88,7 @@ async fn bringing_back_looks_in_the_order_of_the_protocol() {
         format!("head {}", root.slot.forgotten()),
         format!("get {}", root.slot.snapshot()),
         format!("list {}", root.slot.marks()),
+        format!("get {}", root.slot.holes()),
         format!("create {}", back.root.slot.snapshot()),
         format!("get {}", back.root.slot.snapshot()),
         format!("delete {session}"),
@@ -100,6 +102,9 @@ async fn what_comes_back_is_the_same_and_is_no_newer_than_it_was() {
     let (world, root) = forgotten().await;
     let repository = &world.repository;
     marks::label(repository, &root, "me", |labels| labels.tags = vec!["kept".into()]).await.unwrap();
+    let holes = Holes { version: Holes::VERSION, slot: root.slot, found_ms: 0, ranges: vec![(4096, 8192)] };
+    let key = root.slot.holes();
+    repository.store.put(&key, repository.seal(&key, &holes).unwrap()).await.unwrap();
     // A backup that was made meanwhile has the same generation.
     let later = Root { slot: world.slot(200), ..world.root(2, 3, 9) };
     world.snapshot(&later).await;
@@ -109,6 +114,8 @@ async fn what_comes_back_is_the_same_and_is_no_newer_than_it_was() {
     assert_eq!(Root { slot: root.slot, layout: root.layout.clone(), ..back.root.clone() }, root);
     let labels = marks::of(repository, back.root.slot).await.unwrap().labels(&back.root);
     assert_eq!(labels.tags, ["kept"]);
+    let carried = repository.read::<Holes>(&back.root.slot.holes()).await.unwrap();
+    assert_eq!(carried, Some(Holes { slot: back.root.slot, ..holes }), "what of it is lost is still said");
     let visible = repository.roots(None).await.unwrap().readable;
     assert_eq!(visible.len(), 2);
     assert_eq!(sessions::newest(visible), Some(later));

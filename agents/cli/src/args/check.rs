@@ -24,6 +24,13 @@ pub struct CheckArgs {
     /// Do not record what is damaged; the next backups cannot mend it then
     #[arg(long)]
     pub no_record: bool,
+    /// With --nats: let agents do it (role checker), while they have nothing else to do, and wait for them; they go on
+    /// when this command is stopped
+    #[arg(long, conflicts_with = "no_record")]
+    pub by_agents: bool,
+    /// Follow this check of agents, or print what it came to; `status` lists them
+    #[arg(long, value_name = "JOB", conflicts_with_all = ["read_data", "restart", "no_record", "by_agents"])]
+    pub job: Option<String>,
 }
 
 /// How much content is read.

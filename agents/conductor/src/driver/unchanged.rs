@@ -20,6 +20,9 @@ use crate::answers::Question;
 use crate::coverage::{Count, Fate};
 use crate::parent::{LeafAt, Parent, readable};
 
+/// Leaves that are looked at in one turn, where something is lost.
+const LEAVES_AT_ONCE: u64 = 64;
+
 impl Driver {
     /// How the reader goes about it.
     pub(super) fn on_tracked(&mut self, tracking: Tracking, distrusted: bool) {
@@ -39,22 +42,60 @@ impl Driver {
         self.reading.as_ref().map_or(0, |reading| reading.coverage.count().covered)
     }
 
-    /// Takes ranges from the parent's map.
+    /// Takes ranges from the parent's map. Where something in it is lost, each leaf has to be looked at: then they wait
+    /// for their turn, and the session goes on meanwhile.
     pub(super) async fn on_unchanged(
         &mut self,
         parent: SessionId,
         ranges: &[(u64, u64)],
     ) -> Result<(), Failure> {
-        let ours = self.parent.clone().filter(|ours| self.track && ours.root().slot.session == parent);
-        let (Some(ours), Some(reading)) = (ours, &self.reading) else {
-            tracing::warn!("what is unchanged since another snapshot than the parent is left out");
-            return Ok(());
-        };
-        let geometry = reading.geometry;
-        if ours.root().size != geometry.size() {
-            tracing::warn!("the parent has another size; what is unchanged since is left out");
-            return Ok(());
+        match self.parent_to_take_from().filter(|(ours, _)| ours.root().slot.session == parent) {
+            Some((ours, _)) if ours.has_lost() => {
+                self.unchanged.extend(ranges);
+                Ok(())
+            }
+            Some((ours, geometry)) => self.take(&ours, geometry, ranges).await,
+            None => {
+                tracing::warn!("what is unchanged since another snapshot than the parent is left out");
+                Ok(())
+            }
         }
+    }
+
+    /// Takes some of what waits.
+    pub(super) async fn take_some_unchanged(&mut self) -> Result<(), Failure> {
+        let Some((offset, len)) = self.unchanged.pop_front() else { return Ok(()) };
+        let Some((ours, geometry)) = self.parent_to_take_from() else { return Ok(()) };
+        let end = offset.saturating_add(len).min(geometry.size());
+        let turn = (Geometry::leaf_of(offset) + LEAVES_AT_ONCE).saturating_mul(LEAF_SPAN).min(end);
+        if turn < end {
+            self.unchanged.push_front((turn, end - turn));
+        }
+        self.take(&ours, geometry, &[(offset, turn.saturating_sub(offset))]).await
+    }
+
+    /// Leaves of which something waits to be taken from the parent.
+    fn unchanged_leaves(&self) -> BTreeSet<u64> {
+        let leaves = |(offset, len): &(u64, u64)| {
+            let end = offset.saturating_add(*len).min(VOLUME_MAX);
+            Geometry::leaf_of(*offset)..end.div_ceil(LEAF_SPAN)
+        };
+        self.unchanged.iter().flat_map(leaves).collect()
+    }
+
+    /// The parent, when it has the size of what is read, and may spare reading.
+    fn parent_to_take_from(&self) -> Option<(Arc<Parent>, Geometry)> {
+        let ours = self.parent.clone().filter(|_| self.track)?;
+        let geometry = self.reading.as_ref()?.geometry;
+        (ours.root().size == geometry.size()).then_some((ours, geometry))
+    }
+
+    async fn take(
+        &mut self,
+        ours: &Arc<Parent>,
+        geometry: Geometry,
+        ranges: &[(u64, u64)],
+    ) -> Result<(), Failure> {
         let (mut refused, mut unreliable, before) = (BTreeSet::new(), BTreeSet::new(), self.covered());
         for (offset, len) in ranges {
             let end = offset.saturating_add(*len).min(geometry.size());
@@ -76,8 +117,8 @@ impl Driver {
                     continue;
                 }
                 let taken = match part == whole {
-                    true => self.take_leaf(&ours, leaf).await,
-                    false => self.take_part(&ours, leaf, part).await?,
+                    true => self.take_leaf(ours, leaf).await,
+                    false => self.take_part(ours, leaf, part).await?,
                 };
                 if !taken {
                     refused.insert(leaf);
@@ -210,12 +251,15 @@ impl Driver {
             }
             Some(reading) => {
                 let unforced = |leaf: &u64| !self.forced.contains_key(leaf);
+                let waiting = self.unchanged_leaves();
                 let forced = self.forced.iter().filter(|(leaf, request)| {
                     **request == question.request && !reading.coverage.is_leaf_closed(**leaf)
                 });
                 Wanted {
                     over: false,
-                    leaves: runs(reading.coverage.lacking().filter(unforced)),
+                    leaves: runs(
+                        reading.coverage.lacking().filter(unforced).filter(|leaf| !waiting.contains(leaf)),
+                    ),
                     forced: runs(forced.map(|(leaf, _)| *leaf)),
                     whole: runs(self.whole.iter().copied().filter(unforced)),
                 }

@@ -179,6 +179,34 @@ async fn what_is_damaged_is_read_whole_and_nothing_else_is() {
     assert!(world.packs_of(Domain::Data).contains(&healed) && !world.is_asked());
 }
 
+/// Where something is lost, a large volume is looked at in turns; what waits for its turn is not read.
+#[tokio::test(start_paused = true)]
+async fn what_is_unchanged_is_taken_in_turns_where_something_is_damaged() {
+    let world = World::new().await;
+    world.start(settings());
+    let chunks: Vec<u32> = (1..=150).collect();
+    let parent = world.backup(&world.job(1), &chunks).await;
+    world.damage(&[world.id(2), world.id(100), world.id(150)]).await;
+    world.submit(&world.job(2)).await;
+    let request = world.asked().await;
+    let (session, of, size) = (request.session, parent.slot.session, 150 * LEAF_SPAN);
+    world.opened(session, 1, size).await;
+    unchanged(&world, session, of, &[(0, size)]).await;
+    let damaged = [1, 99, 149];
+    for leaf in damaged {
+        let again = world.asked().await;
+        assert_eq!((again.leaves, again.force), (Some(vec![leaf]), false));
+        let asked = wanted(&world, session, again.request).await;
+        let mut leaves = asked.leaves.into_iter().flat_map(|(first, count)| first..first + count);
+        assert!(leaves.all(|leaf| damaged.contains(&leaf)));
+    }
+    let asked = wanted(&world, session, 4).await;
+    assert_eq!(
+        (asked.leaves, asked.whole),
+        (damaged.map(|leaf| (leaf, 1)).into(), damaged.map(|leaf| (leaf, 1)).into())
+    );
+}
+
 /// A reader that does not know what it is told says the same again.
 #[tokio::test(start_paused = true)]
 async fn what_is_damaged_and_said_to_be_unchanged_again_is_asked_for_with_force() {

@@ -2,7 +2,7 @@
 //! it, other volumes come back as they were, what comes back of the one that suffers is right but for what the check
 //! says is lost, and the next backup heals what it still has.
 
-#[path = "rot/older.rs"]
+mod agents;
 mod older;
 
 use std::path::PathBuf;
@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use agent::{Failure, marks};
 use bytes::Bytes;
 use checker::{Content, DamagedSnapshot, Report};
+use schema::check::{Check, Reached};
 use schema::damage::{Damage, Holes};
 use schema::epoch::{Awaited, Epoch, Verdict};
 use schema::pack::PACK_HEADER_LEN;
@@ -207,7 +208,19 @@ async fn with_small_objects(victim: &Victim) -> Rot {
         rot.put(&victim.older.slot.holes(), &holes).await?;
         let packs = vec![PackId::from_bytes([9; 16])];
         let damage = Damage { version: 1, found_ms: 0, host: "host".into(), packs, chunks: vec![] };
-        rot.put(&names::damage(environment.damage_id()), &damage).await
+        rot.put(&names::damage(environment.damage_id()), &damage).await?;
+        let check = Check {
+            version: 1,
+            job: environment.job_id(),
+            by: "a test".into(),
+            asked_ms: 0,
+            content: schema::check::Content::All,
+            worker: None,
+            tries: 0,
+            reached: Reached::default(),
+            end: None,
+        };
+        rot.put(&names::check(check.job), &check).await
     };
     put.await.expect("small objects");
     rot
@@ -217,7 +230,7 @@ async fn with_small_objects(victim: &Victim) -> Rot {
 fn may_be_gone(key: &str) -> bool {
     let folder = key.split('/').next().unwrap_or_default();
     match folder {
-        "sessions" | "damage" | "holes" | "forgotten" | "marks" => true,
+        "sessions" | "damage" | "holes" | "forgotten" | "marks" | "checks" => true,
         "gc" => key.ends_with(".sessions") || key.ends_with("2.verdict"),
         _ => false,
     }
@@ -371,6 +384,43 @@ async fn a_lost_key_comes_back_from_a_footer() {
         assert!(report.is_clean(), "{report:?}");
         assert_eq!(rot.objects().await[&key], victim.objects[&key]);
     }
+}
+
+/// Nobody can open what a key has sealed that is gone: that is damage, which the next backup heals, and no repair stops
+/// at it.
+#[tokio::test]
+async fn what_no_key_opens_is_damaged_and_stops_no_repair() {
+    let victim = victim().await;
+    let (pack, frames) = victim.pack(Domain::Data);
+    let mut objects = victim.objects.clone();
+    let (_, written) = schema::pack::parse_pack(&objects[&pack]).expect("a pack");
+    objects.remove(&names::key(written.keys[0].id));
+    let footer = frames.last().map_or(0, |(start, len)| start + len);
+    objects.insert(pack.clone(), flipped(&objects[&pack], footer + 3));
+    let rot = victim.rot.with(&objects).await.expect("a repository");
+    let (mended, report) = rot.repair().await.expect("a repair");
+    assert!(mended.packs.is_empty(), "{mended:?}");
+    let [(stays, why)] = &mended.unsalvaged[..] else { panic!("{mended:?}") };
+    assert!(names::pack(*stays) == pack && why.contains("no key opens"), "{why}");
+    let damaged: Vec<_> = report.damaged.iter().map(|damaged| damaged.slot).collect();
+    assert_eq!(damaged, [victim.bad.0.slot], "{report:?}");
+    assert!(report.unopened == 0 && report.recorded > 0, "{report:?}");
+    victim.lost_is_what_the_check_says(&rot, &report, "a lost key").await;
+    rot.backup("vm/bad", &victim.path).await.expect("a backup");
+    let report = rot.check(ALL).await.expect("a report");
+    assert!(report.damaged.is_empty(), "{report:?}");
+}
+
+/// Empty is what somebody made empty.
+#[tokio::test]
+async fn an_emptied_key_stays_empty() {
+    let victim = victim().await;
+    let key = victim.brought.iter().find(|key| key.starts_with("keys/")).expect("a key").clone();
+    let mut objects = victim.objects.clone();
+    objects.insert(key.clone(), Bytes::new());
+    let rot = victim.rot.with(&objects).await.expect("a repository");
+    let (mended, _) = rot.repair().await.expect("a repair");
+    assert!(mended.keys.is_empty() && rot.objects().await[&key].is_empty());
 }
 
 #[tokio::test]

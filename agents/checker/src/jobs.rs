@@ -1,0 +1,130 @@
+//! Checks that agents are given, by their objects in the bucket: asked for, listed, taken back.
+//!
+//! The object says what is wanted, how far it is and what it came to; the message on the bus only says that it is there. So
+//! whoever asks need not wait, and what one agent has read no other one reads again.
+
+use std::time::Duration;
+
+use agent::store::Created;
+use agent::{Bus, BusError, Failure, Queue, Repository, sessions};
+use schema::check::{Check, Content, Reached};
+use schema::messages::{About, CheckJob, FailureKind, Message};
+use schema::{JobId, PackId, names};
+
+/// Checks that have ended and are kept to be looked at.
+const KEPT: usize = 16;
+/// How often a check that is taken back is looked for again: its agent may just have written how far it is.
+const LOOKS: u32 = 3;
+/// Pause before each look.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Asks for a check; its job.
+pub async fn ask(
+    repository: &Repository,
+    bus: &dyn Bus,
+    content: Content,
+    by: &str,
+) -> Result<JobId, Failure> {
+    let environment = repository.environment();
+    let check = Check {
+        version: Check::VERSION,
+        job: environment.job_id(),
+        by: by.to_owned(),
+        asked_ms: environment.now_ms(),
+        content,
+        worker: None,
+        tries: 0,
+        reached: Reached::default(),
+        end: None,
+    };
+    let key = names::check(check.job);
+    if let Created::Lost(_) = repository.store.create(&key, repository.seal(&key, &check)?).await? {
+        return Err(Failure::refused(format!("{key} exists already: names must be fresh")));
+    }
+    match send(bus, check.job).await {
+        Ok(()) => Ok(check.job),
+        Err(why) => {
+            if let Err(why) = repository.store.delete(&key).await {
+                tracing::warn!(key, %why, "a check that nobody was told of stays: `lvkeep cancel` removes it");
+            }
+            Err(why.into())
+        }
+    }
+}
+
+/// Tells agents of a check. One that is told twice is done once.
+pub async fn send(bus: &dyn Bus, job: JobId) -> Result<(), BusError> {
+    bus.publish(&Queue::checks(), Message::new(&About::nothing(), &CheckJob { job })).await
+}
+
+/// A check as it stands; none when nobody wants it any more.
+pub async fn read(repository: &Repository, job: JobId) -> Result<Option<Check>, Failure> {
+    let key = names::check(job);
+    match repository.read::<Check>(&key).await? {
+        Some(check) if check.job != job => Err(Failure::damaged(format!("{key} is the check {}", check.job))),
+        read => Ok(read),
+    }
+}
+
+pub(crate) async fn write(repository: &Repository, check: &Check) -> Result<(), Failure> {
+    let key = names::check(check.job);
+    Ok(repository.store.put(&key, repository.seal(&key, check)?).await?)
+}
+
+/// All checks that can be read, in the order in which they were asked for.
+pub async fn list(repository: &Repository) -> Result<Vec<Check>, Failure> {
+    let mut found = Vec::new();
+    for listed in repository.store.list(names::CHECKS).await? {
+        let Ok(job) = names::parse_check(&listed.key) else { continue };
+        match read(repository, job).await {
+            Ok(check) => found.extend(check),
+            Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
+            Err(failure) => tracing::warn!(%job, %failure, "what stands of a check cannot be read"),
+        }
+    }
+    found.sort_by_key(|check| check.job);
+    Ok(found)
+}
+
+/// Behind which pack the next share of the content begins, after these checks.
+pub fn next_behind(checks: &[Check]) -> Option<PackId> {
+    checks.iter().rev().find_map(|check| match check.content {
+        Content::Percent { behind, .. } => Some(check.reached.behind.or(behind)),
+        _ => None,
+    })?
+}
+
+/// Takes a check back; whether there was one. Its agent ends when it next says how far it is.
+pub async fn take_back(repository: &Repository, job: JobId) -> Result<bool, Failure> {
+    let key = names::check(job);
+    if repository.store.head(&key).await?.is_none() {
+        return Ok(false);
+    }
+    repository.store.delete(&key).await?;
+    for _ in 0..LOOKS {
+        repository.environment().sleep(LOOK).await;
+        if repository.store.head(&key).await?.is_some() {
+            repository.store.delete(&key).await?;
+        }
+    }
+    end_sessions(repository, job).await?;
+    Ok(true)
+}
+
+/// Ends what protects the reading of attempts that are over.
+pub(crate) async fn end_sessions(repository: &Repository, job: JobId) -> Result<(), Failure> {
+    for session in sessions::of_job(repository, job).await? {
+        sessions::revoke(repository, &session).await?;
+    }
+    Ok(())
+}
+
+/// Removes what nobody looks at any more.
+pub(crate) async fn tidy(repository: &Repository) -> Result<(), Failure> {
+    let ended: Vec<JobId> =
+        list(repository).await?.iter().filter(|check| check.end.is_some()).map(|check| check.job).collect();
+    for job in ended.iter().rev().skip(KEPT) {
+        repository.store.delete(&names::check(*job)).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,370 @@
+//! The checker as an agent: takes the checks that somebody asked for, one at a time, and only while its process has
+//! nothing else to do. Backups and restores go first.
+//!
+//! How far a check is stands in the bucket, so that another agent goes on with it when this one dies or is stopped. A
+//! check may be delivered again: one that ended is left alone, and one that another agent is at is waited for until it
+//! has ended or does not move any more. Two agents at one check do some work twice, and nothing worse.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agent::bus::Ticket;
+use agent::index::IndexClient;
+use agent::rate::RateLimit;
+use agent::{Context, Failure, Handler, Outcome, Protection, ReadBy, Repository};
+use async_trait::async_trait;
+use schema::check::{Check, End, Reached, Worker};
+use schema::keys::Identity;
+use schema::limits::CHECK_FINDINGS_MAX;
+use schema::messages::{CheckJob, FailureKind, Message};
+use schema::session::SessionKind;
+use schema::{JobId, SessionId};
+
+use crate::findings::{Finding, Progress, Report};
+use crate::pace::Pace;
+use crate::scope::Stopped;
+use crate::{Checker, Settings, jobs, told};
+
+/// Bytes of jobs taken from the queue at once; the next one may as well go to another agent.
+const WINDOW: usize = 1 << 10;
+/// Attempts at a check that does not come any further.
+const TRIES_MAX: u32 = 20;
+
+/// How an agent checks.
+#[derive(Debug, Clone)]
+pub struct Serving {
+    /// Its host.
+    pub host: String,
+    /// How often it says how far it is, and a check's delivery is extended: less than the time after which it comes again.
+    pub beat: Duration,
+    /// How long another agent's check must not move before this one takes it over: several beats.
+    pub patience: Duration,
+    /// How fast content is read.
+    pub limit: RateLimit,
+}
+
+/// An agent that checks a repository.
+#[derive(Clone)]
+pub struct Service {
+    context: Context,
+    repository: Repository,
+    index: IndexClient,
+    identity: Option<Arc<Identity>>,
+    serving: Arc<Serving>,
+}
+
+/// What became of a check that was taken.
+enum Ended {
+    /// Nothing is left to do.
+    Over,
+    /// Another agent is at it.
+    TakenOver,
+    /// It is for whoever has time.
+    GivenBack,
+}
+
+/// One attempt at a check, as it is to be noted.
+struct Attempt {
+    session: SessionId,
+    check: Mutex<Check>,
+    /// What attempts before it had reached.
+    earlier: Reached,
+    pace: Arc<Pace>,
+}
+
+impl Service {
+    /// An agent. Without an identity it can check no content of an encrypted repository.
+    pub fn new(
+        context: Context,
+        repository: Repository,
+        index: IndexClient,
+        identity: Option<Arc<Identity>>,
+        serving: Serving,
+    ) -> Self {
+        Self { context, repository, index, identity, serving: Arc::new(serving) }
+    }
+
+    /// Takes checks until the context's stop flag is raised.
+    pub async fn run(self) -> Result<(), Failure> {
+        let context = self.context.clone();
+        agent::consume(&context, &agent::Queue::checks(), WINDOW, self).await
+    }
+
+    async fn work(&self, job: JobId, pace: &Arc<Pace>) -> Ended {
+        if pace.is_busy() {
+            return Ended::GivenBack;
+        }
+        let failure = match self.attempt(job, pace).await {
+            Ok(ended) => return ended,
+            Err(failure) => failure,
+        };
+        if self.context.stop.is_raised() {
+            return Ended::GivenBack;
+        }
+        if failure.retry {
+            tracing::warn!(%job, %failure, "a check cannot go on now, and is tried again");
+            self.pause(self.serving.patience).await;
+            return Ended::GivenBack;
+        }
+        self.context.counters.checks_failed.add(1);
+        tracing::error!(%job, %failure, "a check failed");
+        match self.fail(job, &failure).await {
+            Ok(()) => Ended::Over,
+            Err(why) => {
+                tracing::warn!(%job, %why, "cannot say that a check has failed");
+                self.pause(self.serving.patience).await;
+                if why.retry { Ended::GivenBack } else { Ended::Over }
+            }
+        }
+    }
+
+    async fn pause(&self, pause: Duration) {
+        tokio::select! {
+            () = self.context.environment.sleep(pause) => {}
+            () = self.context.stop.raised() => {}
+        }
+    }
+
+    /// A check that is to be done, when nobody else is at it; none when nobody wants it any more.
+    async fn free(&self, job: JobId) -> Result<Option<Check>, Failure> {
+        let mut seen = None;
+        loop {
+            let Some(check) = jobs::read(&self.repository, job).await? else { return Ok(None) };
+            if check.end.is_some() {
+                return Ok(None);
+            }
+            if check.worker.is_none() || check.worker == seen {
+                return Ok(Some(check));
+            }
+            seen = check.worker;
+            self.pause(self.serving.patience).await;
+            if self.context.stop.is_raised() {
+                return Err(Failure::new(FailureKind::Revoked, "this agent is stopped"));
+            }
+        }
+    }
+
+    async fn attempt(&self, job: JobId, pace: &Arc<Pace>) -> Result<Ended, Failure> {
+        let Some(check) = self.free(job).await? else { return Ok(Ended::Over) };
+        if check.tries >= TRIES_MAX {
+            let why = format!("{TRIES_MAX} attempts in a row came no further; the agents' logs say why");
+            return Err(Failure::new(FailureKind::Other, why));
+        }
+        jobs::end_sessions(&self.repository, job).await?;
+        let environment = &self.context.environment;
+        let (session, host) = (environment.session_id(), self.serving.host.clone());
+        let worker = Worker { session, host, begun_ms: environment.now_ms(), beat: 0, is_paused: false };
+        let earlier = check.reached.clone();
+        if earlier.behind.is_some() {
+            tracing::info!(%job, done = earlier.done, total = earlier.total, "going on with a check");
+        }
+        let check = Check { tries: check.tries + 1, worker: Some(worker), ..check };
+        jobs::write(&self.repository, &check).await?;
+        let by = ReadBy {
+            kind: SessionKind::Restore,
+            session,
+            job,
+            volume: "all volumes",
+            host: &self.serving.host,
+            undo: &[],
+        };
+        let protection = Protection::begin(&self.repository, by).await?;
+        let attempt = Attempt { session, check: Mutex::new(check), earlier, pace: pace.clone() };
+        let ended = tokio::select! {
+            biased;
+            report = self.check(&attempt, protection.clone()) => report.map(Ok),
+            ended = self.beat(&attempt) => Ok(Err(ended)),
+        };
+        protection.end().await;
+        match ended {
+            Ok(Ok(report)) => self.checked(&attempt, report).await,
+            Ok(Err(ended)) => Ok(ended),
+            Err(failure) => {
+                // Another one need not wait to see whether this one is alive.
+                attempt.lock().worker = None;
+                if let Err(why) = self.put(&attempt).await {
+                    tracing::debug!(%job, %why, "cannot say that a check is free");
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    async fn check(&self, attempt: &Attempt, protection: Protection) -> Result<Report, Failure> {
+        let content = told::content(&attempt.lock().content);
+        let settings = Settings { host: self.serving.host.clone(), content, record: true };
+        let (repository, index) = (self.repository.clone(), self.index.clone());
+        let stop = self.context.stop.clone();
+        let Reached { done, behind, .. } = attempt.earlier;
+        let checker = Checker::new(repository, index, self.identity.clone(), settings, stop)
+            .behind(behind.map(|behind| Stopped { behind, done }))
+            .yielding(attempt.pace.clone(), self.serving.limit.clone());
+        let mut report = checker.check(Some(protection), &|progress| attempt.reach(progress)).await?;
+        let earlier = attempt.earlier.found.iter();
+        report.objects.extend(earlier.map(|one| Finding { key: one.key.clone(), why: one.why.clone() }));
+        report.packs_read += attempt.earlier.packs;
+        report.unopened += attempt.earlier.unopened;
+        report.bytes_read += done;
+        Ok(report)
+    }
+
+    /// Says now and then how far it is; ends when the check is no longer this agent's.
+    async fn beat(&self, attempt: &Attempt) -> Ended {
+        loop {
+            self.context.environment.sleep(self.serving.beat).await;
+            attempt.count();
+            match self.put(attempt).await {
+                Ok(None) => {}
+                Ok(Some(ended)) => return ended,
+                Err(why) => tracing::debug!(%why, "cannot note how far a check is"),
+            }
+        }
+    }
+
+    /// Notes the check as it is, unless it is no longer that of this attempt.
+    async fn put(&self, attempt: &Attempt) -> Result<Option<Ended>, Failure> {
+        let check = attempt.lock().clone();
+        let job = check.job;
+        match jobs::read(&self.repository, job).await? {
+            None => {
+                tracing::info!(%job, "a check is not wanted any more");
+                Ok(Some(Ended::Over))
+            }
+            Some(there) if there.worker.as_ref().is_none_or(|worker| worker.session != attempt.session) => {
+                tracing::warn!(%job, "another agent has taken a check over");
+                Ok(Some(Ended::TakenOver))
+            }
+            Some(_) => jobs::write(&self.repository, &check).await.map(|()| None),
+        }
+    }
+
+    async fn checked(&self, attempt: &Attempt, report: Report) -> Result<Ended, Failure> {
+        let (is_clean, snapshots, objects) = (report.is_clean(), report.damaged.len(), report.objects.len());
+        let job = {
+            let mut check = attempt.lock();
+            check.worker = None;
+            let ended_ms = self.context.environment.now_ms();
+            check.end = Some(End::Checked(Box::new(told::report(report, ended_ms))));
+            check.job
+        };
+        if let Some(ended) = self.put(attempt).await? {
+            return Ok(ended);
+        }
+        self.context.counters.checks.add(1);
+        match is_clean {
+            true => tracing::info!(%job, "checked: nothing is wrong"),
+            false => {
+                self.context.counters.checks_damaged.add(1);
+                tracing::error!(
+                    %job,
+                    snapshots,
+                    objects,
+                    "a check found damage: `lvkeep check --job {job}` says what, and which snapshots it concerns"
+                );
+            }
+        }
+        if let Err(why) = jobs::tidy(&self.repository).await {
+            tracing::debug!(%why, "what stands of earlier checks stays");
+        }
+        Ok(Ended::Over)
+    }
+
+    /// Says that a check has failed.
+    async fn fail(&self, job: JobId, failure: &Failure) -> Result<(), Failure> {
+        match jobs::read(&self.repository, job).await? {
+            Some(check) if check.end.is_none() => {
+                let end = Some(End::Failed { kind: failure.kind, why: failure.why.clone() });
+                jobs::write(&self.repository, &Check { worker: None, end, ..check }).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Extends a delivery for ever.
+    async fn keep(&self, ticket: &Option<Ticket>) {
+        loop {
+            if let Some(ticket) = ticket
+                && let Err(why) = ticket.extend().await
+            {
+                tracing::debug!(%why, "a check may come once more");
+            }
+            self.context.environment.sleep(self.serving.beat).await;
+        }
+    }
+}
+
+impl Attempt {
+    fn lock(&self) -> MutexGuard<'_, Check> {
+        self.check.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self) {
+        if let Some(worker) = &mut self.lock().worker {
+            worker.beat += 1;
+            worker.is_paused = self.pace.is_paused();
+        }
+    }
+
+    /// Minds how far the reading of content is. What another attempt goes on behind is recorded.
+    fn reach(&self, progress: Progress<'_>) {
+        let mut check = self.lock();
+        check.reached.total = progress.total;
+        let Some(after) = progress.after else { return };
+        let Reached { packs, unopened, found, .. } = &self.earlier;
+        let mut all = std::mem::take(&mut check.reached.found);
+        if all.len() != found.len() + progress.found.len() {
+            all = found.iter().cloned().chain(told::findings(progress.found)).collect();
+            all.truncate(CHECK_FINDINGS_MAX);
+        }
+        let Progress { total, done, .. } = progress;
+        let (packs, unopened) = (packs + progress.packs, unopened + progress.unopened);
+        check.reached = Reached { total, done, behind: Some(after), packs, unopened, found: all };
+        check.tries = 0;
+    }
+}
+
+#[async_trait]
+impl Handler for Service {
+    fn role(&self) -> &'static str {
+        "checker"
+    }
+
+    async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
+        let CheckJob { job } = message.read()?;
+        let pace = Arc::new(Pace::new(self.context.clone()));
+        let ended = tokio::select! {
+            biased;
+            ended = self.work(job, &pace) => ended,
+            () = self.keep(ticket) => unreachable!("it has no end"),
+        };
+        match ended {
+            Ended::Over => Ok(Outcome::Done),
+            Ended::TakenOver => {
+                if let Some(ticket) = ticket.take() {
+                    ticket.leave();
+                }
+                Ok(Outcome::Held)
+            }
+            Ended::GivenBack => {
+                // Sent anew, because it was not the check's fault: attempts are counted.
+                jobs::send(&*self.context.bus, job).await?;
+                if let Some(ticket) = ticket.take()
+                    && let Err(why) = ticket.done().await
+                {
+                    tracing::debug!(%job, %why, "a check that was given back may come twice");
+                }
+                tokio::select! {
+                    () = pace.wait() => {}
+                    () = self.context.stop.raised() => {}
+                }
+                Ok(Outcome::Held)
+            }
+        }
+    }
+
+    async fn gave_up(&mut self, message: &Message, failure: &Failure) -> Result<(), Failure> {
+        let Ok(CheckJob { job }) = message.read() else { return Ok(()) };
+        self.context.counters.checks_failed.add(1);
+        self.fail(job, failure).await
+    }
+}
