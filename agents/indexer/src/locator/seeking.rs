@@ -12,6 +12,7 @@ use futures::{StreamExt, future, stream};
 use schema::messages::{Locate, Located, Message, Payload, Seek, Sought};
 use schema::pack::PackEntry;
 use schema::{ChunkId, Domain, PackId};
+use tokio::sync::Mutex;
 
 use super::{AT_ONCE, Locator, sorted, unless_stopped};
 use crate::sync::{Footer, footer_of};
@@ -21,7 +22,7 @@ impl Locator {
     pub async fn run(self) -> Result<(), Failure> {
         let context = self.context.clone();
         let number = u64::from_le_bytes(context.environment.random());
-        let serving = Serving { locator: Arc::new(RwLock::new(self)), number };
+        let serving = Serving { locator: Arc::new(RwLock::new(self)), number, looking: Arc::default() };
         let (questions, seeks) = (Service::index(0), Service::seek(0));
         // Nobody else waits while one looks at the bucket.
         let questions = agent::serve(&context, &questions, serving.clone());
@@ -34,6 +35,8 @@ struct Serving {
     locator: Arc<RwLock<Locator>>,
     /// By which others know that it has looked.
     number: u64,
+    /// Held by whoever looks for chunks. What one wants while another looks at new packs would be missed in those.
+    looking: Arc<Mutex<()>>,
 }
 
 #[async_trait]
@@ -65,6 +68,7 @@ impl Serving {
 
     async fn seek(&self, Seek { shards, ids, looked }: Seek) -> Result<Sought, Failure> {
         if !looked.contains(&self.number) {
+            let _turn = self.looking.lock().await;
             self.look_again().await?;
         }
         let Located { copies } = self.read().locate(&Locate { shards, ids })?;
@@ -83,10 +87,7 @@ impl Serving {
             let locator = self.read();
             listed.filter(|pack| !locator.known.has(pack)).collect()
         };
-        tracing::info!(
-            packs = new.len(),
-            "a chunk is not where it was found: looking at packs that came later"
-        );
+        tracing::info!(packs = new.len(), "looking for chunks in packs that came later");
         let packs = sorted(&context, &repository, new).await?;
         for kind in [Domain::Structure, Domain::Data] {
             let is_wanted = |locator: &Locator, id: &ChunkId| locator.wanted.has(id);
@@ -97,8 +98,10 @@ impl Serving {
     }
 
     /// Looks for chunks that a part of a map names which could not be read at first. A filter takes some for wanted that
-    /// are not: all that are asked for are looked for together.
+    /// are not: all that are asked for are looked for together. A collection may have moved some of them to packs that
+    /// nobody has looked at yet.
     async fn want(&self, ids: &[ChunkId]) -> Result<(), Failure> {
+        let _turn = self.looking.lock().await;
         let known = {
             let locator = self.read();
             if !locator.is_partial.load(Ordering::Relaxed) || ids.iter().all(|id| locator.wanted.has(id)) {
@@ -113,9 +116,11 @@ impl Serving {
                 self.keep_of(known.of(kind), kind, |_, id| asked.contains(id)).await?;
             }
         }
-        let mut locator = self.write();
-        ids.iter().for_each(|id| locator.wanted.add(id));
-        Ok(())
+        {
+            let mut locator = self.write();
+            ids.iter().for_each(|id| locator.wanted.add(id));
+        }
+        self.look_again().await
     }
 
     /// Keeps what these packs have of what is wanted, some of it at a time.

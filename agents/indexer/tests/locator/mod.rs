@@ -275,6 +275,32 @@ async fn what_a_part_of_a_map_names_that_was_found_late_is_located() {
     running.await.unwrap().unwrap();
 }
 
+/// One look has found the part. What it names was moved since, to a pack that nobody has looked at.
+#[tokio::test]
+async fn what_a_part_of_a_map_names_is_found_although_it_was_moved_since_the_look() {
+    let world = World::new().await;
+    let old = data(&world, (0..20).map(id)).await;
+    let (root, packs) = snapshot(&world, 2, &[(1, (0..20).map(id).collect())]).await;
+    let leaf = world.repository.store.get(&names::pack(packs[0])).await.unwrap().unwrap();
+    world.repository.store.delete(&names::pack(packs[0])).await.unwrap();
+    let locator = find(&world, 1 << 20, Wish::all(root.clone())).await;
+    let running = tokio::spawn(locator.run());
+    world.repository.store.put(&names::pack(packs[0]), leaf).await.unwrap();
+    let (bus, environment) = (world.context.bus.clone(), world.context.environment.clone());
+    let (client, about) = (IndexClient::new(bus, environment, 1), About::nothing());
+    let (_, by) = client.seek(&about, &root.top.unwrap(), &[]).await.unwrap();
+    let new = data(&world, (0..20).map(id)).await;
+    world.repository.store.delete(&names::pack(old)).await.unwrap();
+    let ids: Vec<ChunkId> = (0..20).map(id).collect();
+    client.locate(&about, &ids).await.unwrap();
+    for id in &ids {
+        let (copies, _) = client.seek(&about, id, &[by]).await.unwrap();
+        assert_eq!(copies.iter().map(|copy| copy.pack).collect::<Vec<_>>(), [new]);
+    }
+    world.context.stop.raise();
+    running.await.unwrap().unwrap();
+}
+
 /// What came later is more than there is memory for: it goes to disk, a part at a time.
 #[tokio::test]
 async fn what_is_found_later_may_have_no_room_in_memory() {
