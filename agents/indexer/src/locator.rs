@@ -4,7 +4,7 @@
 //! packs, once. What is kept is what the snapshots want, every copy of it. So memory is bounded by
 //! [`LocatorSettings::memory`], and what goes to disk by the snapshots' own chunks: some 62 bytes for each. What the
 //! repository holds besides costs time, and 18 bytes of memory for each pack. What a part of a map names that could not
-//! be read at first is looked for when somebody who could read it asks.
+//! be read at first is looked for when somebody who could read it seeks it.
 
 mod seeking;
 
@@ -162,7 +162,11 @@ impl Locator {
             let why = format!("chunk {id} was not looked for: it is in no map that was read");
             return Err(Failure::refused(why));
         }
-        located(asked.ids.iter().map(|id| self.table.copies(id)))
+        self.copies(&asked.ids)
+    }
+
+    fn copies(&self, ids: &[ChunkId]) -> Result<Located, Failure> {
+        located(ids.iter().map(|id| self.table.copies(id)))
     }
 
     /// All packs that can hold anything, by what they hold.

@@ -247,9 +247,10 @@ async fn a_pack_that_came_later_is_found_when_somebody_seeks() {
     running.await.unwrap().unwrap();
 }
 
-/// A part of the map was nowhere when it was walked. Who found it since asks for what it names.
+/// A part of the map was nowhere when it was walked. What it names is told to be nowhere at once, since looking takes long;
+/// who seeks one chunk finds all of those that were asked for.
 #[tokio::test]
-async fn what_a_part_of_a_map_names_that_was_found_late_is_located() {
+async fn what_a_part_of_a_map_names_that_was_found_late_is_sought_together() {
     let world = World::new().await;
     let (first, second) = (data(&world, (0..10).map(id)).await, data(&world, (5..20).map(id)).await);
     let (root, packs) = snapshot(&world, 2, &[(1, (0..20).map(id).collect())]).await;
@@ -264,6 +265,8 @@ async fn what_a_part_of_a_map_names_that_was_found_late_is_located() {
     let map = MapReader::new(world.repository.clone(), client.clone(), root).unwrap().thorough();
     assert_eq!(map.leaf(1).await.unwrap().pieces().len(), 21);
     let ids: Vec<ChunkId> = (0..20).map(id).collect();
+    assert!(client.locate(&about, &ids).await.unwrap().iter().all(Vec::is_empty));
+    client.seek(&about, &id(7), &[]).await.unwrap();
     let found = client.locate(&about, &ids).await.unwrap();
     for (n, copies) in found.iter().enumerate() {
         let packs: Vec<PackId> = copies.iter().map(|copy| copy.pack).collect();
