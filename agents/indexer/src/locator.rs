@@ -8,6 +8,7 @@
 
 mod seeking;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,6 +74,8 @@ pub struct Locator {
     report: LocatorReport,
     /// The packs that were looked at.
     known: Packs,
+    /// Those of them that the last look did not find any more.
+    gone: BTreeSet<PackId>,
     /// Whether a part of a map could not be read, so that nobody knows what it names.
     is_partial: AtomicBool,
 }
@@ -127,6 +130,7 @@ impl Locator {
             table: Table::new(memory / 2, spill),
             report: LocatorReport::default(),
             known: Packs::default(),
+            gone: BTreeSet::new(),
             is_partial: AtomicBool::new(false),
         };
         let packs = locator.packs().await?;

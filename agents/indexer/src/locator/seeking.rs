@@ -103,7 +103,11 @@ impl Serving {
                 false => self.want(&late).await?,
             }
         }
-        let Located { copies } = self.read().locate(&Locate { shards, ids })?;
+        let locator = self.read();
+        let Located { mut copies } = locator.locate(&Locate { shards, ids })?;
+        for copies in &mut copies {
+            copies.retain(|copy| !locator.gone.contains(&copy.pack));
+        }
         Ok(Sought { copies, by: self.number })
     }
 
@@ -114,10 +118,14 @@ impl Serving {
             (locator.context.clone(), locator.repository.clone())
         };
         let listed = repository.list_packs().await?;
+        let there: BTreeSet<PackId> = listed.iter().map(|(pack, _)| *pack).collect();
         let listed = listed.into_iter().filter(|(_, size)| can_be_pack(*size)).map(|(pack, _)| pack);
-        let new: Vec<PackId> = {
+        let (new, gone): (Vec<PackId>, BTreeSet<PackId>) = {
             let locator = self.read();
-            listed.filter(|pack| !locator.known.has(pack)).collect()
+            let known = &locator.known;
+            let known_of = |kind| known.of(kind).iter().filter(|pack| !there.contains(pack)).copied();
+            let gone = known_of(Domain::Structure).chain(known_of(Domain::Data));
+            (listed.filter(|pack| !known.has(pack)).collect(), gone.collect())
         };
         tracing::info!(packs = new.len(), "looking for chunks in packs that came later");
         let packs = sorted(&context, &repository, new).await?;
@@ -125,7 +133,9 @@ impl Serving {
             let is_wanted = |locator: &Locator, id: &ChunkId| locator.wanted.has(id);
             self.keep_of(packs.of(kind), kind, is_wanted).await?;
         }
-        self.write().known.extend(packs);
+        let mut locator = self.write();
+        locator.known.extend(packs);
+        locator.gone = gone;
         Ok(())
     }
 

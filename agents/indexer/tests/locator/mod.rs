@@ -243,6 +243,9 @@ async fn a_pack_that_came_later_is_found_when_somebody_seeks() {
     assert_eq!(client.seek(&about, &id(7), &[by]).await.unwrap().0, copies, "it has looked");
     assert_eq!(client.locate(&about, &[id(7)]).await.unwrap()[0], copies);
     client.seek(&about, &id(15), &[]).await.expect_err("nobody wanted it");
+    world.repository.store.delete(&names::pack(old)).await.unwrap();
+    let (copies, _) = client.seek(&about, &id(7), &[]).await.unwrap();
+    assert!(!packs(&copies).contains(&old) && packs(&copies).contains(&new), "what is gone is not named");
     world.context.stop.raise();
     running.await.unwrap().unwrap();
 }
