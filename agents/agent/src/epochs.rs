@@ -57,15 +57,21 @@ pub async fn verdict(repository: &Repository, number: u64) -> Result<Option<Verd
     Ok(verdict)
 }
 
-/// The sessions that the latest collection waits for; none before it has listed them.
-pub async fn awaited(repository: &Repository) -> Result<Vec<SessionId>, Failure> {
+/// The sessions that the latest collection waits for. Before it has listed them nobody knows: it may have stopped, and
+/// will wait for all that are there when it goes on.
+pub async fn awaited(repository: &Repository) -> Result<Option<Vec<SessionId>>, Failure> {
     let listed = repository.store.list(names::EPOCHS).await?;
     let numbers = listed.iter().filter_map(|listed| names::parse_epoch(&listed.key).ok());
-    let Some(number) = numbers.map(|(number, _)| number).max() else { return Ok(Vec::new()) };
-    let awaited: Option<Awaited> = repository.read(&names::awaited(number)).await?;
-    let Some(awaited) = awaited else { return Ok(Vec::new()) };
-    check_number(Awaited::WHAT, awaited.number, number)?;
-    Ok(awaited.sessions)
+    let Some(number) = numbers.map(|(number, _)| number).max() else { return Ok(None) };
+    let key = names::awaited(number);
+    match repository.read::<Awaited>(&key).await? {
+        Some(awaited) => {
+            check_number(Awaited::WHAT, awaited.number, number)?;
+            Ok(Some(awaited.sessions))
+        }
+        None if listed.iter().any(|listed| listed.key == key) => Err(not_there(&key)),
+        None => Ok(None),
+    }
 }
 
 /// Refuses an object that says that it is of another collection.
@@ -78,7 +84,7 @@ pub fn check_number(what: &str, found: u64, expected: u64) -> Result<(), Failure
 
 fn not_there(key: &str) -> Failure {
     let why = format!(
-        "the object store lists {key} and does not give it, so that nobody knows which packs are being deleted; try again"
+        "the object store lists {key} and does not give it, so that nobody knows what is being deleted; try again"
     );
     Failure { kind: FailureKind::Store, retry: true, why }
 }

@@ -131,7 +131,7 @@ impl Protection {
             // Later collections wait for this session, too.
             true => Ok(!earlier.is_empty()),
             false => {
-                let awaited = epochs::awaited(&self.repository).await?;
+                let awaited = epochs::awaited(&self.repository).await?.ok_or_else(|| is_undecided(slot))?;
                 Ok(awaited.iter().any(|session| earlier.contains(session)))
             }
         }
@@ -166,6 +166,16 @@ impl Protection {
             tracing::warn!(session = %session.id, %failure, "cannot delete the session object of a restore: `lvkeep cancel` does");
         }
     }
+}
+
+/// A collection is to sweep a snapshot, and has not said which sessions it waits for.
+fn is_undecided(slot: Slot) -> Failure {
+    let why = format!(
+        "a collection has begun to remove the snapshot {slot}, and was stopped before it listed the sessions that it waits \
+         for, so that nobody knows whether an earlier attempt of this restore is one of them: try again (`lvkeep prune` goes \
+         on with the collection)"
+    );
+    Failure { kind: FailureKind::Store, retry: true, why }
 }
 
 /// Whether reading goes on without protection.

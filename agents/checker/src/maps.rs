@@ -253,7 +253,7 @@ impl<'a> Walk<'a> {
             listed.iter().for_each(|copy| one.take(copy, self.packs.trouble(id, copy, self.recorded)));
             if one.whole.is_empty() {
                 let tried: Vec<PackId> = listed.iter().chain(&others).map(|copy| copy.pack).collect();
-                one = self.judge_all(&about, id, &tried).await?;
+                one = self.judge_all(&about, id, tried).await?;
             }
             judged.push(one);
         }
@@ -261,17 +261,35 @@ impl<'a> Walk<'a> {
     }
 
     /// The same of a chunk that seems to be lost, by the bucket as it is now: the index and the listing may be older than
-    /// its pack.
-    async fn judge_all(&self, about: &About, id: &ChunkId, tried: &[PackId]) -> Result<Judged, Failure> {
+    /// its pack. What is named may be gone, too: it is sought until nothing else is named.
+    async fn judge_all(
+        &self,
+        about: &About,
+        id: &ChunkId,
+        mut tried: Vec<PackId>,
+    ) -> Result<Judged, Failure> {
+        loop {
+            let copies = self.looks.seek(about, id, &tried).await?;
+            let judged = self.judge_named(id, &copies).await?;
+            let new = copies.iter().map(|copy| copy.pack).filter(|pack| !tried.contains(pack));
+            let new: Vec<PackId> = new.collect();
+            if !judged.whole.is_empty() || new.is_empty() {
+                return Ok(judged);
+            }
+            tried.extend(new);
+        }
+    }
+
+    async fn judge_named(&self, id: &ChunkId, copies: &[Copy]) -> Result<Judged, Failure> {
         self.checker.source.go_on()?;
         let mut judged = Judged::default();
-        for copy in self.looks.seek(about, id, tried).await? {
+        for copy in copies {
             let size = match self.packs.size(&copy.pack) {
                 Some(size) => Some(size),
                 None => self.checker.source.repository.store.head(&names::pack(copy.pack)).await?,
             };
             match size {
-                Some(size) => judged.take(&copy, self.packs.trouble_in(id, &copy, size, self.recorded)),
+                Some(size) => judged.take(copy, self.packs.trouble_in(id, copy, size, self.recorded)),
                 None => judged.gone.push(copy.pack),
             }
         }

@@ -4,10 +4,11 @@
 //! packs, once. What is kept is what the snapshots want, every copy of it. So memory is bounded by
 //! [`LocatorSettings::memory`], and what goes to disk by the snapshots' own chunks: some 62 bytes for each. What the
 //! repository holds besides costs time, and 18 bytes of memory for each pack. What a part of a map names that could not
-//! be read at first is looked for when somebody who could read it asks.
+//! be read at first is looked for when somebody who could read it seeks it.
 
 mod seeking;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,6 +74,8 @@ pub struct Locator {
     report: LocatorReport,
     /// The packs that were looked at.
     known: Packs,
+    /// Those of them that the last look did not find any more.
+    gone: BTreeSet<PackId>,
     /// Whether a part of a map could not be read, so that nobody knows what it names.
     is_partial: AtomicBool,
 }
@@ -127,6 +130,7 @@ impl Locator {
             table: Table::new(memory / 2, spill),
             report: LocatorReport::default(),
             known: Packs::default(),
+            gone: BTreeSet::new(),
             is_partial: AtomicBool::new(false),
         };
         let packs = locator.packs().await?;
@@ -162,7 +166,11 @@ impl Locator {
             let why = format!("chunk {id} was not looked for: it is in no map that was read");
             return Err(Failure::refused(why));
         }
-        located(asked.ids.iter().map(|id| self.table.copies(id)))
+        self.copies(&asked.ids)
+    }
+
+    fn copies(&self, ids: &[ChunkId]) -> Result<Located, Failure> {
+        located(ids.iter().map(|id| self.table.copies(id)))
     }
 
     /// All packs that can hold anything, by what they hold.

@@ -40,6 +40,7 @@ struct State {
     place: Option<Arc<dyn Place>>,
     marked: bool,
     busy: bool,
+    again: bool,
     waits: bool,
     first: Option<Slot>,
     undo: Vec<(JobId, Slot)>,
@@ -90,6 +91,17 @@ impl Claim {
     /// Whether another restore was found there.
     pub fn is_busy(&self) -> bool {
         self.state().busy
+    }
+
+    /// The failure of an attempt that overwrote nothing: its job is handed back where that may help.
+    pub fn undecided(&self, failure: Failure) -> Failure {
+        self.state().again = failure.retry;
+        failure
+    }
+
+    /// Whether its job is handed back, because nobody knows yet whether it may go on.
+    pub fn comes_again(&self) -> bool {
+        self.state().again
     }
 
     /// Whether it is of a job, which may be delivered again.

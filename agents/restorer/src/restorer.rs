@@ -223,9 +223,9 @@ impl Restorer {
         let protection = protection.unwrap_or_else(|| Protection::none(&self.repository));
         // Of what a shared one protects, that was asked when it began.
         let checked = match own.is_some() {
-            true => protection.check(&root).await.map_err(|failure| match is_of_job && !failure.retry {
-                true => half_done(failure),
-                false => failure,
+            true => protection.check(&root).await.map_err(|failure| match &purpose {
+                Purpose::Restore(target) if is_of_job => target.claim().undecided(half_done(failure)),
+                _ => failure,
             }),
             false => Ok(()),
         };

@@ -329,6 +329,9 @@ impl Jobs {
             tracing::warn!(job = %job.job, %failure, "waiting for another restore");
             return Err(failure);
         }
+        if claim.comes_again() && !stop.is_raised() {
+            return Err(failure);
+        }
         // An attempt that died may have overwritten something before this one wrote.
         let first = claim.kept_first();
         undo = undo.or(first);

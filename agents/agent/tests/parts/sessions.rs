@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 
 use crate::support::{World, pack_id, session_id};
+use agent::epochs;
 use agent::faults::store::Refusal;
 use agent::sessions::{self, OpenSession};
 use bytes::Bytes;
 use schema::damage::{Damage, DamagedChunk};
+use schema::epoch::Awaited;
 use schema::messages::FailureKind;
 use schema::session::{Session, SessionKind};
 use schema::{ChunkId, names};
@@ -118,6 +120,20 @@ async fn an_epoch_that_is_listed_and_not_there_is_no_epoch_to_go_by() {
         assert!(failure.kind == FailureKind::Store && failure.retry, "{failure}");
         assert!(failure.why.contains(&missing), "{failure}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn for_whom_a_collection_waits_is_not_known_before_it_has_listed_them() {
+    let (world, key) = (World::new().await, names::awaited(5));
+    assert_eq!(epochs::awaited(&world.repository).await.unwrap(), None);
+    world.epoch(5, 5, &[]).await;
+    assert_eq!(epochs::awaited(&world.repository).await.unwrap(), None);
+    let awaited = Awaited { number: 5, sessions: vec![session_id(1)] };
+    world.put(&key, world.repository.seal(&key, &awaited).unwrap()).await;
+    assert_eq!(epochs::awaited(&world.repository).await.unwrap(), Some(awaited.sessions));
+    world.faults.hide(Some(&key));
+    let failure = epochs::awaited(&world.repository).await.unwrap_err();
+    assert!(failure.kind == FailureKind::Store && failure.retry && failure.why.contains(&key), "{failure}");
 }
 
 #[tokio::test(start_paused = true)]

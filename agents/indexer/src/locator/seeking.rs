@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use agent::repository::can_be_pack;
 use agent::{Answerer, Failure, Service};
@@ -16,12 +16,16 @@ use schema::{ChunkId, Domain, PackId};
 use super::{AT_ONCE, Locator, sorted, unless_stopped};
 use crate::sync::{Footer, footer_of};
 
+/// Chunks that are remembered until they are looked for; some 40 bytes each.
+const LATE_MAX: usize = 1 << 16;
+
 impl Locator {
     /// Answers where chunks are, as the one shard of an index, until the context's flag is raised.
     pub async fn run(self) -> Result<(), Failure> {
         let context = self.context.clone();
         let number = u64::from_le_bytes(context.environment.random());
-        let serving = Serving { locator: Arc::new(RwLock::new(self)), number };
+        let (locator, late, looking) = (Arc::new(RwLock::new(self)), Arc::default(), Arc::default());
+        let serving = Serving { locator, number, late, looking };
         let (questions, seeks) = (Service::index(0), Service::seek(0));
         // Nobody else waits while one looks at the bucket.
         let questions = agent::serve(&context, &questions, serving.clone());
@@ -34,6 +38,11 @@ struct Serving {
     locator: Arc<RwLock<Locator>>,
     /// By which others know that it has looked.
     number: u64,
+    /// What parts of a map name that could not be read at first, and somebody asked for since. Looking for it takes longer
+    /// than a question for places may: it is done when one of them is sought, for all together.
+    late: Arc<Mutex<BTreeSet<ChunkId>>>,
+    /// Held by whoever looks for chunks. What one wants while another looks at new packs would be missed in those.
+    looking: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[async_trait]
@@ -41,11 +50,7 @@ impl Answerer for Serving {
     async fn answer(&mut self, message: &Message) -> Result<Message, Failure> {
         let about = message.about()?;
         match message.kind()?.as_str() {
-            Locate::NAME => {
-                let asked: Locate = message.read()?;
-                self.want(&asked.ids).await?;
-                Ok(Message::new(&about, &self.read().locate(&asked)?))
-            }
+            Locate::NAME => Ok(Message::new(&about, &self.locate(&message.read()?)?)),
             Seek::NAME => Ok(Message::new(&about, &self.seek(message.read()?).await?)),
             kind => {
                 Err(Failure::refused(format!("only where chunks are is known here, and {kind:?} was asked")))
@@ -63,11 +68,46 @@ impl Serving {
         self.locator.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn seek(&self, Seek { shards, ids, looked }: Seek) -> Result<Sought, Failure> {
-        if !looked.contains(&self.number) {
-            self.look_again().await?;
+    fn late(&self) -> MutexGuard<'_, BTreeSet<ChunkId>> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody has looked for some of these yet. A filter takes some for wanted that are not: all that are asked for
+    /// are remembered together.
+    fn are_late(&self, ids: &[ChunkId]) -> bool {
+        let locator = self.read();
+        locator.is_partial.load(Ordering::Relaxed) && !ids.iter().all(|id| locator.wanted.has(id))
+    }
+
+    /// What is known now: nothing of what is late.
+    fn locate(&self, asked: &Locate) -> Result<Located, Failure> {
+        if !self.are_late(&asked.ids) {
+            return self.read().locate(asked);
         }
-        let Located { copies } = self.read().locate(&Locate { shards, ids })?;
+        let mut late = self.late();
+        let room = LATE_MAX.saturating_sub(late.len());
+        late.extend(asked.ids.iter().take(room));
+        self.read().copies(&asked.ids)
+    }
+
+    async fn seek(&self, Seek { shards, ids, looked }: Seek) -> Result<Sought, Failure> {
+        {
+            let _turn = self.looking.lock().await;
+            if self.are_late(&ids) {
+                self.late().extend(&ids);
+            }
+            let late = self.late().clone();
+            match late.is_empty() {
+                true if looked.contains(&self.number) => {}
+                true => self.look_again().await?,
+                false => self.want(&late).await?,
+            }
+        }
+        let locator = self.read();
+        let Located { mut copies } = locator.locate(&Locate { shards, ids })?;
+        for copies in &mut copies {
+            copies.retain(|copy| !locator.gone.contains(&copy.pack));
+        }
         Ok(Sought { copies, by: self.number })
     }
 
@@ -78,43 +118,42 @@ impl Serving {
             (locator.context.clone(), locator.repository.clone())
         };
         let listed = repository.list_packs().await?;
+        let there: BTreeSet<PackId> = listed.iter().map(|(pack, _)| *pack).collect();
         let listed = listed.into_iter().filter(|(_, size)| can_be_pack(*size)).map(|(pack, _)| pack);
-        let new: Vec<PackId> = {
+        let (new, gone): (Vec<PackId>, BTreeSet<PackId>) = {
             let locator = self.read();
-            listed.filter(|pack| !locator.known.has(pack)).collect()
+            let known = &locator.known;
+            let known_of = |kind| known.of(kind).iter().filter(|pack| !there.contains(pack)).copied();
+            let gone = known_of(Domain::Structure).chain(known_of(Domain::Data));
+            (listed.filter(|pack| !known.has(pack)).collect(), gone.collect())
         };
-        tracing::info!(
-            packs = new.len(),
-            "a chunk is not where it was found: looking at packs that came later"
-        );
+        tracing::info!(packs = new.len(), "looking for chunks in packs that came later");
         let packs = sorted(&context, &repository, new).await?;
         for kind in [Domain::Structure, Domain::Data] {
             let is_wanted = |locator: &Locator, id: &ChunkId| locator.wanted.has(id);
             self.keep_of(packs.of(kind), kind, is_wanted).await?;
         }
-        self.write().known.extend(packs);
+        let mut locator = self.write();
+        locator.known.extend(packs);
+        locator.gone = gone;
         Ok(())
     }
 
-    /// Looks for chunks that a part of a map names which could not be read at first. A filter takes some for wanted that
-    /// are not: all that are asked for are looked for together.
-    async fn want(&self, ids: &[ChunkId]) -> Result<(), Failure> {
-        let known = {
-            let locator = self.read();
-            if !locator.is_partial.load(Ordering::Relaxed) || ids.iter().all(|id| locator.wanted.has(id)) {
-                return Ok(());
-            }
-            locator.known.clone()
-        };
-        tracing::info!(chunks = ids.len(), "looking for what a part of a map names that was found late");
-        let asked: BTreeSet<&ChunkId> = ids.iter().collect();
+    /// Looks for what is late. A collection may have moved some of it to packs that nobody has looked at yet.
+    async fn want(&self, late: &BTreeSet<ChunkId>) -> Result<(), Failure> {
+        tracing::info!(chunks = late.len(), "looking for what a part of a map names that was found late");
+        let known = self.read().known.clone();
         for kind in [Domain::Structure, Domain::Data] {
-            if ids.iter().any(|id| id.domain().is_ok_and(|domain| domain == kind)) {
-                self.keep_of(known.of(kind), kind, |_, id| asked.contains(id)).await?;
+            if late.iter().any(|id| id.domain().is_ok_and(|domain| domain == kind)) {
+                self.keep_of(known.of(kind), kind, |_, id| late.contains(id)).await?;
             }
         }
-        let mut locator = self.write();
-        ids.iter().for_each(|id| locator.wanted.add(id));
+        {
+            let mut locator = self.write();
+            late.iter().for_each(|id| locator.wanted.add(id));
+        }
+        self.look_again().await?;
+        self.late().retain(|id| !late.contains(id));
         Ok(())
     }
 

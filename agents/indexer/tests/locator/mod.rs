@@ -243,13 +243,17 @@ async fn a_pack_that_came_later_is_found_when_somebody_seeks() {
     assert_eq!(client.seek(&about, &id(7), &[by]).await.unwrap().0, copies, "it has looked");
     assert_eq!(client.locate(&about, &[id(7)]).await.unwrap()[0], copies);
     client.seek(&about, &id(15), &[]).await.expect_err("nobody wanted it");
+    world.repository.store.delete(&names::pack(old)).await.unwrap();
+    let (copies, _) = client.seek(&about, &id(7), &[]).await.unwrap();
+    assert!(!packs(&copies).contains(&old) && packs(&copies).contains(&new), "what is gone is not named");
     world.context.stop.raise();
     running.await.unwrap().unwrap();
 }
 
-/// A part of the map was nowhere when it was walked. Who found it since asks for what it names.
+/// A part of the map was nowhere when it was walked. What it names is told to be nowhere at once, since looking takes long;
+/// who seeks one chunk finds all of those that were asked for.
 #[tokio::test]
-async fn what_a_part_of_a_map_names_that_was_found_late_is_located() {
+async fn what_a_part_of_a_map_names_that_was_found_late_is_sought_together() {
     let world = World::new().await;
     let (first, second) = (data(&world, (0..10).map(id)).await, data(&world, (5..20).map(id)).await);
     let (root, packs) = snapshot(&world, 2, &[(1, (0..20).map(id).collect())]).await;
@@ -264,12 +268,40 @@ async fn what_a_part_of_a_map_names_that_was_found_late_is_located() {
     let map = MapReader::new(world.repository.clone(), client.clone(), root).unwrap().thorough();
     assert_eq!(map.leaf(1).await.unwrap().pieces().len(), 21);
     let ids: Vec<ChunkId> = (0..20).map(id).collect();
+    assert!(client.locate(&about, &ids).await.unwrap().iter().all(Vec::is_empty));
+    client.seek(&about, &id(7), &[]).await.unwrap();
     let found = client.locate(&about, &ids).await.unwrap();
     for (n, copies) in found.iter().enumerate() {
         let packs: Vec<PackId> = copies.iter().map(|copy| copy.pack).collect();
         let expected =
             [second, first].into_iter().filter(|pack| if *pack == first { n < 10 } else { n >= 5 });
         assert_eq!(packs, expected.collect::<Vec<_>>(), "chunk {n}");
+    }
+    world.context.stop.raise();
+    running.await.unwrap().unwrap();
+}
+
+/// One look has found the part. What it names was moved since, to a pack that nobody has looked at.
+#[tokio::test]
+async fn what_a_part_of_a_map_names_is_found_although_it_was_moved_since_the_look() {
+    let world = World::new().await;
+    let old = data(&world, (0..20).map(id)).await;
+    let (root, packs) = snapshot(&world, 2, &[(1, (0..20).map(id).collect())]).await;
+    let leaf = world.repository.store.get(&names::pack(packs[0])).await.unwrap().unwrap();
+    world.repository.store.delete(&names::pack(packs[0])).await.unwrap();
+    let locator = find(&world, 1 << 20, Wish::all(root.clone())).await;
+    let running = tokio::spawn(locator.run());
+    world.repository.store.put(&names::pack(packs[0]), leaf).await.unwrap();
+    let (bus, environment) = (world.context.bus.clone(), world.context.environment.clone());
+    let (client, about) = (IndexClient::new(bus, environment, 1), About::nothing());
+    let (_, by) = client.seek(&about, &root.top.unwrap(), &[]).await.unwrap();
+    let new = data(&world, (0..20).map(id)).await;
+    world.repository.store.delete(&names::pack(old)).await.unwrap();
+    let ids: Vec<ChunkId> = (0..20).map(id).collect();
+    client.locate(&about, &ids).await.unwrap();
+    for id in &ids {
+        let (copies, _) = client.seek(&about, id, &[by]).await.unwrap();
+        assert_eq!(copies.iter().map(|copy| copy.pack).collect::<Vec<_>>(), [new]);
     }
     world.context.stop.raise();
     running.await.unwrap().unwrap();

@@ -355,6 +355,27 @@ async fn what_the_index_does_not_know_is_sought_in_the_bucket_before_it_is_lost(
     assert_eq!((report.lost, fixture.looks.load(Ordering::SeqCst)), (content.len() as u64, 2));
 }
 
+/// What was located before the look names packs that were gone before it, too.
+#[tokio::test(start_paused = true)]
+async fn packs_that_were_gone_before_the_look_cost_no_other_one() {
+    let fixture = Fixture::plain().await;
+    let mut packs = Vec::new();
+    for seed in 0..4 {
+        packs.push(fixture.pack(Domain::Data, &[noise(seed, CHUNK).into()]).await);
+    }
+    packs.sort_unstable();
+    let (_, left) = packs.pop().unwrap();
+    for (pack, _) in &packs {
+        fixture.repository.store.delete(&names::pack(*pack)).await.unwrap();
+    }
+    fixture.table.lock().unwrap().retain(|id, _| left.contains(id));
+    let looks = Looks::new(fixture.repository.clone(), fixture.index.clone());
+    for (pack, ids) in packs {
+        assert_eq!(looks.seek(&About::nothing(), &ids[0], &[pack]).await.unwrap(), []);
+        assert_eq!(fixture.looks.load(Ordering::SeqCst), 1);
+    }
+}
+
 /// Moved by a collection of which the index has heard, and then by one of which it has not.
 #[tokio::test(start_paused = true)]
 async fn what_was_moved_again_since_the_last_look_is_sought_again() {

@@ -273,6 +273,32 @@ async fn a_job_does_not_go_on_when_a_collection_does_not_wait_for_it() {
     }
 }
 
+/// The collection stopped before it listed the sessions that it waits for, of which the killed agent's may be one.
+#[tokio::test(start_paused = true)]
+async fn a_job_is_tried_again_until_a_collection_has_said_for_whom_it_waits() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, LEN);
+    let root = fixture.volume(&content).await;
+    forgetting::forget(&fixture.repository, &root, "a test").await.unwrap();
+    let (path, job) = (fixture.path("x"), fixture.context.environment.job_id());
+    killed(&fixture, job, &content, &path).await;
+    let earlier = sessions::of_job(&fixture.repository, job).await.unwrap()[0].id;
+    let epoch = Epoch { number: 1, condemned: Vec::new(), forgotten: vec![root.slot] };
+    put(&fixture, &names::epoch(1), &epoch).await;
+    let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
+    send_as(job, &fixture, &root, &path, false).await;
+    let JobOutcome::Failed { why, .. } = done(&fixture, job).await else { panic!("it was restored") };
+    assert!(fixture.context.counters.messages_retried.get() > 10, "{why}");
+    assert!(why.contains("nobody knows") && why.contains("an earlier one"), "{why}");
+    put(&fixture, &names::awaited(1), &Awaited { number: 1, sessions: vec![earlier] }).await;
+    send_as(job, &fixture, &root, &path, false).await;
+    let outcome = done(&fixture, job).await;
+    assert!(matches!(outcome, JobOutcome::Restored { .. }), "{outcome:?}");
+    assert!(std::fs::read(&path).unwrap() == content);
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+}
+
 async fn put(fixture: &Fixture, key: &str, object: &impl Object) {
     let bytes = fixture.repository.seal(key, object).unwrap();
     fixture.repository.store.put(key, bytes).await.unwrap();
