@@ -148,7 +148,9 @@ fn what_was_left_in_the_middle_is_read_healed_and_collected() {
 
     // What the volume still has heals what was lost.
     assert_eq!(back_up(&machine, "vm/c", 1)["generation"], 2);
-    machine.run(&["repair", "--read-data"]).ok();
+    machine
+        .run(&["repair", "--read-data"])
+        .fails(6, &["1 objects are damaged", "no snapshot was seen to lack anything"]);
     assert_eq!(lost(&machine, &ids[4]), 0);
     restores(&machine, &ids[4], "vm/c", 1);
     machine.run(&["forget", "--keep-last", "1"]).ok();

@@ -89,8 +89,15 @@ async fn a_collection_takes_some_bytes_for_each_chunk_and_no_more() {
         collection >> 20,
         pruned.swept.packs
     );
-    // Each needed chunk has a pack, and as many packs again hold what nobody needs.
-    assert_eq!((report.dead, pruned.swept.packs), (shape.leaves, shape.leaves));
+    // Each needed chunk has a pack, and as many packs again hold what nobody needs. Some may look needed: of an id, 46
+    // bits are compared. Of few chunks that is none.
+    assert_eq!(pruned.swept.packs, report.dead);
+    let look_needed = chunks as f64 * chunks as f64 / (1u64 << 46) as f64;
+    assert!(
+        (shape.leaves - report.dead) as f64 <= 2.0 * look_needed,
+        "{} packs stay",
+        shape.leaves - report.dead
+    );
     for peak in [census, collection] {
         assert!(peak < BESIDES + 7 * chunks as usize, "{peak} bytes");
     }
