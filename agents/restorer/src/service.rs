@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use agent::bus::Ticket;
 use agent::repository::AtSlot;
-use agent::{BusError, Context, Failure, Handler, Outcome, Queue, Stop, Topic, sessions};
+use agent::{BusError, Context, Failure, Handler, Outcome, Queue, Stop, Topic};
 use async_trait::async_trait;
 use futures::future::{self, FutureExt};
 use schema::JobId;
@@ -27,13 +27,13 @@ use tokio::sync::watch;
 
 use crate::claim::Claim;
 use crate::helping::{Helping, OneOfOwn, Own};
-use crate::hold;
-use crate::pipeline;
 use crate::report::{Hole, Progress, Report};
-use crate::restorer::{Ids, Purpose, Restorer, blocking};
+use crate::restorer::{Ids, Purpose, Restorer};
 use crate::sharing::Sharing;
 use crate::stopping::{Begun, Running};
 use crate::target::Target;
+
+mod ending;
 
 /// Bytes of jobs taken from the queue at once; the next job may as well go to another agent.
 const WINDOW: usize = 4 << 10;
@@ -151,7 +151,7 @@ impl Handler for Jobs {
         if self.is_locked(&job).await? {
             return Err(Claim::default().busy(Path::new(job.target())).context(failure));
         }
-        let outcome = failed(&job, failure.clone());
+        let outcome = failed(&job, self.left_behind(&job, failure.clone()).await);
         let done = Message::new(&about, &JobDone { job: job.job, outcome });
         Ok(self.context().bus.publish(&Queue::done(job.job), done).await?)
     }
@@ -197,6 +197,7 @@ impl Jobs {
         }
         if let Some(ended) = self.noted(job.job).await? {
             self.check_is_left(job, claim, &ended.2).await?;
+            self.end_attempts(job.job).await;
             return Ok((self.remember(ended), true));
         }
         let (volume, outcome) = self.outcome(job, claim, stop, ticket).await?;
@@ -386,98 +387,6 @@ impl Jobs {
         let statistics = Statistics::default();
         let payload = messages::Progress { job, session, volume, total, done, statistics, undo };
         self.context().bus.broadcast(&Topic::progress(job), Message::new(&about, &payload)).await
-    }
-
-    /// How the job ended, when it has been done already, or is not wanted any more.
-    async fn noted(&self, job: JobId) -> Result<Option<Ended>, Failure> {
-        let sessions = sessions::of_job(&self.restorer.repository, job).await.map_err(|failure| Failure {
-            retry: true,
-            ..failure.context("cannot ask the store whether a restore has ended already")
-        })?;
-        let ended = sessions.into_iter().find_map(|session| Some((session.volume, session.ended?)));
-        Ok(ended.map(|(volume, outcome)| (job, volume, outcome)))
-    }
-
-    /// Fails for now when a job would be told to have failed while somebody still writes to its target: an attempt that
-    /// died, and was not gone on with here, may have had help. Whoever was told might put something else there.
-    async fn check_is_left(
-        &self,
-        job: &RestoreJob,
-        claim: &Claim,
-        outcome: &JobOutcome,
-    ) -> Result<(), Failure> {
-        let JobOutcome::Failed { why, .. } = outcome else { return Ok(()) };
-        if claim.has_held() || !self.is_locked(job).await? {
-            return Ok(());
-        }
-        let failure = claim.busy(Path::new(job.target())).context(why);
-        tracing::warn!(job = %job.job, %failure, "waiting for another restore");
-        Err(failure)
-    }
-
-    /// Whether somebody has a lock of a job's target.
-    async fn is_locked(&self, job: &RestoreJob) -> Result<bool, Failure> {
-        let target = self.target(job, Claim::default(), Stop::default());
-        match self.restorer.path_of(&target, job.target()) {
-            Ok(path) => blocking(move || Ok(hold::is_locked(&path))).await,
-            Err(_) => Ok(false),
-        }
-    }
-
-    /// Notes how a job ended, for whoever is given it again.
-    async fn note(&self, (job, volume, outcome): &Ended) {
-        let (repository, host) = (&self.restorer.repository, &self.context().host);
-        if let Err(failure) = sessions::note_end(repository, *job, volume, host, outcome).await {
-            tracing::warn!(%job, %failure, "the store does not say that this restore ended: should its agent die now, it may be done again");
-        }
-    }
-
-    /// Ends the volume that an agent, which died since, had made for a job that is over.
-    async fn end_made(&self, job: &RestoreJob) {
-        let ending = async {
-            let root = self.restorer.root_at(job.slot).await?;
-            let target = self.target(job, Claim::of(job.job), Stop::default());
-            let part = target.part(&root)?;
-            match self.restorer.find(job.job, &root, part, &target).await? {
-                Some(place) => Ok(place.over().await),
-                None => Ok::<_, Failure>(None),
-            }
-        };
-        match ending.await {
-            Ok(None) => {}
-            Ok(Some(note)) => tracing::warn!(target = job.target(), note),
-            Err(failure) => {
-                tracing::warn!(target = job.target(), %failure, "cannot look at a volume that was made")
-            }
-        }
-    }
-
-    /// Ends the sessions of a job that is over: what says so, and those that killed agents left. One that stays only
-    /// keeps a collection waiting.
-    async fn end_sessions(&self, job: JobId) {
-        let repository = &self.restorer.repository;
-        let ended = async {
-            for session in sessions::of_job(repository, job).await? {
-                sessions::revoke(repository, &session).await?;
-            }
-            Ok::<_, Failure>(())
-        };
-        if let Err(failure) = ended.await {
-            tracing::debug!(%job, %failure, "cannot look for the sessions of a restore that is over");
-        }
-    }
-
-    /// Tells how a job ended, until the queue has it: doing the job again would be wrong.
-    async fn tell(&self, (job, volume, outcome): Ended) -> Result<(), Failure> {
-        let message = Message::new(&About { session: None, volume }, &JobDone { job, outcome });
-        loop {
-            match self.context().bus.publish(&Queue::done(job), message.clone()).await {
-                Ok(()) => return Ok(()),
-                Err(why) if !why.is_transient() || self.context().stop.is_raised() => return Err(why.into()),
-                Err(why) => tracing::warn!(%job, %why, "cannot tell how a restore ended yet"),
-            }
-            self.context().environment.sleep(pipeline::RETRY_PAUSE).await;
-        }
     }
 }
 

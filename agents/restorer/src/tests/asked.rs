@@ -20,7 +20,7 @@ use crate::{Target, keeping};
 
 const LEN: usize = 1 << 20;
 
-fn job(fixture: &Fixture, root: &Root, target: &Path) -> RestoreJob {
+pub fn job(fixture: &Fixture, root: &Root, target: &Path) -> RestoreJob {
     RestoreJob {
         job: fixture.context.environment.job_id(),
         slot: root.slot,
@@ -34,12 +34,12 @@ fn job(fixture: &Fixture, root: &Root, target: &Path) -> RestoreJob {
     }
 }
 
-async fn send(fixture: &Fixture, job: &RestoreJob) {
+pub async fn send(fixture: &Fixture, job: &RestoreJob) {
     let message = Message::new(&About::nothing(), job);
     fixture.context.bus.publish(&Queue::restores("host"), message).await.unwrap();
 }
 
-async fn done(fixture: &Fixture, job: &RestoreJob) -> JobOutcome {
+pub async fn done(fixture: &Fixture, job: &RestoreJob) -> JobOutcome {
     let mut deliveries = fixture.context.bus.consume(&Queue::done(job.job), 1).await.unwrap();
     let delivery = deliveries.next().await.unwrap();
     delivery.ticket.done().await.unwrap();
