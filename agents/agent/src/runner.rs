@@ -15,8 +15,11 @@ use crate::bus::{Bus, BusError, Delivery, Queue, Request, Service, Ticket};
 use crate::counters::Counters;
 use crate::{Environment, Failure};
 
-/// Deliveries of one message before it is given up. A message that kills its handler must not do so for ever.
+/// Deliveries of one message after which what fails for now is given up.
 const ATTEMPTS_MAX: u64 = 12;
+/// After so many times as many it is given up unseen: a message that kills its handler must not do so for ever. An agent
+/// that is stopped hands back what fails, and whoever has it next must still see why.
+const UNSEEN_AFTER: u64 = 2;
 /// Pause before a message that failed for now is tried again; doubles with every attempt up to [`RETRY_SLOWEST`], so
 /// that the attempts span some minutes: a role that this one needs may be restarting.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
@@ -85,8 +88,8 @@ pub trait Handler: Send {
     /// Does what the message asks. Right under repetition. To return [`Outcome::Held`], take the ticket.
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure>;
 
-    /// Deliveries of one message before it is given up. Also those count after which an agent was stopped and handed the
-    /// message back.
+    /// Deliveries of one message after which it is given up when it fails for now, and after twice as many in any case.
+    /// Also those count after which an agent was stopped and handed the message back.
     fn attempts(&self) -> u64 {
         ATTEMPTS_MAX
     }
@@ -151,7 +154,7 @@ async fn pause(context: &Context, duration: Duration) {
 async fn settle(context: &Context, queue: &Queue, handler: &mut impl Handler, delivery: Delivery) {
     let Delivery { message, attempt, ticket } = delivery;
     let (mut ticket, most) = (Some(ticket), handler.attempts());
-    let result = match attempt > most {
+    let result = match attempt > UNSEEN_AFTER * most {
         false => handler.handle(&message, &mut ticket).await,
         true => Err(Failure::new(
             schema::messages::FailureKind::Other,

@@ -151,7 +151,13 @@ impl Handler for Jobs {
         if self.is_locked(&job).await? {
             return Err(Claim::default().busy(Path::new(job.target())).context(failure));
         }
-        let outcome = failed(&job, self.left_behind(&job, failure.clone()).await);
+        let outcome = match self.noted(job.job).await? {
+            Some((.., outcome)) => {
+                self.end_attempts(job.job).await;
+                outcome
+            }
+            None => failed(&job, self.left_behind(&job, failure.clone()).await),
+        };
         let done = Message::new(&about, &JobDone { job: job.job, outcome });
         Ok(self.context().bus.publish(&Queue::done(job.job), done).await?)
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use agent::faults::bus::{BusFaults, FaultyBus};
 use agent::sessions::{self, OpenSession};
 use agent::{Bus, Queue};
-use schema::messages::{JobOutcome, More, RestoreJob};
+use schema::messages::{FailureKind, JobOutcome, More, RestoreJob};
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
 use schema::{JobId, SessionId};
@@ -91,6 +91,24 @@ async fn a_job_that_is_given_up_names_what_it_leaves() {
     assert!(why.contains(&format!("lvkeep undo {}", kept.slot.session)), "{why}");
     assert!(why.contains(&format!("lvkeep cancel {session}")), "{why}");
     assert_eq!(sessions(&fixture).await.len(), 1, "what stood there stays protected");
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+}
+
+/// Its confirmation failed each time, so that it came again.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_is_given_up_after_it_ended_is_told_as_it_ended() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, LEN)).await;
+    let order = job(&fixture, &root, &fixture.path("x"));
+    let outcome = JobOutcome::Failed { kind: FailureKind::Revoked, why: "told already".into() };
+    sessions::note_end(&fixture.repository, order.job, "v", "host", &outcome).await.unwrap();
+    left(&fixture, order.job, vec![JobId::from_bytes([5; 16])]).await;
+    delivered(&fixture, &order, 200).await;
+    let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
+    assert_eq!(done(&fixture, &order).await, outcome);
+    let left = sessions(&fixture).await;
+    assert!(left.len() == 1 && left[0].ended.is_some(), "{left:?}");
     fixture.context.stop.raise();
     agent.await.unwrap().unwrap();
 }
