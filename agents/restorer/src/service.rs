@@ -25,7 +25,7 @@ use schema::names::Slot;
 use schema::root::{Root, Statistics};
 use tokio::sync::watch;
 
-use crate::claim::Claim;
+use crate::claim::{Claim, Doubt};
 use crate::helping::{Helping, OneOfOwn, Own};
 use crate::report::{Hole, Progress, Report};
 use crate::restorer::{Ids, Purpose, Restorer};
@@ -123,7 +123,12 @@ impl Handler for Jobs {
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
         let job: RestoreJob = message.read()?;
         // Nobody else has the target before it is told how the job ended, and nobody can be given it again.
-        let Over { ended, was_noted, claim, own: _own } = self.over(&job, ticket).await?;
+        let Some(Over { ended, was_noted, claim, own: _own }) = self.over(&job, ticket).await? else {
+            if let Some(ticket) = ticket.take() {
+                ticket.leave();
+            }
+            return Ok(Outcome::Held);
+        };
         let made = was_noted && job.preparation.create.is_some() && is_restored(&ended.2);
         self.tell(ended).await?;
         let confirmed = match ticket.take() {
@@ -168,17 +173,25 @@ impl Jobs {
         &self.restorer.context
     }
 
-    /// Does the job, or finds it done. When another restore has its target, it fails for now, and only once that one has
-    /// let go: handed back before, the job would be given up after some attempts, while somebody still writes. It must be
-    /// handed back then, and not be tried here, because the queue alone knows whether the other one has ended it.
-    async fn over(&self, job: &RestoreJob, ticket: &Option<Ticket>) -> Result<Over, Failure> {
+    /// Does the job, or finds it done; none when whoever else was given it has ended it meanwhile.
+    ///
+    /// When another restore has its target, it fails for now, and only once that one has let go: handed back before, the
+    /// job would be given up after some attempts, while somebody still writes. It must be handed back then, and not be
+    /// tried here, because the queue alone knows whether the other one has ended it.
+    async fn over(&self, job: &RestoreJob, ticket: &Option<Ticket>) -> Result<Option<Over>, Failure> {
         let stop = Stop::default();
         let _running = self.begin(job.job, &stop, ticket).await?;
-        let (claim, own) = (Claim::of(job.job), self.own.one());
+        let (claim, own) = (Claim::of(job.job).delivered(ticket.as_ref()), self.own.one());
         let failure = match self.ending(job, &claim, &stop, ticket).await {
-            Ok((ended, was_noted)) => return Ok(Over { ended, was_noted, claim, own }),
+            Ok((ended, was_noted)) => return Ok(Some(Over { ended, was_noted, claim, own })),
             Err(failure) => failure,
         };
+        if claim.doubt() == Some(Doubt::Over) {
+            tracing::warn!(job = %job.job, %failure, "a restore was ended by another agent");
+            claim.let_go();
+            self.end_attempts(job.job).await;
+            return Ok(None);
+        }
         let is_busy = claim.is_busy();
         // Whoever waits may help.
         drop((claim, own));
@@ -329,6 +342,9 @@ impl Jobs {
             Ok(report) => return Ok((volume, restored(report, undo))),
             Err(failure) => failure,
         };
+        if claim.doubt().is_some() {
+            return Err(failure);
+        }
         if self.context().stop.is_raised() {
             return Err(Failure { retry: true, ..failure });
         }

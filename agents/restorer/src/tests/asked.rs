@@ -78,7 +78,7 @@ impl Keeper {
 }
 
 /// A snapshot of what stands there.
-async fn keep(fixture: &Fixture, job: &BackupJob) -> Root {
+pub async fn keep(fixture: &Fixture, job: &BackupJob) -> Root {
     assert!(job.plain && job.host == "host" && job.volume.starts_with(UNDO_VOLUMES), "{job:?}");
     let source = Path::new(&job.source);
     let root = fixture.volume(&std::fs::read(source).unwrap()).await;
@@ -92,7 +92,7 @@ async fn keep(fixture: &Fixture, job: &BackupJob) -> Root {
     root
 }
 
-fn sealed(root: &Root) -> JobOutcome {
+pub fn sealed(root: &Root) -> JobOutcome {
     JobOutcome::Sealed {
         slot: root.slot,
         generation: 1,

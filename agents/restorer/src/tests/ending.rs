@@ -1,18 +1,21 @@
 //! How the end of a job becomes known, and what protects it until then.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent::faults::bus::{BusFaults, FaultyBus};
 use agent::sessions::{self, OpenSession};
 use agent::{Bus, Queue};
-use schema::messages::{FailureKind, JobOutcome, More, RestoreJob};
+use schema::messages::{About, BackupJob, FailureKind, JobDone, JobOutcome, Message, More, RestoreJob};
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
 use schema::{JobId, SessionId};
 
-use super::asked::{done, job, send};
+use super::asked::{done, job, keep, sealed, send};
 use super::fixture::{Fixture, noise, serving};
+use super::places::Volume;
+use crate::hold;
 
 const LEN: usize = 1 << 20;
 
@@ -111,4 +114,63 @@ async fn a_job_that_is_given_up_after_it_ended_is_told_as_it_ended() {
     assert!(left.len() == 1 && left[0].ended.is_some(), "{left:?}");
     fixture.context.stop.raise();
     agent.await.unwrap().unwrap();
+}
+
+/// It came again while another agent did it, which ends it while this one keeps what stands there. A guest has written
+/// since: to a file whose job could be settled, and to one whose job could not.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_another_agent_has_ended_meanwhile_overwrites_nothing() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, LEN)).await;
+    let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
+    let mut jobs = fixture.context.bus.consume(&Queue::jobs(), 1).await.unwrap();
+    for is_settled in [false, true] {
+        let path = fixture.path(&format!("x-{is_settled}"));
+        std::fs::write(&path, b"of the guest").unwrap();
+        let undo = Some(fixture.context.environment.job_id());
+        let order = RestoreJob { force: true, ..job(&fixture, &root, &path) };
+        let order = order.asking(More { undo, ..More::default() });
+        send(&fixture, &order).await;
+        let delivery = jobs.next().await.unwrap();
+        let outcome = JobOutcome::Failed { kind: FailureKind::Revoked, why: "told already".into() };
+        match is_settled {
+            true => fixture.context.bus.retire(&Queue::restores("host")).await.unwrap(),
+            false => {
+                let (job, repository) = (order.job, &fixture.repository);
+                sessions::note_end(repository, job, "v", "host", &outcome).await.unwrap();
+            }
+        }
+        let asked: BackupJob = delivery.message.read().unwrap();
+        let told = JobDone { job: asked.job, outcome: sealed(&keep(&fixture, &asked).await) };
+        let told = Message::new(&About::nothing(), &told);
+        fixture.context.bus.publish(&Queue::done(asked.job), told).await.unwrap();
+        delivery.ticket.done().await.unwrap();
+        let minute = Duration::from_secs(60);
+        let told = fixture.context.environment.timeout(minute, done(&fixture, &order)).await;
+        assert_eq!(told, (!is_settled).then_some(outcome), "whoever ended it tells it");
+        assert_eq!(std::fs::read(&path).unwrap(), b"of the guest");
+        while hold::is_locked(&path) || !sessions(&fixture).await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_left_alone_when_its_job_was_ended_while_it_was_looked_for() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, LEN)).await;
+    let retired = Some((fixture.context.bus.clone(), Queue::restores("host")));
+    let mut volume = Volume::of(&fixture, LEN);
+    volume.retired = retired;
+    let agent = tokio::spawn(volume.restorer(&fixture).run(serving(vec!["vg/*".into()])));
+    send(&fixture, &job(&fixture, &root, Path::new("vg/lv"))).await;
+    while volume.steps().is_empty() || !fixture.sessions().await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+    assert_eq!(volume.steps(), ["make"], "neither readied nor removed");
+    assert!(std::fs::read(&volume.device).unwrap() == vec![0xee; LEN]);
 }
