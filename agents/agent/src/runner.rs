@@ -85,6 +85,9 @@ pub trait Handler: Send {
     /// The role, for logs.
     fn role(&self) -> &'static str;
 
+    /// How often the next message was delivered, this time included.
+    fn delivered(&mut self, _attempt: u64) {}
+
     /// Does what the message asks. Right under repetition. To return [`Outcome::Held`], take the ticket.
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure>;
 
@@ -155,7 +158,10 @@ async fn settle(context: &Context, queue: &Queue, handler: &mut impl Handler, de
     let Delivery { message, attempt, ticket } = delivery;
     let (mut ticket, most) = (Some(ticket), handler.attempts());
     let result = match attempt > UNSEEN_AFTER * most {
-        false => handler.handle(&message, &mut ticket).await,
+        false => {
+            handler.delivered(attempt);
+            handler.handle(&message, &mut ticket).await
+        }
         true => Err(Failure::new(
             schema::messages::FailureKind::Other,
             format!("a message on {queue} was delivered {attempt} times without success"),

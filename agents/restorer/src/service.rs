@@ -69,7 +69,8 @@ impl Restorer {
         self.sharing = Some(Sharing::of(&serving));
         let (restorer, serving, own) = (Arc::new(self), Arc::new(serving), Own::default());
         let helping = Helping { restorer: restorer.clone(), serving: serving.clone(), own: own.clone() };
-        let jobs = Jobs { restorer, serving, ended: Arc::default(), running: Running::default(), own };
+        let jobs =
+            Jobs { restorer, serving, ended: Arc::default(), running: Running::default(), own, attempt: 0 };
         let consumers = (0..at_once).map(|_| agent::consume(&context, &queue, WINDOW, jobs.clone()));
         let working = future::try_join(future::try_join_all(consumers), helping.run());
         let (served, ()) = tokio::join!(working, jobs.running.hear(&context));
@@ -96,6 +97,8 @@ struct Jobs {
     ended: Arc<Mutex<VecDeque<Ended>>>,
     running: Running,
     own: Own,
+    /// How often the job in hand was delivered.
+    attempt: u64,
 }
 
 /// A job that is over, and what is held until everybody knows.
@@ -118,6 +121,10 @@ struct Now {
 impl Handler for Jobs {
     fn role(&self) -> &'static str {
         "restorer"
+    }
+
+    fn delivered(&mut self, attempt: u64) {
+        self.attempt = attempt;
     }
 
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
@@ -195,9 +202,16 @@ impl Jobs {
         let is_busy = claim.is_busy();
         // Whoever waits may help.
         drop((claim, own));
+        let is_new = is_busy && self.is_new(job.job).await;
         while is_busy && !self.context().stop.is_raised() && matches!(self.is_locked(job).await, Ok(true)) {
+            if is_new && stop.is_raised() {
+                return Ok(Some(self.end_waiting(job, failure).await));
+            }
             for _ in 0..BUSY_BEATS {
-                self.wait(job.job, ticket).await;
+                tokio::select! {
+                    () = self.wait(job.job, ticket) => {}
+                    () = stop.raised(), if is_new => break,
+                }
             }
         }
         Err(failure)

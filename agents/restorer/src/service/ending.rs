@@ -4,11 +4,11 @@ use std::path::Path;
 
 use agent::{Failure, Queue, Stop, sessions};
 use schema::JobId;
-use schema::messages::{About, JobDone, JobOutcome, Message, RestoreJob};
+use schema::messages::{About, FailureKind, JobDone, JobOutcome, Message, RestoreJob};
 use schema::names::Slot;
 use schema::session::Session;
 
-use super::{Ended, Jobs, undoable};
+use super::{Ended, Jobs, Over, failed, undoable};
 use crate::claim::Claim;
 use crate::hold;
 use crate::pipeline;
@@ -49,6 +49,26 @@ impl Jobs {
             Ok(path) => blocking(move || Ok(hold::is_locked(&path))).await,
             Err(_) => Ok(false),
         }
+    }
+
+    /// Whether no attempt of a job can have begun before: nobody writes to its target because of it.
+    pub(super) async fn is_new(&self, job: JobId) -> bool {
+        let found = sessions::of_job(&self.restorer.repository, job).await;
+        self.attempt == 1 && found.is_ok_and(|found| found.iter().all(|session| session.ended.is_some()))
+    }
+
+    /// Ends a job that nobody wants any more, and that never had its target: another restore has.
+    pub(super) async fn end_waiting(&self, job: &RestoreJob, failure: Failure) -> Over {
+        let root = self.restorer.root_at(job.slot).await;
+        let volume = root.map(|root| root.volume).unwrap_or_default();
+        let (target, why) = (job.target(), failure.why);
+        let why = format!(
+            "stopped, as asked, before it began; {target} belongs to the other restore until that one has ended ({why})"
+        );
+        let outcome = failed(job, Failure::new(FailureKind::Revoked, why));
+        let ended = self.remember((job.job, volume, outcome));
+        self.note(&ended).await;
+        Over { ended, was_noted: false, claim: Claim::of(job.job), own: self.own.one() }
     }
 
     /// Notes how a job ended, for whoever is given it again.

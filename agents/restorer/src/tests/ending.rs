@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use agent::faults::bus::{BusFaults, FaultyBus};
 use agent::sessions::{self, OpenSession};
-use agent::{Bus, Queue};
-use schema::messages::{About, BackupJob, FailureKind, JobDone, JobOutcome, Message, More, RestoreJob};
+use agent::{Bus, Queue, Topic};
+use schema::messages::{
+    About, BackupJob, FailureKind, JobDone, JobOutcome, Message, More, RestoreJob, StopRestore,
+};
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
 use schema::{JobId, SessionId};
@@ -15,6 +17,7 @@ use schema::{JobId, SessionId};
 use super::asked::{done, job, keep, sealed, send};
 use super::fixture::{Fixture, noise, serving};
 use super::places::Volume;
+use crate::claim::Claim;
 use crate::hold;
 
 const LEN: usize = 1 << 20;
@@ -173,4 +176,34 @@ async fn a_volume_is_left_alone_when_its_job_was_ended_while_it_was_looked_for()
     agent.await.unwrap().unwrap();
     assert_eq!(volume.steps(), ["make"], "neither readied nor removed");
     assert!(std::fs::read(&volume.device).unwrap() == vec![0xee; LEN]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_waits_for_another_restore_can_be_stopped() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, LEN)).await;
+    let path = fixture.path("x");
+    std::fs::write(&path, b"of the other").unwrap();
+    let other = std::fs::File::open(&path).unwrap();
+    Claim::default().lock(&other, &path).unwrap();
+    let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
+    let minute = Duration::from_secs(60);
+    for has_begun in [false, true] {
+        let order = RestoreJob { force: true, ..job(&fixture, &root, &path) };
+        if has_begun {
+            // Who helped an attempt that died may be the one that is waited for.
+            left(&fixture, order.job, Vec::new()).await;
+        }
+        send(&fixture, &order).await;
+        fixture.context.environment.sleep(minute).await;
+        let stop = Message::new(&About::nothing(), &StopRestore { job: order.job });
+        fixture.context.bus.broadcast(&Topic::stop_restore(), stop).await.unwrap();
+        let told = fixture.context.environment.timeout(minute, done(&fixture, &order)).await;
+        assert_eq!(told.is_none(), has_begun, "{told:?}");
+        if let Some(JobOutcome::Failed { kind, why }) = &told {
+            assert!(*kind == FailureKind::Revoked && why.contains("stopped, as asked, before"), "{why}");
+        }
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), b"of the other");
+    agent.abort();
 }
