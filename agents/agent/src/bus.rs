@@ -357,6 +357,22 @@ impl Ticket {
             None => Ok(()),
         }
     }
+
+    /// Asks about the message for whoever does not settle it.
+    pub fn standing(&self) -> Option<Standing> {
+        self.0.clone().map(Standing)
+    }
+}
+
+/// Asks whether a message that was delivered is still to be worked on.
+#[derive(Debug, Clone)]
+pub struct Standing(Arc<dyn Settle>);
+
+impl Standing {
+    /// Whether the message is still on its queue: not after whoever else was given it has settled it as done.
+    pub async fn is_queued(&self) -> Result<bool, BusError> {
+        self.0.is_queued().await
+    }
 }
 
 impl Drop for Ticket {
@@ -380,6 +396,8 @@ pub trait Settle: fmt::Debug + Send + Sync {
     async fn again(&self, delay: Duration) -> Result<(), BusError>;
     /// See [`Ticket::extend`].
     async fn extend(&self) -> Result<(), BusError>;
+    /// See [`Standing::is_queued`].
+    async fn is_queued(&self) -> Result<bool, BusError>;
     /// The ticket was dropped.
     fn abandoned(&self);
 }

@@ -4,6 +4,7 @@
 //! its consumers hold. A message larger than the limit passes when the queue is empty.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -149,6 +150,7 @@ impl LocalQueue {
                         environment: environment.clone(),
                         message: message.clone(),
                         attempt,
+                        is_done: AtomicBool::new(false),
                     };
                     return Ok(Delivery { message, attempt, ticket: Ticket::new(Arc::new(settle)) });
                 }
@@ -174,11 +176,13 @@ struct LocalSettle {
     environment: Arc<dyn Environment>,
     message: Message,
     attempt: u64,
+    is_done: AtomicBool,
 }
 
 #[async_trait]
 impl Settle for LocalSettle {
     async fn done(&self) -> Result<(), BusError> {
+        self.is_done.store(true, Ordering::SeqCst);
         self.queue.release(self.message.size());
         Ok(())
     }
@@ -196,6 +200,11 @@ impl Settle for LocalSettle {
 
     async fn extend(&self) -> Result<(), BusError> {
         Ok(())
+    }
+
+    async fn is_queued(&self) -> Result<bool, BusError> {
+        let state = lock(&self.queue.state);
+        Ok(!state.retired && !self.is_done.load(Ordering::SeqCst))
     }
 
     fn abandoned(&self) {

@@ -15,8 +15,11 @@ use crate::bus::{Bus, BusError, Delivery, Queue, Request, Service, Ticket};
 use crate::counters::Counters;
 use crate::{Environment, Failure};
 
-/// Deliveries of one message before it is given up. A message that kills its handler must not do so for ever.
+/// Deliveries of one message after which what fails for now is given up.
 const ATTEMPTS_MAX: u64 = 12;
+/// After so many times as many it is given up unseen: a message that kills its handler must not do so for ever. An agent
+/// that is stopped hands back what fails, and whoever has it next must still see why.
+const UNSEEN_AFTER: u64 = 2;
 /// Pause before a message that failed for now is tried again; doubles with every attempt up to [`RETRY_SLOWEST`], so
 /// that the attempts span some minutes: a role that this one needs may be restarting.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
@@ -82,11 +85,14 @@ pub trait Handler: Send {
     /// The role, for logs.
     fn role(&self) -> &'static str;
 
+    /// How often the next message was delivered, this time included.
+    fn delivered(&mut self, _attempt: u64) {}
+
     /// Does what the message asks. Right under repetition. To return [`Outcome::Held`], take the ticket.
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure>;
 
-    /// Deliveries of one message before it is given up. Also those count after which an agent was stopped and handed the
-    /// message back.
+    /// Deliveries of one message after which it is given up when it fails for now, and after twice as many in any case.
+    /// Also those count after which an agent was stopped and handed the message back.
     fn attempts(&self) -> u64 {
         ATTEMPTS_MAX
     }
@@ -152,8 +158,11 @@ async fn settle(context: &Context, queue: &Queue, handler: &mut impl Handler, de
     let Delivery { message, attempt, ticket } = delivery;
     let (mut ticket, most) = (Some(ticket), handler.attempts());
     context.counters.messages_taken.add(1);
-    let result = match attempt > most {
-        false => handler.handle(&message, &mut ticket).await,
+    let result = match attempt > UNSEEN_AFTER * most {
+        false => {
+            handler.delivered(attempt);
+            handler.handle(&message, &mut ticket).await
+        }
         true => Err(Failure::new(
             schema::messages::FailureKind::Other,
             format!("a message on {queue} was delivered {attempt} times without success"),

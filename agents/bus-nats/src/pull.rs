@@ -157,12 +157,13 @@ impl Puller<'_> {
     ) {
         let intake = self.intake;
         let len = message.length;
-        let Some((attempt, reply)) = attempt(&intake.nats, &message) else { return };
+        let Some((attempt, sequence, reply)) = delivered(&intake.nats, &message) else { return };
         let settle = Arc::new(NatsSettle {
             nats: intake.nats.clone(),
             family: self.family.clone(),
             queue: intake.queue.clone(),
             created,
+            sequence,
             reply,
             _window: intake.charge(reserved, len),
         });
@@ -199,13 +200,13 @@ fn release(turn: &mut Option<MutexGuard<'_, ()>>) {
     *turn = None;
 }
 
-/// How often the message was delivered, and where it is settled; none for what is no delivery.
-fn attempt(nats: &Nats, message: &async_nats::Message) -> Option<(u64, async_nats::Subject)> {
+/// How often the message was delivered, its number in the stream, and where it is settled; none for what is no delivery.
+fn delivered(nats: &Nats, message: &async_nats::Message) -> Option<(u64, u64, async_nats::Subject)> {
     let reply = message.reply.clone()?;
     let probe = async_nats::Message { payload: bytes::Bytes::new(), ..message.clone() };
     let probe = async_nats::jetstream::Message { message: probe, context: nats.context.clone() };
-    let delivered = probe.info().ok()?.delivered;
-    Some((u64::try_from(delivered).unwrap_or(1).max(1), reply))
+    let info = probe.info().ok()?;
+    Some((u64::try_from(info.delivered).unwrap_or(1).max(1), info.stream_sequence, reply))
 }
 
 impl NatsSettle {

@@ -12,10 +12,11 @@ use agent::bus::{BusError, Settle};
 use async_nats::Subject;
 use async_nats::datetime::DateTime;
 use async_nats::jetstream::AckKind;
+use async_nats::jetstream::stream::RawMessageErrorKind;
 use async_trait::async_trait;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::connection::{Nats, Trouble};
+use crate::connection::{Nats, Trouble, chain};
 use crate::family::Family;
 
 /// How long settling waits for a connection. What is not settled comes again.
@@ -29,6 +30,8 @@ pub(crate) struct NatsSettle {
     pub queue: Queue,
     /// When the stream was made that the delivery came from.
     pub created: DateTime,
+    /// Its number there.
+    pub sequence: u64,
     pub reply: Subject,
     pub _window: Option<OwnedSemaphorePermit>,
 }
@@ -51,6 +54,26 @@ impl NatsSettle {
         let asked = self.nats.client.request(self.reply.clone(), AckKind::Ack.into());
         match tokio::time::timeout(SETTLE_PATIENCE, asked).await {
             Ok(answered) => answered.map(drop).map_err(|why| self.unreachable(why)),
+            Err(_) => Err(self.unreachable("no answer")),
+        }
+    }
+
+    /// Whether the stream still has the message: a work queue keeps none that was acknowledged.
+    async fn is_queued(&self) -> Result<bool, BusError> {
+        if !self.is_known().await? {
+            return Ok(false);
+        }
+        let asked = async {
+            let stream = self.nats.context.get_stream_no_info(&self.family.stream).await;
+            let stream = stream.map_err(|why| self.unreachable(chain(&why)))?;
+            match stream.get_raw_message(self.sequence).await {
+                Ok(_) => Ok(true),
+                Err(why) if why.kind() == RawMessageErrorKind::NoMessageFound => Ok(false),
+                Err(why) => Err(self.unreachable(chain(&why))),
+            }
+        };
+        match tokio::time::timeout(SETTLE_PATIENCE, asked).await {
+            Ok(answered) => answered,
             Err(_) => Err(self.unreachable("no answer")),
         }
     }
@@ -111,6 +134,10 @@ impl Settle for Handle {
             true => Ok(()),
             false => Err(self.0.lost()),
         }
+    }
+
+    async fn is_queued(&self) -> Result<bool, BusError> {
+        self.0.is_queued().await
     }
 
     fn abandoned(&self) {

@@ -276,3 +276,25 @@ async fn what_waits_is_kept_alive_and_what_is_forgotten_comes_again() {
     assert_eq!(seen.len(), 5);
     first.ticket.done().await.unwrap();
 }
+
+/// Two have the same message: one took so long that it came again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_slow_hears_that_another_has_settled_it() {
+    let server = Server::start();
+    let mut settings = support::settings(&server);
+    settings.ack_wait = Duration::from_secs(1);
+    let (slow, other) =
+        (NatsBus::connect(settings.clone()).await.unwrap(), NatsBus::connect(settings).await.unwrap());
+    let queue = Queue::restores("host");
+    slow.publish(&queue, message(1)).await.unwrap();
+    let mut deliveries = slow.consume(&queue, 1).await.unwrap();
+    let first = next(&mut deliveries).await;
+    let mut others = other.consume(&queue, 1).await.unwrap();
+    let second = next(&mut others).await;
+    assert_eq!((label(&second), second.attempt), (1, 2));
+    let standing = first.ticket.standing().unwrap();
+    assert!(standing.is_queued().await.unwrap());
+    second.ticket.confirmed().await.unwrap();
+    assert!(!standing.is_queued().await.unwrap());
+    first.ticket.leave();
+}

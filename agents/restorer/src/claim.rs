@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use agent::bus::{Standing, Ticket};
 use agent::{Failure, Place};
 use rustix::fs::{FlockOperation, XattrFlags, flock, fremovexattr, fsetxattr, getxattr};
 use rustix::io::Errno;
@@ -42,14 +43,46 @@ struct State {
     busy: bool,
     again: bool,
     waits: bool,
+    standing: Option<Standing>,
+    doubt: Option<Doubt>,
     first: Option<Slot>,
     undo: Vec<(JobId, Slot)>,
+}
+
+/// Why a job is not to be done by who was given it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// It is on its queue no more: whoever else was given it has ended it.
+    Over,
+    /// It is noted to have ended, or nobody could be asked: whoever is given it next knows.
+    Unsure,
 }
 
 impl Claim {
     /// The claim of a job that may be delivered again.
     pub fn of(job: JobId) -> Self {
         Self { job: Some(job), state: Arc::default() }
+    }
+
+    /// The same, where somebody can be asked whether the job is still to be done.
+    pub fn delivered(self, ticket: Option<&Ticket>) -> Self {
+        self.state().standing = ticket.and_then(Ticket::standing);
+        self
+    }
+
+    /// Whether its job is still to be done, where somebody can be asked.
+    pub fn standing(&self) -> Option<Standing> {
+        self.state().standing.clone()
+    }
+
+    /// The job is not to be done for this reason.
+    pub fn has_doubt(&self, doubt: Doubt) {
+        self.state().doubt = Some(doubt);
+    }
+
+    /// Why the job is not to be done.
+    pub fn doubt(&self) -> Option<Doubt> {
+        self.state().doubt
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {

@@ -34,6 +34,8 @@ use crate::unit::Source;
 const LIMIT: Duration = Duration::from_secs(5);
 /// Words without an answer after which an owner is gone.
 const UNHEARD_MAX: u32 = 3;
+/// Beats without progress after which it is said that a span stands still.
+const STILL_MAX: u32 = 60;
 /// Pause before the bus is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -260,7 +262,7 @@ impl Helping {
     /// Says that the span is in work, and raises `enough` when nobody wants that any more.
     async fn keep(&self, joined: &Joined, offset: u64, latest: &watch::Sender<u64>, enough: &Stop) {
         let Context { stop, environment, .. } = &self.restorer.context;
-        let mut unheard = 0;
+        let (mut unheard, mut before, mut still) = (0, 0, 0);
         while unheard < UNHEARD_MAX {
             tokio::select! {
                 biased;
@@ -268,6 +270,17 @@ impl Helping {
                 () = environment.sleep(self.serving.beat) => {}
             }
             let done = *latest.borrow();
+            still = if done == before { still + 1 } else { 0 };
+            before = done;
+            if still == STILL_MAX {
+                let path = &joined.target.path;
+                tracing::warn!(
+                    path,
+                    offset,
+                    done,
+                    "a part of a restore that this agent does has stood still for a while: see whether the disk or the store hangs; the restore ends when this agent goes on or is gone"
+                );
+            }
             match self.ask(joined, SpanNow::Working { offset, done }).await {
                 Ok(Some(_)) => unheard = 0,
                 Ok(None) => break,

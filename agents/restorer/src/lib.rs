@@ -25,6 +25,7 @@ mod sharing;
 mod sink;
 mod snapback;
 mod spans;
+mod standing;
 mod stopping;
 mod target;
 mod task;

@@ -375,6 +375,7 @@ impl Restorer {
         if !target.keeps_going() {
             holes::refuse(&self.repository, &root, &part).await?;
         }
+        self.check_standing(&target).await?;
         let place = self.find(job, &root, part.clone(), &target).await?;
         let (stream, forbidden) =
             (StreamId::from_bytes(self.context.environment.random()), self.settings.forbidden.clone());
@@ -382,6 +383,7 @@ impl Restorer {
         let host = self.context.host.clone();
         let ordered = order.clone();
         let Some(place) = place else {
+            self.check_held(&order).await?;
             let open = move || {
                 let Order { root, target, forbidden, .. } = &*ordered;
                 target.open(&Circumstances { root, host: &host, forbidden })
@@ -397,6 +399,7 @@ impl Restorer {
                 target.open_place(&device, &Circumstances { root, host: &host, forbidden })
             };
             let opened = self.opened(&order.target, open).await?;
+            self.check_standing(&order.target).await?;
             // Before what knows it may be removed.
             let tracked = match order.target.is_tracked() {
                 true => self.find_changes(&order.root, &*place, &opened.file).await,
@@ -409,14 +412,29 @@ impl Restorer {
         };
         match opening.await {
             Ok(opened) => Ok(opened),
-            // Another restore has it, which ends it.
-            Err(failure) if claim.is_busy() => Err(failure),
+            // Another restore has it, or had it, which ends it.
+            Err(failure) if claim.is_busy() || claim.doubt().is_some() => Err(failure),
             Err(failure) => {
                 claim.release();
                 let notes = end_place(Some(&*place), false).await;
                 Err(with_notes(failure, &notes))
             }
         }
+    }
+
+    /// Holds the target of a job that was delivered, unchanged, and makes sure that the job is still to be done.
+    async fn check_held(&self, order: &Arc<Order>) -> Result<(), Failure> {
+        if order.target.claim().standing().is_none() {
+            return Ok(());
+        }
+        let (ordered, host) = (order.clone(), self.context.host.clone());
+        let hold = move || {
+            let Order { root, target, forbidden, .. } = &*ordered;
+            target.hold(&Circumstances { root, host: &host, forbidden })
+        };
+        // Held also when it is closed.
+        drop(self.opened(&order.target, hold).await?);
+        self.check_standing(&order.target).await
     }
 
     /// Opens a target. Udev may have a device locked for a moment, and whoever helped a restore that died for longer: a

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use agent::bus::Ticket;
 use agent::repository::AtSlot;
-use agent::{BusError, Context, Failure, Handler, Outcome, Queue, Stop, Topic, sessions};
+use agent::{BusError, Context, Failure, Handler, Outcome, Queue, Stop, Topic};
 use async_trait::async_trait;
 use futures::future::{self, FutureExt};
 use schema::JobId;
@@ -25,15 +25,15 @@ use schema::names::Slot;
 use schema::root::{Root, Statistics};
 use tokio::sync::watch;
 
-use crate::claim::Claim;
+use crate::claim::{Claim, Doubt};
 use crate::helping::{Helping, OneOfOwn, Own};
-use crate::hold;
-use crate::pipeline;
 use crate::report::{Hole, Progress, Report};
-use crate::restorer::{Ids, Purpose, Restorer, blocking};
+use crate::restorer::{Ids, Purpose, Restorer};
 use crate::sharing::Sharing;
 use crate::stopping::{Begun, Running};
 use crate::target::Target;
+
+mod ending;
 
 /// Bytes of jobs taken from the queue at once; the next job may as well go to another agent.
 const WINDOW: usize = 4 << 10;
@@ -69,7 +69,8 @@ impl Restorer {
         self.sharing = Some(Sharing::of(&serving));
         let (restorer, serving, own) = (Arc::new(self), Arc::new(serving), Own::default());
         let helping = Helping { restorer: restorer.clone(), serving: serving.clone(), own: own.clone() };
-        let jobs = Jobs { restorer, serving, ended: Arc::default(), running: Running::default(), own };
+        let jobs =
+            Jobs { restorer, serving, ended: Arc::default(), running: Running::default(), own, attempt: 0 };
         let consumers = (0..at_once).map(|_| agent::consume(&context, &queue, WINDOW, jobs.clone()));
         let working = future::try_join(future::try_join_all(consumers), helping.run());
         let (served, ()) = tokio::join!(working, jobs.running.hear(&context));
@@ -96,6 +97,8 @@ struct Jobs {
     ended: Arc<Mutex<VecDeque<Ended>>>,
     running: Running,
     own: Own,
+    /// How often the job in hand was delivered.
+    attempt: u64,
 }
 
 /// A job that is over, and what is held until everybody knows.
@@ -120,10 +123,19 @@ impl Handler for Jobs {
         "restorer"
     }
 
+    fn delivered(&mut self, attempt: u64) {
+        self.attempt = attempt;
+    }
+
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
         let job: RestoreJob = message.read()?;
         // Nobody else has the target before it is told how the job ended, and nobody can be given it again.
-        let Over { ended, was_noted, claim, own: _own } = self.over(&job, ticket).await?;
+        let Some(Over { ended, was_noted, claim, own: _own }) = self.over(&job, ticket).await? else {
+            if let Some(ticket) = ticket.take() {
+                ticket.leave();
+            }
+            return Ok(Outcome::Held);
+        };
         let made = was_noted && job.preparation.create.is_some() && is_restored(&ended.2);
         self.tell(ended).await?;
         let confirmed = match ticket.take() {
@@ -151,7 +163,13 @@ impl Handler for Jobs {
         if self.is_locked(&job).await? {
             return Err(Claim::default().busy(Path::new(job.target())).context(failure));
         }
-        let outcome = failed(&job, failure.clone());
+        let outcome = match self.noted(job.job).await? {
+            Some((.., outcome)) => {
+                self.end_attempts(job.job).await;
+                outcome
+            }
+            None => failed(&job, self.left_behind(&job, failure.clone()).await),
+        };
         let done = Message::new(&about, &JobDone { job: job.job, outcome });
         Ok(self.context().bus.publish(&Queue::done(job.job), done).await?)
     }
@@ -162,23 +180,38 @@ impl Jobs {
         &self.restorer.context
     }
 
-    /// Does the job, or finds it done. When another restore has its target, it fails for now, and only once that one has
-    /// let go: handed back before, the job would be given up after some attempts, while somebody still writes. It must be
-    /// handed back then, and not be tried here, because the queue alone knows whether the other one has ended it.
-    async fn over(&self, job: &RestoreJob, ticket: &Option<Ticket>) -> Result<Over, Failure> {
+    /// Does the job, or finds it done; none when whoever else was given it has ended it meanwhile.
+    ///
+    /// When another restore has its target, it fails for now, and only once that one has let go: handed back before, the
+    /// job would be given up after some attempts, while somebody still writes. It must be handed back then, and not be
+    /// tried here, because the queue alone knows whether the other one has ended it.
+    async fn over(&self, job: &RestoreJob, ticket: &Option<Ticket>) -> Result<Option<Over>, Failure> {
         let stop = Stop::default();
         let _running = self.begin(job.job, &stop, ticket).await?;
-        let (claim, own) = (Claim::of(job.job), self.own.one());
+        let (claim, own) = (Claim::of(job.job).delivered(ticket.as_ref()), self.own.one());
         let failure = match self.ending(job, &claim, &stop, ticket).await {
-            Ok((ended, was_noted)) => return Ok(Over { ended, was_noted, claim, own }),
+            Ok((ended, was_noted)) => return Ok(Some(Over { ended, was_noted, claim, own })),
             Err(failure) => failure,
         };
+        if claim.doubt() == Some(Doubt::Over) {
+            tracing::warn!(job = %job.job, %failure, "a restore was ended by another agent");
+            claim.let_go();
+            self.end_attempts(job.job).await;
+            return Ok(None);
+        }
         let is_busy = claim.is_busy();
         // Whoever waits may help.
         drop((claim, own));
+        let is_new = is_busy && self.is_new(job.job).await;
         while is_busy && !self.context().stop.is_raised() && matches!(self.is_locked(job).await, Ok(true)) {
+            if is_new && stop.is_raised() {
+                return Ok(Some(self.end_waiting(job, failure).await));
+            }
             for _ in 0..BUSY_BEATS {
-                self.wait(job.job, ticket).await;
+                tokio::select! {
+                    () = self.wait(job.job, ticket) => {}
+                    () = stop.raised(), if is_new => break,
+                }
             }
         }
         Err(failure)
@@ -197,6 +230,7 @@ impl Jobs {
         }
         if let Some(ended) = self.noted(job.job).await? {
             self.check_is_left(job, claim, &ended.2).await?;
+            self.end_attempts(job.job).await;
             return Ok((self.remember(ended), true));
         }
         let (volume, outcome) = self.outcome(job, claim, stop, ticket).await?;
@@ -322,6 +356,9 @@ impl Jobs {
             Ok(report) => return Ok((volume, restored(report, undo))),
             Err(failure) => failure,
         };
+        if claim.doubt().is_some() {
+            return Err(failure);
+        }
         if self.context().stop.is_raised() {
             return Err(Failure { retry: true, ..failure });
         }
@@ -389,98 +426,6 @@ impl Jobs {
         let statistics = Statistics::default();
         let payload = messages::Progress { job, session, volume, total, done, statistics, undo };
         self.context().bus.broadcast(&Topic::progress(job), Message::new(&about, &payload)).await
-    }
-
-    /// How the job ended, when it has been done already, or is not wanted any more.
-    async fn noted(&self, job: JobId) -> Result<Option<Ended>, Failure> {
-        let sessions = sessions::of_job(&self.restorer.repository, job).await.map_err(|failure| Failure {
-            retry: true,
-            ..failure.context("cannot ask the store whether a restore has ended already")
-        })?;
-        let ended = sessions.into_iter().find_map(|session| Some((session.volume, session.ended?)));
-        Ok(ended.map(|(volume, outcome)| (job, volume, outcome)))
-    }
-
-    /// Fails for now when a job would be told to have failed while somebody still writes to its target: an attempt that
-    /// died, and was not gone on with here, may have had help. Whoever was told might put something else there.
-    async fn check_is_left(
-        &self,
-        job: &RestoreJob,
-        claim: &Claim,
-        outcome: &JobOutcome,
-    ) -> Result<(), Failure> {
-        let JobOutcome::Failed { why, .. } = outcome else { return Ok(()) };
-        if claim.has_held() || !self.is_locked(job).await? {
-            return Ok(());
-        }
-        let failure = claim.busy(Path::new(job.target())).context(why);
-        tracing::warn!(job = %job.job, %failure, "waiting for another restore");
-        Err(failure)
-    }
-
-    /// Whether somebody has a lock of a job's target.
-    async fn is_locked(&self, job: &RestoreJob) -> Result<bool, Failure> {
-        let target = self.target(job, Claim::default(), Stop::default());
-        match self.restorer.path_of(&target, job.target()) {
-            Ok(path) => blocking(move || Ok(hold::is_locked(&path))).await,
-            Err(_) => Ok(false),
-        }
-    }
-
-    /// Notes how a job ended, for whoever is given it again.
-    async fn note(&self, (job, volume, outcome): &Ended) {
-        let (repository, host) = (&self.restorer.repository, &self.context().host);
-        if let Err(failure) = sessions::note_end(repository, *job, volume, host, outcome).await {
-            tracing::warn!(%job, %failure, "the store does not say that this restore ended: should its agent die now, it may be done again");
-        }
-    }
-
-    /// Ends the volume that an agent, which died since, had made for a job that is over.
-    async fn end_made(&self, job: &RestoreJob) {
-        let ending = async {
-            let root = self.restorer.root_at(job.slot).await?;
-            let target = self.target(job, Claim::of(job.job), Stop::default());
-            let part = target.part(&root)?;
-            match self.restorer.find(job.job, &root, part, &target).await? {
-                Some(place) => Ok(place.over().await),
-                None => Ok::<_, Failure>(None),
-            }
-        };
-        match ending.await {
-            Ok(None) => {}
-            Ok(Some(note)) => tracing::warn!(target = job.target(), note),
-            Err(failure) => {
-                tracing::warn!(target = job.target(), %failure, "cannot look at a volume that was made")
-            }
-        }
-    }
-
-    /// Ends the sessions of a job that is over: what says so, and those that killed agents left. One that stays only
-    /// keeps a collection waiting.
-    async fn end_sessions(&self, job: JobId) {
-        let repository = &self.restorer.repository;
-        let ended = async {
-            for session in sessions::of_job(repository, job).await? {
-                sessions::revoke(repository, &session).await?;
-            }
-            Ok::<_, Failure>(())
-        };
-        if let Err(failure) = ended.await {
-            tracing::debug!(%job, %failure, "cannot look for the sessions of a restore that is over");
-        }
-    }
-
-    /// Tells how a job ended, until the queue has it: doing the job again would be wrong.
-    async fn tell(&self, (job, volume, outcome): Ended) -> Result<(), Failure> {
-        let message = Message::new(&About { session: None, volume }, &JobDone { job, outcome });
-        loop {
-            match self.context().bus.publish(&Queue::done(job), message.clone()).await {
-                Ok(()) => return Ok(()),
-                Err(why) if !why.is_transient() || self.context().stop.is_raised() => return Err(why.into()),
-                Err(why) => tracing::warn!(%job, %why, "cannot tell how a restore ended yet"),
-            }
-            self.context().environment.sleep(pipeline::RETRY_PAUSE).await;
-        }
     }
 }
 

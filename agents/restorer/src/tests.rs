@@ -4,6 +4,7 @@ mod asked;
 mod comparing;
 mod counting;
 mod damage;
+mod ending;
 mod fixture;
 mod jobs;
 mod places;

@@ -359,6 +359,17 @@ impl Settle for RoleSettle {
         Ok(())
     }
 
+    async fn is_queued(&self) -> Result<bool, BusError> {
+        let standing = {
+            let ticket = self.ticket.lock().unwrap_or_else(PoisonError::into_inner);
+            ticket.as_ref().and_then(Ticket::standing)
+        };
+        match standing {
+            Some(standing) => standing.is_queued().await,
+            None => Ok(false),
+        }
+    }
+
     fn abandoned(&self) {
         drop(self.take());
     }

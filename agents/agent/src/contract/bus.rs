@@ -79,6 +79,7 @@ pub async fn all(fixture: &Fixture) {
     dropped_comes_again(fixture).await;
     confirmed_is_over(fixture).await;
     again_comes_later(fixture).await;
+    settled_is_not_queued(fixture).await;
     done_is_final(fixture).await;
     held_tickets_do_not_stop_the_rest(fixture).await;
     full_queue_waits(fixture).await;
@@ -162,6 +163,26 @@ pub async fn confirmed_is_over(fixture: &Fixture) {
     let first = fixture.within("the delivery", deliveries.next()).await.expect("a delivery");
     fixture.within("confirmed", first.ticket.confirmed()).await.expect("settled");
     assert!(fixture.never(deliveries.next()).await.is_none(), "it came again");
+}
+
+/// A message is on its queue until it is settled, however often it was delivered, and not when its queue was retired.
+pub async fn settled_is_not_queued(fixture: &Fixture) {
+    let queue = Queue::session(fixture.environment.session_id());
+    let mut deliveries = fixture.consume(&fixture.far, &queue).await;
+    for is_retired in [false, true] {
+        fixture.publish(&queue, labelled("it", "body")).await;
+        let first = fixture.within("the first delivery", deliveries.next()).await.expect("a delivery");
+        drop(first.ticket);
+        let second = fixture.within("the second delivery", deliveries.next()).await.expect("a delivery");
+        let standing = second.ticket.standing().expect("a ticket");
+        let is_queued = async || fixture.within("an answer", standing.is_queued()).await.expect("an answer");
+        assert!(is_queued().await, "it is not settled yet");
+        match is_retired {
+            false => fixture.within("confirmed", second.ticket.confirmed()).await.expect("settled"),
+            true => fixture.within("retire", fixture.near.retire(&queue)).await.expect("retired"),
+        }
+        assert!(!is_queued().await, "is retired: {is_retired}");
+    }
 }
 
 /// A delivery that is put off comes again, and says so.

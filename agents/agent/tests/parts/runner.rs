@@ -236,9 +236,9 @@ async fn a_message_that_is_never_settled_is_given_up_unhandled() {
     let run = Loop::start([], || Step::Lose);
     run.publish(message()).await;
     run.settle().await;
-    assert_eq!(run.calls(), 12);
+    assert_eq!(run.calls(), 24);
     let Some(SessionEvent::Failed { why, .. }) = run.told().await else { panic!("nobody was told") };
-    assert!(why.contains("extents.host") && why.contains("13 times"), "{why}");
+    assert!(why.contains("extents.host") && why.contains("25 times"), "{why}");
     assert_eq!(run.bus.bytes_in(&queue()), 0);
     run.stop().await;
 }
@@ -265,7 +265,7 @@ async fn the_role_hears_once_of_what_is_given_up() {
     run.settle().await;
     let gave_up = run.seen.gave_up.lock().unwrap().clone();
     assert_eq!(gave_up.len(), 1);
-    assert!(gave_up[0].contains("13 times"), "{gave_up:?}");
+    assert!(gave_up[0].contains("25 times"), "{gave_up:?}");
     assert_eq!(run.bus.bytes_in(&queue()), 0);
     run.stop().await;
 }
@@ -288,6 +288,18 @@ async fn what_an_agent_that_is_stopped_hands_back_is_not_given_up() {
     run.settle().await;
     assert_eq!((run.calls(), run.told().await), (12, None));
     assert_eq!(run.bus.bytes_in(&queue()), message().size());
+    run.stop().await;
+}
+
+/// Agents that were stopped have used up the attempts; whoever has it next says why it fails.
+#[tokio::test(start_paused = true)]
+async fn what_was_handed_back_too_often_is_given_up_by_its_own_reason() {
+    let run = Loop::start((0..12).map(|_| Step::Lose), || Step::Fail(later()));
+    run.publish(message()).await;
+    run.settle().await;
+    let expected = SessionEvent::Failed { kind: FailureKind::Store, why: "the store is away".into() };
+    assert_eq!((run.calls(), run.told().await), (13, Some(expected)));
+    assert_eq!(run.bus.bytes_in(&queue()), 0);
     run.stop().await;
 }
 

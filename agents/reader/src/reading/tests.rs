@@ -425,6 +425,10 @@ impl Settle for Kept {
         Err(BusError::Unreachable("for a moment".into()))
     }
 
+    async fn is_queued(&self) -> Result<bool, BusError> {
+        Ok(true)
+    }
+
     fn abandoned(&self) {}
 }
 

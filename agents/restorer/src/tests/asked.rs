@@ -20,7 +20,7 @@ use crate::{Target, keeping};
 
 const LEN: usize = 1 << 20;
 
-fn job(fixture: &Fixture, root: &Root, target: &Path) -> RestoreJob {
+pub fn job(fixture: &Fixture, root: &Root, target: &Path) -> RestoreJob {
     RestoreJob {
         job: fixture.context.environment.job_id(),
         slot: root.slot,
@@ -34,12 +34,12 @@ fn job(fixture: &Fixture, root: &Root, target: &Path) -> RestoreJob {
     }
 }
 
-async fn send(fixture: &Fixture, job: &RestoreJob) {
+pub async fn send(fixture: &Fixture, job: &RestoreJob) {
     let message = Message::new(&About::nothing(), job);
     fixture.context.bus.publish(&Queue::restores("host"), message).await.unwrap();
 }
 
-async fn done(fixture: &Fixture, job: &RestoreJob) -> JobOutcome {
+pub async fn done(fixture: &Fixture, job: &RestoreJob) -> JobOutcome {
     let mut deliveries = fixture.context.bus.consume(&Queue::done(job.job), 1).await.unwrap();
     let delivery = deliveries.next().await.unwrap();
     delivery.ticket.done().await.unwrap();
@@ -78,7 +78,7 @@ impl Keeper {
 }
 
 /// A snapshot of what stands there.
-async fn keep(fixture: &Fixture, job: &BackupJob) -> Root {
+pub async fn keep(fixture: &Fixture, job: &BackupJob) -> Root {
     assert!(job.plain && job.host == "host" && job.volume.starts_with(UNDO_VOLUMES), "{job:?}");
     let source = Path::new(&job.source);
     let root = fixture.volume(&std::fs::read(source).unwrap()).await;
@@ -92,7 +92,7 @@ async fn keep(fixture: &Fixture, job: &BackupJob) -> Root {
     root
 }
 
-fn sealed(root: &Root) -> JobOutcome {
+pub fn sealed(root: &Root) -> JobOutcome {
     JobOutcome::Sealed {
         slot: root.slot,
         generation: 1,

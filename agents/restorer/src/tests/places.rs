@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::{fs, io};
 
-use agent::{Failure, Place, Queue, Stop, Targets, Wish, sessions};
+use agent::{Bus, Failure, Place, Queue, Stop, Targets, Wish, sessions};
 use async_trait::async_trait;
 use schema::messages::{
     About, FailureKind, JobDone, JobOutcome, Message, NewVolume, Preparation, RestoreJob, Safety,
@@ -29,6 +29,8 @@ pub struct Volume {
     pub device: PathBuf,
     is_busy: bool,
     keeps_equal: bool,
+    /// What is retired while it is made.
+    pub retired: Option<(Arc<dyn Bus>, Queue)>,
     log: Arc<Mutex<Vec<String>>>,
 }
 
@@ -37,7 +39,7 @@ impl Volume {
     pub fn of(fixture: &Fixture, size: usize) -> Self {
         let device = fixture.path("device");
         fs::write(&device, vec![0xee; size]).unwrap();
-        Self { device, is_busy: false, keeps_equal: true, log: Arc::default() }
+        Self { device, is_busy: false, keeps_equal: true, retired: None, log: Arc::default() }
     }
 
     fn say(&self, what: impl Into<String>) {
@@ -75,6 +77,9 @@ impl Place for Volume {
 
     async fn make(&self) -> Result<PathBuf, Failure> {
         self.say("make");
+        if let Some((bus, queue)) = &self.retired {
+            bus.retire(queue).await.unwrap();
+        }
         Ok(self.device.clone())
     }
 

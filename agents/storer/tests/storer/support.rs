@@ -97,6 +97,10 @@ impl Settle for CountingSettle {
         Ok(())
     }
 
+    async fn is_queued(&self) -> Result<bool, BusError> {
+        Ok(true)
+    }
+
     fn abandoned(&self) {
         drop(self.0.try_lock().ok().and_then(|mut ticket| ticket.take()));
     }
