@@ -158,7 +158,7 @@ impl Jobs {
     /// Where a backup of this id has kept what stood on a target.
     async fn kept_by(&self, undo: JobId) -> Result<Option<Slot>, Failure> {
         let roots = self.restorer.repository.roots(None).await?;
-        Ok(roots.into_iter().find(|root| root.job == undo).map(|root| root.slot))
+        Ok(roots.readable.into_iter().find(|root| root.job == undo).map(|root| root.slot))
     }
 
     /// Tells how a job ended, until the queue has it: doing the job again would be wrong.
