@@ -56,11 +56,12 @@ impl fmt::Display for DamagedRoot {
 }
 
 impl Roots {
-    /// Takes one in that was looked at.
+    /// Takes one in that was listed and then looked at.
     pub fn add(&mut self, slot: Slot, looked: Result<AtSlot, Failure>) -> Result<(), Failure> {
         match looked {
             Ok(AtSlot::Snapshot(root)) => self.readable.push(*root),
-            Ok(AtSlot::Nothing | AtSlot::Tombstone) => {}
+            Ok(AtSlot::Tombstone) => {}
+            Ok(AtSlot::Nothing) => return Err(not_there(slot)),
             Err(failure) if failure.kind == FailureKind::Damaged => {
                 self.damaged.push(DamagedRoot { slot, why: failure.why });
             }
@@ -90,7 +91,7 @@ impl Repository {
         self.roots_at(self.visible_slots(volume).await?).await
     }
 
-    /// The roots that stand at these slots; those without one are left out.
+    /// The roots that stand at these slots, which were listed; those that were swept since are left out.
     pub async fn roots_at(&self, slots: Vec<Slot>) -> Result<Roots, Failure> {
         let mut roots = Roots::default();
         for some in slots.chunks(AT_ONCE) {
@@ -105,4 +106,14 @@ impl Repository {
         }
         Ok(roots)
     }
+}
+
+/// Slots are never deleted: what is listed and not given is not absent.
+fn not_there(slot: Slot) -> Failure {
+    let key = slot.snapshot();
+    let why = format!(
+        "the object store lists {key} and does not give it, so that nobody knows what it holds: run this again when the store \
+         is well"
+    );
+    Failure { kind: FailureKind::Store, retry: true, why }
 }
