@@ -14,6 +14,8 @@ use schema::root::Root;
 use schema::{SessionId, VolumeKey};
 
 use crate::app::App;
+use crate::args::Chosen;
+use crate::{text, undo};
 
 /// Characters of a date without a time.
 const DATE_LEN: usize = "2026-11-20".len();
@@ -65,13 +67,18 @@ fn in_order(mut roots: Roots) -> Roots {
     roots
 }
 
-/// The damaged ones that may be of the volumes that were chosen: all but those of other volumes that are known.
-pub fn may_be_chosen(all: &Roots, chosen: &[Root]) -> Vec<DamagedRoot> {
-    let has = |roots: &[Root], damaged: &DamagedRoot| {
-        roots.iter().any(|root| root.slot.volume == damaged.slot.volume)
+/// The damaged ones that may be asked for: all but those of volumes that are known and not meant. Their times, tags,
+/// groups and hosts are not known, and exclude nothing. What was kept for an undo is meant only `with_undo`.
+pub fn may_be_chosen(all: &Roots, of: &Chosen, with_undo: bool) -> Vec<DamagedRoot> {
+    let is_meant = |volume: &str| {
+        let matches = of.volume.as_ref().is_none_or(|pattern| text::matches(pattern, volume));
+        matches && (with_undo || !volume.starts_with(undo::NAMES))
     };
-    let may_be = all.damaged.iter().filter(|one| has(chosen, one) || !has(&all.readable, one));
-    may_be.cloned().collect()
+    let may_be = |damaged: &&DamagedRoot| {
+        let of_volume = all.readable.iter().find(|root| root.slot.volume == damaged.slot.volume);
+        of_volume.is_none_or(|root| is_meant(&root.volume))
+    };
+    all.damaged.iter().filter(may_be).cloned().collect()
 }
 
 /// Names what was stepped over, and fails because of it, when all else is done.
@@ -225,7 +232,42 @@ fn parse(text: &str, of_day: impl Fn(civil::Date) -> DateTime) -> anyhow::Result
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_since, parse_time};
+    use agent::{DamagedRoot, Roots};
+    use schema::names::Slot;
+    use schema::root::Root;
+    use schema::{SessionId, VolumeKey};
+
+    use super::{may_be_chosen, parse_since, parse_time};
+    use crate::args::Chosen;
+    use crate::snapshots::tests::root;
+
+    /// Two volumes of a group and one that is of none; and a damaged root of a volume.
+    fn with_damaged(volume: u8) -> Roots {
+        let slot = |volume, session| Slot {
+            volume: VolumeKey::from_bytes([volume; 16]),
+            session: SessionId::from_bytes([session; 16]),
+        };
+        let of =
+            |volume, group| Root { slot: slot(volume, volume), ..root(group, &format!("{volume}"), "1 2") };
+        let damaged = DamagedRoot { slot: slot(volume, 9), why: "a test".into() };
+        Roots { readable: vec![of(1, Some("g/1")), of(2, Some("g/1")), of(3, None)], damaged: vec![damaged] }
+    }
+
+    #[test]
+    fn only_its_volume_excludes_what_is_damaged() {
+        let chosen =
+            |of: &Chosen, volume, with_undo| may_be_chosen(&with_damaged(volume), of, with_undo).len();
+        let of = |volume: Option<&str>, tags: &[&str]| Chosen {
+            volume: volume.map(str::to_owned),
+            group: None,
+            host: None,
+            tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
+        };
+        assert_eq!(chosen(&of(None, &["a"]), 1, false), 1, "its tags are not known");
+        assert_eq!(chosen(&of(Some("h/1"), &["a"]), 1, false), 1);
+        assert_eq!(chosen(&of(Some("h/2"), &[]), 1, false), 0, "it is of another volume");
+        assert_eq!(chosen(&of(Some("h/2"), &[]), 4, false), 1, "its volume is not known");
+    }
 
     #[test]
     fn times_are_read_in_three_ways() {
