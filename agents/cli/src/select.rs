@@ -174,26 +174,52 @@ async fn by_time(repository: &Repository, name: &str, when: &str) -> anyhow::Res
     }
 }
 
-/// The snapshots of one run of a group: NAME@latest, NAME@TIME, or NAME/RUN.
-pub async fn group(repository: &Repository, text: &str) -> anyhow::Result<Vec<Root>> {
+/// The snapshots of one run of a group: NAME@latest, NAME@TIME, or NAME/RUN; and the damaged ones that may be of it.
+pub async fn group(repository: &Repository, text: &str) -> anyhow::Result<Roots> {
+    run_of(roots(repository, None).await?, text)
+}
+
+fn run_of(all: Roots, text: &str) -> anyhow::Result<Roots> {
     let (name, limit) = match text.rsplit_once('@') {
         Some((name, "latest")) => (name, u64::MAX),
         Some((name, when)) => (name, parse_time(when)?),
-        None => (text, u64::MAX),
+        None => (text.rsplit_once('/').map_or(text, |(name, _)| name), u64::MAX),
     };
-    let all = roots(repository, None).await?.warned();
-    let of_group = |root: &Root| match &root.group {
-        Some(group) if text.contains('@') => group.rsplit_once('/').is_some_and(|(of, _)| of == name),
-        Some(group) => group == name,
-        None => false,
+    let by_name = text.contains('@');
+    let of_name = |root: &Root| {
+        let group = root.group.as_ref().and_then(|group| group.rsplit_once('/'));
+        group.is_some_and(|(of, _)| of == name)
     };
-    let candidates = all.iter().filter(|root| of_group(root) && root.time_ms <= limit);
-    let Some(run) = candidates.max_by_key(|root| root.time_ms).and_then(|root| root.group.clone()) else {
+    let mut damaged = may_be_of(&all, of_name);
+    let is_meant = |root: &&Root| match by_name {
+        true => of_name(root) && root.time_ms <= limit,
+        false => root.group.as_deref() == Some(text),
+    };
+    let newest = all.readable.iter().filter(is_meant).max_by_key(|root| root.time_ms);
+    if let Some(one) = damaged.first().filter(|_| by_name || newest.is_none()) {
+        let unknown =
+            format!("which run of a group {text:?} means is not known (NAME/RUN names one that can be read)");
+        bail!(one.failure().context(unknown));
+    }
+    let Some(run) = newest.and_then(|root| root.group.clone()) else {
         bail!(Failure::refused(format!(
             "no group's run is {text:?} (`lvkeep snapshots --group '*'` lists them; the newest is NAME@latest)"
         )));
     };
-    Ok(all.into_iter().filter(|root| root.group.as_ref() == Some(&run)).collect())
+    let readable: Vec<Root> =
+        all.readable.into_iter().filter(|root| root.group.as_ref() == Some(&run)).collect();
+    damaged.retain(|one| readable.iter().all(|root| root.slot.volume != one.slot.volume));
+    Ok(Roots { readable, damaged })
+}
+
+/// The damaged ones of volumes of which there are such snapshots, or none at all.
+fn may_be_of(all: &Roots, is_such: impl Fn(&Root) -> bool) -> Vec<DamagedRoot> {
+    let may_be = |damaged: &&DamagedRoot| {
+        let mut of_volume =
+            all.readable.iter().filter(|root| root.slot.volume == damaged.slot.volume).peekable();
+        of_volume.peek().is_none() || of_volume.any(&is_such)
+    };
+    all.damaged.iter().filter(may_be).cloned().collect()
 }
 
 /// The members of a group's run of which there is no snapshot among those of the run.
@@ -237,7 +263,7 @@ mod tests {
     use schema::root::Root;
     use schema::{SessionId, VolumeKey};
 
-    use super::{may_be_chosen, parse_since, parse_time};
+    use super::{may_be_chosen, parse_since, parse_time, run_of};
     use crate::args::Chosen;
     use crate::snapshots::tests::root;
 
@@ -251,6 +277,20 @@ mod tests {
             |volume, group| Root { slot: slot(volume, volume), ..root(group, &format!("{volume}"), "1 2") };
         let damaged = DamagedRoot { slot: slot(volume, 9), why: "a test".into() };
         Roots { readable: vec![of(1, Some("g/1")), of(2, Some("g/1")), of(3, None)], damaged: vec![damaged] }
+    }
+
+    /// A run of which everything is damaged is not passed over for an older one.
+    #[test]
+    fn what_may_be_of_a_later_run_is_an_error() {
+        for (volume, may_be_of_run) in [(1, 0), (2, 0), (4, 1)] {
+            for text in ["g@latest", "g@2026-11-20", "g/2"] {
+                let error = run_of(with_damaged(volume), text).unwrap_err().to_string();
+                assert!(error.contains("is damaged") && error.contains(text), "{error}");
+            }
+            let run = run_of(with_damaged(volume), "g/1").unwrap();
+            assert_eq!((run.readable.len(), run.damaged.len()), (2, may_be_of_run), "{volume}");
+        }
+        assert_eq!(run_of(with_damaged(3), "g@latest").unwrap().readable.len(), 2, "it is of none");
     }
 
     #[test]
