@@ -33,6 +33,8 @@ pub struct DamagedRoot {
     pub slot: Slot,
     /// What is wrong with it.
     pub why: String,
+    /// Whether it is forgotten.
+    pub forgotten: bool,
 }
 
 impl DamagedRoot {
@@ -44,13 +46,19 @@ impl DamagedRoot {
 
 impl fmt::Display for DamagedRoot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id = self.slot.session;
+        let (id, why) = (self.slot.session, &self.why);
+        if self.forgotten {
+            return write!(
+                f,
+                "snapshot {id} is forgotten, and its root is damaged: it cannot be brought back, and `lvkeep prune` removes it \
+                 ({why})"
+            );
+        }
         write!(
             f,
             "the root of snapshot {id} is damaged, so that nobody knows what it holds: bring {} back from elsewhere, or let \
-             the snapshot go with `lvkeep forget {id}` ({})",
-            self.slot.snapshot(),
-            self.why
+             the snapshot go with `lvkeep forget {id}` ({why})",
+            self.slot.snapshot()
         )
     }
 }
@@ -63,11 +71,17 @@ impl Roots {
             Ok(AtSlot::Tombstone) => {}
             Ok(AtSlot::Nothing) => return Err(not_there(slot)),
             Err(failure) if failure.kind == FailureKind::Damaged => {
-                self.damaged.push(DamagedRoot { slot, why: failure.why });
+                self.damaged.push(DamagedRoot { slot, why: failure.why, forgotten: false });
             }
             Err(failure) => return Err(failure),
         }
         Ok(())
+    }
+
+    /// The same of snapshots that are forgotten.
+    pub fn forgotten(mut self) -> Self {
+        self.damaged.iter_mut().for_each(|damaged| damaged.forgotten = true);
+        self
     }
 
     /// Those that can be read; the log says which cannot.

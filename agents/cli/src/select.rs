@@ -46,7 +46,7 @@ pub async fn relabel(repository: &Repository, roots: &mut [Root]) -> Result<BTre
 /// The roots that are forgotten, and of which no visible snapshot is the same; oldest first.
 async fn all_forgotten(repository: &Repository) -> Result<Roots, Failure> {
     let visible = repository.roots(None).await?.warned();
-    let mut roots = repository.roots_at(repository.forgotten_slots(None).await?).await?;
+    let mut roots = repository.roots_at(repository.forgotten_slots(None).await?).await?.forgotten();
     let is_back = |root: &Root| {
         let of_volume = visible.iter().filter(|one| one.volume == root.volume);
         of_volume.into_iter().any(|one| forgetting::is_again(repository, root, one))
@@ -107,11 +107,12 @@ pub async fn snapshot(repository: &Repository, text: &str) -> anyhow::Result<Roo
 }
 
 async fn by_id(repository: &Repository, text: &str) -> anyhow::Result<Root> {
-    if let Some(root) = starting_with(repository, text, repository.visible_slots(None).await?).await? {
+    let visible = repository.visible_slots(None).await?;
+    if let Some(root) = starting_with(repository, text, visible).await?.all()?.pop() {
         return Ok(root);
     }
     let forgotten = repository.forgotten_slots(None).await?;
-    if let Some(root) = starting_with(repository, text, forgotten).await? {
+    if let Some(root) = starting_with(repository, text, forgotten).await?.forgotten().all()?.pop() {
         let (id, volume) = (root.slot.session, &root.volume);
         bail!(Failure::refused(format!(
             "snapshot {id} of {volume} is forgotten: `lvkeep unforget {id}` brings it back until it is collected"
@@ -125,7 +126,7 @@ async fn by_id(repository: &Repository, text: &str) -> anyhow::Result<Root> {
 /// The one forgotten snapshot whose id begins with `text`.
 pub async fn forgotten(repository: &Repository, text: &str) -> anyhow::Result<Root> {
     let forgotten = repository.forgotten_slots(None).await?;
-    if let Some(root) = starting_with(repository, text, forgotten).await? {
+    if let Some(root) = starting_with(repository, text, forgotten).await?.forgotten().all()?.pop() {
         return Ok(root);
     }
     bail!(Failure::refused(format!(
@@ -134,11 +135,8 @@ pub async fn forgotten(repository: &Repository, text: &str) -> anyhow::Result<Ro
     )))
 }
 
-async fn starting_with(
-    repository: &Repository,
-    text: &str,
-    mut slots: Vec<Slot>,
-) -> anyhow::Result<Option<Root>> {
+/// The one snapshot among these of which the id begins with `text`.
+async fn starting_with(repository: &Repository, text: &str, mut slots: Vec<Slot>) -> anyhow::Result<Roots> {
     let wanted = text.to_ascii_uppercase();
     slots.retain(|slot| slot.session.to_string().starts_with(&wanted));
     if slots.len() > 1 {
@@ -147,7 +145,7 @@ async fn starting_with(
             slots.len()
         )));
     }
-    Ok(repository.roots_at(slots).await?.all()?.pop())
+    Ok(repository.roots_at(slots).await?)
 }
 
 async fn by_time(repository: &Repository, name: &str, when: &str) -> anyhow::Result<Root> {
@@ -275,7 +273,7 @@ mod tests {
         };
         let of =
             |volume, group| Root { slot: slot(volume, volume), ..root(group, &format!("{volume}"), "1 2") };
-        let damaged = DamagedRoot { slot: slot(volume, 9), why: "a test".into() };
+        let damaged = DamagedRoot { slot: slot(volume, 9), why: "a test".into(), forgotten: false };
         Roots { readable: vec![of(1, Some("g/1")), of(2, Some("g/1")), of(3, None)], damaged: vec![damaged] }
     }
 
@@ -291,6 +289,12 @@ mod tests {
             assert_eq!((run.readable.len(), run.damaged.len()), (2, may_be_of_run), "{volume}");
         }
         assert_eq!(run_of(with_damaged(3), "g@latest").unwrap().readable.len(), 2, "it is of none");
+    }
+
+    #[test]
+    fn what_is_forgotten_is_not_to_be_forgotten_again() {
+        let said = with_damaged(1).forgotten().all().unwrap_err().why;
+        assert!(said.contains("cannot be brought back") && !said.contains("lvkeep forget"), "{said}");
     }
 
     #[test]
