@@ -199,6 +199,12 @@ impl Repository {
         Ok((forgotten, slots))
     }
 
+    /// The slots of a volume that hold anything, tombstones as well.
+    pub async fn decided_slots(&self, volume: VolumeKey) -> Result<Vec<Slot>, Failure> {
+        let slot = |listed: Listed| Slot::parse_key(&listed.key).ok();
+        Ok(self.store.list_as(&format!("{}/{volume}", names::SNAPSHOTS), slot).await?)
+    }
+
     /// The ids of all packs that a listing shows, with their sizes.
     pub async fn list_packs(&self) -> Result<Vec<(PackId, u64)>, Failure> {
         let pack = |listed: Listed| Some((names::parse_pack(&listed.key).ok()?, listed.size));

@@ -33,6 +33,8 @@ pub struct DamagedRoot {
     pub slot: Slot,
     /// What is wrong with it.
     pub why: String,
+    /// Whether it is forgotten.
+    pub forgotten: bool,
 }
 
 impl DamagedRoot {
@@ -44,29 +46,42 @@ impl DamagedRoot {
 
 impl fmt::Display for DamagedRoot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id = self.slot.session;
+        let (id, why) = (self.slot.session, &self.why);
+        if self.forgotten {
+            return write!(
+                f,
+                "snapshot {id} is forgotten, and its root is damaged: it cannot be brought back, and `lvkeep prune` removes it \
+                 ({why})"
+            );
+        }
         write!(
             f,
             "the root of snapshot {id} is damaged, so that nobody knows what it holds: bring {} back from elsewhere, or let \
-             the snapshot go with `lvkeep forget {id}` ({})",
-            self.slot.snapshot(),
-            self.why
+             the snapshot go with `lvkeep forget {id}` ({why})",
+            self.slot.snapshot()
         )
     }
 }
 
 impl Roots {
-    /// Takes one in that was looked at.
+    /// Takes one in that was listed and then looked at.
     pub fn add(&mut self, slot: Slot, looked: Result<AtSlot, Failure>) -> Result<(), Failure> {
         match looked {
             Ok(AtSlot::Snapshot(root)) => self.readable.push(*root),
-            Ok(AtSlot::Nothing | AtSlot::Tombstone) => {}
+            Ok(AtSlot::Tombstone) => {}
+            Ok(AtSlot::Nothing) => return Err(not_there(slot)),
             Err(failure) if failure.kind == FailureKind::Damaged => {
-                self.damaged.push(DamagedRoot { slot, why: failure.why });
+                self.damaged.push(DamagedRoot { slot, why: failure.why, forgotten: false });
             }
             Err(failure) => return Err(failure),
         }
         Ok(())
+    }
+
+    /// The same of snapshots that are forgotten.
+    pub fn forgotten(mut self) -> Self {
+        self.damaged.iter_mut().for_each(|damaged| damaged.forgotten = true);
+        self
     }
 
     /// Those that can be read; the log says which cannot.
@@ -90,7 +105,7 @@ impl Repository {
         self.roots_at(self.visible_slots(volume).await?).await
     }
 
-    /// The roots that stand at these slots; those without one are left out.
+    /// The roots that stand at these slots, which were listed; those that were swept since are left out.
     pub async fn roots_at(&self, slots: Vec<Slot>) -> Result<Roots, Failure> {
         let mut roots = Roots::default();
         for some in slots.chunks(AT_ONCE) {
@@ -105,4 +120,14 @@ impl Repository {
         }
         Ok(roots)
     }
+}
+
+/// Slots are never deleted: what is listed and not given is not absent.
+fn not_there(slot: Slot) -> Failure {
+    let key = slot.snapshot();
+    let why = format!(
+        "the object store lists {key} and does not give it, so that nobody knows what it holds: run this again when the store \
+         is well"
+    );
+    Failure { kind: FailureKind::Store, retry: true, why }
 }

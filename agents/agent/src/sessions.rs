@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 
 use crate::damage::Damages;
 use crate::repository::{AtSlot, Repository, can_be_pack};
-use crate::roots::{DamagedRoot, Roots};
+use crate::roots::Roots;
 use crate::store::Created;
 use crate::{Failure, epochs};
 
@@ -152,13 +152,20 @@ impl OpenSession {
     /// The generation of a snapshot that is newer than all of its volume: than those that are visible, and than those that
     /// are forgotten and may come back.
     pub async fn next_generation(&self, visible: &Roots) -> Result<u64, Failure> {
-        let slots = self.repository.forgotten_slots(Some(self.slot()?.volume)).await?;
+        let volume = self.slot()?.volume;
+        let slots = self.repository.forgotten_slots(Some(volume)).await?;
         let forgotten = self.repository.roots_at(slots).await?;
         let known = visible.readable.iter().chain(&forgotten.readable);
         let newest = known.max_by_key(|root| (root.generation, root.slot));
-        // Of those that came later and cannot be read, each may have taken a number.
-        let is_later = |damaged: &&DamagedRoot| newest.is_none_or(|newest| newest.slot < damaged.slot);
-        let unknown = visible.damaged.iter().chain(&forgotten.damaged).filter(is_later).count() as u64;
+        let is_later = |slot: Slot| newest.is_none_or(|newest| newest.slot < slot);
+        let unknown = match visible.damaged.iter().chain(&forgotten.damaged).any(|one| is_later(one.slot)) {
+            // Each that came later may have taken a number, also what was collected before the damaged one was made.
+            true => {
+                let decided = self.repository.decided_slots(volume).await?;
+                decided.into_iter().filter(|slot| is_later(*slot)).count() as u64
+            }
+            false => 0,
+        };
         let highest = newest.map_or(0, |newest| newest.generation);
         Ok(highest.saturating_add(unknown).saturating_add(1))
     }

@@ -206,7 +206,7 @@ async fn plan(app: &App, args: &CopyArgs, from: &Repository, to: &Repository) ->
         snapshots::filtered(app, &listing.readable, &args.of, args.since.as_deref(), args.until.as_deref())?;
     let wants_undo = args.of.volume.as_ref().is_some_and(|pattern| pattern.starts_with(undo::NAMES));
     chosen.retain(|root| wants_undo || !root.volume.starts_with(undo::NAMES));
-    let damaged = select::may_be_chosen(&listing, &chosen);
+    let damaged = select::may_be_chosen(&listing, &args.of, wants_undo);
     let (mut missing, mut present) = (Vec::new(), Vec::new());
     for root in chosen {
         match there.get(&copier::by_origin(&root, from)) {

@@ -57,7 +57,7 @@ pub async fn run(app: &App, args: &PlanArgs) -> anyhow::Result<()> {
         let twice = twice(&targets);
         std::iter::once(head).chain(twice).chain(volumes).collect::<Vec<_>>().join("\n")
     })?;
-    select::conclude(app, &select::may_be_chosen(&all, &roots))
+    select::conclude(app, &select::may_be_chosen(&all, &args.of, false))
 }
 
 /// The latest snapshot of each volume.

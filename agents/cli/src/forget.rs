@@ -106,7 +106,7 @@ async fn by_rules(
     if chosen.is_empty() {
         bail!(Failure::refused("no snapshot is what was asked for (`lvkeep snapshots` lists them)"));
     }
-    let left_alone = select::may_be_chosen(&all, &chosen);
+    let left_alone = select::may_be_chosen(&all, &args.of, undo);
     let Roots { readable, damaged } = all;
     let chosen: BTreeSet<Slot> = chosen.iter().map(|root| root.slot).collect();
     let none = Marks::default();

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent::{Failure, Repository, Targets};
+use agent::{Failure, Repository, Roots, Targets};
 use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
@@ -127,26 +127,27 @@ async fn chosen(repository: &Repository, args: &RestoreArgs) -> anyhow::Result<V
         check_apart(&chosen)?;
         return Ok(chosen);
     }
-    let roots = select::group(repository, snapshot).await?;
-    check_whole(&roots, snapshot, options.force)?;
+    let run = select::group(repository, snapshot).await?;
+    check_whole(&run, snapshot, options.force)?;
     let with_target = |root: Root| {
         let name = root.volume.rsplit('/').next().unwrap_or(&root.volume);
         let target = format!("{}/{name}", target.trim_end_matches('/'));
         order(root, target)
     };
-    let chosen: Vec<Order> = roots.into_iter().map(with_target).collect();
+    let chosen: Vec<Order> = run.warned().into_iter().map(with_target).collect();
     check_apart(&chosen)?;
     Ok(chosen)
 }
 
 /// A run of a group in which a volume failed is not restored as if it were all of it.
-fn check_whole(roots: &[Root], snapshot: &str, force: bool) -> anyhow::Result<()> {
-    let missing = select::missing(roots.iter());
+fn check_whole(run: &Roots, snapshot: &str, force: bool) -> anyhow::Result<()> {
+    let missing = select::missing(run.readable.iter());
     if missing.is_empty() || force {
         return Ok(());
     }
+    let damaged: String = run.damaged.iter().map(|damaged| format!("; it may have one: {damaged}")).collect();
     bail!(Failure::refused(format!(
-        "{snapshot} is not whole: that run has no snapshot of {}; force restores the others, NAME@TIME an earlier run",
+        "{snapshot} is not whole: that run has no snapshot of {}; force restores the others, NAME@TIME an earlier run{damaged}",
         missing.join(", ")
     )))
 }

@@ -14,6 +14,8 @@ use schema::root::Root;
 use schema::{SessionId, VolumeKey};
 
 use crate::app::App;
+use crate::args::Chosen;
+use crate::{text, undo};
 
 /// Characters of a date without a time.
 const DATE_LEN: usize = "2026-11-20".len();
@@ -44,7 +46,7 @@ pub async fn relabel(repository: &Repository, roots: &mut [Root]) -> Result<BTre
 /// The roots that are forgotten, and of which no visible snapshot is the same; oldest first.
 async fn all_forgotten(repository: &Repository) -> Result<Roots, Failure> {
     let visible = repository.roots(None).await?.warned();
-    let mut roots = repository.roots_at(repository.forgotten_slots(None).await?).await?;
+    let mut roots = repository.roots_at(repository.forgotten_slots(None).await?).await?.forgotten();
     let is_back = |root: &Root| {
         let of_volume = visible.iter().filter(|one| one.volume == root.volume);
         of_volume.into_iter().any(|one| forgetting::is_again(repository, root, one))
@@ -65,13 +67,18 @@ fn in_order(mut roots: Roots) -> Roots {
     roots
 }
 
-/// The damaged ones that may be of the volumes that were chosen: all but those of other volumes that are known.
-pub fn may_be_chosen(all: &Roots, chosen: &[Root]) -> Vec<DamagedRoot> {
-    let has = |roots: &[Root], damaged: &DamagedRoot| {
-        roots.iter().any(|root| root.slot.volume == damaged.slot.volume)
+/// The damaged ones that may be asked for: all but those of volumes that are known and not meant. Their times, tags,
+/// groups and hosts are not known, and exclude nothing. What was kept for an undo is meant only `with_undo`.
+pub fn may_be_chosen(all: &Roots, of: &Chosen, with_undo: bool) -> Vec<DamagedRoot> {
+    let is_meant = |volume: &str| {
+        let matches = of.volume.as_ref().is_none_or(|pattern| text::matches(pattern, volume));
+        matches && (with_undo || !volume.starts_with(undo::NAMES))
     };
-    let may_be = all.damaged.iter().filter(|one| has(chosen, one) || !has(&all.readable, one));
-    may_be.cloned().collect()
+    let may_be = |damaged: &&DamagedRoot| {
+        let of_volume = all.readable.iter().find(|root| root.slot.volume == damaged.slot.volume);
+        of_volume.is_none_or(|root| is_meant(&root.volume))
+    };
+    all.damaged.iter().filter(may_be).cloned().collect()
 }
 
 /// Names what was stepped over, and fails because of it, when all else is done.
@@ -100,11 +107,12 @@ pub async fn snapshot(repository: &Repository, text: &str) -> anyhow::Result<Roo
 }
 
 async fn by_id(repository: &Repository, text: &str) -> anyhow::Result<Root> {
-    if let Some(root) = starting_with(repository, text, repository.visible_slots(None).await?).await? {
+    let visible = repository.visible_slots(None).await?;
+    if let Some(root) = starting_with(repository, text, visible).await?.all()?.pop() {
         return Ok(root);
     }
     let forgotten = repository.forgotten_slots(None).await?;
-    if let Some(root) = starting_with(repository, text, forgotten).await? {
+    if let Some(root) = starting_with(repository, text, forgotten).await?.forgotten().all()?.pop() {
         let (id, volume) = (root.slot.session, &root.volume);
         bail!(Failure::refused(format!(
             "snapshot {id} of {volume} is forgotten: `lvkeep unforget {id}` brings it back until it is collected"
@@ -118,7 +126,7 @@ async fn by_id(repository: &Repository, text: &str) -> anyhow::Result<Root> {
 /// The one forgotten snapshot whose id begins with `text`.
 pub async fn forgotten(repository: &Repository, text: &str) -> anyhow::Result<Root> {
     let forgotten = repository.forgotten_slots(None).await?;
-    if let Some(root) = starting_with(repository, text, forgotten).await? {
+    if let Some(root) = starting_with(repository, text, forgotten).await?.forgotten().all()?.pop() {
         return Ok(root);
     }
     bail!(Failure::refused(format!(
@@ -127,11 +135,8 @@ pub async fn forgotten(repository: &Repository, text: &str) -> anyhow::Result<Ro
     )))
 }
 
-async fn starting_with(
-    repository: &Repository,
-    text: &str,
-    mut slots: Vec<Slot>,
-) -> anyhow::Result<Option<Root>> {
+/// The one snapshot among these of which the id begins with `text`.
+async fn starting_with(repository: &Repository, text: &str, mut slots: Vec<Slot>) -> anyhow::Result<Roots> {
     let wanted = text.to_ascii_uppercase();
     slots.retain(|slot| slot.session.to_string().starts_with(&wanted));
     if slots.len() > 1 {
@@ -140,7 +145,7 @@ async fn starting_with(
             slots.len()
         )));
     }
-    Ok(repository.roots_at(slots).await?.all()?.pop())
+    Ok(repository.roots_at(slots).await?)
 }
 
 async fn by_time(repository: &Repository, name: &str, when: &str) -> anyhow::Result<Root> {
@@ -167,26 +172,52 @@ async fn by_time(repository: &Repository, name: &str, when: &str) -> anyhow::Res
     }
 }
 
-/// The snapshots of one run of a group: NAME@latest, NAME@TIME, or NAME/RUN.
-pub async fn group(repository: &Repository, text: &str) -> anyhow::Result<Vec<Root>> {
+/// The snapshots of one run of a group: NAME@latest, NAME@TIME, or NAME/RUN; and the damaged ones that may be of it.
+pub async fn group(repository: &Repository, text: &str) -> anyhow::Result<Roots> {
+    run_of(roots(repository, None).await?, text)
+}
+
+fn run_of(all: Roots, text: &str) -> anyhow::Result<Roots> {
     let (name, limit) = match text.rsplit_once('@') {
         Some((name, "latest")) => (name, u64::MAX),
         Some((name, when)) => (name, parse_time(when)?),
-        None => (text, u64::MAX),
+        None => (text.rsplit_once('/').map_or(text, |(name, _)| name), u64::MAX),
     };
-    let all = roots(repository, None).await?.warned();
-    let of_group = |root: &Root| match &root.group {
-        Some(group) if text.contains('@') => group.rsplit_once('/').is_some_and(|(of, _)| of == name),
-        Some(group) => group == name,
-        None => false,
+    let by_name = text.contains('@');
+    let of_name = |root: &Root| {
+        let group = root.group.as_ref().and_then(|group| group.rsplit_once('/'));
+        group.is_some_and(|(of, _)| of == name)
     };
-    let candidates = all.iter().filter(|root| of_group(root) && root.time_ms <= limit);
-    let Some(run) = candidates.max_by_key(|root| root.time_ms).and_then(|root| root.group.clone()) else {
+    let mut damaged = may_be_of(&all, of_name);
+    let is_meant = |root: &&Root| match by_name {
+        true => of_name(root) && root.time_ms <= limit,
+        false => root.group.as_deref() == Some(text),
+    };
+    let newest = all.readable.iter().filter(is_meant).max_by_key(|root| root.time_ms);
+    if let Some(one) = damaged.first().filter(|_| by_name || newest.is_none()) {
+        let unknown =
+            format!("which run of a group {text:?} means is not known (NAME/RUN names one that can be read)");
+        bail!(one.failure().context(unknown));
+    }
+    let Some(run) = newest.and_then(|root| root.group.clone()) else {
         bail!(Failure::refused(format!(
             "no group's run is {text:?} (`lvkeep snapshots --group '*'` lists them; the newest is NAME@latest)"
         )));
     };
-    Ok(all.into_iter().filter(|root| root.group.as_ref() == Some(&run)).collect())
+    let readable: Vec<Root> =
+        all.readable.into_iter().filter(|root| root.group.as_ref() == Some(&run)).collect();
+    damaged.retain(|one| readable.iter().all(|root| root.slot.volume != one.slot.volume));
+    Ok(Roots { readable, damaged })
+}
+
+/// The damaged ones of volumes of which there are such snapshots, or none at all.
+fn may_be_of(all: &Roots, is_such: impl Fn(&Root) -> bool) -> Vec<DamagedRoot> {
+    let may_be = |damaged: &&DamagedRoot| {
+        let mut of_volume =
+            all.readable.iter().filter(|root| root.slot.volume == damaged.slot.volume).peekable();
+        of_volume.peek().is_none() || of_volume.any(&is_such)
+    };
+    all.damaged.iter().filter(may_be).cloned().collect()
 }
 
 /// The members of a group's run of which there is no snapshot among those of the run.
@@ -225,7 +256,62 @@ fn parse(text: &str, of_day: impl Fn(civil::Date) -> DateTime) -> anyhow::Result
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_since, parse_time};
+    use agent::{DamagedRoot, Roots};
+    use schema::names::Slot;
+    use schema::root::Root;
+    use schema::{SessionId, VolumeKey};
+
+    use super::{may_be_chosen, parse_since, parse_time, run_of};
+    use crate::args::Chosen;
+    use crate::snapshots::tests::root;
+
+    /// Two volumes of a group and one that is of none; and a damaged root of a volume.
+    fn with_damaged(volume: u8) -> Roots {
+        let slot = |volume, session| Slot {
+            volume: VolumeKey::from_bytes([volume; 16]),
+            session: SessionId::from_bytes([session; 16]),
+        };
+        let of =
+            |volume, group| Root { slot: slot(volume, volume), ..root(group, &format!("{volume}"), "1 2") };
+        let damaged = DamagedRoot { slot: slot(volume, 9), why: "a test".into(), forgotten: false };
+        Roots { readable: vec![of(1, Some("g/1")), of(2, Some("g/1")), of(3, None)], damaged: vec![damaged] }
+    }
+
+    /// A run of which everything is damaged is not passed over for an older one.
+    #[test]
+    fn what_may_be_of_a_later_run_is_an_error() {
+        for (volume, may_be_of_run) in [(1, 0), (2, 0), (4, 1)] {
+            for text in ["g@latest", "g@2026-11-20", "g/2"] {
+                let error = run_of(with_damaged(volume), text).unwrap_err().to_string();
+                assert!(error.contains("is damaged") && error.contains(text), "{error}");
+            }
+            let run = run_of(with_damaged(volume), "g/1").unwrap();
+            assert_eq!((run.readable.len(), run.damaged.len()), (2, may_be_of_run), "{volume}");
+        }
+        assert_eq!(run_of(with_damaged(3), "g@latest").unwrap().readable.len(), 2, "it is of none");
+    }
+
+    #[test]
+    fn what_is_forgotten_is_not_to_be_forgotten_again() {
+        let said = with_damaged(1).forgotten().all().unwrap_err().why;
+        assert!(said.contains("cannot be brought back") && !said.contains("lvkeep forget"), "{said}");
+    }
+
+    #[test]
+    fn only_its_volume_excludes_what_is_damaged() {
+        let chosen =
+            |of: &Chosen, volume, with_undo| may_be_chosen(&with_damaged(volume), of, with_undo).len();
+        let of = |volume: Option<&str>, tags: &[&str]| Chosen {
+            volume: volume.map(str::to_owned),
+            group: None,
+            host: None,
+            tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
+        };
+        assert_eq!(chosen(&of(None, &["a"]), 1, false), 1, "its tags are not known");
+        assert_eq!(chosen(&of(Some("h/1"), &["a"]), 1, false), 1);
+        assert_eq!(chosen(&of(Some("h/2"), &[]), 1, false), 0, "it is of another volume");
+        assert_eq!(chosen(&of(Some("h/2"), &[]), 4, false), 1, "its volume is not known");
+    }
 
     #[test]
     fn times_are_read_in_three_ways() {

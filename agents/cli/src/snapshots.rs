@@ -167,11 +167,11 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
         let warning = if encrypted { "" } else { "\nThis repository is NOT ENCRYPTED." };
         format!("{}\n{} snapshots{warning}", table.text(), rows.len())
     })?;
-    select::conclude(app, &select::may_be_chosen(&all, &roots))
+    select::conclude(app, &select::may_be_chosen(&all, &args.of, true))
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use schema::facts::GROUP_MEMBERS;
     use schema::names::Slot;
     use schema::root::{Statistics, Tracking};
@@ -179,7 +179,8 @@ mod tests {
 
     use super::*;
 
-    fn root(group: Option<&str>, source: &str, members: &str) -> Root {
+    /// A root of a source in a run of a group.
+    pub fn root(group: Option<&str>, source: &str, members: &str) -> Root {
         let slot = Slot { volume: VolumeKey::from_bytes([1; 16]), session: SessionId::from_bytes([2; 16]) };
         Root {
             version: Root::VERSION,

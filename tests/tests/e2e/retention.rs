@@ -144,12 +144,18 @@ fn a_damaged_root_stands_in_nobodys_way_and_can_be_let_go() {
 
     machine.run(&["forget", &all[1][..20]]).fails(6, &named);
     machine.run(&["prune"]).fails(6, &named);
+    machine.run(&["snapshots", "--tag", "none"]).fails(6, &named);
     let forget = ["forget", &all[1]];
     let text = machine.run(&[&forget[..], &["--dry-run"]].concat()).ok();
     assert!(text.out.contains("CANNOT BE BROUGHT BACK"), "{text}");
-    let done = machine.json(&forget);
-    assert_eq!((&done["forgotten"], &done["snapshots"][0]["damaged"]), (&1.into(), &true.into()));
-    machine.run(&["unforget", &all[1]]).fails(6, &[&all[1]]);
+    let planned = machine.json(&[&forget[..], &["--dry-run"]].concat());
+    assert_eq!((&planned["forgotten"], &planned["snapshots"][0]["damaged"]), (&1.into(), &true.into()));
+    let done = machine.run(&forget).ok();
+    assert!(done.out.contains("1 are forgotten") && !done.out.contains("unforget"), "{done}");
+    for command in [&["unforget", &all[1]][..], &["snapshots", "--forgotten"], &["show", &all[1]]] {
+        let said = machine.run(command).fails(6, &[&all[1], "cannot be brought back"]);
+        assert!(!said.err.contains("lvkeep forget"), "{said}");
+    }
     let left = [all[2].as_str(), fresh["snapshot"].as_str().expect("an id"), other.as_str().expect("an id")];
     assert_eq!(ids(&machine, &[]), left);
     assert_eq!(machine.json(&["prune"])["finished"], true);

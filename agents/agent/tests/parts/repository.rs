@@ -106,6 +106,11 @@ async fn a_damaged_root_is_named_and_a_store_that_fails_is_an_error() {
     assert_eq!(roots.readable, [first, last]);
     assert_eq!(roots.damaged.iter().map(|damaged| damaged.slot).collect::<Vec<_>>(), [world.slot(2)]);
     assert_eq!(roots.all().unwrap_err().kind, FailureKind::Damaged);
+    world.faults.hide(Some(&world.slot(2).snapshot()));
+    let failure = world.repository.roots(None).await.unwrap_err();
+    assert_eq!((failure.kind, failure.retry), (FailureKind::Store, true), "it is listed, and not there");
+    assert!(failure.why.contains(&world.slot(2).snapshot()), "{failure}");
+    world.faults.hide(None);
     world.faults.crash();
     assert_eq!(world.repository.roots(None).await.unwrap_err().kind, FailureKind::Store);
 }

@@ -344,11 +344,18 @@ async fn a_generation_is_above_what_may_come_back_or_cannot_be_read() {
     for number in [3, 4] {
         world.put(&world.slot(number).snapshot(), "damaged".into()).await;
     }
-    assert_eq!(next().await, 4, "each may have taken a number");
+    assert_eq!(next().await, 5, "each may have taken a number, and so may what was collected");
     world.put(&world.slot(4).forgotten(), world.forgotten(world.slot(4))).await;
-    assert_eq!(next().await, 4);
+    assert_eq!(next().await, 5);
     world.snapshot(&world.root(5, 4, 0)).await;
     assert_eq!(next().await, 5, "what came before the newest has a lower one");
+    // Generations 5 to 7 were collected, and 8 is damaged.
+    for number in [6, 7, 8] {
+        world.tombstone(&world.slot(number).snapshot()).await;
+    }
+    assert_eq!(next().await, 5, "nothing is left of what was later");
+    world.put(&world.slot(9).snapshot(), "damaged".into()).await;
+    assert_eq!(next().await, 9, "the gap took numbers");
 }
 
 #[tokio::test(start_paused = true)]

@@ -162,14 +162,21 @@ impl Done {
         let (kept, forgotten) = (self.kept, self.forgotten);
         let last = match self.dry_run {
             true => format!("{kept} snapshots would stay, {forgotten} would be forgotten"),
-            false => format!(
-                "{kept} snapshots stay, {forgotten} are forgotten (`lvkeep unforget` brings one back until it is collected)"
-            ),
+            false => format!("{kept} snapshots stay, {forgotten} are forgotten{}", self.way_back()),
         };
         let failed = match self.failed {
             0 => String::new(),
             count => format!(", {count} FAILED"),
         };
         format!("{}\n{last}{failed}", table.text())
+    }
+
+    /// How one comes back, where one can.
+    fn way_back(&self) -> &'static str {
+        let can = |row: &Row| !row.keep && !row.damaged;
+        match self.forgotten == 0 || self.snapshots.iter().any(can) {
+            true => " (`lvkeep unforget` brings one back until it is collected)",
+            false => "",
+        }
     }
 }

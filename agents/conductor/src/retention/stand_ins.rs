@@ -1,7 +1,8 @@
 //! What stands for snapshots whose roots are damaged: they stay, and so does every run of a group that may be theirs.
 //!
 //! A volume's other snapshots are decided about as if the damaged one were not there, which keeps as much as if it were
-//! or more: it takes nobody's place.
+//! or more: it takes nobody's place. One thing is lost with it: times that run backwards are not seen where it is one of
+//! the two snapshots that show it, and the rules then go by the times that are left.
 
 use std::collections::BTreeMap;
 
