@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use schema::keys::{DataKey, FrameKey, Identity, KEY_PLAIN, SealedKey, index_of};
+use schema::messages::FailureKind;
 use schema::{KeyId, PackId, names};
 use tokio::sync::Mutex;
 
@@ -14,7 +15,7 @@ use crate::{Failure, Repository};
 
 /// Packs whose footers were asked for a key, at most.
 const OF_PACKS_MAX: usize = 1 << 14;
-/// Keys that were not found or did not open, kept so that a damaged repository is not asked for them again and again.
+/// Keys that are missing or do not open, kept so that a damaged repository is not asked for them again and again.
 const FAILED_MAX: usize = 1024;
 
 /// The data keys of a repository.
@@ -38,6 +39,20 @@ struct Found {
     keys: Vec<FrameKey>,
     /// Whether they are the same for every pack.
     is_all: bool,
+}
+
+/// Why keys did not open: the first reason, unless the store was at fault. It may have the one that opens.
+#[derive(Default)]
+struct Trouble(Option<Failure>);
+
+impl Trouble {
+    fn add(&mut self, failure: Failure) {
+        let is_of_store = |failure: &Failure| failure.kind == FailureKind::Store;
+        match &self.0 {
+            Some(first) if is_of_store(first) || !is_of_store(&failure) => {}
+            _ => self.0 = Some(failure),
+        }
+    }
 }
 
 impl DataKeys {
@@ -132,7 +147,7 @@ impl DataKeys {
                 Ok(keys)
             }
             Err(failure) => {
-                if state.failed.len() < FAILED_MAX {
+                if state.failed.len() < FAILED_MAX && failure.kind != FailureKind::Store {
                     state.failed.insert((index, pack), failure.clone());
                 }
                 Err(failure)
@@ -147,9 +162,14 @@ impl DataKeys {
         index: u32,
         pack: PackId,
     ) -> Result<Found, Failure> {
-        let mut trouble = None;
+        let mut trouble = Trouble::default();
         let mut keys = Vec::new();
-        for id in self.listed(state, index).await {
+        let listed = self.listed(state, index).await.unwrap_or_else(|failure| {
+            tracing::warn!(%failure, "cannot list data keys; taking them from the packs' footers");
+            trouble.add(failure.context("listing data keys"));
+            Vec::new()
+        });
+        for id in listed {
             match self
                 .repository
                 .sealed_key(&names::key(id))
@@ -157,30 +177,26 @@ impl DataKeys {
                 .and_then(|key| self.unseal(&key, identity))
             {
                 Ok(key) => keys.push(key.frame_key()),
-                Err(failure) => trouble = Some(failure.context(names::key(id))),
+                Err(failure) => trouble.add(failure.context(names::key(id))),
             }
         }
         // A key that does not open may have shared its name with one that does.
-        let is_all = !keys.is_empty() && trouble.is_none();
+        let is_all = !keys.is_empty() && trouble.0.is_none();
         if !is_all {
             match self.repository.read_footer(pack).await {
                 Ok((_, footer)) => {
                     for key in footer.keys.iter().filter(|key| index_of(&key.id) == index) {
                         match self.unseal(key, identity) {
                             Ok(key) => keys.push(key.frame_key()),
-                            Err(failure) => {
-                                trouble.get_or_insert(failure.context(format!(
-                                    "key {} in {}",
-                                    key.id,
-                                    names::pack(pack)
-                                )));
-                            }
+                            Err(failure) => trouble.add(failure.context(format!(
+                                "key {} in {}",
+                                key.id,
+                                names::pack(pack)
+                            ))),
                         }
                     }
                 }
-                Err(failure) => {
-                    trouble.get_or_insert(failure.context("the footer, which holds its data key"));
-                }
+                Err(failure) => trouble.add(failure.context("the footer, which holds its data key")),
             }
         }
         let missing = || {
@@ -190,7 +206,7 @@ impl DataKeys {
             ))
         };
         match keys.is_empty() {
-            true => Err(trouble.unwrap_or_else(missing)),
+            true => Err(trouble.0.unwrap_or_else(missing)),
             false => Ok(Found { keys, is_all }),
         }
     }
@@ -200,20 +216,31 @@ impl DataKeys {
     }
 
     /// The ids of keys with this index, from one listing. Without a listing, footers still hold every key.
-    async fn listed(&self, state: &mut State, index: u32) -> Vec<KeyId> {
+    async fn listed(&self, state: &mut State, index: u32) -> Result<Vec<KeyId>, Failure> {
         if state.listed.is_none() {
-            match self.repository.store.list(names::KEYS).await {
-                Ok(listed) => {
-                    let mut by_index: BTreeMap<u32, Vec<KeyId>> = BTreeMap::new();
-                    let ids = listed.iter().filter_map(|l| l.key.rsplit('/').next()?.parse::<KeyId>().ok());
-                    ids.for_each(|id| by_index.entry(index_of(&id)).or_default().push(id));
-                    state.listed = Some(by_index);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot list data keys; taking them from the packs' footers")
-                }
-            }
+            let listed = self.repository.store.list(names::KEYS).await?;
+            let mut by_index: BTreeMap<u32, Vec<KeyId>> = BTreeMap::new();
+            let ids = listed.iter().filter_map(|l| l.key.rsplit('/').next()?.parse::<KeyId>().ok());
+            ids.for_each(|id| by_index.entry(index_of(&id)).or_default().push(id));
+            state.listed = Some(by_index);
         }
-        state.listed.as_ref().and_then(|listed| listed.get(&index)).cloned().unwrap_or_default()
+        Ok(state.listed.as_ref().and_then(|listed| listed.get(&index)).cloned().unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_store_did_not_give_is_not_said_to_be_damaged() {
+        let store = || Failure::new(FailureKind::Store, "no answer");
+        let mut trouble = Trouble::default();
+        trouble.add(Failure::damaged("first"));
+        trouble.add(Failure::damaged("second"));
+        assert_eq!(trouble.0.as_ref().map(|failure| &*failure.why), Some("first"));
+        trouble.add(store());
+        trouble.add(Failure::damaged("third"));
+        assert_eq!(trouble.0.map(|failure| failure.kind), Some(FailureKind::Store));
     }
 }

@@ -10,20 +10,23 @@ use schema::names::{self, Slot};
 use crate::{Checker, DamagedSnapshot, Report};
 
 impl Checker {
-    /// Marks every snapshot that a report says is damaged, and takes the marks away from all others. How many are
-    /// marked.
+    /// Marks every snapshot that a report says is damaged, and takes the marks away from all others but those that are
+    /// forgotten and may come back. How many are marked.
     pub async fn mark(&self, report: &Report) -> Result<u64, Failure> {
         let mut marked: BTreeSet<Slot> = BTreeSet::new();
         for damaged in report.damaged.iter().filter(|damaged| !damaged.lost.is_empty()) {
             self.mark_one(damaged).await?;
             marked.insert(damaged.slot);
         }
-        let unread: BTreeSet<Slot> = report.damaged.iter().map(|damaged| damaged.slot).collect();
-        for listed in self.source.repository.store.list(names::HOLES).await? {
+        let repository = &self.source.repository;
+        let listed = repository.store.list(names::HOLES).await?;
+        // Of a snapshot whose root cannot be read, and of one that is forgotten, nothing new is known.
+        let mut unread: BTreeSet<Slot> = report.damaged.iter().map(|damaged| damaged.slot).collect();
+        unread.extend(repository.forgotten_slots(None).await?);
+        for listed in listed {
             let Ok(slot) = Slot::parse_key(&listed.key) else { continue };
-            // Of a snapshot whose root cannot be read, nothing new is known.
             if !unread.contains(&slot) {
-                self.source.repository.store.delete(&listed.key).await?;
+                repository.store.delete(&listed.key).await?;
             }
         }
         Ok(marked.len() as u64)

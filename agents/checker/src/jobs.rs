@@ -121,10 +121,58 @@ pub(crate) async fn end_sessions(repository: &Repository, job: JobId) -> Result<
 
 /// Removes what nobody looks at any more.
 pub(crate) async fn tidy(repository: &Repository) -> Result<(), Failure> {
-    let ended: Vec<JobId> =
-        list(repository).await?.iter().filter(|check| check.end.is_some()).map(|check| check.job).collect();
-    for job in ended.iter().rev().skip(KEPT) {
-        repository.store.delete(&names::check(*job)).await?;
+    for job in of_no_use(&list(repository).await?) {
+        repository.store.delete(&names::check(job)).await?;
     }
     Ok(())
+}
+
+/// The ended checks, in order, that are not among the newest, and that no later one goes on behind or waits for.
+fn of_no_use(checks: &[Check]) -> Vec<JobId> {
+    let ended: Vec<&Check> = checks.iter().filter(|check| check.end.is_some()).collect();
+    let newest = |is_one: fn(&Content) -> bool| ended.iter().rposition(|check| is_one(&check.content));
+    let needed = [
+        newest(|content| matches!(content, Content::Percent { .. })),
+        newest(|content| *content != Content::None),
+    ];
+    let old = ended.iter().take(ended.len().saturating_sub(KEPT)).enumerate();
+    old.filter(|(at, _)| !needed.contains(&Some(*at))).map(|(_, check)| check.job).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use schema::check::End;
+
+    use super::*;
+
+    fn ended(number: u8, content: Content, behind: Option<PackId>) -> Check {
+        Check {
+            version: Check::VERSION,
+            job: JobId::from_bytes([number; 16]),
+            by: "a test".into(),
+            asked_ms: 0,
+            content,
+            worker: None,
+            tries: 0,
+            reached: Reached { behind, ..Reached::default() },
+            end: Some(End::Failed { kind: FailureKind::Other, why: String::new() }),
+        }
+    }
+
+    #[test]
+    fn what_the_next_check_of_content_needs_stays() {
+        let behind = Some(PackId::from_bytes([9; 16]));
+        let mut checks = vec![
+            ended(0, Content::Percent { percent: 5, behind: None }, None),
+            ended(1, Content::Percent { percent: 5, behind: None }, behind),
+            ended(2, Content::All, None),
+            ended(3, Content::All, None),
+        ];
+        checks.extend((4..=KEPT as u8 + 4).map(|number| ended(number, Content::None, None)));
+        let gone = of_no_use(&checks);
+        assert_eq!(gone, [0, 2, 4].map(|number| JobId::from_bytes([number; 16])));
+        checks.retain(|check| !gone.contains(&check.job));
+        assert_eq!(next_behind(&checks), behind);
+        assert!(of_no_use(&checks[..KEPT]).is_empty());
+    }
 }

@@ -30,7 +30,7 @@ pub(crate) struct Packs {
     torn: BTreeMap<PackId, BTreeSet<ChunkId>>,
     /// Frames that are no copies.
     bad: BTreeMap<ChunkId, BTreeSet<PackId>>,
-    /// Whether such were found since it was last looked whom that concerns.
+    /// Whether such packs or frames were found since it was last looked whom that concerns.
     has_damage: bool,
     /// Whether there were more than there is room for.
     is_full: bool,
@@ -104,7 +104,7 @@ impl Packs {
         }
     }
 
-    /// Whether frames that are no copies were found since [`Self::bad_is_known`].
+    /// Whether packs that are torn or frames that are no copies were found since [`Self::bad_is_known`].
     pub(crate) fn has_damage(&self) -> bool {
         self.has_damage
     }
@@ -132,6 +132,21 @@ impl Packs {
         }
     }
 
+    fn is_torn(&mut self, pack: PackId, footer: &PackFooter, why: Failure, report: &mut Report) {
+        self.has_damage = true;
+        let found = footer.entries.len();
+        let why =
+            format!("{why}; {found} chunks in it can be found all the same (`lvkeep repair` moves them)");
+        report.object(names::pack(pack), why);
+        self.torn.insert(pack, footer.entries.iter().map(|entry| entry.id).collect());
+    }
+
+    fn is_unreadable(&mut self, pack: PackId, why: Failure, report: &mut Report) {
+        self.has_damage = true;
+        report.object(names::pack(pack), format!("{why}; nothing in it can be read"));
+        self.unreadable.insert(pack);
+    }
+
     fn note(&mut self, id: PackId, size: u64, header: &PackHeader, footer: &PackFooter) {
         self.keys.extend(footer.keys.iter().map(|key| (key.id, id)));
         self.sessions.extend(&footer.sessions);
@@ -152,7 +167,6 @@ impl Checker {
         let mut footers = stream::iter(listed).map(read).buffered(AT_ONCE);
         while let Some((pack, size, footer)) = footers.next().await {
             self.source.go_on()?;
-            let key = names::pack(pack);
             // Nobody relies on it, and it stays until it is collected.
             if recorded.packs().contains(&pack) {
                 packs.unreadable.insert(pack);
@@ -161,15 +175,10 @@ impl Checker {
             match footer? {
                 Footer::Whole(header, footer) => packs.note(pack, size, &header, &footer),
                 Footer::Torn(header, footer, why) => {
-                    let found = footer.entries.len();
-                    report.object(key, format!("{why}; {found} chunks in it can be found all the same (`lvkeep repair` moves them)"));
                     packs.note(pack, size, &header, &footer);
-                    packs.torn.insert(pack, footer.entries.iter().map(|entry| entry.id).collect());
+                    packs.is_torn(pack, &footer, why, report);
                 }
-                Footer::Unreadable(why) => {
-                    report.object(key, format!("{why}; nothing in it can be read"));
-                    packs.unreadable.insert(pack);
-                }
+                Footer::Unreadable(why) => packs.is_unreadable(pack, why, report),
                 Footer::Gone => {}
             }
         }
@@ -241,7 +250,7 @@ impl Checker {
         }
     }
 
-    /// Reads the frames of one pack; how many are no copies.
+    /// Reads the frames of one pack; how many are no copies, or one for a pack of which nothing can be read any more.
     async fn frames_of(
         &self,
         pack: PackId,
@@ -253,8 +262,18 @@ impl Checker {
             return Ok(0);
         }
         let (header, footer) = match self.source.read_footer(pack).await? {
-            Footer::Whole(header, footer) | Footer::Torn(header, footer, _) => (header, footer),
-            Footer::Unreadable(_) | Footer::Gone => return Ok(0),
+            Footer::Whole(header, footer) => (header, footer),
+            Footer::Torn(header, footer, why) => {
+                if !packs.torn.contains_key(&pack) {
+                    packs.is_torn(pack, &footer, why, report);
+                }
+                (header, footer)
+            }
+            Footer::Unreadable(why) => {
+                packs.is_unreadable(pack, why, report);
+                return Ok(1);
+            }
+            Footer::Gone => return Ok(0),
         };
         let checked = self.source.check_frames(pack, &header, &footer).await?;
         if checked.is_gone {

@@ -94,7 +94,8 @@ impl Service {
         if pace.is_busy() {
             return Ended::GivenBack;
         }
-        let failure = match self.attempt(job, pace).await {
+        let mut at_it = None;
+        let failure = match self.attempt(job, pace, &mut at_it).await {
             Ok(ended) => return ended,
             Err(failure) => failure,
         };
@@ -106,12 +107,11 @@ impl Service {
             self.pause(self.serving.patience).await;
             return Ended::GivenBack;
         }
-        self.context.counters.checks_failed.add(1);
-        tracing::error!(%job, %failure, "a check failed");
-        match self.fail(job, &failure).await {
-            Ok(()) => Ended::Over,
+        match self.fail(job, at_it, &failure).await {
+            Ok(ended) => ended,
             Err(why) => {
-                tracing::warn!(%job, %why, "cannot say that a check has failed");
+                self.context.counters.checks_failed.add(1);
+                tracing::error!(%job, %failure, %why, "a check failed, and cannot be marked so");
                 self.pause(self.serving.patience).await;
                 if why.retry { Ended::GivenBack } else { Ended::Over }
             }
@@ -144,8 +144,15 @@ impl Service {
         }
     }
 
-    async fn attempt(&self, job: JobId, pace: &Arc<Pace>) -> Result<Ended, Failure> {
+    /// One attempt; `at_it` is the session that the check belongs to as far as this attempt knows.
+    async fn attempt(
+        &self,
+        job: JobId,
+        pace: &Arc<Pace>,
+        at_it: &mut Option<SessionId>,
+    ) -> Result<Ended, Failure> {
         let Some(check) = self.free(job).await? else { return Ok(Ended::Over) };
+        *at_it = check.worker.as_ref().map(|worker| worker.session);
         if check.tries >= TRIES_MAX {
             let why = format!("{TRIES_MAX} attempts in a row came no further; the agents' logs say why");
             return Err(Failure::new(FailureKind::Other, why));
@@ -160,6 +167,7 @@ impl Service {
         }
         let check = Check { tries: check.tries + 1, worker: Some(worker), ..check };
         jobs::write(&self.repository, &check).await?;
+        *at_it = Some(session);
         let by = ReadBy {
             kind: SessionKind::Restore,
             session,
@@ -269,15 +277,20 @@ impl Service {
         Ok(Ended::Over)
     }
 
-    /// Says that a check has failed.
-    async fn fail(&self, job: JobId, failure: &Failure) -> Result<(), Failure> {
-        match jobs::read(&self.repository, job).await? {
-            Some(check) if check.end.is_none() => {
-                let end = Some(End::Failed { kind: failure.kind, why: failure.why.clone() });
-                jobs::write(&self.repository, &Check { worker: None, end, ..check }).await
-            }
-            _ => Ok(()),
+    /// Says that a check has failed, unless somebody else than `at_it` is at it.
+    async fn fail(&self, job: JobId, at_it: Option<SessionId>, failure: &Failure) -> Result<Ended, Failure> {
+        let Some(check) = jobs::read(&self.repository, job).await?.filter(|check| check.end.is_none()) else {
+            return Ok(Ended::Over);
+        };
+        if check.worker.as_ref().is_some_and(|worker| Some(worker.session) != at_it) {
+            tracing::warn!(%job, %failure, "an attempt at a check failed, and another agent is at it");
+            return Ok(Ended::TakenOver);
         }
+        let end = Some(End::Failed { kind: failure.kind, why: failure.why.clone() });
+        jobs::write(&self.repository, &Check { worker: None, end, ..check }).await?;
+        self.context.counters.checks_failed.add(1);
+        tracing::error!(%job, %failure, "a check failed");
+        Ok(Ended::Over)
     }
 
     /// Extends a delivery for ever.
@@ -362,9 +375,14 @@ impl Handler for Service {
         }
     }
 
+    /// That a message came too often says nothing of its check: an agent may be at it for weeks.
     async fn gave_up(&mut self, message: &Message, failure: &Failure) -> Result<(), Failure> {
         let Ok(CheckJob { job }) = message.read() else { return Ok(()) };
-        self.context.counters.checks_failed.add(1);
-        self.fail(job, failure).await
+        match jobs::read(&self.repository, job).await? {
+            Some(check) if check.end.is_none() && (check.worker.is_some() || check.tries < TRIES_MAX) => {
+                Ok(jobs::send(&*self.context.bus, job).await?)
+            }
+            _ => self.fail(job, None, failure).await.map(drop),
+        }
     }
 }

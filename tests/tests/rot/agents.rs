@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use agent::{Queue, sessions};
+use agent::{Bus, Queue, sessions};
 use checker::jobs;
-use schema::check::{Check, Content, End, Report};
+use schema::check::{Check, Content, End, Report, Worker};
 use schema::messages::FailureKind;
 use schema::{Domain, JobId, PackId, names};
 use tests::rot::{Agents, Objects, Rot};
 
-use super::{Victim, flipped, victim};
+use super::{ALL, Victim, flipped, victim};
 
 /// Bytes per second of an agent that reads one pack, and the next one hours later.
 const SLOW: Option<u64> = Some(1);
@@ -195,4 +195,45 @@ async fn a_check_that_comes_no_further_fails_by_name() {
     let check = when(&rot, job, |check| check.end.is_some()).await;
     let Some(End::Failed { kind: FailureKind::Other, why }) = check.end else { panic!("{check:?}") };
     assert!(why.contains("no further"), "{why}");
+}
+
+#[tokio::test]
+async fn a_message_that_came_too_often_ends_no_check_that_somebody_is_at() {
+    let victim = victim().await;
+    let (rot, ends) = damaged(&victim).await;
+    let agents = rot.agents().await.expect("a bus");
+    let job = ask(&rot, &agents, Content::All).await;
+    let check = jobs::read(&rot.repository, job).await.expect("a read").expect("a check");
+    let session = rot.repository.environment().session_id();
+    let worker = Worker { session, host: "other".into(), begun_ms: 0, beat: 1, is_paused: false };
+    rot.put(&names::check(job), &Check { worker: Some(worker), ..check }).await.expect("it is stored");
+    let mut deliveries = agents.bus.consume(&Queue::checks(), 1 << 10).await.expect("a queue");
+    for _ in 0..12 {
+        deliveries.next().await.expect("a message").ticket.again(Duration::ZERO).await.expect("again");
+    }
+    drop(deliveries);
+    let agent = agents.start(None);
+    is_whole(&checked(&rot, job).await, &ends);
+    assert_eq!(agent.context.counters.checks_failed.get(), 0);
+}
+
+#[tokio::test]
+async fn a_pack_that_cannot_be_read_any_more_at_its_turn_is_damaged() {
+    let victim = victim().await;
+    let (rot, [_, last]) = damaged(&victim).await;
+    let agents = rot.agents().await.expect("a bus");
+    let _agent = agents.start(Some(1000));
+    let job = ask(&rot, &agents, Content::All).await;
+    when(&rot, job, |check| check.reached.done > 0).await;
+    let key = names::pack(last);
+    rot.repository.store.put(&key, vec![0; 5000].into()).await.expect("it is stored");
+    let report = checked(&rot, job).await;
+    let found = report.found.iter().find(|found| found.key == key).expect("it is found");
+    assert!(found.why.contains("nothing in it can be read"), "{found:?}");
+    let concerned = report.snapshots_damaged.iter().any(|damaged| !damaged.lost.is_empty());
+    assert!(concerned && report.recorded > 0, "{report:?}");
+    assert!(
+        rot.check(ALL).await.expect("a report").objects.iter().all(|one| one.key != key),
+        "it is recorded"
+    );
 }

@@ -7,7 +7,7 @@ mod older;
 
 use std::path::PathBuf;
 
-use agent::{Failure, marks};
+use agent::{Failure, forgetting, marks};
 use bytes::Bytes;
 use checker::{Content, DamagedSnapshot, Report};
 use schema::check::{Check, Reached};
@@ -444,6 +444,13 @@ async fn a_snapshot_with_holes_is_marked_until_they_are_healed() {
         "{refused}"
     );
     victim.lost_is_what_the_check_says(&rot, &report, "marked").await;
+    // A repair while it is forgotten leaves the mark to what may come back.
+    forgetting::forget(&rot.repository, root, "a test").await.expect("it is forgotten");
+    rot.repair().await.expect("a repair");
+    let root = &forgetting::unforget(&rot.repository, root, "a test").await.expect("it is back").root;
+    let kept = rot.repository.read::<Holes>(&root.slot.holes()).await.expect("a read").expect("holes");
+    assert_eq!(kept.ranges, holes.ranges);
+    rot.repair().await.expect("a repair, which records again what is lost");
     let healed = rot.backup("vm/bad", &victim.path).await.expect("a backup");
     let (_, report) = rot.repair().await.expect("a repair");
     assert!(report.damaged.iter().all(|damaged| damaged.slot == victim.older.slot), "{report:?}");
