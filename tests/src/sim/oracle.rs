@@ -45,9 +45,27 @@ pub async fn check(world: &World, history: &History, identity: Option<Arc<Identi
         Ok(roots) => roots,
         Err(failure) => return world.trace.wrong(format!("one-winner: {failure}")),
     };
-    if let Err(failure) = readable(world, identity, &roots).await {
+    if let Err(failure) = readable(world, &world.repository, identity.clone(), &roots).await {
         world.trace.wrong(format!("sealed-is-readable: the bucket could not be checked: {failure}"));
     }
+    if let Some(second) = &world.second
+        && let Err(failure) = copied(world, &second.repository, identity).await
+    {
+        world.trace.wrong(format!("sealed-is-readable: the second bucket could not be checked: {failure}"));
+    }
+}
+
+/// What was copied is as readable as what it is a copy of.
+async fn copied(
+    world: &World,
+    repository: &Repository,
+    identity: Option<Arc<Identity>>,
+) -> Result<(), Failure> {
+    let copies = repository.roots(None).await?;
+    for damaged in &copies.damaged {
+        world.trace.wrong(format!("sealed-is-readable: in the second bucket: {damaged}"));
+    }
+    readable(world, repository, identity, &copies.readable).await
 }
 
 /// `one-winner`: every slot holds a commit that belongs there, or a tombstone.
@@ -156,27 +174,31 @@ async fn collected(world: &World) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `sealed-is-readable` and `restored-equals-read`, from the bucket alone.
-async fn readable(world: &World, identity: Option<Arc<Identity>>, roots: &[Root]) -> Result<(), Failure> {
+/// `sealed-is-readable` and `restored-equals-read`, from a bucket alone.
+async fn readable(
+    world: &World,
+    repository: &Repository,
+    identity: Option<Arc<Identity>>,
+    roots: &[Root],
+) -> Result<(), Failure> {
     let bus = Arc::new(LocalBus::new(world.environment.clone(), 1 << 20));
     let (environment, stop) = (world.environment.clone(), Stop::default());
     let context =
         Context { bus, environment, counters: Arc::default(), stop: stop.clone(), host: "oracle".into() };
     let settings = indexer::Settings {
-        path: world.folder.join("oracle"),
+        path: world.folder.join(format!("oracle-{}", repository.key.repo())),
         cache_bytes: 1 << 20,
         shards: 1,
         owned: vec![0],
         give_up: Duration::from_secs(60),
         sync_interval: Duration::from_secs(3600),
     };
-    let repository: Repository = world.repository.clone();
     let indexer =
         Indexer::open(context.clone(), repository.clone(), settings).await.map_err(Failure::from)?;
     let serving = tokio::spawn(indexer.run());
     let index = IndexClient::new(context.bus.clone(), context.environment.clone(), 1);
     let settings = restorer::Settings { threads: 1, ..restorer::Settings::default() };
-    let restorer = Restorer::new(context, repository, index, identity, settings);
+    let restorer = Restorer::new(context, repository.clone(), index, identity, settings);
     // Not beside the caches: those may be below /dev, where no file is restored to.
     let folder =
         tempfile::tempdir().map_err(|why| Failure::refused(format!("no folder to restore to: {why}")))?;
