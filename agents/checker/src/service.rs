@@ -27,6 +27,9 @@ use crate::{Checker, Settings, jobs, told};
 
 /// Bytes of jobs taken from the queue at once; the next one may as well go to another agent.
 const WINDOW: usize = 1 << 10;
+/// How long a check waits for other work of its agent, until it is for whoever has time: longer than it takes to read the
+/// structure once more.
+const PAUSED_MAX: Duration = Duration::from_secs(600);
 /// Attempts at a check that does not come any further.
 const TRIES_MAX: u32 = 20;
 
@@ -218,10 +221,16 @@ impl Service {
 
     /// Says now and then how far it is; ends when the check is no longer this agent's.
     async fn beat(&self, attempt: &Attempt) -> Ended {
+        let mut paused = Duration::ZERO;
         loop {
             self.context.environment.sleep(self.serving.beat).await;
-            attempt.count();
+            paused = if attempt.count() { paused + self.serving.beat } else { Duration::ZERO };
+            let gives_back = paused >= PAUSED_MAX;
+            if gives_back {
+                attempt.leave();
+            }
             match self.put(attempt).await {
+                Ok(None) if gives_back => return Ended::GivenBack,
                 Ok(None) => {}
                 Ok(Some(ended)) => return ended,
                 Err(why) => tracing::debug!(%why, "cannot note how far a check is"),
@@ -311,11 +320,21 @@ impl Attempt {
         self.check.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn count(&self) {
+    /// Is alive; whether it waits for other work.
+    fn count(&self) -> bool {
+        let is_paused = self.pace.is_paused();
         if let Some(worker) = &mut self.lock().worker {
             worker.beat += 1;
-            worker.is_paused = self.pace.is_paused();
+            worker.is_paused = is_paused;
         }
+        is_paused
+    }
+
+    /// Leaves the check to others. It was not the check's fault, so that it does not count as a try.
+    fn leave(&self) {
+        let mut check = self.lock();
+        check.worker = None;
+        check.tries = check.tries.saturating_sub(1);
     }
 
     /// Minds how far the reading of content is. What another attempt goes on behind is recorded.

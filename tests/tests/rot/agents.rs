@@ -141,12 +141,28 @@ async fn other_work_of_the_process_goes_first() {
     counters.messages_taken.add(1);
     let is_paused = |check: &Check| check.worker.as_ref().is_some_and(|worker| worker.is_paused);
     let paused = when(&rot, job, is_paused).await;
-    tokio::time::sleep(Duration::from_secs(9999)).await;
+    tokio::time::sleep(Duration::from_secs(99)).await;
     let later = jobs::read(&rot.repository, job).await.expect("a read").expect("a check");
     assert!(is_paused(&later) && later.worker != paused.worker, "it is alive: {later:?}");
     assert_eq!(later.reached, paused.reached);
     counters.messages_handled.add(1);
     is_whole(&checked(&rot, job).await, &ends);
+}
+
+#[tokio::test]
+async fn a_check_that_waits_for_long_is_for_whoever_has_time() {
+    let victim = victim().await;
+    let (rot, ends) = damaged(&victim).await;
+    let agents = rot.agents().await.expect("a bus");
+    let busy = agents.start(Some(1000));
+    let job = ask(&rot, &agents, Content::All).await;
+    let reached = when(&rot, job, |check| check.reached.done > 0).await.reached;
+    busy.context.counters.messages_taken.add(1);
+    let free = when(&rot, job, |check| check.worker.is_none()).await;
+    assert!(free.end.is_none() && free.tries == 0 && free.reached.done >= reached.done, "{free:?}");
+    let idle = agents.start(None);
+    is_whole(&checked(&rot, job).await, &ends);
+    assert_eq!((busy.context.counters.checks.get(), idle.context.counters.checks.get()), (0, 1));
 }
 
 #[tokio::test]
