@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use schema::PackId;
+pub use schema::check::Finding;
 use schema::limits::HOLES_MAX;
 use schema::names::Slot;
 
@@ -79,15 +80,6 @@ impl Report {
         tracing::warn!(key, why, "damage was found");
         self.objects.push(Finding { key, why });
     }
-}
-
-/// An object that is not what it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// Its key in the bucket.
-    pub key: String,
-    /// What is wrong, and what that means.
-    pub why: String,
 }
 
 /// A snapshot of which something cannot be read.

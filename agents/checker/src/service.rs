@@ -5,6 +5,7 @@
 //! check may be delivered again: one that ended is left alone, and one that another agent is at is waited for until it
 //! has ended or does not move any more. Two agents at one check do some work twice, and nothing worse.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use schema::messages::{CheckJob, FailureKind, Message};
 use schema::session::SessionKind;
 use schema::{JobId, SessionId};
 
-use crate::findings::{Finding, Progress, Report};
+use crate::findings::{Progress, Report};
 use crate::pace::Pace;
 use crate::scope::Stopped;
 use crate::{Checker, Settings, jobs, told};
@@ -211,8 +212,7 @@ impl Service {
             .behind(behind.map(|behind| Stopped { behind, done }))
             .yielding(attempt.pace.clone(), self.serving.limit.clone());
         let mut report = checker.check(Some(protection), &|progress| attempt.reach(progress)).await?;
-        let earlier = attempt.earlier.found.iter();
-        report.objects.extend(earlier.map(|one| Finding { key: one.key.clone(), why: one.why.clone() }));
+        report.objects.extend(attempt.earlier.found.iter().cloned());
         report.packs_read += attempt.earlier.packs;
         report.unopened += attempt.earlier.unopened;
         report.bytes_read += done;
@@ -303,7 +303,7 @@ impl Service {
     }
 
     /// Extends a delivery for ever.
-    async fn keep(&self, ticket: &Option<Ticket>) {
+    async fn keep(&self, ticket: &Option<Ticket>) -> Infallible {
         loop {
             if let Some(ticket) = ticket
                 && let Err(why) = ticket.extend().await
@@ -367,7 +367,7 @@ impl Handler for Service {
         let ended = tokio::select! {
             biased;
             ended = self.work(job, &pace) => ended,
-            () = self.keep(ticket) => unreachable!("it has no end"),
+            never = self.keep(ticket) => match never {},
         };
         match ended {
             Ended::Over => Ok(Outcome::Done),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use agent::{Failure, Repository};
 use anyhow::Context as _;
-use checker::{Checker, Content, DamagedSnapshot, Progress, Report, Settings};
+use checker::{Checker, Content, DamagedSnapshot, Finding, Progress, Report, Settings};
 use schema::PackId;
 use serde::Serialize;
 
@@ -35,7 +35,7 @@ pub struct Checked {
     snapshots_damaged: u64,
     damaged: Vec<Damaged>,
     objects_damaged: u64,
-    objects: Vec<Object>,
+    objects: Vec<Finding>,
     chunks_unopened: u64,
     chunks_rescued: u64,
     chunks_recorded: u64,
@@ -51,12 +51,6 @@ struct Damaged {
     bytes_lost: u64,
     lost: Vec<Range>,
     problems: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct Object {
-    key: String,
-    why: String,
 }
 
 /// What is to be done.
@@ -229,7 +223,6 @@ impl Damaged {
 impl Checked {
     /// Of a report.
     pub fn of(report: Report) -> Self {
-        let object = |found: checker::Finding| Object { key: found.key, why: found.why };
         Self {
             snapshots: report.snapshots,
             bytes: report.bytes,
@@ -239,7 +232,7 @@ impl Checked {
             snapshots_damaged: report.damaged.len() as u64,
             damaged: report.damaged.into_iter().map(Damaged::from).collect(),
             objects_damaged: report.objects.len() as u64,
-            objects: report.objects.into_iter().map(object).collect(),
+            objects: report.objects,
             chunks_unopened: report.unopened,
             chunks_rescued: report.rescued,
             chunks_recorded: report.recorded,
@@ -251,7 +244,6 @@ impl Checked {
 
     /// Of a report of agents.
     pub fn told(report: schema::check::Report) -> Self {
-        let object = |found: schema::check::Finding| Object { key: found.key, why: found.why };
         Self {
             snapshots: report.snapshots,
             bytes: report.bytes,
@@ -261,7 +253,7 @@ impl Checked {
             snapshots_damaged: report.damaged,
             damaged: report.snapshots_damaged.into_iter().map(Damaged::from).collect(),
             objects_damaged: report.objects,
-            objects: report.found.into_iter().map(object).collect(),
+            objects: report.found,
             chunks_unopened: report.unopened,
             chunks_rescued: report.rescued,
             chunks_recorded: report.recorded,
