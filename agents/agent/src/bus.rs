@@ -373,6 +373,11 @@ impl Standing {
     pub async fn is_queued(&self) -> Result<bool, BusError> {
         self.0.is_queued().await
     }
+
+    /// Whether the bus has lost the message, with the whole of its queue: nobody has settled it, and it never comes again.
+    pub async fn is_lost(&self) -> Result<bool, BusError> {
+        self.0.is_lost().await
+    }
 }
 
 impl Drop for Ticket {
@@ -398,6 +403,10 @@ pub trait Settle: fmt::Debug + Send + Sync {
     async fn extend(&self) -> Result<(), BusError>;
     /// See [`Standing::is_queued`].
     async fn is_queued(&self) -> Result<bool, BusError>;
+    /// See [`Standing::is_lost`].
+    async fn is_lost(&self) -> Result<bool, BusError> {
+        Ok(false)
+    }
     /// The ticket was dropped.
     fn abandoned(&self);
 }

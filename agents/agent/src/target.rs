@@ -108,6 +108,16 @@ pub trait Place: fmt::Debug + Send + Sync + 'static {
     /// Whether what reads as zero already is rather left alone: not where zeroing gives room back.
     fn compares_zeroes(&self) -> bool;
 
+    /// Whether [`Place::make`] has made it, just now: nobody else knows of it.
+    fn is_new(&self) -> bool {
+        false
+    }
+
+    /// Whether an earlier attempt of the wish's job has made it, and nobody has ended it since.
+    fn is_begun(&self) -> bool {
+        false
+    }
+
     /// What other agents of this host must know to write to it as well, once it is readied; none when they may not.
     fn shared(&self) -> Option<SharedPlace> {
         None

@@ -78,6 +78,21 @@ impl NatsSettle {
         }
     }
 
+    /// Whether the stream is another one, or was put back to before the message came.
+    async fn is_lost(&self) -> Result<bool, BusError> {
+        if !self.is_known().await? {
+            return Ok(true);
+        }
+        let asked = async {
+            let stream = self.nats.context.get_stream(&self.family.stream).await;
+            stream.map_err(|why| self.unreachable(chain(&why)))
+        };
+        match tokio::time::timeout(SETTLE_PATIENCE, asked).await {
+            Ok(stream) => Ok(stream?.cached_info().state.last_sequence < self.sequence),
+            Err(_) => Err(self.unreachable("no answer")),
+        }
+    }
+
     /// Whether the server still knows the stream that the delivery came from.
     async fn is_known(&self) -> Result<bool, BusError> {
         self.nats.need_connection(SETTLE_PATIENCE).await?;
@@ -138,6 +153,10 @@ impl Settle for Handle {
 
     async fn is_queued(&self) -> Result<bool, BusError> {
         self.0.is_queued().await
+    }
+
+    async fn is_lost(&self) -> Result<bool, BusError> {
+        self.0.is_lost().await
     }
 
     fn abandoned(&self) {

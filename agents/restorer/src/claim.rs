@@ -54,6 +54,8 @@ struct State {
 pub(crate) enum Doubt {
     /// It is on its queue no more: whoever else was given it has ended it.
     Over,
+    /// Its queue was lost, and the job with it: nobody is given it any more, and nobody else tells that.
+    Lost,
     /// It is noted to have ended, or nobody could be asked: whoever is given it next knows.
     Unsure,
 }

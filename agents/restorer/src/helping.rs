@@ -202,7 +202,8 @@ impl Helping {
                 )));
             }
             hold::join(&file, path.path())?;
-            Ok(Opened { place, ..Opened::new(file, path.path().to_owned(), volume, before) })
+            let len = file.metadata().ok().filter(|found| found.is_file()).map(|found| found.len());
+            Ok(Opened { place, len, ..Opened::new(file, path.path().to_owned(), volume, before) })
         })
         .await?;
         let map = restorer.map(root)?;

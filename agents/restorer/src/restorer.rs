@@ -242,8 +242,10 @@ impl Restorer {
             Err(failure) => Err(protection.explained(&root, failure).await),
             done => done,
         };
-        // Until the job is over, somebody may go on with it, and what was kept for its undo must be there then.
-        if let Some(own) = own.filter(|_| undo.is_empty() || !is_of_job) {
+        // Until the job is over, somebody may go on with it, and what it reads, and what was kept for its undo, must be
+        // there then.
+        let is_to_go_on = !undo.is_empty() || (result.is_err() && self.context.stop.is_raised());
+        if let Some(own) = own.filter(|_| !(is_of_job && is_to_go_on)) {
             own.end().await;
         }
         result
@@ -383,13 +385,20 @@ impl Restorer {
         let host = self.context.host.clone();
         let ordered = order.clone();
         let Some(place) = place else {
-            self.check_held(&order).await?;
             let open = move || {
                 let Order { root, target, forbidden, .. } = &*ordered;
                 target.open(&Circumstances { root, host: &host, forbidden })
             };
             let opened = self.opened(&order.target, open).await?;
-            return blocking(move || order.begun(opened)).await;
+            let standing = self.check_standing(&order.target).await;
+            return blocking(move || match standing {
+                Ok(()) => order.begun(order.target.begin(opened, &order.root)?),
+                Err(failure) => {
+                    opened.unmake();
+                    Err(failure)
+                }
+            })
+            .await;
         };
         let claim = order.target.claim().clone();
         let opening = async {
@@ -412,29 +421,14 @@ impl Restorer {
         };
         match opening.await {
             Ok(opened) => Ok(opened),
-            // Another restore has it, or had it, which ends it.
-            Err(failure) if claim.is_busy() || claim.doubt().is_some() => Err(failure),
+            // Another restore has it, or had it, which ends it. What was made here just now nobody else knows of.
+            Err(failure) if claim.is_busy() || (claim.doubt().is_some() && !place.is_new()) => Err(failure),
             Err(failure) => {
                 claim.release();
                 let notes = end_place(Some(&*place), false).await;
                 Err(with_notes(failure, &notes))
             }
         }
-    }
-
-    /// Holds the target of a job that was delivered, unchanged, and makes sure that the job is still to be done.
-    async fn check_held(&self, order: &Arc<Order>) -> Result<(), Failure> {
-        if order.target.claim().standing().is_none() {
-            return Ok(());
-        }
-        let (ordered, host) = (order.clone(), self.context.host.clone());
-        let hold = move || {
-            let Order { root, target, forbidden, .. } = &*ordered;
-            target.hold(&Circumstances { root, host: &host, forbidden })
-        };
-        // Held also when it is closed.
-        drop(self.opened(&order.target, hold).await?);
-        self.check_standing(&order.target).await
     }
 
     /// Opens a target. Udev may have a device locked for a moment, and whoever helped a restore that died for longer: a
@@ -495,8 +489,8 @@ fn jobs(undo: &[(JobId, Slot)]) -> Vec<JobId> {
     undo.iter().map(|(job, _)| *job).collect()
 }
 
-/// Nobody knows whether it is the first attempt of a job that finds its snapshot forgotten.
-fn half_done(failure: Failure) -> Failure {
+/// Nobody knows whether it is the first attempt of a job that finds its snapshot forgotten, or the job lost.
+pub(crate) fn half_done(failure: Failure) -> Failure {
     let why = format!(
         "{}; this attempt overwrote nothing: should an earlier one have begun, the target is half overwritten, and must \
          not be used before it is restored to again",

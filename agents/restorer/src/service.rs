@@ -171,7 +171,9 @@ impl Handler for Jobs {
             None => failed(&job, self.left_behind(&job, failure.clone()).await),
         };
         let done = Message::new(&about, &JobDone { job: job.job, outcome });
-        Ok(self.context().bus.publish(&Queue::done(job.job), done).await?)
+        self.context().bus.publish(&Queue::done(job.job), done).await?;
+        self.end_given_up(job.job).await;
+        Ok(())
     }
 }
 
@@ -193,19 +195,23 @@ impl Jobs {
             Ok((ended, was_noted)) => return Ok(Some(Over { ended, was_noted, claim, own })),
             Err(failure) => failure,
         };
-        if claim.doubt() == Some(Doubt::Over) {
-            tracing::warn!(job = %job.job, %failure, "a restore was ended by another agent");
-            claim.let_go();
-            self.end_attempts(job.job).await;
-            return Ok(None);
+        match claim.doubt() {
+            Some(Doubt::Over) => {
+                tracing::warn!(job = %job.job, %failure, "a restore was ended by another agent");
+                claim.let_go();
+                self.end_attempts(job.job).await;
+                return Ok(None);
+            }
+            Some(Doubt::Lost) => return self.end_lost(job, failure, &claim).await.map(|()| None),
+            Some(Doubt::Unsure) | None => {}
         }
-        let is_busy = claim.is_busy();
+        let (is_busy, standing) = (claim.is_busy(), claim.standing());
         // Whoever waits may help.
         drop((claim, own));
         let is_new = is_busy && self.is_new(job.job).await;
         while is_busy && !self.context().stop.is_raised() && matches!(self.is_locked(job).await, Ok(true)) {
             if is_new && stop.is_raised() {
-                return Ok(Some(self.end_waiting(job, failure).await));
+                return self.end_waiting(job, failure, standing.as_ref()).await;
             }
             for _ in 0..BUSY_BEATS {
                 tokio::select! {
@@ -213,6 +219,10 @@ impl Jobs {
                     () = stop.raised(), if is_new => break,
                 }
             }
+        }
+        if self.is_lost(standing.as_ref()).await && !matches!(self.is_locked(job).await, Ok(true)) {
+            let failure = failure.context("the message server has lost the job, which never comes again");
+            return self.end_lost(job, failure, &Claim::of(job.job)).await.map(|()| None);
         }
         Err(failure)
     }
@@ -228,9 +238,12 @@ impl Jobs {
         if let Some(ended) = self.ended(job.job) {
             return Ok((ended, false));
         }
-        if let Some(ended) = self.noted(job.job).await? {
+        if let Some(mut ended) = self.noted(job.job).await? {
             self.check_is_left(job, claim, &ended.2).await?;
             self.end_attempts(job.job).await;
+            if let JobOutcome::Failed { why, .. } = &mut ended.2 {
+                self.unmake(job).await.iter().for_each(|note| *why = format!("{why}\n{note}"));
+            }
             return Ok((self.remember(ended), true));
         }
         let (volume, outcome) = self.outcome(job, claim, stop, ticket).await?;

@@ -3,12 +3,12 @@
 //! Offsets never overlap between calls, so that any number of threads may write at once. Zero ranges of a fresh file
 //! are never written, so that it stays sparse; anywhere else they are punched out, or written when the target cannot
 //! do that: stale data never stays. A logical volume knows better, and is asked. Nothing is durable before
-//! [`Sink::finish`].
+//! [`Sink::finish`]. A file that somebody removes, replaces or cuts off meanwhile fails the restore.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -98,6 +98,8 @@ pub(crate) struct Opened {
     pub syncing: AtomicBool,
     /// A device that nobody else has exclusively.
     pub is_alone: bool,
+    /// Bytes that it has from the first write to the end, where it is a file.
+    pub len: Option<u64>,
 }
 
 /// Ways to zero a range, the best first.
@@ -218,7 +220,8 @@ impl Sink {
             (Before::Absent | Before::Begun, Some(folder)) => File::open(folder)?.sync_all(),
             _ => Ok(()),
         };
-        opened.file.sync_all().and_then(|()| folder()).map_err(|why| opened.not_durable(&why))
+        opened.file.sync_all().and_then(|()| folder()).map_err(|why| opened.not_durable(&why))?;
+        opened.check_there()
     }
 
     /// After a failure: a file that was made for the restore is removed, and one that was empty is emptied, so that
@@ -251,6 +254,7 @@ impl Opened {
             zeroing: AtomicU8::new(0),
             syncing: AtomicBool::new(false),
             is_alone: false,
+            len: None,
         }
     }
 
@@ -258,7 +262,7 @@ impl Opened {
     pub fn again(&self) -> Result<Self, Failure> {
         let file = self.file.try_clone().map_err(|why| self.cannot("open", 0, &why))?;
         let again = Self::new(file, self.path.clone(), self.volume.clone(), self.before);
-        Ok(Self { place: self.place.clone(), shared: self.shared, ..again })
+        Ok(Self { place: self.place.clone(), shared: self.shared, len: self.len, ..again })
     }
 
     /// Whether all of it reads as zero.
@@ -279,6 +283,7 @@ impl Opened {
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+        self.check_whole()?;
         self.file.write_all_at(bytes, offset).map_err(|why| self.cannot("write", offset, &why))
     }
 
@@ -298,10 +303,54 @@ impl Opened {
         Failure::new(FailureKind::Device, why)
     }
 
+    /// Fails when the file that is written is none any more, or has another length. A write behind the end of one that
+    /// was cut off would give it its length back, and zeroes before that: so each write asks.
+    fn check_whole(&self) -> Result<(), Failure> {
+        let Some(len) = self.len else { return Ok(()) };
+        let found = self.file.metadata().map_err(|why| self.cannot("look at", 0, &why))?;
+        match (found.nlink(), found.len()) {
+            (0, _) => Err(self.is_lost("was removed or replaced")),
+            (_, now) if now != len => Err(self.is_lost(format!("has {now} bytes by now, and had {len}"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same, and that its path leads to it.
+    fn check_there(&self) -> Result<(), Failure> {
+        self.check_whole()?;
+        match self.len.is_none() || self.is_at_path().map_err(|why| self.cannot("look at", 0, &why))? {
+            true => Ok(()),
+            false => Err(self.is_lost("was moved away or replaced")),
+        }
+    }
+
+    fn is_at_path(&self) -> io::Result<bool> {
+        let ours = self.file.metadata()?;
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(there) => Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino())),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(why) => Err(why),
+        }
+    }
+
+    fn is_lost(&self, what: impl std::fmt::Display) -> Failure {
+        let (volume, path) = (&self.volume, self.path.display());
+        let why = format!("{path} {what} while {volume} was restored to it: see who uses it; nothing is restored there");
+        Failure::new(FailureKind::Device, why)
+    }
+
+    /// Removes a file that was made, and is not to be filled after all. Blocks.
+    pub fn unmake(&self) {
+        if self.before == Before::Absent
+            && let Err(why) = self.remove()
+        {
+            let path = self.path.display();
+            tracing::warn!(%path, %why, "an empty file that was made for a restore stays");
+        }
+    }
+
     fn remove(&self) -> io::Result<()> {
-        use std::os::unix::fs::MetadataExt;
-        let (ours, there) = (self.file.metadata()?, std::fs::symlink_metadata(&self.path)?);
-        match (ours.dev(), ours.ino()) == (there.dev(), there.ino()) {
+        match self.is_at_path()? {
             true => std::fs::remove_file(&self.path),
             false => Ok(()),
         }
@@ -313,6 +362,7 @@ impl Opened {
             let start = range.start;
             return place.zero(&self.file, range, halt).map_err(|why| self.cannot("zero", start, &why));
         }
+        self.check_whole()?;
         let inner = range.start.next_multiple_of(BLOCK)..range.end / BLOCK * BLOCK;
         if inner.is_empty() {
             return self.write_zeroes(range, halt);
@@ -373,6 +423,53 @@ mod tests {
             }
             sink.finish().unwrap();
             assert!(std::fs::read(&path).unwrap() == expected, "way {way}");
+        }
+    }
+
+    /// Nothing takes a byte here.
+    #[test]
+    fn what_a_device_answers_is_told_with_the_offset() {
+        let file = File::options().write(true).open("/dev/full").unwrap();
+        let sink = Sink::Target(Opened::new(file, "/dev/full".into(), "the volume".into(), Before::Content));
+        let failures = [sink.write(12_288, &[1; 100]), sink.zero(12_288..12_300, &Stop::default())];
+        for failure in failures.map(Result::unwrap_err) {
+            assert_eq!(failure.kind, FailureKind::Device);
+            for part in ["the volume", "/dev/full", "offset 12288", "No space left"] {
+                assert!(failure.why.contains(part), "{part} is not in: {failure}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_taken_away_meanwhile_is_not_restored() {
+        type Harm = fn(&std::path::Path);
+        let harms: [(&str, Harm); 5] = [
+            ("removed", |path| std::fs::remove_file(path).unwrap()),
+            ("moved", |path| std::fs::rename(path, path.with_extension("away")).unwrap()),
+            ("replaced", |path| {
+                std::fs::rename(path, path.with_extension("away")).unwrap();
+                std::fs::write(path, [0; 8192]).unwrap();
+            }),
+            ("4096 bytes", |path| File::options().write(true).open(path).unwrap().set_len(4096).unwrap()),
+            ("9000 bytes", |path| File::options().write(true).open(path).unwrap().set_len(9000).unwrap()),
+        ];
+        for (what, harm) in harms {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("target");
+            std::fs::write(&path, [0xee; 8192]).unwrap();
+            let file = File::options().read(true).write(true).open(&path).unwrap();
+            let opened = Opened::new(file, path.clone(), "the volume".into(), Before::Content);
+            let sink = Sink::Target(Opened { len: Some(8192), ..opened });
+            sink.write(0, &[1; 4096]).unwrap();
+            harm(&path);
+            // Nobody sees a move before the end.
+            let written = sink.write(4096, &[1; 4096]);
+            assert_eq!(written.is_ok(), matches!(what, "moved" | "replaced"), "{what}: {written:?}");
+            let failure = sink.finish().unwrap_err();
+            assert_eq!(failure.kind, FailureKind::Device);
+            for part in ["the volume", path.to_str().unwrap(), what] {
+                assert!(failure.why.contains(part), "{part} is not in: {failure}");
+            }
         }
     }
 }

@@ -156,7 +156,7 @@ impl Target {
     }
 
     /// Given up when this flag is raised.
-    pub(crate) fn until(mut self, stop: Stop) -> Self {
+    pub fn until(mut self, stop: Stop) -> Self {
         self.stop = Some(stop);
         self
     }
@@ -241,23 +241,36 @@ impl Target {
         &self.preparation
     }
 
-    /// Checks everything, then opens the target and gives it the snapshot's size. Blocks.
+    /// Checks everything, opens the target and locks it. A file is made when there is none, without a byte; nothing else
+    /// is changed. Blocks.
     pub(crate) fn open(&self, at: &Circumstances<'_>) -> Result<Opened, Failure> {
         let path = self.check_path(at)?;
         let Some(opened) = self.open_there(&path, at)? else {
             let file = self.open_path(&path, OFlags::CREATE | OFlags::EXCL)?;
             self.hold_file(&file, &path, Before::Absent)?;
-            let opened = Opened::new(file, path, at.root.volume.clone(), Before::Absent);
-            return self.sized(opened, at.root.size);
+            return Ok(Opened::new(file, path, at.root.volume.clone(), Before::Absent));
         };
+        Ok(opened)
+    }
+
+    /// The first change of an opened target: a file gets the snapshot's size, and the mark of its job. Blocks.
+    pub(crate) fn begin(&self, opened: Opened, root: &Root) -> Result<Opened, Failure> {
         let found = opened.file.metadata().map_err(|why| self.cannot_open(&why))?;
-        if self.claim.kept().is_some_and(|kept| keeping::state(&path, &found) != Some(kept)) {
+        if self.claim.kept().is_some_and(|kept| keeping::state(&opened.path, &found) != Some(kept)) {
             return Err(self.refused("it was changed since what it held was kept; nothing was overwritten"));
         }
-        let is_file = found.is_file();
-        match is_file && (self.range.is_none() || opened.before != Before::Content) {
-            true => self.sized(opened, at.root.size),
-            false => Ok(opened),
+        if !found.is_file() {
+            return Ok(opened);
+        }
+        if matches!(opened.before, Before::Absent | Before::Empty) {
+            if found.len() > 0 {
+                return Err(self.refused("somebody wrote to it just now; nothing was overwritten"));
+            }
+            self.claim.begin(&opened.file, &opened.path);
+        }
+        match self.range.is_none() || opened.before != Before::Content {
+            true => self.sized(opened, root.size),
+            false => Ok(Opened { len: Some(found.len()), ..opened }),
         }
     }
 
@@ -425,9 +438,9 @@ impl Target {
 
     fn hold_file(&self, file: &File, path: &Path, before: Before) -> Result<(), Failure> {
         self.claim.lock(file, path)?;
-        match before != Before::Content && self.claim.is_of_job() {
-            true => self.claim.begin(file, path),
-            false => self.claim.unmark(file),
+        match before {
+            Before::Begun => self.claim.begin(file, path),
+            Before::Absent | Before::Empty | Before::Content => self.claim.unmark(file),
         }
         self.claim.keep(file, false);
         Ok(())
@@ -482,7 +495,7 @@ impl Target {
 
     fn sized(&self, opened: Opened, size: u64) -> Result<Opened, Failure> {
         match opened.file.set_len(size) {
-            Ok(()) => Ok(opened),
+            Ok(()) => Ok(Opened { len: Some(size), ..opened }),
             Err(why) => {
                 let why =
                     format!("cannot give {} the snapshot's size of {size} bytes: {why}", self.path.display());

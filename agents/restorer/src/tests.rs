@@ -11,5 +11,6 @@ mod places;
 mod restoring;
 mod sharing;
 mod snapback;
+mod standing;
 mod targets;
 mod tracking;

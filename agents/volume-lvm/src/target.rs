@@ -247,6 +247,14 @@ impl Place for LvmPlace {
         self.plan.shares.is_some()
     }
 
+    fn is_new(&self) -> bool {
+        matches!(self.plan.volume, Volume::New(_)) && self.made.get().is_some()
+    }
+
+    fn is_begun(&self) -> bool {
+        matches!(self.plan.volume, Volume::Begun(_))
+    }
+
     fn shared(&self) -> Option<SharedPlace> {
         // What its zeroes spare is known here alone.
         if self.is_copy() {

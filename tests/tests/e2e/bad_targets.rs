@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use tests::e2e::{LoopDevice, Machine, ext4, holds_tree, make_tree, program, random_file, same_bytes};
+use tests::e2e::{LoopDevice, Machine, eventually, ext4, holds_tree, make_tree, program, random_file, same_bytes};
 
 const SIZE: u64 = 12 << 20;
 
@@ -106,6 +106,37 @@ fn a_mounted_target_is_refused() {
     holds_tree(&file, &tree);
 }
 
+/// The system's own answer to a write in the middle of a file that is there.
+#[test]
+fn a_write_that_fails_is_told_with_its_offset() {
+    let machine = Machine::with_disk(SIZE);
+    let target = machine.place("old.img");
+    random_file(&target, SIZE, 5);
+    let mut command = Command::new(program("sh"));
+    command.arg("-c").arg("trap '' XFSZ; ulimit -f 8192; exec \"$0\" restore --force vm/disk@latest \"$1\"");
+    command.arg(tests::e2e::Binary::path()).arg(&target);
+    command.env("HOME", machine.home()).env("LVKEEP_REPO", machine.place("repo"));
+    let ran = machine.start_command(&["restore"], command).end();
+    let ran = ran.fails(4, &["vm/disk", "cannot write", "at offset", &target]);
+    let offset = ran.err.split("at offset ").nth(1).and_then(|rest| rest.split(' ').next());
+    let offset: u64 = offset.and_then(|text| text.parse().ok()).expect("a number");
+    // The limit is in units of the shell, 512 bytes or 1024; what is across it fails from its own start.
+    assert!(offset + (1 << 20) > 8192 * 512 && offset < SIZE, "{offset}");
+    machine.run(&["restore", "--force", "vm/disk@latest", &target]).ok();
+    same_bytes(machine.place("disk.img"), &target);
+}
+
+/// Somebody moves it away, and what is written ends where nobody looks for it.
+#[test]
+fn a_target_that_is_taken_away_meanwhile_is_not_told_to_be_restored() {
+    let machine = Machine::with_disk(64 << 20);
+    let (target, away) = (machine.place("new.img"), machine.place("away.img"));
+    let restoring = machine.start(&["restore", "vm/disk@latest", &target]);
+    eventually("there is a target", || std::fs::rename(&target, &away).ok());
+    restoring.end().fails(4, &["vm/disk", &target, "moved away"]);
+    assert!(!Path::new(&target).exists());
+}
+
 #[test]
 fn a_target_without_room_fails_by_name_and_leaves_no_file() {
     let machine = Machine::with_disk(SIZE);
@@ -130,7 +161,7 @@ fn a_target_without_room_fails_by_name_and_leaves_no_file() {
     let left = Path::new(&target).exists();
     let unmounted = Command::new(program("umount")).arg(&folder).status();
     assert!(unmounted.is_ok_and(|status| status.success()), "{folder} stays mounted");
-    ran.fails(4, &[&target]);
+    ran.fails(4, &["vm/disk", "at offset", &target]);
     assert!(!left, "a restore that failed leaves no file");
     machine.restores("vm/disk@latest", machine.place("disk.img"));
 }

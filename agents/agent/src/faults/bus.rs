@@ -264,6 +264,13 @@ impl Settle for FaultySettle {
         }
     }
 
+    async fn is_lost(&self) -> Result<bool, BusError> {
+        match self.ticket.lock().await.as_ref().and_then(Ticket::standing) {
+            Some(standing) => standing.is_lost().await,
+            None => Ok(false),
+        }
+    }
+
     fn abandoned(&self) {
         // Nobody else settles a ticket that its holder has dropped.
         if let Ok(mut ticket) = self.ticket.try_lock() {

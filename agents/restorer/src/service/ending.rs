@@ -1,18 +1,23 @@
 //! How the end of a job becomes known: noted in the bucket, told, and what protected it is ended.
 
 use std::path::Path;
+use std::time::Duration;
 
+use agent::bus::Standing;
 use agent::{Failure, Queue, Stop, sessions};
 use schema::JobId;
 use schema::messages::{About, FailureKind, JobDone, JobOutcome, Message, RestoreJob};
 use schema::names::Slot;
 use schema::session::Session;
 
-use super::{Ended, Jobs, Over, failed, undoable};
+use super::{Ended, Jobs, Over, failed, is_restored, undoable};
 use crate::claim::Claim;
 use crate::hold;
 use crate::pipeline;
 use crate::restorer::blocking;
+
+/// How long it is asked whether a job was lost: whoever cannot be asked gives it again.
+const LOST_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Jobs {
     /// How the job ended, when it has been done already, or is not wanted any more.
@@ -21,8 +26,9 @@ impl Jobs {
             retry: true,
             ..failure.context("cannot ask the store whether a restore has ended already")
         })?;
-        let ended = sessions.into_iter().find_map(|session| Some((session.volume, session.ended?)));
-        Ok(ended.map(|(volume, outcome)| (job, volume, outcome)))
+        // What an agent has done counts for more than that somebody wanted no agent to begin it.
+        let ended = sessions.into_iter().filter_map(|session| Some((job, session.volume, session.ended?)));
+        Ok(ended.max_by_key(|(.., outcome)| is_restored(outcome)))
     }
 
     /// Fails for now when a job would be told to have failed while somebody still writes to its target: an attempt that
@@ -54,21 +60,65 @@ impl Jobs {
     /// Whether no attempt of a job can have begun before: nobody writes to its target because of it.
     pub(super) async fn is_new(&self, job: JobId) -> bool {
         let found = sessions::of_job(&self.restorer.repository, job).await;
-        self.attempt == 1 && found.is_ok_and(|found| found.iter().all(|session| session.ended.is_some()))
+        let is_unbegun =
+            |session: &Session| session.ended.as_ref().is_some_and(|outcome| !is_restored(outcome));
+        self.attempt == 1 && found.is_ok_and(|found| found.iter().all(is_unbegun))
     }
 
-    /// Ends a job that nobody wants any more, and that never had its target: another restore has.
-    pub(super) async fn end_waiting(&self, job: &RestoreJob, failure: Failure) -> Over {
+    /// Whether the message server has lost a job.
+    pub(super) async fn is_lost(&self, standing: Option<&Standing>) -> bool {
+        let Some(standing) = standing else { return false };
+        let asked = self.context().environment.timeout(LOST_PATIENCE, standing.is_lost()).await;
+        matches!(asked, Some(Ok(true)))
+    }
+
+    /// Ends a job that nobody wants any more, and that never had its target: another restore has. Meanwhile it may have
+    /// come to another agent, whose word counts then: none when that one has ended it, and it fails for now when that one
+    /// has begun it.
+    pub(super) async fn end_waiting(
+        &self,
+        job: &RestoreJob,
+        failure: Failure,
+        standing: Option<&Standing>,
+    ) -> Result<Option<Over>, Failure> {
+        if let Some(standing) = standing
+            && !standing.is_queued().await?
+            && !standing.is_lost().await?
+        {
+            return Ok(None);
+        }
         let root = self.restorer.root_at(job.slot).await;
         let volume = root.map(|root| root.volume).unwrap_or_default();
-        let (target, why) = (job.target(), failure.why);
+        let (target, why) = (job.target(), &failure.why);
         let why = format!(
             "stopped, as asked, before it began; {target} belongs to the other restore until that one has ended ({why})"
         );
-        let outcome = failed(job, Failure::new(FailureKind::Revoked, why));
+        let outcome = JobOutcome::Failed { kind: FailureKind::Revoked, why };
+        let (repository, host) = (&self.restorer.repository, &self.context().host);
+        // Who begins looks for the note after its session stands, and this looks for sessions after the note stands.
+        let note = sessions::note_end(repository, job.job, &volume, host, &outcome).await?;
+        if !self.is_new(job.job).await {
+            tracing::warn!(job = %job.job, "a restore that is to be stopped was begun by another agent");
+            sessions::forget_end(repository, note).await?;
+            return Err(failure);
+        }
+        tracing::warn!(job = %job.job, target, "a restore was stopped before it began");
         let ended = self.remember((job.job, volume, outcome));
-        self.note(&ended).await;
-        Over { ended, was_noted: false, claim: Claim::of(job.job), own: self.own.one() }
+        Ok(Some(Over { ended, was_noted: false, claim: Claim::of(job.job), own: self.own.one() }))
+    }
+
+    /// Tells that a job was lost, which nobody else does: it never comes again. What may be needed for an undo stays.
+    pub(super) async fn end_lost(
+        &self,
+        job: &RestoreJob,
+        failure: Failure,
+        claim: &Claim,
+    ) -> Result<(), Failure> {
+        claim.let_go();
+        let outcome = failed(job, self.left_behind(job, failure).await);
+        self.tell((job.job, String::new(), outcome)).await?;
+        self.end_given_up(job.job).await;
+        Ok(())
     }
 
     /// Notes how a job ended, for whoever is given it again.
@@ -102,6 +152,32 @@ impl Jobs {
         }
     }
 
+    /// Removes the volume that an agent, which died since or was not sure, had made for a job that failed. Returns what the
+    /// operator should know.
+    pub(super) async fn unmake(&self, job: &RestoreJob) -> Vec<String> {
+        if job.preparation.create.is_none() {
+            return Vec::new();
+        }
+        let unmaking = async {
+            let root = self.restorer.root_at(job.slot).await?;
+            // By force, since nothing is written to it.
+            let forced = RestoreJob { force: true, ..job.clone() };
+            let target = self.target(&forced, Claim::of(job.job), Stop::default());
+            let part = target.part(&root)?;
+            match self.restorer.find(job.job, &root, part, &target).await? {
+                Some(place) if place.is_begun() => {
+                    place.make().await?;
+                    Ok(place.end(false).await)
+                }
+                _ => Ok::<_, Failure>(Vec::new()),
+            }
+        };
+        unmaking.await.unwrap_or_else(|failure| {
+            tracing::debug!(target = job.target(), %failure, "no volume was made for a restore that failed");
+            Vec::new()
+        })
+    }
+
     /// Ends the sessions of a job that is over: what says so, and those that killed agents left. One that stays only
     /// keeps a collection waiting.
     pub(super) async fn end_sessions(&self, job: JobId) {
@@ -112,6 +188,11 @@ impl Jobs {
     /// come again.
     pub(super) async fn end_attempts(&self, job: JobId) {
         self.end_those(job, |session| session.ended.is_none()).await;
+    }
+
+    /// Ends what protects a job that is given up, all but what may be needed for an undo.
+    pub(super) async fn end_given_up(&self, job: JobId) {
+        self.end_those(job, |session| session.ended.is_none() && session.undo.is_empty()).await;
     }
 
     async fn end_those(&self, job: JobId, is_over: impl Fn(&Session) -> bool) {
@@ -141,6 +222,7 @@ impl Jobs {
             None
         });
         let mut failure = undoable(job, failure, undo);
+        self.unmake(job).await.iter().for_each(|note| failure.why += &format!("\n{note}"));
         let found = sessions::of_job(&self.restorer.repository, job.job).await;
         let found = found.unwrap_or_else(|why| {
             tracing::warn!(job = %job.job, %why, "cannot look for the sessions of a restore that is given up");

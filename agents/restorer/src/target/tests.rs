@@ -35,7 +35,9 @@ fn root(size: u64) -> Root {
 }
 
 fn open(target: &Target) -> Result<Opened, Failure> {
-    target.open(&Circumstances { root: &root(5000), host: "here", forbidden: &[] })
+    let root = root(5000);
+    let opened = target.open(&Circumstances { root: &root, host: "here", forbidden: &[] })?;
+    target.begin(opened, &root)
 }
 
 #[test]

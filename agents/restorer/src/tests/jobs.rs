@@ -161,13 +161,17 @@ async fn a_stopped_agent_gives_its_job_back() {
     }
     stop.raise();
     agent.await.unwrap().unwrap();
-    assert_eq!(fixture.sessions().await, Vec::<String>::new());
+    // What protects the snapshot stays until the job is over.
+    assert_eq!(fixture.sessions().await.len(), 1);
     *fixture.table.lock().unwrap() = copies;
     let mut again = fixture;
     again.context.stop = agent::Stop::default();
     let agent = tokio::spawn(again.restorer().run(serving(vec![folder])));
     assert!(matches!(done(&again, job).await, JobOutcome::Restored { .. }));
     assert!(std::fs::read(&path).unwrap() == content);
+    while !again.sessions().await.is_empty() {
+        tokio::task::yield_now().await;
+    }
     again.context.stop.raise();
     agent.await.unwrap().unwrap();
     drop(bus);
@@ -248,6 +252,37 @@ async fn a_job_goes_on_although_its_snapshot_was_forgotten_since() {
     agent.await.unwrap().unwrap();
 }
 
+/// Also when it was updated, and not killed.
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_agent_was_stopped_goes_on_although_its_snapshot_was_forgotten_since() {
+    let mut fixture = Fixture::plain().await;
+    let content = noise(1, LEN);
+    let root = fixture.volume(&content).await;
+    let path = fixture.path("x");
+    std::fs::write(&path, vec![0xee; LEN]).unwrap();
+    let allowed = vec![fixture.folder.path().to_path_buf()];
+    fixture.store_is_open.send_replace(false);
+    let agent = tokio::spawn(fixture.restorer().run(serving(allowed.clone())));
+    let job = send(&fixture, &root, &path, true).await;
+    while fixture.sessions().await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+    fixture.store_is_open.send_replace(true);
+    forgetting::forget(&fixture.repository, &root, "a test").await.unwrap();
+    fixture.context.stop = agent::Stop::default();
+    let agent = tokio::spawn(fixture.restorer().run(serving(allowed)));
+    let outcome = done(&fixture, job).await;
+    assert!(matches!(outcome, JobOutcome::Restored { .. }), "{outcome:?}");
+    assert!(std::fs::read(&path).unwrap() == content);
+    while !fixture.sessions().await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+}
+
 /// The killed agent had begun after the snapshot was forgotten, and a collection sweeps it already.
 #[tokio::test(start_paused = true)]
 async fn a_job_does_not_go_on_when_a_collection_does_not_wait_for_it() {
@@ -280,18 +315,25 @@ async fn a_job_is_tried_again_until_a_collection_has_said_for_whom_it_waits() {
     let content = noise(1, LEN);
     let root = fixture.volume(&content).await;
     forgetting::forget(&fixture.repository, &root, "a test").await.unwrap();
-    let (path, job) = (fixture.path("x"), fixture.context.environment.job_id());
-    killed(&fixture, job, &content, &path).await;
-    let earlier = sessions::of_job(&fixture.repository, job).await.unwrap()[0].id;
     let epoch = Epoch { number: 1, condemned: Vec::new(), forgotten: vec![root.slot] };
     put(&fixture, &names::epoch(1), &epoch).await;
     let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
+    let (path, job) = (fixture.path("y"), fixture.context.environment.job_id());
+    killed(&fixture, job, &content, &path).await;
     send_as(job, &fixture, &root, &path, false).await;
     let JobOutcome::Failed { why, .. } = done(&fixture, job).await else { panic!("it was restored") };
-    assert!(fixture.context.counters.messages_retried.get() > 10, "{why}");
+    let retried = fixture.context.counters.messages_retried.get();
+    assert!(retried > 10, "{why}");
     assert!(why.contains("nobody knows") && why.contains("an earlier one"), "{why}");
-    put(&fixture, &names::awaited(1), &Awaited { number: 1, sessions: vec![earlier] }).await;
+
+    let (path, job) = (fixture.path("x"), fixture.context.environment.job_id());
+    killed(&fixture, job, &content, &path).await;
+    let earlier = sessions::of_job(&fixture.repository, job).await.unwrap()[0].id;
     send_as(job, &fixture, &root, &path, false).await;
+    while fixture.context.counters.messages_retried.get() < retried + 10 {
+        fixture.context.environment.sleep(Duration::from_millis(10)).await;
+    }
+    put(&fixture, &names::awaited(1), &Awaited { number: 1, sessions: vec![earlier] }).await;
     let outcome = done(&fixture, job).await;
     assert!(matches!(outcome, JobOutcome::Restored { .. }), "{outcome:?}");
     assert!(std::fs::read(&path).unwrap() == content);

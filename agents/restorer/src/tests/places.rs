@@ -29,6 +29,9 @@ pub struct Volume {
     pub device: PathBuf,
     is_busy: bool,
     keeps_equal: bool,
+    /// It is made by this attempt, or an earlier one had made it.
+    pub is_new: bool,
+    pub is_begun: bool,
     /// What is retired while it is made.
     pub retired: Option<(Arc<dyn Bus>, Queue)>,
     log: Arc<Mutex<Vec<String>>>,
@@ -39,7 +42,8 @@ impl Volume {
     pub fn of(fixture: &Fixture, size: usize) -> Self {
         let device = fixture.path("device");
         fs::write(&device, vec![0xee; size]).unwrap();
-        Self { device, is_busy: false, keeps_equal: true, retired: None, log: Arc::default() }
+        let (is_new, is_begun, log) = (false, false, Arc::default());
+        Self { device, is_busy: false, keeps_equal: true, is_new, is_begun, retired: None, log }
     }
 
     fn say(&self, what: impl Into<String>) {
@@ -95,6 +99,14 @@ impl Place for Volume {
 
     fn compares_zeroes(&self) -> bool {
         true
+    }
+
+    fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    fn is_begun(&self) -> bool {
+        self.is_begun
     }
 
     fn keeps_equal(&self) -> bool {

@@ -92,6 +92,34 @@ async fn an_existing_file_keeps_nothing_and_becomes_sparse() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_file_that_is_taken_away_meanwhile_is_not_told_to_be_restored() {
+    let fixture = Arc::new(Fixture::plain().await);
+    let root = fixture.volume(&noise(1, 3 * MIB)).await;
+    type Harm = fn(&std::path::Path);
+    let harms: [(&str, Harm); 3] = [
+        ("removed", |path| std::fs::remove_file(path).unwrap()),
+        ("moved", |path| std::fs::rename(path, path.with_extension("away")).unwrap()),
+        ("0 bytes", |path| std::fs::write(path, b"").unwrap()),
+    ];
+    for (what, harm) in harms {
+        let path = fixture.path(what);
+        fixture.store_is_open.send_replace(false);
+        let (restoring, order, to) = (fixture.clone(), root.clone(), path.clone());
+        let restoring = tokio::spawn(async move { restoring.restore(&order, &to).await });
+        while std::fs::metadata(&path).map(|found| found.len()).ok() != Some(3 * MIB as u64) {
+            tokio::task::yield_now().await;
+        }
+        harm(&path);
+        fixture.store_is_open.send_replace(true);
+        let failure = restoring.await.unwrap().unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Device);
+        for part in ["host/vg/lv", path.to_str().unwrap(), what] {
+            assert!(failure.why.contains(part), "{part} is not in: {failure}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_repeated_chunk_is_fetched_once_and_neighbours_together() {
     let fixture = Fixture::plain().await;
     let piece = noise(1, CHUNK);
