@@ -16,7 +16,7 @@ use schema::{ChunkId, Domain, PackId};
 use super::{AT_ONCE, Locator, sorted, unless_stopped};
 use crate::sync::{Footer, footer_of};
 
-/// Chunks that are remembered until they are looked for; some 40 bytes each.
+/// Chunks that are remembered until they are looked for, and as many that were looked for late; some 40 bytes each.
 const LATE_MAX: usize = 1 << 16;
 
 impl Locator {
@@ -24,8 +24,9 @@ impl Locator {
     pub async fn run(self) -> Result<(), Failure> {
         let context = self.context.clone();
         let number = u64::from_le_bytes(context.environment.random());
-        let (locator, late, looking) = (Arc::new(RwLock::new(self)), Arc::default(), Arc::default());
-        let serving = Serving { locator, number, late, looking };
+        let (locator, late) = (Arc::new(RwLock::new(self)), Arc::default());
+        let (sought, looking) = (Arc::default(), Arc::default());
+        let serving = Serving { locator, number, late, sought, looking };
         let (questions, seeks) = (Service::index(0), Service::seek(0));
         // Nobody else waits while one looks at the bucket.
         let questions = agent::serve(&context, &questions, serving.clone());
@@ -41,6 +42,8 @@ struct Serving {
     /// What parts of a map name that could not be read at first, and somebody asked for since. Looking for it takes longer
     /// than a question for places may: it is done when one of them is sought, for all together.
     late: Arc<Mutex<BTreeSet<ChunkId>>>,
+    /// What was late and has been looked for in all packs; the filter says so of others, too.
+    sought: Arc<Mutex<BTreeSet<ChunkId>>>,
     /// Held by whoever looks for chunks. What one wants while another looks at new packs would be missed in those.
     looking: Arc<tokio::sync::Mutex<()>>,
 }
@@ -72,16 +75,29 @@ impl Serving {
         self.late.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether nobody has looked for some of these yet. A filter takes some for wanted that are not: all that are asked for
-    /// are remembered together.
-    fn are_late(&self, ids: &[ChunkId]) -> bool {
+    fn sought(&self) -> MutexGuard<'_, BTreeSet<ChunkId>> {
+        self.sought.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody may have looked for some of these yet. The filter takes some for wanted that are not: of those no
+    /// copies are known, and all that are asked for are remembered together.
+    fn are_late(&self, ids: &[ChunkId]) -> Result<bool, Failure> {
         let locator = self.read();
-        locator.is_partial.load(Ordering::Relaxed) && !ids.iter().all(|id| locator.wanted.has(id))
+        if !locator.is_partial.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let sought = self.sought();
+        for id in ids.iter().filter(|id| !sought.contains(*id)) {
+            if !locator.wanted.has(id) || locator.table.copies(id)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What is known now: nothing of what is late.
     fn locate(&self, asked: &Locate) -> Result<Located, Failure> {
-        if !self.are_late(&asked.ids) {
+        if !self.are_late(&asked.ids)? {
             return self.read().locate(asked);
         }
         let mut late = self.late();
@@ -93,7 +109,7 @@ impl Serving {
     async fn seek(&self, Seek { shards, ids, looked }: Seek) -> Result<Sought, Failure> {
         {
             let _turn = self.looking.lock().await;
-            if self.are_late(&ids) {
+            if self.are_late(&ids)? {
                 self.late().extend(&ids);
             }
             let late = self.late().clone();
@@ -154,6 +170,12 @@ impl Serving {
         }
         self.look_again().await?;
         self.late().retain(|id| !late.contains(id));
+        let mut sought = self.sought();
+        // Looked for once more, at the worst.
+        if sought.len() + late.len() > LATE_MAX {
+            sought.clear();
+        }
+        sought.extend(late.iter().take(LATE_MAX));
         Ok(())
     }
 

@@ -281,6 +281,38 @@ async fn what_a_part_of_a_map_names_that_was_found_late_is_sought_together() {
     running.await.unwrap().unwrap();
 }
 
+/// The filter of what was looked for has room for less, so that it takes many others for wanted.
+#[tokio::test]
+async fn what_passes_for_looked_for_is_looked_for_all_the_same() {
+    const FIRST: u64 = LEAF_SPAN / 4096;
+    let world = World::new().await;
+    data(&world, (0..FIRST).map(id)).await;
+    let late = data(&world, (FIRST..FIRST + 40).map(id)).await;
+    let leaves = [(0, (0..FIRST).map(id).collect()), (1, (FIRST..FIRST + 41).map(id).collect())];
+    let (root, packs) = snapshot(&world, 2, &leaves).await;
+    let leaf = world.repository.store.get(&names::pack(packs[1])).await.unwrap().unwrap();
+    world.repository.store.delete(&names::pack(packs[1])).await.unwrap();
+    let locator = find(&world, 1 << 20, Wish::all(root.clone())).await;
+    let asked = |n| locator.locate(&Locate { shards: 1, ids: vec![id(n)] });
+    let passing = (FIRST..FIRST + 40).filter(|n| asked(*n).is_ok()).count();
+    assert!(passing > 0, "this shows nothing");
+    let running = tokio::spawn(locator.run());
+    world.repository.store.put(&names::pack(packs[1]), leaf).await.unwrap();
+    let (bus, environment) = (world.context.bus.clone(), world.context.environment.clone());
+    let client = IndexClient::new(bus, environment, 1);
+    for n in FIRST..FIRST + 40 {
+        let (copies, _) = client.seek(&About::nothing(), &id(n), &[]).await.unwrap();
+        let packs: Vec<PackId> = copies.iter().map(|copy| copy.pack).collect();
+        assert_eq!(packs, [late], "chunk {n}");
+    }
+    // What is nowhere is so.
+    let (copies, by) = client.seek(&About::nothing(), &id(FIRST + 40), &[]).await.unwrap();
+    assert!(copies.is_empty());
+    assert!(client.seek(&About::nothing(), &id(FIRST + 40), &[by]).await.unwrap().0.is_empty());
+    world.context.stop.raise();
+    running.await.unwrap().unwrap();
+}
+
 /// One look has found the part. What it names was moved since, to a pack that nobody has looked at.
 #[tokio::test]
 async fn what_a_part_of_a_map_names_is_found_although_it_was_moved_since_the_look() {
