@@ -34,7 +34,7 @@ pub async fn run(app: &App, args: &PlanArgs) -> anyhow::Result<()> {
     let mut chosen = snapshots::filtered(app, &all.readable, &args.of, None, args.at.as_deref())?;
     // What was kept for an undo is put back by that.
     chosen.retain(|root| !root.volume.starts_with(undo::NAMES));
-    let roots = latest(chosen);
+    let roots = latest(chosen, args.at.is_some());
     if roots.is_empty() {
         bail!(Failure::refused("no snapshot is what was asked for (`lvkeep snapshots` lists them)"));
     }
@@ -60,12 +60,12 @@ pub async fn run(app: &App, args: &PlanArgs) -> anyhow::Result<()> {
     select::conclude(app, &select::may_be_chosen(&all, &args.of, false))
 }
 
-/// The latest snapshot of each volume.
-fn latest(roots: Vec<Root>) -> Vec<Root> {
+/// The latest snapshot of each volume: the highest generation, whatever clocks said; by time where one was asked for.
+fn latest(roots: Vec<Root>, by_time: bool) -> Vec<Root> {
     let mut latest: BTreeMap<String, Root> = BTreeMap::new();
     for root in roots {
-        let newer = |there: &Root| (there.time_ms, there.generation) < (root.time_ms, root.generation);
-        if latest.get(&root.volume).is_none_or(newer) {
+        let order = |root: &Root| (if by_time { root.time_ms } else { 0 }, root.generation, root.slot);
+        if latest.get(&root.volume).is_none_or(|there| order(there) < order(&root)) {
             latest.insert(root.volume.clone(), root);
         }
     }
@@ -162,4 +162,29 @@ fn volume(root: &Root, target: &str, options: &RestoreOptions) -> String {
 /// On one line of a comment.
 fn printable(name: &str) -> String {
     name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use schema::SessionId;
+    use schema::names::Slot;
+
+    use super::*;
+    use crate::snapshots::tests::root;
+
+    /// A clock that went back makes nobody restore an old state; a slot decides between equal generations.
+    #[test]
+    fn the_latest_is_the_highest_generation_unless_a_time_was_asked_for() {
+        let of = |session, generation, time_ms| {
+            let root = root(None, "vg/a", "");
+            let slot = Slot { session: SessionId::from_bytes([session; 16]), ..root.slot };
+            Root { slot, generation, time_ms, ..root }
+        };
+        let all = || vec![of(4, 7, 100), of(1, 8, 50), of(3, 8, 40), of(2, 3, 90)];
+        for (by_time, expected) in [(false, 3), (true, 4)] {
+            let latest = latest(all(), by_time);
+            let sessions: Vec<_> = latest.iter().map(|root| root.slot.session).collect();
+            assert_eq!(sessions, [SessionId::from_bytes([expected; 16])], "by time: {by_time}");
+        }
+    }
 }
