@@ -2,13 +2,13 @@
 //!
 //! Of each host only so many volumes are restored at once, the most urgent first. Those of one snapshot on one host take
 //! from the first of them. One that fails is said and keeps nobody else from being restored; the first failure decides
-//! the exit code.
+//! the exit code. What this process needs for its own restores ends none of those that agents do.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use agent::Repository;
+use agent::{Failure, Repository, Stop};
 use anyhow::Context;
 use futures::future::join_all;
 use indexer::Wish;
@@ -48,10 +48,23 @@ struct Failed<'a> {
     why: String,
 }
 
+/// What this process restores with.
+struct Ours {
+    restorer: Restorer,
+    early: Early,
+}
+
+/// What ends the restores of this process early, and why, unless somebody asked for that.
+#[derive(Default)]
+struct Early {
+    stop: Stop,
+    failed: OnceLock<String>,
+}
+
 /// Who restores the volumes of one host.
 enum By<'a> {
     /// This process.
-    Us(&'a Restorer),
+    Us(&'a Ours),
     /// The agents of a host.
     Agents(Far<'a>),
 }
@@ -80,7 +93,7 @@ pub async fn run(app: &App, path: &Path) -> anyhow::Result<()> {
         (false, false) => Some(Embedded::reading(app, repository.clone(), &wishes).await?),
     };
     let ended = match &mut work {
-        None => carry_out(app, &plan, &repository, None).await.map(|outcomes| (outcomes, None)),
+        None => carry_out(app, &plan, &repository, None, std::future::pending()).await,
         Some(work) => with_roles(app, &plan, &repository, work, keeps).await,
     };
     if let Some(work) = work {
@@ -95,7 +108,7 @@ pub async fn run(app: &App, path: &Path) -> anyhow::Result<()> {
 }
 
 /// Carries a plan out in this process, too; where something is kept first, as long as all roles work. When one does not,
-/// every restore is stopped, and says how that leaves its target.
+/// every restore of this process is stopped, and says how that leaves its target.
 async fn with_roles(
     app: &App,
     plan: &Plan,
@@ -108,24 +121,51 @@ async fn with_roles(
     // All of its restores share its memory and its requests.
     let restorer = restore::make_with(work, restore::identity(app, work)?, settings);
     let failing = async {
-        let error = work.role_failed().await;
+        let error = match keeps {
+            true => work.role_failed().await,
+            false => std::future::pending().await,
+        };
         match app.stop.is_raised() {
             // Restores end by themselves then, and say how.
             true => std::future::pending().await,
             false => error,
         }
     };
-    let carried_out = carry_out(app, plan, repository, Some(&restorer));
-    tokio::pin!(carried_out);
-    let error = tokio::select! {
-        biased;
-        outcomes = &mut carried_out => return Ok((outcomes?, None)),
-        error = failing, if keeps => error,
-    };
-    app.stop.raise();
-    match carried_out.await {
-        Ok(outcomes) => Ok((outcomes, Some(error))),
-        Err(why) => Err(error.context(text::error(&why))),
+    let ours = Ours { restorer, early: Early::default() };
+    carry_out(app, plan, repository, Some(&ours), failing).await
+}
+
+impl Early {
+    /// What `restores` make, which end early when all are to, or when `failing` says why these cannot go on.
+    async fn while_all_works<T>(
+        &self,
+        restores: impl Future<Output = T>,
+        all: &Stop,
+        failing: impl Future<Output = anyhow::Error>,
+    ) -> (T, Option<anyhow::Error>) {
+        tokio::pin!(restores);
+        let error = tokio::select! {
+            biased;
+            ended = &mut restores => return (ended, None),
+            () = all.raised() => None,
+            error = failing => Some(error),
+        };
+        if let Some(error) = &error {
+            // It is set once.
+            let _ = self.failed.set(text::error(error));
+        }
+        self.stop.raise();
+        (restores.await, error)
+    }
+
+    /// Why a volume was not begun.
+    fn ended(&self) -> anyhow::Error {
+        let ended = embedded::interrupted();
+        let ended = match self.failed.get() {
+            Some(why) => Failure { why: why.clone(), ..ended },
+            None => ended,
+        };
+        ended.context("it was not begun").into()
     }
 }
 
@@ -133,8 +173,9 @@ async fn carry_out(
     app: &App,
     plan: &Plan,
     repository: &Repository,
-    ours: Option<&Restorer>,
-) -> anyhow::Result<Vec<Outcome>> {
+    ours: Option<&Ours>,
+    failing: impl Future<Output = anyhow::Error>,
+) -> anyhow::Result<(Vec<Outcome>, Option<anyhow::Error>)> {
     let mut numbers: BTreeMap<Option<&str>, Vec<(usize, Slot)>> = BTreeMap::new();
     for (number, planned) in plan.orders.iter().enumerate() {
         numbers.entry(planned.host()).or_default().push((number, planned.order.root.slot));
@@ -151,26 +192,31 @@ async fn carry_out(
         .map(|(host, numbers)| (host, Queue { line: Mutex::new(Line::new(numbers)), ended: Notify::new() }))
         .collect();
     let far = |host| context.as_ref().map(|context| Far { app, context, repository, host });
-    let mut lanes = Vec::new();
+    let (mut by_agents, mut by_us) = (Vec::new(), Vec::new());
     for (host, queue) in &queues {
         for _ in 0..plan.at_once(*host).min(queue.line().len()) {
-            let by = match (host.and_then(far), ours) {
-                (Some(far), _) => By::Agents(far),
-                (None, Some(ours)) => By::Us(ours),
+            match (host.and_then(far), ours) {
+                (Some(far), _) => by_agents.push(run.lane(queue, By::Agents(far))),
+                (None, Some(ours)) => by_us.push(run.lane(queue, By::Us(ours))),
                 (None, None) => unreachable!("who restores was made above"),
-            };
-            lanes.push(run.lane(queue, by));
+            }
         }
     }
     let warned = async {
         let hosts = queues.iter().filter_map(|(host, _)| host.and_then(far));
         run.warn_of_absent(hosts.collect()).await;
     };
-    let (ended, ()) = tokio::join!(join_all(lanes), warned);
+    let ours = async {
+        match ours {
+            Some(ours) => ours.early.while_all_works(join_all(by_us), &app.stop, failing).await,
+            None => (Vec::new(), None),
+        }
+    };
+    let (ended, (ended_here, error), ()) = tokio::join!(join_all(by_agents), ours, warned);
     overall.finish();
-    let mut ended: Vec<(usize, Outcome)> = ended.into_iter().flatten().collect();
+    let mut ended: Vec<(usize, Outcome)> = ended.into_iter().chain(ended_here).flatten().collect();
     ended.sort_by_key(|(number, _)| *number);
-    Ok(ended.into_iter().map(|(_, outcome)| outcome).collect())
+    Ok((ended.into_iter().map(|(_, outcome)| outcome).collect(), error))
 }
 
 impl Queue {
@@ -209,9 +255,12 @@ impl Run<'_> {
         while let Some((number, donor)) = queue.next().await {
             let Some(planned) = self.plan.orders.get(number) else { break };
             let donor = donor.and_then(|donor| self.plan.orders.get(donor));
-            let outcome = match self.app.stop.is_raised() {
-                false => self.one(number, planned, donor.map(|donor| donor.order.target.as_str()), &by).await,
-                true => Err(embedded::interrupted().context("it was not begun").into()),
+            let outcome = match &by {
+                By::Us(ours) if ours.early.stop.is_raised() => Err(ours.early.ended()),
+                By::Agents(_) if self.app.stop.is_raised() => {
+                    Err(embedded::interrupted().context("it was not begun").into())
+                }
+                by => self.one(number, planned, donor.map(|donor| donor.order.target.as_str()), by).await,
             };
             queue.line().ended(number, planned.order.root.slot, outcome.is_ok());
             queue.ended.notify_waiters();
@@ -229,7 +278,7 @@ impl Run<'_> {
             self.overall.set(number, done);
         };
         let outcome = match by {
-            By::Us(restorer) => self.by_us(restorer, order, donor, progress).await,
+            By::Us(ours) => self.by_us(ours, order, donor, progress).await,
             By::Agents(far) => {
                 let restored = far.restore(order, Asked { donor, put_back: false }, progress).await;
                 let host = far.host;
@@ -238,8 +287,8 @@ impl Run<'_> {
             }
         };
         let outcome = match (outcome, by) {
-            (Ok(done), By::Us(restorer)) if order.options.verify => {
-                compare(restorer, planned, |d, t| bar.set(d, t)).await.map(|()| done)
+            (Ok(done), By::Us(ours)) if order.options.verify => {
+                compare(&ours.restorer, planned, |d, t| bar.set(d, t)).await.map(|()| done)
             }
             (outcome, _) => outcome,
         };
@@ -249,12 +298,14 @@ impl Run<'_> {
 
     async fn by_us(
         &self,
-        restorer: &Restorer,
+        ours: &Ours,
         order: &Order,
         donor: Option<&str>,
         progress: impl Fn(u64, u64),
     ) -> Outcome {
-        let (mut target, kept) = undo::keep(self.app, self.repository, restorer, order, &progress).await?;
+        let (restorer, target) = (&ours.restorer, order.to().until(ours.early.stop.clone()));
+        let (mut target, kept) =
+            undo::keep(self.app, self.repository, restorer, order, target, &progress).await?;
         if let Some(donor) = donor {
             target = target.after(restore::path(donor)?);
         }
@@ -392,5 +443,32 @@ impl<'a> Ended<'a> {
             done: outcome.as_ref().ok(),
             failed,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_this_process_lacks_ends_its_own_restores_alone() {
+        let (all, early) = (Stop::default(), Early::default());
+        let failing = async { anyhow::anyhow!("no room for packs") };
+        let ours = early.while_all_works(early.stop.raised(), &all, failing);
+        let ((), error) = ours.await;
+        assert_eq!(error.unwrap().to_string(), "no room for packs");
+        assert!(!all.is_raised(), "agents go on");
+        assert!(text::error(&early.ended()).contains("not begun: no room for packs"));
+
+        let early = Early::default();
+        all.raise();
+        let ((), error) = early.while_all_works(early.stop.raised(), &all, std::future::pending()).await;
+        assert!(error.is_none() && text::error(&early.ended()).contains("interrupted"));
+
+        // When all of them have ended, nothing is lacking.
+        let (all, early) = (Stop::default(), Early::default());
+        let (ended, error) =
+            early.while_all_works(async { 7 }, &all, async { anyhow::anyhow!("a role ended") }).await;
+        assert!(ended == 7 && error.is_none() && !early.stop.is_raised());
     }
 }

@@ -26,9 +26,9 @@ pub async fn keep(
     repository: &Repository,
     restorer: &Restorer,
     order: &Order,
+    target: Target,
     progress: impl Fn(u64, u64),
 ) -> anyhow::Result<(Target, Option<String>)> {
-    let target = order.to();
     if !order.options.undo {
         return Ok((target, None));
     }
