@@ -362,7 +362,8 @@ pub struct RestoreArgs {
 /// How a volume is restored. Which of it goes together is checked in `options.rs`, for plans, too.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
 pub struct RestoreOptions {
-    /// Overwrite a file that has content, a device that is in use, the snapshot's own source, or a volume whose other
+    /// Overwrite a file that has content, a device that is in use or larger than the snapshot, the snapshot's own
+    /// source, or a volume that has more than an extent behind the snapshot's end (which is emptied), or whose other
     /// snapshots or thin pool would overflow; with --group, restore a run in which a volume is missing
     #[arg(long)]
     pub force: bool,

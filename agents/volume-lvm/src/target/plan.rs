@@ -1,6 +1,6 @@
 //! What a restore to a logical volume takes, and whether it may be: decided from LVM's report alone.
 //!
-//! Force overrides what protects others from being overwritten or from overflowing. It never overrides what makes a
+//! Force overrides what protects others from being overwritten, emptied or overflowing. It never overrides what makes a
 //! restore impossible or senseless: a volume that is too small, a part of another one, or one of lvkeep's own
 //! snapshots. What may go wrong without being refused is noted.
 
@@ -166,13 +166,7 @@ fn existing(
 ) -> Result<Plan, String> {
     usable(volume, request)?;
     let mut plan = Plan::new(Volume::There(Box::new(volume.clone())), Vec::new());
-    if volume.size > request.size && request.only.is_none() {
-        let behind = size(volume.size - request.size);
-        plan.notes.push(format!(
-            "{} is larger than the snapshot: the {behind} behind its end are made empty",
-            volume.full_name()
-        ));
-    }
+    plan.notes.extend(larger(group, volume, request)?);
     ours(inventory, volume, request, is_alive, &mut plan)?;
     others(inventory, volume, request, &mut plan)?;
     plan.safety = match request.preparation.safety {
@@ -222,6 +216,28 @@ fn usable(volume: &LogicalVolume, request: &Request<'_>) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// What becomes of what stands behind the snapshot's end. Up to an extent comes of rounding: nobody else uses it.
+fn larger(
+    group: &VolumeGroup,
+    volume: &LogicalVolume,
+    request: &Request<'_>,
+) -> Result<Option<String>, String> {
+    let behind = volume.size.saturating_sub(request.size);
+    if behind == 0 || request.only.is_some() {
+        return Ok(None);
+    }
+    let is_made_for_it = volume.tags.contains(&unfinished(request.job));
+    if behind > group.extent_size && !request.force && !is_made_for_it {
+        let (has, needs, behind) = (volume.size, request.size, size(behind));
+        return Err(format!(
+            "it has {has} bytes, and {needs} are needed: the {behind} behind them would be made empty, whatever they hold; \
+             force does that, lvreduce gives them back, and a range (0+{needs}) leaves them as they are"
+        ));
+    }
+    let (name, behind) = (volume.full_name(), size(behind));
+    Ok(Some(format!("{name} is larger than the snapshot: the {behind} behind its end are made empty")))
 }
 
 /// lvkeep's own snapshots of the target: baselines, and those that a backup reads just now.

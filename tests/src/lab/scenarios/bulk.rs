@@ -133,7 +133,8 @@ pub fn restored_in_bulk() {
     volumes[..4].iter().for_each(stale);
     let mut plan = "volumes_at_once = 4\n".to_owned();
     for (number, volume) in volumes.iter().enumerate() {
-        let more = ["", "", "", "", "create = true", "create = true\nthin = \"pool\""][number];
+        // One has more behind the snapshot's end than an extent.
+        let more = ["", "", "", "force = true", "create = true", "create = true\nthin = \"pool\""][number];
         let path = volume.path();
         plan += &format!(
             "[[volume]]\nsnapshot = \"vm{number}@latest\"\ntarget = \"{path}\"\nhost = \"host-a\"\n{more}\n"

@@ -106,11 +106,13 @@ pub fn restored_to_thick() {
     run("lvcreate", &["-q", "-y", "-Wn", "-n", "striped", "-i", "2", "-I", "64k", "-L", "64m", group.name()]);
     let striped = group.volume("striped");
     stale(&striped);
-    restored(&keeper, &striped, &[]);
+    let larger = ["vg0/striped", "67108864", "made empty", "force"];
+    keeper.run(&["restore", "image@latest", &striped.path()]).fails(3, &larger);
+    restored(&keeper, &striped, &["--force"]);
     holds(&striped, &image);
 
     step("the origin of a snapshot that keeps what is overwritten");
-    let origin = group.thick("origin", 64);
+    let origin = group.thick("origin", 52);
     stale(&origin);
     let before = origin.snapshot("before", 80, 4);
     let copy = keeper.machine.place("copy");
@@ -292,7 +294,7 @@ pub fn restored_to_nothing_in_use() {
     };
 
     step("mounted, swapped to, part of a mapping, open");
-    let web = group.thick("web", 64);
+    let web = group.thick("web", 52);
     FileSystem::Ext4.make(&web.device());
     let mounted = Mounted::new(&web.device(), seed());
     refused("vg0/web", &["vg0/web", "mounted on"]);
@@ -318,7 +320,7 @@ pub fn restored_to_nothing_in_use() {
 
     step("volumes that are none");
     let pool = group.pool("pool", 100, 64);
-    let thin = pool.thin("thin", 64);
+    let thin = pool.thin("thin", 52);
     let snapshot = web.snapshot("view", 70, 4);
     refused("vg0/pool", &["vg0/pool", "pool"]);
     refused(&pool.metadata_device(), &["pool"]);

@@ -119,6 +119,29 @@ fn a_larger_volume_is_taken_and_said_to_be_emptied_behind() {
 }
 
 #[test]
+fn what_is_behind_more_than_an_extent_is_emptied_by_force_alone() {
+    let extent = group("vg0", 0).extent_size;
+    let volume = |more| LogicalVolume { size: GIB + more, ..linear("vg0", "web") };
+    let plan = Asked::of("web").plan(&inventory([volume(extent)])).unwrap();
+    assert!(named(&plan, "behind its end").is_some(), "{:?}", plan.notes);
+
+    let larger = volume(extent + 4096);
+    let why = Asked::of("web").plan(&inventory([larger.clone()])).unwrap_err();
+    for part in ["1073741824", &larger.size.to_string(), "made empty", "force", "0+1073741824"] {
+        assert!(why.contains(part), "{part} is not in: {why}");
+    }
+    let plan = Asked::of("web").forced().plan(&inventory([larger.clone()])).unwrap();
+    assert!(named(&plan, "behind its end").is_some(), "{:?}", plan.notes);
+    let range = Asked { only: Some(GIB), ..Asked::of("web") };
+    assert_eq!(range.plan(&inventory([larger.clone()])).unwrap().notes, [""; 0]);
+
+    // Such as one of many stripes, which an earlier attempt has made.
+    let tags = vec![unfinished(job())];
+    let made = inventory([LogicalVolume { tags, ..larger }]);
+    Asked::of("web").created(NewVolume::Plain).plan(&made).unwrap();
+}
+
+#[test]
 fn a_baseline_goes_only_when_asked_and_only_this_repositorys() {
     let web = linear("vg0", "web");
     let baseline = ours(&web, &marks(&web, repository(1), 3));
