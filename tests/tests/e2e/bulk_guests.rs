@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 use schema::{Domain, PackId, names};
-use tests::e2e::{Agent, Guests, LoopDevice, Machine, Process, Site, eventually, random_file, same_bytes};
+use tests::e2e::{Agent, Guest, Guests, LoopDevice, Machine, Process, Site, eventually, random_file, same_bytes};
 
 /// Volumes at once of the host.
 const AT_ONCE: usize = 3;
@@ -178,6 +178,33 @@ fn volumes(guests: &Guests, first_day: &Path, folder: &Path) -> Vec<Volume> {
     ORDER.into_iter().zip((0..10).rev()).map(volume).collect()
 }
 
+/// Back from one day to the next takes what differs, and little more: whole chunks.
+fn costs_a_day(site: &Site, guest: &Guest, first_day: &Path, folder: &Path) {
+    const BLOCK: usize = 64 << 10;
+    let target = folder.join("a-day");
+    let [old, new] = [first_day, &guest.image].map(|path| std::fs::read(path).expect("an image"));
+    std::fs::write(&target, &old).expect("the day before");
+    let path = target.to_str().expect("a path in UTF-8");
+    let order = ["--json", "restore", "--nats", &site.nats.url(), "--to-host", "new", "--force"];
+    let snapshot = format!("{DELTA}/root@latest");
+    let done = site.operator.run(&[&order[..], &[&snapshot, path]].concat()).ok().json();
+    same_bytes(&guest.image, &target);
+    let bytes = |name: &str| done[name].as_u64().expect("a number");
+    let size = new.len() as u64;
+    let changed = old.chunks(BLOCK).zip(new.chunks(BLOCK)).filter(|(old, new)| old != new).count() * BLOCK;
+    let data = new.chunks(BLOCK).filter(|block| block.iter().any(|byte| *byte != 0)).count() * BLOCK;
+    let (written, fetched, kept) = (bytes("bytes_written"), bytes("bytes_fetched"), bytes("bytes_kept"));
+    println!("a day of {DELTA}: {changed} of {data} bytes of data differ; {done}");
+    assert!(changed > 0 && data > 8 * changed, "a day changes little: {changed} of {data}");
+    // Chunks are some 64 KiB, so that two of them may have what differs in one block.
+    let most = 4 * changed as u64;
+    assert!(written > 0 && written <= most, "{written} were written, {changed} differ");
+    assert!(fetched > 0 && fetched <= most, "{fetched} were fetched, {changed} differ");
+    assert!(kept + most >= data as u64, "{kept} of {data} stood there already");
+    assert_eq!(written + kept + bytes("bytes_zeroed") + bytes("bytes_copied"), size);
+    std::fs::remove_file(target).expect("it goes again");
+}
+
 #[test]
 fn guests_come_back_past_what_fails_and_past_an_agent_that_dies() {
     let site = Site::start("redeliver = \"2s\"");
@@ -233,6 +260,7 @@ fn guests_come_back_past_what_fails_and_past_an_agent_that_dies() {
         guests.named(volume.name).is_whole_on(&volume.target);
     }
     assert!(!folder.join(LOST).exists(), "a restore that failed leaves no file");
+    costs_a_day(&site, guests.named(DELTA), &first_day, &folder);
     // What an agent that is killed in its last step leaves of a job only says that it ended: nothing waits for it.
     eventually("no session that reads stays", || {
         let open = site.archive.block_on(agent::sessions::list(site.archive.repository())).ok()?;

@@ -1,6 +1,8 @@
 //! A real object store: backups into it, and the promises that the project relies on.
 
-use tests::e2e::{Archive, Machine, Seaweed, ext4, fsck, make_tree, random_file, same_bytes};
+use std::os::unix::fs::MetadataExt;
+
+use tests::e2e::{Archive, Machine, Seaweed, eventually, ext4, fsck, make_tree, random_file, same_bytes};
 
 #[test]
 fn a_file_system_comes_back_from_an_object_store() {
@@ -67,6 +69,38 @@ fn a_file_system_comes_back_from_an_object_store() {
     assert_eq!((report["copied"].as_array().map(Vec::len), &report["verified"]), (Some(2), &true.into()));
     machine.set("LVKEEP_REPO", &second);
     machine.restores("vm/root@latest", &image);
+}
+
+/// In the middle of a restore: it ends and says so; when the store is there again, it goes on with what it has.
+#[test]
+fn a_restore_survives_a_store_that_goes_away() {
+    const SIZE: u64 = 192 << 20;
+    let mut weed = Seaweed::start();
+    let mut machine = Machine::new("m");
+    machine.set_all(&weed.environment());
+    machine.set("LVKEEP_REPO", &weed.location("archive"));
+    let identity = machine.place("identity");
+    machine.run(&["init", "--identity-out", &identity, "--pack-size", "4MiB"]).ok();
+    machine.set("LVKEEP_IDENTITY", &identity);
+    let (image, target) = (machine.place("disk.img"), machine.place("target.img"));
+    random_file(&image, SIZE, 3);
+    machine.run(&["backup", "--name", "vm/disk", &image]).ok();
+
+    // A hole: what it occupies was written.
+    std::fs::File::create(&target).expect("a file").set_len(SIZE).expect("a file of this size");
+    let occupied = || std::fs::metadata(&target).expect("the target").blocks() * 512;
+    let mut restoring = machine.start(&["--memory", "16MiB", "restore", "--force", "vm/disk@latest", &target]);
+    eventually("something is written", || (occupied() > 0 || restoring.has_ended()).then_some(()));
+    weed.kill();
+    restoring.end().fails(5, &["vm/disk", &target, "packs/"]);
+    let written = occupied();
+    assert!(written > 0 && written < SIZE, "{written} bytes are there");
+
+    weed.start_again();
+    let done = machine.json(&["restore", "--force", "vm/disk@latest", &target]);
+    let (again, kept) = (done["bytes_written"].as_u64(), done["bytes_kept"].as_u64());
+    assert!(again < Some(SIZE) && kept > Some(0), "what was there is not fetched again: {done}");
+    same_bytes(&image, &target);
 }
 
 #[test]

@@ -11,7 +11,12 @@ use tests::e2e::{Binary, Machine, Process, Ran, Seaweed, program, random_file, s
 
 const RUNBOOK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/rescue.md");
 /// Commands without which a runbook would not be one.
-const NEEDED: [&str; 7] = ["key check", "snapshots", "restore", "verify", "cat", "diff", "find-change"];
+const NEEDED: [&str; 9] =
+    ["key check", "snapshots", "restore", "verify", "cat", "diff", "find-change", "plan", "undo"];
+/// Options of `restore` that it shows.
+const SHOWN: [&str; 5] = ["--also", "--plan", "--range", "--undo", "--force"];
+/// What stands for the runbook's volume group.
+const GROUP: &str = "vg0-of-files";
 /// Where the runbook's volume differs between its two snapshots.
 const CHANGED: u64 = 4 << 20;
 
@@ -53,7 +58,7 @@ fn masked<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
 }
 
 /// What the test has in place of the runbook's examples.
-type Examples = Vec<(&'static str, String)>;
+type Examples = Vec<(String, String)>;
 
 /// A machine with nothing but the program, a shell, the identity, and what was exported.
 struct Rescue {
@@ -106,18 +111,33 @@ impl Rescue {
     }
 
     fn follow(&mut self, step: &Step) {
-        let example = |line: String, (theirs, ours): &(&str, String)| line.replace(theirs, ours);
+        let example = |line: String, (theirs, ours): &(String, String)| line.replace(theirs, ours);
         let command = self.examples.iter().fold(step.command.clone(), example);
         if command.starts_with("export ") {
             self.exports.push_str(&format!("{command}\n"));
             return;
         }
         let ran = self.shell(&format!("{{ {command}\n}} 2>&1")).ok();
-        let (found, expected) = (masked(ran.out.lines()), masked(step.printed.iter().map(String::as_str)));
+        let (mut found, mut expected) =
+            (masked(ran.out.lines()), masked(step.printed.iter().map(String::as_str)));
+        // Volumes of a plan end as they please.
+        if command.contains("--plan") {
+            found.sort();
+            expected.sort();
+        }
         let same =
             found.len() == expected.len() && found.iter().zip(&expected).all(|(a, b)| is_as_said(a, b));
         assert!(same, "{} printed {found:#?}, the runbook says {expected:#?}: {ran}", step.command);
+        // Later commands name it.
+        if let (Some(theirs), Some(ours)) = (kept(&step.printed.join("\n")), kept(&ran.out)) {
+            self.examples.push((theirs, ours));
+        }
     }
+}
+
+/// The id under which an undo was kept, where it is told.
+fn kept(printed: &str) -> Option<String> {
+    Some(printed.split("`lvkeep undo ").nth(1)?.split('`').next()?.to_owned())
 }
 
 /// Three dots at the end of a line of the runbook stand for anything.
@@ -156,6 +176,7 @@ impl Lost {
         image.set_len(64 << 20).expect("a hole at its end");
         machine.run(&["backup", "--name", "web1/data", &data]).ok();
         machine.run(&["backup", "--name", "web1/root", &root]).ok();
+        keep(&data, "data");
         keep(&root, "before");
         image.write_all_at(&[7; 1 << 20], CHANGED).expect("the image changes");
         machine.run(&["backup", "--name", "web1/root", &root]).ok();
@@ -171,7 +192,7 @@ impl Lost {
             of.into_iter().find(|(found, _)| *found == name).expect("a credential").1
         };
         let (all, reading) = (|| self.weed.environment(), || self.weed.reading_environment());
-        vec![
+        let examples = [
             ("s3://backup/archive", self.weed.location("archive")),
             ("https://s3.example.com", self.weed.endpoint()),
             ("RESCUE-KEY", value(all(), "AWS_ACCESS_KEY_ID")),
@@ -179,7 +200,10 @@ impl Lost {
             ("READING-KEY", value(reading(), "AWS_ACCESS_KEY_ID")),
             ("READING-SECRET", value(reading(), "AWS_SECRET_ACCESS_KEY")),
             ("2026-11-20T03:00", self.first.clone()),
-        ]
+            // There is no LVM here: a folder of files stands for a volume group.
+            ("--to-vg vg0 --create", format!("--to-vg ./{GROUP}")),
+        ];
+        examples.map(|(theirs, ours)| (theirs.to_owned(), ours)).into()
     }
 
     fn rescue(&self) -> Rescue {
@@ -192,11 +216,26 @@ impl Lost {
 
     /// What a command that restores should have left.
     fn check_restored(&self, step: &Step, rescue: &Rescue) {
-        if let ["lvkeep", "restore", snapshot, target, ..] = step.command.split(' ').collect::<Vec<_>>()[..] {
-            let original = if snapshot.ends_with("@latest") { "latest" } else { "before" };
-            same_bytes(self.original(original), rescue.place(target));
-            self.compared.set(self.compared.get() + 1);
+        let compare = |original: &str, target: &str| same_bytes(self.original(original), rescue.place(target));
+        match step.command.split(' ').collect::<Vec<_>>()[..] {
+            ["lvkeep", "restore", "--plan", ..] => {
+                compare("data", &format!("{GROUP}/data"));
+                compare("latest", &format!("{GROUP}/root"));
+            }
+            ["lvkeep", "restore", snapshot, target, ref more @ ..] => {
+                let original = match snapshot {
+                    "web1/data@latest" => "data",
+                    "web1/root@latest" => "latest",
+                    _ => "before",
+                };
+                compare(original, target);
+                let also = more.iter().zip(more.iter().skip(1)).filter(|(option, _)| **option == "--also");
+                also.for_each(|(_, target)| compare(original, target));
+            }
+            ["lvkeep", "undo", ..] => return compare("latest", "web1-root.img"),
+            _ => return,
         }
+        self.compared.set(self.compared.get() + 1);
     }
 }
 
@@ -204,11 +243,14 @@ impl Lost {
 fn the_runbook_works_with_nothing_but_the_bucket_and_the_identity() {
     let lost = Lost::new();
     let mut rescue = lost.rescue();
+    std::fs::create_dir(rescue.place(GROUP)).expect("a folder");
     for step in steps() {
+        if step.command.contains("--undo") {
+            assert_eq!(rescue.kept(), Vec::<PathBuf>::new(), "nobody made an index of the archive");
+        }
         rescue.follow(&step);
         lost.check_restored(&step, &rescue);
     }
-    assert_eq!(rescue.kept(), Vec::<PathBuf>::new(), "nobody made an index of the archive");
     let restores = steps().iter().filter(|step| step.command.contains("lvkeep restore ")).count();
     assert!(restores > 0 && lost.compared.get() == restores, "every restore of the runbook is compared");
     let mut part = vec![0; 1 << 20];
@@ -223,6 +265,12 @@ fn the_runbook_has_every_command() {
     for command in NEEDED {
         let is_it = |step: &Step| format!("{} ", step.command).starts_with(&format!("lvkeep {command} "));
         assert!(steps.iter().any(is_it), "the runbook has no `lvkeep {command}`");
+    }
+    for option in SHOWN {
+        let is_it = |step: &Step| {
+            step.command.starts_with("lvkeep restore ") && step.command.split(' ').any(|word| word == option)
+        };
+        assert!(steps.iter().any(is_it), "the runbook has no `lvkeep restore {option}`");
     }
 }
 

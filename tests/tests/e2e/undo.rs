@@ -1,5 +1,6 @@
 //! `restore --undo` and `undo`: what stood on a target comes back, also when the restore was killed on the way.
 
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -49,6 +50,17 @@ fn what_was_overwritten_is_put_back() {
     machine.run(&["--host", "elsewhere", "undo", &ids[0]]).fails(3, &["on host", "elsewhere"]);
 }
 
+/// Whether anything was written to a file that held what the other one holds; a look at a part of each MiB.
+fn is_touched(target: &str, old: &str) -> bool {
+    let [target, old] = [target, old].map(|path| std::fs::File::open(path).expect("a file"));
+    let (mut now, mut before) = ([0; 4096], [0; 4096]);
+    (0..SIZE).step_by(1 << 20).any(|at| {
+        target.read_exact_at(&mut now, at).expect("a part of it");
+        old.read_exact_at(&mut before, at).expect("a part of it");
+        now != before
+    })
+}
+
 /// Whenever a restore is killed, the target is what it was, or what was kept puts it back.
 #[test]
 fn a_killed_restore_can_be_undone() {
@@ -62,15 +74,23 @@ fn a_killed_restore_can_be_undone() {
     println!("moments by LVKEEP_TEST_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     std::fs::copy(&old, &target).expect("a copy");
+    let (new, mut mixed) = (std::fs::read(machine.place("disk.img")).expect("the image"), 0);
     for round in 0..6 {
         let before = kept(&machine).len();
         let mut restoring = machine.start(&["restore", "--undo", "vm/disk@latest", &target]);
-        // Half of the rounds strike when there is something to undo.
-        if round % 2 == 0 {
-            restoring.wait_for("puts it back");
+        // Half of the rounds strike when there is something to undo, and just after the first of it was overwritten.
+        match round % 2 == 0 {
+            true => {
+                restoring.wait_for("puts it back");
+                while !is_touched(&target, &old) && !restoring.has_ended() {
+                    std::thread::yield_now();
+                }
+            }
+            false => std::thread::sleep(Duration::from_millis(random.random_range(0..300))),
         }
-        std::thread::sleep(Duration::from_millis(random.random_range(0..300)));
         restoring.kill();
+        let left = std::fs::read(&target).expect("the target");
+        mixed += usize::from(is_touched(&target, &old) && left != new);
         let ids = kept(&machine);
         println!("round {round}: {} kept", ids.len() - before);
         if ids.len() > before {
@@ -78,6 +98,7 @@ fn a_killed_restore_can_be_undone() {
         }
         same_bytes(&old, &target);
     }
+    assert!(mixed > 0, "no round has left half of a restore");
     machine.run(&["check"]).ok();
 }
 
