@@ -113,6 +113,7 @@ fn message(bytes: &[u8]) {
         body::<messages::Flush>,
         body::<messages::Cancel>,
         body::<messages::StopRestore>,
+        body::<messages::RestoreWaits>,
         body::<messages::CheckJob>,
         body::<messages::WhoIsThere>,
         body::<messages::AgentIsThere>,

@@ -503,6 +503,18 @@ pub struct StopRestore {
 }
 payload!(StopRestore);
 
+/// A restore job that an agent was given waits for another restore; told beside [`Progress`], on the same topic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreWaits {
+    /// The job.
+    pub job: JobId,
+    /// The host of the agent.
+    pub host: String,
+    /// What has its target, for people.
+    pub why: String,
+}
+payload!(RestoreWaits);
+
 /// Every agent, say who you are: answers go to the topic `reply`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WhoIsThere {

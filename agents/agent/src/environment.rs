@@ -1,15 +1,19 @@
-//! The seam for time and randomness.
+//! The seam for time, randomness and threads.
 //!
-//! Safety never depends on either: clocks decide only when to give up waiting, and random bits only make names
-//! unlikely to collide. The simulation replaces this with a seeded one.
+//! Safety never depends on them: clocks decide only when to give up waiting, random bits only make names unlikely to
+//! collide, and threads only who waits for whom. The simulation replaces this with a seeded one without threads.
 
 use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use schema::messages::FailureKind;
 use schema::{DamageId, JobId, MarkId, PackId, SessionId};
+use tokio::sync::oneshot;
 
-/// Time and randomness.
+use crate::Failure;
+
+/// Time, randomness and threads.
 #[async_trait]
 pub trait Environment: fmt::Debug + Send + Sync + 'static {
     /// Milliseconds since 1970, for people.
@@ -23,6 +27,12 @@ pub trait Environment: fmt::Debug + Send + Sync + 'static {
 
     /// Fills `bytes` with random ones, fit for keys.
     fn fill_random(&self, bytes: &mut [u8]);
+
+    /// Does work that keeps a processor or a disk busy for long, where it holds no task up. Use `on_a_thread`.
+    async fn run_blocking(&self, work: Box<dyn FnOnce() + Send>) {
+        // Of work that panicked the panic was printed, and what it was to send is missing.
+        let _ = tokio::task::spawn_blocking(work).await;
+    }
 }
 
 impl dyn Environment {
@@ -65,6 +75,26 @@ impl dyn Environment {
     pub fn job_id(&self) -> JobId {
         let (ms, random) = self.ulid_parts();
         JobId::from_parts(ms, random)
+    }
+
+    /// What `step` makes, which keeps a processor or a disk busy for long.
+    ///
+    /// # Errors
+    ///
+    /// If the step panicked.
+    pub async fn on_a_thread<T: Send + 'static>(
+        &self,
+        step: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let (made, result) = oneshot::channel();
+        let work = move || {
+            // Nobody listens if whoever waited was dropped.
+            let _ = made.send(step());
+        };
+        self.run_blocking(Box::new(work)).await;
+        let ended =
+            |_| Failure::new(FailureKind::Other, "a thread that worked on this ended without a result");
+        result.await.map_err(ended)
     }
 
     /// Waits for `future`, at most this long.

@@ -51,8 +51,8 @@ pub async fn forget_damaged(repository: &Repository, slot: Slot, by: &str) -> Re
         return Ok(Forgot::Protected(why));
     }
     mark_forgotten(repository, slot, by).await?;
-    // A hold that came at this moment keeps collections away from it.
-    Ok(damaged_protected(repository, slot).await?.map_or(Forgot::Done, Forgot::Protected))
+    // A hold that came at this moment keeps collections away from it; nothing else undoes the marker.
+    Ok(marks::of(repository, slot).await?.why_held().map_or(Forgot::Done, Forgot::Protected))
 }
 
 /// Why a snapshot whose root cannot be read must not be forgotten. It may be any that a restore may have to undo.

@@ -10,7 +10,7 @@ use agent::Failure;
 use bytes::Bytes;
 use schema::chunk::{FrameHeader, Opener};
 use schema::keys::{FrameKey, KEY_STRUCTURE};
-use schema::messages::{Copy, FailureKind};
+use schema::messages::Copy;
 use schema::pack::{PackEntry, PackFooter, PackHeader};
 use schema::{ChunkId, Domain, PackId, names};
 
@@ -124,12 +124,12 @@ impl Source {
             }
         }
         let (entries, ids) = (entries.to_vec(), self.repository.key.chunk_ids());
-        let judging = tokio::task::spawn_blocking(move || {
+        let judging = move || {
             let mut opener = Opener::new(ids)?;
             let judge = |entry: &PackEntry| judge(&mut opener, entry, frame(entry, start, &bytes), &keys);
-            Ok::<_, Failure>(entries.iter().map(judge).collect())
-        });
-        judging.await.map_err(|why| Failure::new(FailureKind::Other, format!("checking a pack: {why}")))?
+            Ok(entries.iter().map(judge).collect())
+        };
+        self.repository.environment().on_a_thread(judging).await?
     }
 
     async fn keys_of(

@@ -8,7 +8,7 @@ use agent::{Context as AgentContext, Failure, Queue, Repository, Topic, sessions
 use anyhow::bail;
 use restorer::{Hole, Report};
 use schema::messages::{
-    About, FailureKind, JobOutcome, LostRange, Message, More, Progress, RestoreJob, StopRestore,
+    About, FailureKind, JobOutcome, LostRange, Message, More, Progress, RestoreJob, RestoreWaits, StopRestore,
 };
 use schema::names::Slot;
 use schema::{JobId, SessionId};
@@ -61,9 +61,15 @@ impl Far<'_> {
         let about = About { session: None, volume: volume.clone() };
         let queue = Queue::restores(self.host);
         context.bus.publish(&queue, Message::new(&about, &message)).await.map_err(Failure::from)?;
-        let kept = OnceLock::new();
+        let (kept, said) = (OnceLock::new(), OnceLock::new());
         let hear = async {
             while let Ok(message) = heard.next().await {
+                if let Ok(waits) = message.read::<RestoreWaits>() {
+                    if said.set(()).is_ok() {
+                        app.complain(format!("{volume} waits on {}: {}", waits.host, waits.why));
+                    }
+                    continue;
+                }
                 let Ok(now) = message.read::<Progress>() else { continue };
                 progress(now.done, now.total);
                 if let Some(undo) = now.undo.filter(|undo| kept.set(*undo).is_ok()) {

@@ -183,10 +183,7 @@ impl Fetcher<'_> {
             // Looking at headers is no work for a thread.
             return prover.prove(taken, &expected);
         }
-        let proved = tokio::task::spawn_blocking(move || prover.prove(taken, &expected)).await;
-        proved.unwrap_or_else(|why| {
-            Err(Failure::new(FailureKind::Other, format!("a copy's thread ended: {why}")))
-        })
+        self.repository.environment().on_a_thread(move || prover.prove(taken, &expected)).await?
     }
 }
 

@@ -138,9 +138,10 @@ impl Leaves<'_> {
         let plain = |found: Found| Some((wanted[found.place].id, found.plain?));
         let chunks: Vec<(ChunkId, Vec<u8>)> = found.into_iter().filter_map(plain).collect();
         let ids = self.copier.to.repository.key.chunk_ids();
-        let named = on_a_thread(move || {
+        let environment = self.copier.to.repository.environment();
+        let named = environment.on_a_thread(move || {
             let name = |(here, plain): (ChunkId, Vec<u8>)| (here, ids.id(Domain::Data, &plain), plain);
-            Ok(chunks.into_iter().map(name).collect::<Vec<_>>())
+            chunks.into_iter().map(name).collect::<Vec<_>>()
         });
         let mut named = named.await?;
         let there: Vec<ChunkId> = named.iter().map(|(_, there, _)| *there).collect();
@@ -151,7 +152,7 @@ impl Leaves<'_> {
         named.retain(|(_, there, _)| lacking.remove(there));
         let (level, key) = (self.copier.settings.level, content.frame.clone());
         named.iter().for_each(|(_, _, plain)| self.count_new(plain.len() as u32));
-        let frames = on_a_thread(move || {
+        let frames = environment.on_a_thread(move || {
             let mut sealer = Sealer::new(level)?;
             let frame = |(_, there, plain): (ChunkId, ChunkId, Vec<u8>)| {
                 let mut frame = Vec::new();
@@ -160,7 +161,7 @@ impl Leaves<'_> {
             };
             named.into_iter().map(frame).collect::<Result<Vec<_>, Failure>>()
         });
-        self.deposit.put(Domain::Data, content.sealed.as_ref(), &frames.await?).await
+        self.deposit.put(Domain::Data, content.sealed.as_ref(), &frames.await??).await
     }
 
     fn count_fetched(&self, bytes: u64) {
@@ -256,11 +257,4 @@ fn renamed(leaf: &Leaf, span: u64, names: &BTreeMap<ChunkId, ChunkId>) -> Result
     };
     let pieces = leaf.pieces().iter().map(renamed).collect::<Result<Vec<_>, Failure>>()?;
     Ok(Leaf::new(span, pieces)?)
-}
-
-async fn on_a_thread<T: Send + 'static>(
-    step: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    let ended = |why| Failure::new(FailureKind::Other, format!("a copy's thread ended: {why}"));
-    tokio::task::spawn_blocking(step).await.unwrap_or_else(|why| Err(ended(why)))
 }

@@ -20,7 +20,9 @@ use agent::{BusError, Context, Failure, Handler, Outcome, Queue, Stop, Topic};
 use async_trait::async_trait;
 use futures::future::{self, FutureExt};
 use schema::JobId;
-use schema::messages::{self, About, FailureKind, JobDone, JobOutcome, LostRange, Message, RestoreJob};
+use schema::messages::{
+    self, About, FailureKind, JobDone, JobOutcome, LostRange, Message, RestoreJob, RestoreWaits,
+};
 use schema::names::Slot;
 use schema::root::{Root, Statistics};
 use tokio::sync::watch;
@@ -213,6 +215,7 @@ impl Jobs {
             if is_new && stop.is_raised() {
                 return self.end_waiting(job, failure, standing.as_ref()).await;
             }
+            self.tell_waits(job.job, &failure).await;
             for _ in 0..BUSY_BEATS {
                 tokio::select! {
                     () = self.wait(job.job, ticket) => {}
@@ -429,6 +432,15 @@ impl Jobs {
         };
         if let Err(why) = extended.and(told) {
             tracing::debug!(job = %ids.job, %why, "cannot tell how far a restore is");
+        }
+    }
+
+    /// Whoever asked for the job is told what it waits for, again and again: who asks may be there later.
+    async fn tell_waits(&self, job: JobId, failure: &Failure) {
+        let payload = RestoreWaits { job, host: self.context().host.to_string(), why: failure.why.clone() };
+        let message = Message::new(&About::nothing(), &payload);
+        if let Err(why) = self.context().bus.broadcast(&Topic::progress(job), message).await {
+            tracing::debug!(%job, %why, "cannot tell that a restore waits");
         }
     }
 

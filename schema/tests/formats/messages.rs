@@ -295,6 +295,7 @@ fn others() -> Vec<Sample> {
         sample("", Flush { session: session_id() }, b""),
         sample("", Cancel { session: session_id() }, b""),
         sample("", StopRestore { job: job() }, b""),
+        sample("", RestoreWaits { job: job(), host: "host-a".into(), why: "another restore".into() }, b""),
         sample("", CheckJob { job: job() }, b""),
         sample("", WhoIsThere { reply: "answers.1".into() }, b""),
         sample("", agent, b""),

@@ -1,4 +1,6 @@
-//! Virtual time and seeded randomness: the seam that makes a run repeat itself.
+//! Virtual time, seeded randomness and no threads: the seam that makes a run repeat itself.
+//!
+//! What would work on a thread works at once: the moments at which threads end are the machine's.
 //!
 //! Time is tokio's paused clock: it moves only when nothing else can, so that long waits are free. It must be made
 //! inside a runtime that started paused. It can also leap, as on machines that were suspended: the clock shows later
@@ -54,5 +56,9 @@ impl Environment for SimEnvironment {
 
     fn fill_random(&self, bytes: &mut [u8]) {
         self.random.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(bytes);
+    }
+
+    async fn run_blocking(&self, work: Box<dyn FnOnce() + Send>) {
+        work();
     }
 }

@@ -7,7 +7,7 @@ use agent::sessions::OpenSession;
 use agent::{Queue, Topic, forgetting, sessions};
 use schema::epoch::{Awaited, Epoch};
 use schema::messages::{
-    About, FailureKind, JobDone, JobOutcome, Message, Preparation, RestoreJob, StopRestore,
+    About, FailureKind, JobDone, JobOutcome, Message, Preparation, RestoreJob, RestoreWaits, StopRestore,
 };
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
@@ -374,7 +374,15 @@ async fn a_job_waits_for_another_restore_of_its_target() {
     let slow = std::fs::File::open(&path).unwrap();
     Claim::default().lock(&slow, &path).unwrap();
     let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
-    let job = send(&fixture, &root, &path, true).await;
+    let job = fixture.context.environment.job_id();
+    let mut told = fixture.context.bus.subscribe(&Topic::progress(job)).await.unwrap();
+    send_as(job, &fixture, &root, &path, true).await;
+    let waits = loop {
+        if let Ok(waits) = told.next().await.unwrap().read::<RestoreWaits>() {
+            break waits;
+        }
+    };
+    assert!(waits.job == job && waits.why.contains("another restore"), "{waits:?}");
     // However long: nobody is told that it ended, and it comes to no other agent.
     fixture.context.environment.sleep(Duration::from_secs(3600)).await;
     assert_eq!(fixture.context.counters.messages_retried.get(), 0);
