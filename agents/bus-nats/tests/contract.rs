@@ -179,6 +179,54 @@ async fn settling_from_before_a_restart_does_not_settle_a_new_message() {
     again.ticket.done().await.unwrap();
 }
 
+/// Neither is on its queue any more, and only one of them was handled by somebody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_a_restart_lost_is_told_from_one_that_was_settled() {
+    let mut server = Server::start();
+    let bus = support::connect(&server).await;
+    let queue = Queue::reads("host");
+    let mut deliveries = bus.consume(&queue, 4 << 20).await.unwrap();
+    let mut standings = Vec::new();
+    for number in 0..2 {
+        bus.publish(&queue, message(number)).await.unwrap();
+        let delivery = next(&mut deliveries).await;
+        let standing = delivery.ticket.standing().unwrap();
+        assert!(standing.is_queued().await.unwrap() && !standing.is_lost().await.unwrap());
+        match number {
+            0 => delivery.ticket.confirmed().await.unwrap(),
+            _ => delivery.ticket.leave(),
+        }
+        standings.push(standing);
+    }
+    assert!(!standings[0].is_queued().await.unwrap() && !standings[0].is_lost().await.unwrap());
+    server.kill();
+    server.start_again();
+    assert!(!standings[1].is_queued().await.unwrap() && standings[1].is_lost().await.unwrap());
+}
+
+/// A server whose files were put back to what they were has the stream, and knows nothing of what came later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_came_after_what_a_server_was_put_back_to_is_lost() {
+    let mut server = Server::start();
+    let bus = support::connect(&server).await;
+    let queue = Queue::restores("host");
+    bus.publish(&queue, message(0)).await.unwrap();
+    let mut deliveries = bus.consume(&queue, 4 << 20).await.unwrap();
+    next(&mut deliveries).await.ticket.confirmed().await.unwrap();
+    server.kill();
+    let copy = server.copied();
+    server.start_again();
+    bus.publish(&queue, message(1)).await.unwrap();
+    let late = next(&mut deliveries).await;
+    let standing = late.ticket.standing().unwrap();
+    assert!(standing.is_queued().await.unwrap() && !standing.is_lost().await.unwrap());
+    server.kill();
+    server.put_back(copy);
+    server.start_again();
+    assert!(!standing.is_queued().await.unwrap() && standing.is_lost().await.unwrap());
+    late.ticket.leave();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_survive_a_restart_and_so_does_settling_them() {
     let mut server = Server::start();

@@ -165,7 +165,8 @@ pub async fn confirmed_is_over(fixture: &Fixture) {
     assert!(fixture.never(deliveries.next()).await.is_none(), "it came again");
 }
 
-/// A message is on its queue until it is settled, however often it was delivered, and not when its queue was retired.
+/// A message is on its queue until it is settled, however often it was delivered, and not when its queue was retired;
+/// that it is not does not make it lost.
 pub async fn settled_is_not_queued(fixture: &Fixture) {
     let queue = Queue::session(fixture.environment.session_id());
     let mut deliveries = fixture.consume(&fixture.far, &queue).await;
@@ -182,6 +183,8 @@ pub async fn settled_is_not_queued(fixture: &Fixture) {
             true => fixture.within("retire", fixture.near.retire(&queue)).await.expect("retired"),
         }
         assert!(!is_queued().await, "is retired: {is_retired}");
+        let is_lost = fixture.within("an answer", standing.is_lost()).await.expect("an answer");
+        assert!(!is_lost, "the bus has lost nothing");
     }
 }
 

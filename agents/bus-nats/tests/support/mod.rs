@@ -80,6 +80,20 @@ impl Server {
         self.child.wait().expect("the server ended");
     }
 
+    /// A copy of its files.
+    pub fn copied(&self) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().expect("a directory");
+        let from = self.directory.path().join(".");
+        let done = Command::new("cp").arg("-a").arg(from).arg(copy.path()).status();
+        assert!(done.is_ok_and(|status| status.success()), "the server's files are copied");
+        copy
+    }
+
+    /// Has these files from the next start on.
+    pub fn put_back(&mut self, files: tempfile::TempDir) {
+        self.directory = files;
+    }
+
     /// Starts it again on the same port with the same files; what it had in memory is gone.
     pub fn start_again(&mut self) {
         self.child =
