@@ -226,7 +226,9 @@ async fn keep_all(
     let mut targets = Vec::new();
     for order in all {
         let bar = display.bar(&format!("{}{}", undo::NAMES, order.target));
-        let kept = undo::keep(app, repository, restorer, order, order.to(), |done, total| bar.set(done, total)).await;
+        let kept =
+            undo::keep(app, repository, restorer, order, order.to(), |done, total| bar.set(done, total))
+                .await;
         bar.finish();
         targets.push(kept?);
     }

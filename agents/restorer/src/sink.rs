@@ -335,7 +335,9 @@ impl Opened {
 
     fn is_lost(&self, what: impl std::fmt::Display) -> Failure {
         let (volume, path) = (&self.volume, self.path.display());
-        let why = format!("{path} {what} while {volume} was restored to it: see who uses it; nothing is restored there");
+        let why = format!(
+            "{path} {what} while {volume} was restored to it: see who uses it; nothing is restored there"
+        );
         Failure::new(FailureKind::Device, why)
     }
 

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 use schema::{Domain, PackId, names};
-use tests::e2e::{Agent, Guest, Guests, LoopDevice, Machine, Process, Site, eventually, random_file, same_bytes};
+use tests::e2e::{
+    Agent, Guest, Guests, LoopDevice, Machine, Process, Site, eventually, random_file, same_bytes,
+};
 
 /// Volumes at once of the host.
 const AT_ONCE: usize = 3;

@@ -89,7 +89,8 @@ fn a_restore_survives_a_store_that_goes_away() {
     // A hole: what it occupies was written.
     std::fs::File::create(&target).expect("a file").set_len(SIZE).expect("a file of this size");
     let occupied = || std::fs::metadata(&target).expect("the target").blocks() * 512;
-    let mut restoring = machine.start(&["--memory", "16MiB", "restore", "--force", "vm/disk@latest", &target]);
+    let mut restoring =
+        machine.start(&["--memory", "64MiB", "restore", "--force", "vm/disk@latest", &target]);
     eventually("something is written", || (occupied() > 0 || restoring.has_ended()).then_some(()));
     weed.kill();
     restoring.end().fails(5, &["vm/disk", &target, "packs/"]);

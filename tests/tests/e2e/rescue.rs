@@ -216,7 +216,8 @@ impl Lost {
 
     /// What a command that restores should have left.
     fn check_restored(&self, step: &Step, rescue: &Rescue) {
-        let compare = |original: &str, target: &str| same_bytes(self.original(original), rescue.place(target));
+        let compare =
+            |original: &str, target: &str| same_bytes(self.original(original), rescue.place(target));
         match step.command.split(' ').collect::<Vec<_>>()[..] {
             ["lvkeep", "restore", "--plan", ..] => {
                 compare("data", &format!("{GROUP}/data"));

@@ -260,8 +260,7 @@ async fn a_volume_that_was_made_for_a_job_that_is_over_goes_again() {
     let fixture = Fixture::plain().await;
     let root = fixture.volume(&noise(1, LEN)).await;
     let mut volume = Volume::of(&fixture, LEN);
-    (volume.is_new, volume.retired) =
-        (true, Some((fixture.context.bus.clone(), Queue::restores("host"))));
+    (volume.is_new, volume.retired) = (true, Some((fixture.context.bus.clone(), Queue::restores("host"))));
     let agent = tokio::spawn(volume.restorer(&fixture).run(serving(vec!["vg/*".into()])));
     send(&fixture, &created(&fixture, &root)).await;
     while volume.steps().len() < 2 || !fixture.sessions().await.is_empty() {
