@@ -81,11 +81,13 @@ impl Jobs {
         failure: Failure,
         standing: Option<&Standing>,
     ) -> Result<Option<Over>, Failure> {
-        if let Some(standing) = standing
-            && !standing.is_queued().await?
-            && !standing.is_lost().await?
-        {
-            return Ok(None);
+        if let Some(standing) = standing {
+            match standing.is_queued().await {
+                Ok(true) => {}
+                Ok(false) if self.is_lost(Some(standing)).await => {}
+                Ok(false) => return Ok(None),
+                Err(why) => return Err(failure.context(why)),
+            }
         }
         let root = self.restorer.root_at(job.slot).await;
         let volume = root.map(|root| root.volume).unwrap_or_default();
@@ -96,10 +98,22 @@ impl Jobs {
         let outcome = JobOutcome::Failed { kind: FailureKind::Revoked, why };
         let (repository, host) = (&self.restorer.repository, &self.context().host);
         // Who begins looks for the note after its session stands, and this looks for sessions after the note stands.
-        let note = sessions::note_end(repository, job.job, &volume, host, &outcome).await?;
+        let note = match sessions::note_end(repository, job.job, &volume, host, &outcome).await {
+            Ok(note) => Some(note),
+            Err(why) if why.retry => return Err(failure.context(why)),
+            // A store that cannot be written to has no notes of anybody.
+            Err(why) => {
+                tracing::warn!(job = %job.job, %why, "the store does not say that this restore was stopped");
+                None
+            }
+        };
         if !self.is_new(job.job).await {
             tracing::warn!(job = %job.job, "a restore that is to be stopped was begun by another agent");
-            sessions::forget_end(repository, note).await?;
+            if let Some(note) = note
+                && let Err(why) = sessions::forget_end(repository, note).await
+            {
+                return Err(failure.context(why));
+            }
             return Err(failure);
         }
         tracing::warn!(job = %job.job, target, "a restore was stopped before it began");
