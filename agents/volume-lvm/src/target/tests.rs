@@ -226,6 +226,32 @@ async fn what_was_made_for_a_restore_that_failed_goes_again() {
     }
 }
 
+/// Another attempt of the same job removes it, too, and no other job does.
+#[tokio::test]
+async fn what_an_earlier_attempt_had_made_is_known_by_its_job() {
+    let create = Preparation { create: Some(NewVolume::Plain), ..Preparation::default() };
+    let job = JobId::from_parts(1_700_000_000_000, 7);
+    let made = |job| LogicalVolume { tags: vec![format!("lvkeep-unfinished={job}")], ..web() };
+    let host = Host::with(&[]);
+    host.write("made.json", &report(&[made(job)]));
+    let place = host.find("vg0/web", &create, false).await.unwrap().unwrap();
+    assert!(!place.is_new() && !place.is_begun(), "it is not made yet");
+    place.make().await.unwrap();
+    assert!(place.is_new() && !place.is_begun());
+
+    let host = Host::with(&[made(job)]);
+    let place = host.find("vg0/web", &create, false).await.unwrap().unwrap();
+    assert!(place.is_begun());
+    place.make().await.unwrap();
+    assert!(!place.is_new(), "somebody else may know of it");
+    assert!(place.end(false).await.join("\n").contains("removed again"));
+    assert!(host.changes()[0].starts_with("lvremove"), "{:?}", host.changes());
+
+    let host = Host::with(&[made(JobId::from_parts(1_700_000_000_000, 8))]);
+    let why = host.find("vg0/web", &create, true).await.unwrap_err();
+    assert!(why.why.contains("exists already"), "{why}");
+}
+
 #[tokio::test]
 async fn a_copy_begins_as_a_snapshot_and_says_what_it_shares() {
     let first = LogicalVolume { size: SIZE, ..thin("vg0", "a", "pool", 1) };
