@@ -144,6 +144,9 @@ impl Settle for AskedSettle {
     }
 }
 
+/// Whether a target is held, and how long it is.
+type Seen = (bool, Option<u64>);
+
 /// Otherwise a guest may have it by the time that an agent goes on which slept just after it asked.
 #[tokio::test(start_paused = true)]
 async fn a_file_without_content_is_held_before_it_is_asked_for_the_last_time() {
@@ -156,7 +159,7 @@ async fn a_file_without_content_is_held_before_it_is_asked_for_the_last_time() {
             if is_there {
                 std::fs::write(&path, b"").unwrap();
             }
-            let seen: Arc<Mutex<Vec<(bool, Option<u64>)>>> = Arc::default();
+            let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
             let (at, seeing) = (path.clone(), seen.clone());
             let restorer = Asked::restorer(&fixture, move || {
                 let is_held = hold::is_locked(&at);
