@@ -6,6 +6,7 @@
 //! never leaves stale data where the snapshot has zeroes. What stands on the target already is left alone. Memory is
 //! bounded by [`Settings::memory`] whatever the volume's size and whatever maps, frames and the index claim.
 
+mod batch;
 mod channel;
 mod claim;
 mod compare;

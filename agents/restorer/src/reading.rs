@@ -44,8 +44,8 @@ impl Aligned {
         Self { bytes, skip }
     }
 
-    /// The first `len` bytes of it.
-    fn first(&mut self, len: usize) -> &mut [u8] {
+    /// The first `len` bytes of it, which begin on a border.
+    pub fn first(&mut self, len: usize) -> &mut [u8] {
         &mut self.bytes[self.skip..self.skip + len]
     }
 }

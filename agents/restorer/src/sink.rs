@@ -2,19 +2,22 @@
 //!
 //! Offsets never overlap between calls, so that any number of threads may write at once. Zero ranges of a fresh file
 //! are never written, so that it stays sparse; anywhere else they are punched out, or written when the target cannot
-//! do that: stale data never stays. A logical volume knows better, and is asked. Nothing is durable before
-//! [`Sink::finish`]. A file that somebody removes, replaces or cuts off meanwhile fails the restore.
+//! do that: stale data never stays. A logical volume knows better, and is asked. What is aligned goes to a device past
+//! the page cache, where a write that fails says so itself. Nothing is durable before [`Sink::finish`]. A file that
+//! somebody removes, replaces or cuts off meanwhile fails the restore.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use agent::buffer::ALIGN;
 use agent::{Failure, Place, Stop};
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate};
 use rustix::io::Errno;
 use schema::limits::BLOCK;
 use schema::messages::FailureKind;
@@ -100,6 +103,8 @@ pub(crate) struct Opened {
     pub is_alone: bool,
     /// Bytes that it has from the first write to the end, where it is a file.
     pub len: Option<u64>,
+    /// The same device past the page cache, where that is possible; opened when it is first written to.
+    pub direct: OnceLock<Option<File>>,
 }
 
 /// Ways to zero a range, the best first.
@@ -120,6 +125,11 @@ impl Sink {
                 Ok(())
             }
         }
+    }
+
+    /// Whether it is a device that is written to past the page cache.
+    pub fn is_device(&self) -> bool {
+        matches!(self, Self::Target(opened) if opened.direct().is_some())
     }
 
     /// Whether a range that reads as zero is rather left alone: zeroing a file or a thin volume takes nothing, and
@@ -255,6 +265,7 @@ impl Opened {
             syncing: AtomicBool::new(false),
             is_alone: false,
             len: None,
+            direct: OnceLock::new(),
         }
     }
 
@@ -284,7 +295,26 @@ impl Opened {
 
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
         self.check_whole()?;
-        self.file.write_all_at(bytes, offset).map_err(|why| self.cannot("write", offset, &why))
+        let is_aligned = [bytes.as_ptr().addr(), bytes.len(), offset as usize].iter().all(|n| n % ALIGN == 0);
+        let file = self.direct().filter(|_| is_aligned).unwrap_or(&self.file);
+        file.write_all_at(bytes, offset).map_err(|why| self.cannot("write", offset, &why))
+    }
+
+    /// A device past the page cache. Every block device takes what is aligned to a page.
+    fn direct(&self) -> Option<&File> {
+        let open = || {
+            let is_device = self.file.metadata().is_ok_and(|found| found.file_type().is_block_device());
+            let itself = is_device.then(|| format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+            let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+            match rustix::fs::open(itself, flags, Mode::empty()) {
+                Ok(file) => Some(File::from(file)),
+                Err(why) => {
+                    tracing::debug!(path = %self.path.display(), %why, "written to through the page cache");
+                    None
+                }
+            }
+        };
+        self.direct.get_or_init(open).as_ref()
     }
 
     /// Why something cannot be done at an offset.

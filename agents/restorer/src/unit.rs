@@ -20,6 +20,7 @@ use schema::messages::{Copy, FailureKind};
 use schema::names;
 use tokio::sync::Semaphore;
 
+use crate::batch::Batch;
 use crate::compare::{Compare, not_zero};
 use crate::pipeline::stopped;
 use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
@@ -85,8 +86,8 @@ pub(crate) struct Turns {
     pub fetching: Arc<Semaphore>,
     /// To decode and write.
     pub decoding: Arc<Semaphore>,
-    /// To read a target, which mostly waits for its device.
-    pub comparing: Arc<Semaphore>,
+    /// To read a target, or to decode and write to a device, which mostly waits for it.
+    pub waiting: Arc<Semaphore>,
     /// To look at another window.
     pub windows: Arc<Semaphore>,
     /// One opener per thread that decodes.
@@ -195,7 +196,8 @@ impl Work {
         self: &Arc<Self>,
         step: impl FnOnce(&Self) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        let _turn = self.turns.decoding.acquire().await;
+        let turns = if self.sink.is_device() { &self.turns.waiting } else { &self.turns.decoding };
+        let _turn = turns.acquire().await;
         self.on_a_thread(step).await
     }
 
@@ -204,7 +206,7 @@ impl Work {
         self: &Arc<Self>,
         step: impl FnOnce(&Self, &mut Aligned) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        let _turn = self.turns.comparing.acquire().await;
+        let _turn = self.turns.waiting.acquire().await;
         let step =
             |work: &Self| work.turns.buffers.lend(|| Ok(Aligned::new()), |buffer| step(work, buffer))?;
         self.on_a_thread(step).await
@@ -234,7 +236,7 @@ impl Turns {
         Self {
             fetching: Arc::new(Semaphore::new(settings.fetches.max(1))),
             decoding: Arc::new(Semaphore::new(settings.threads.max(1))),
-            comparing: Arc::new(Semaphore::new(2 * settings.threads.max(1))),
+            waiting: Arc::new(Semaphore::new(2 * settings.threads.max(1))),
             windows: Arc::new(Semaphore::new(WINDOWS_MAX)),
             openers: Arc::default(),
             buffers: Arc::default(),
@@ -312,8 +314,8 @@ async fn decode(
     work.counters.bytes_fetched.add(bytes.len() as u64);
     let keys = keys_for(work, &frames, start, &bytes).await?;
     let window = window.clone();
-    let step = move |opener: &mut Opener, work: &Work| {
-        let mut decoded = Decoded::default();
+    let step = move |opener: &mut Opener, buffer: &mut Aligned, work: &Work| {
+        let (mut decoded, mut batch) = (Decoded::default(), Batch::new(&work.sink, buffer));
         decoded.report.fetched = bytes.len() as u64;
         decoded.report.requests = 1;
         for frame in frames {
@@ -321,7 +323,8 @@ async fn decode(
                 break;
             }
             let wanted = &window.chunks[frame.chunk];
-            match write_frame(work, opener, wanted, frame_bytes(&frame.copy, start, &bytes), &keys) {
+            let bytes = frame_bytes(&frame.copy, start, &bytes);
+            match write_frame(work, opener, &mut batch, wanted, bytes, &keys) {
                 Ok(written) => {
                     decoded.report.written += written;
                     decoded.report.chunks += 1;
@@ -332,10 +335,16 @@ async fn decode(
                 Err(Trouble::Target(failure)) => return Err(failure),
             }
         }
+        batch.flush()?;
         Ok(decoded)
     };
-    let make = |work: &Work| Ok(Opener::new(work.repository.key.chunk_ids())?);
-    work.blocking(move |work| work.turns.openers.lend(|| make(work), |opener| step(opener, work))?).await
+    work.blocking(move |work| {
+        let Turns { openers, buffers, .. } = &work.turns;
+        let make = || Ok(Opener::new(work.repository.key.chunk_ids())?);
+        openers
+            .lend(make, |opener| buffers.lend(|| Ok(Aligned::new()), |buffer| step(opener, buffer, work)))??
+    })
+    .await
 }
 
 /// The bytes of a frame inside a fetched range; what the range lacks is found out by the frame's own checks.
@@ -360,6 +369,7 @@ async fn keys_for(work: &Arc<Work>, frames: &[Frame], start: u64, bytes: &[u8]) 
 fn write_frame(
     work: &Work,
     opener: &mut Opener,
+    batch: &mut Batch<'_>,
     wanted: &Wanted,
     frame: &[u8],
     keys: &Keys,
@@ -383,7 +393,7 @@ fn write_frame(
                 for offset in &wanted.offsets {
                     let range = work.wanted(&(*offset..*offset + plain.len() as u64));
                     let bytes = &plain[(range.start - offset) as usize..(range.end - offset) as usize];
-                    work.sink.write(range.start, bytes).map_err(Trouble::Target)?;
+                    batch.write(range.start, bytes).map_err(Trouble::Target)?;
                     written += bytes.len() as u64;
                 }
                 work.counters.bytes_restored.add(written);

@@ -12,7 +12,10 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use schema::messages::FailureKind;
 
 use super::fixture::{Fixture, noise};
+use crate::batch::Batch;
 use crate::claim::Claim;
+use crate::reading::Aligned;
+use crate::sink::{Before, Opened, Sink};
 use crate::{Settings, Target, hold};
 
 const MIB: u64 = 1 << 20;
@@ -82,6 +85,31 @@ async fn a_device_is_compared_past_the_page_cache() {
     assert_eq!(report.written, 64 << 10);
     assert!(std::fs::read(&backing).unwrap() == content);
     drop(held);
+}
+
+/// What a device has got is there at once, and what is off a page, too, once it is durable.
+#[test]
+fn a_device_is_written_past_the_page_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let backing = folder.path().join("backing");
+    let Some(disk) = Loop::over(&backing, 4 * MIB) else { return };
+    let file = std::fs::File::options().read(true).write(true).open(&disk.device).unwrap();
+    let opened = Opened::new(file, disk.device.clone(), "v".into(), Before::Content);
+    let (sink, content) = (Sink::Target(opened), noise(3, 3 * MIB as usize + 700));
+    let (mut buffer, offset) = (Aligned::new(), 8192 - 100);
+    let mut batch = Batch::new(&sink, &mut buffer);
+    for (number, chunk) in content.chunks(50_000).enumerate() {
+        batch.write(offset + 50_000 * number as u64, chunk).unwrap();
+    }
+    batch.flush().unwrap();
+    let pages = 8192..((offset as usize + content.len()) / 4096 * 4096);
+    let there = |content: &[u8]| content[pages.start - offset as usize..pages.end - offset as usize].to_vec();
+    assert!(std::fs::read(&backing).unwrap()[pages.clone()] == there(&content));
+    sink.finish().unwrap();
+    let now = std::fs::read(&backing).unwrap();
+    let end = offset as usize + content.len();
+    assert!(now[offset as usize..end] == content && now[..offset as usize].iter().all(|byte| *byte == 0xee));
+    assert!(now[end..].iter().all(|byte| *byte == 0xee));
 }
 
 #[tokio::test(start_paused = true)]
