@@ -115,6 +115,7 @@ impl Far<'_> {
             target: String::new(),
             range: range.as_ref().map(|range| (range.start, range.end)),
             keep_going: options.keep_going,
+            verify: options.verify,
             undo: options.undo.then(|| environment.job_id()),
             put_back: asked.put_back,
         })

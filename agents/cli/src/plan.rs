@@ -334,7 +334,6 @@ snapback = "/srv/kept"
             (2, "volumes_at_once: 0"),
             (4, "like:"),
             (8, "/dev/vg1/a on here is the target of the volume in line 4"),
-            (8, "verify:"),
             (13, "safety_snapshot:"),
             (13, "snapback:"),
             (13, "snapshot is missing"),

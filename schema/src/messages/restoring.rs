@@ -53,6 +53,9 @@ pub struct More {
     pub undo: Option<JobId>,
     /// What was kept there for an undo is put back: the target holds something, and must be what it was.
     pub put_back: bool,
+    /// What was written is read again, from the device, and compared.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub verify: bool,
 }
 
 impl RestoreJob {

@@ -107,6 +107,7 @@ fn jobs() -> Vec<Sample> {
         put_back: true,
         ..More::default()
     });
+    let verified = restore(Preparation::default()).asking(More { verify: true, ..More::default() });
     let full = RestoreJob { full: true, ..restore(Preparation::default()) };
     let untracked = RestoreJob { untracked: true, ..restore(Preparation::default()) };
     let sealed = |notes, post_failed| JobOutcome::Sealed {
@@ -138,6 +139,7 @@ fn jobs() -> Vec<Sample> {
         sample("-Compared", done(restored(4, 5, 0, 0)), b""),
         sample("-Tracked", done(restored(9, 5, 8, 2)), b""),
         sample("-Full", full, b""),
+        sample("-Verified", verified, b""),
         sample("-Untracked", untracked, b""),
         sample("-Failed", done(JobOutcome::Failed { kind: FailureKind::Damaged, why: "lost".into() }), b""),
         sample("", progress, b""),
@@ -335,6 +337,7 @@ fn an_old_agent_is_told_no_target_that_it_would_overwrite() {
         More { keep_going: true, ..More::default() },
         More { undo: Some(job()), ..More::default() },
         More { put_back: true, ..More::default() },
+        More { verify: true, ..More::default() },
     ] {
         let job = plain.clone().asking(more);
         assert_eq!((seen(&job).as_str(), job.target()), (NEEDS_NEWER_AGENT, "/dev/vg1/back"));

@@ -10,7 +10,7 @@ use std::{fs, io};
 use agent::{Bus, Failure, Place, Queue, Stop, Targets, Wish, sessions};
 use async_trait::async_trait;
 use schema::messages::{
-    About, FailureKind, JobDone, JobOutcome, Message, NewVolume, Preparation, RestoreJob, Safety,
+    About, FailureKind, JobDone, JobOutcome, Message, More, NewVolume, Preparation, RestoreJob, Safety,
     SharedPlace, Zeroing,
 };
 use schema::names;
@@ -32,6 +32,8 @@ pub struct Volume {
     /// It is made by this attempt, or an earlier one had made it.
     pub is_new: bool,
     pub is_begun: bool,
+    /// It holds something else than it was given when it is ended.
+    lies: bool,
     /// What is retired while it is made.
     pub retired: Option<(Arc<dyn Bus>, Queue)>,
     log: Arc<Mutex<Vec<String>>>,
@@ -43,7 +45,7 @@ impl Volume {
         let device = fixture.path("device");
         fs::write(&device, vec![0xee; size]).unwrap();
         let (is_new, is_begun, log) = (false, false, Arc::default());
-        Self { device, is_busy: false, keeps_equal: true, is_new, is_begun, retired: None, log }
+        Self { device, is_busy: false, keeps_equal: true, is_new, is_begun, lies: false, retired: None, log }
     }
 
     fn say(&self, what: impl Into<String>) {
@@ -65,6 +67,10 @@ impl Volume {
 impl Targets for Volume {
     async fn find(&self, wish: &Wish<'_>) -> Result<Option<Arc<dyn Place>>, Failure> {
         Ok((wish.target == "vg/lv").then(|| Arc::new(self.clone()) as Arc<dyn Place>))
+    }
+
+    fn read_at(&self, name: &str) -> Result<PathBuf, Failure> {
+        Ok(if name == "vg/lv" { self.device.clone() } else { PathBuf::from(name) })
     }
 
     fn shared(&self, place: &SharedPlace, path: &Path) -> Option<Arc<dyn Place>> {
@@ -125,6 +131,10 @@ impl Place for Volume {
 
     async fn end(&self, restored: bool) -> Vec<String> {
         self.say(format!("end {restored}"));
+        if self.lies {
+            let device = File::options().write(true).open(&self.device).unwrap();
+            device.write_all_at(&[0x55], 3 * CHUNK as u64).unwrap();
+        }
         vec!["a note".to_owned()]
     }
 
@@ -372,6 +382,45 @@ async fn a_volume_that_was_made_is_not_made_again() {
     assert_eq!(volume.steps(), ["over"]);
     fixture.context.stop.raise();
     agent.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_agent_wrote_is_read_again_where_that_is_asked() {
+    for (verify, lies) in [(true, false), (true, true), (false, true)] {
+        let fixture = Fixture::plain().await;
+        let root = fixture.volume(&noise(1, MIB)).await;
+        let volume = Volume { lies, ..Volume::of(&fixture, MIB) };
+        let restorer = volume.restorer(&fixture);
+        let agent = tokio::spawn(async move { restorer.run(serving(vec!["vg/*".into()])).await });
+        let order = RestoreJob {
+            job: fixture.context.environment.job_id(),
+            slot: root.slot,
+            target: "vg/lv".into(),
+            force: false,
+            preparation: Preparation::default(),
+            full: false,
+            untracked: false,
+            donor: None,
+            more: None,
+        };
+        let order = order.asking(More { verify, ..More::default() });
+        let bus = &fixture.context.bus;
+        bus.publish(&Queue::restores("host"), Message::new(&About::nothing(), &order)).await.unwrap();
+        let mut deliveries = bus.consume(&Queue::done(order.job), 1).await.unwrap();
+        match deliveries.next().await.unwrap().message.read::<JobDone>().unwrap().outcome {
+            JobOutcome::Restored { .. } => assert!(!(verify && lies), "nobody looked"),
+            JobOutcome::Failed { kind, why } => {
+                assert!(verify && lies && kind == FailureKind::Device, "{why}");
+                assert!(why.contains("vg/lv") && why.contains("at offset"), "{why}");
+            }
+            other => panic!("{other:?}"),
+        }
+        while !fixture.sessions().await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        fixture.context.stop.raise();
+        agent.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
