@@ -141,7 +141,7 @@ impl Checker {
             match is_unknown || lacking.contains(pack) {
                 true => report.object(
                     names::pack(*pack),
-                    "it is recorded as one of which nothing can be read, and snapshots lack what it held",
+                    "it is recorded as one that nobody can rely on, and snapshots lack what it may have held",
                 ),
                 false => {
                     tracing::info!(%pack, "a pack of which nothing can be read lacks nobody: collections delete it")

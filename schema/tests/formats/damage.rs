@@ -357,8 +357,8 @@ fn later_versions_are_refused_by_name() {
         unknown("frame", version, FrameHeader::parse(&with_version(v("frame-raw-plain", 2), 46, version)));
         let mut written = v("frame-raw-plain", 2);
         assert!(!FrameHeader::is_later(&written));
-        let check = blake3::hash(&written[..45]);
-        written[45..48].copy_from_slice(&check.as_bytes()[..3]);
+        let sum = blake3::hash(&written[..45]);
+        written[45..48].copy_from_slice(&sum.as_bytes()[..3]);
         assert_eq!(FrameHeader::is_later(&written), version > 1);
         unknown("pack", version, pack::parse_pack(&v("pack-plain", 8)));
         unknown("salvaged pack", version, pack::salvage(&v("pack-plain", 8)));
