@@ -108,6 +108,14 @@ impl FrameHeader {
         Ok(Self { id, key, payload, codec })
     }
 
+    /// Whether a later version wrote the header at the start of `bytes`, and nothing happened to it since: its check sum
+    /// fits. Every version has it in the same place.
+    pub fn is_later(bytes: &[u8]) -> bool {
+        let Some(header) = bytes.get(..FRAME_HEADER_LEN) else { return false };
+        let is_newer = header[..2] == FRAME_MAGIC && header[2] > VERSION;
+        is_newer && blake3::hash(&header[..45]).as_bytes()[..3] == header[45..]
+    }
+
     fn nonce(&self) -> [u8; 12] {
         let mut nonce = [0; 12];
         nonce[0] = self.codec as u8;

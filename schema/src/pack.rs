@@ -317,6 +317,18 @@ impl Trailer {
         u64::from(self.footer_len) + TRAILER_LEN as u64
     }
 
+    /// Whether a later version wrote this pack, of which `suffix` are the last [`Self::suffix_len`] bytes, and nothing
+    /// happened to header and footer since: their check sum fits. Every version has it in the same place.
+    pub fn is_later(&self, header: &[u8], suffix: &[u8]) -> bool {
+        let (Some(header), Some(footer)) =
+            (header.get(..PACK_HEADER_LEN), suffix.get(..self.footer_len as usize))
+        else {
+            return false;
+        };
+        let is_newer = header[..8] == MAGIC && u16::from_le_bytes([header[8], header[9]]) > VERSION;
+        is_newer && footer_check(header, footer) == self.check
+    }
+
     /// Reads the footer from the pack's last [`Self::suffix_len`] bytes.
     pub fn footer(&self, header: &[u8], suffix: &[u8], size: u64) -> Result<(PackHeader, PackFooter)> {
         let parsed = PackHeader::parse(header)?;

@@ -15,7 +15,7 @@ use agent::store::Store;
 use agent::{Answerer, Context, Environment, Failure, Repository, Stop};
 use async_trait::async_trait;
 use bytes::Bytes;
-use checker::{Checker, Content, Mended, Mender, Report, Serving, Settings};
+use checker::{Checker, Content, Mended, Mender, Progress, Report, Serving, Settings};
 use conductor::Conductor;
 use futures::TryStreamExt;
 use hasher::{ContentKey, Hasher};
@@ -174,6 +174,15 @@ impl Rot {
         Ok(Self { bucket, environment, repository, identity, folder: self.folder.clone() })
     }
 
+    /// The same repository through another store in front of its bucket.
+    pub fn over(&self, front: impl FnOnce(Arc<InMemory>) -> Arc<dyn ObjectStore>) -> Self {
+        let bucket = self.bucket.clone();
+        let store = Store::new(front(bucket.clone()), "", "bucket", self.environment.clone());
+        let repository = Repository { store, ..self.repository.clone() };
+        let (environment, identity) = (self.environment.clone(), self.identity.clone());
+        Self { bucket, environment, repository, identity, folder: self.folder.clone() }
+    }
+
     fn context(&self) -> Context {
         Context {
             bus: Arc::new(LocalBus::new(self.environment.clone(), 16 << 20)),
@@ -258,8 +267,17 @@ impl Rot {
 
     /// Checks.
     pub async fn check(&self, content: Content) -> Result<Report, Failure> {
+        self.check_with(content, |_| ()).await
+    }
+
+    /// The same, telling how far it is.
+    pub async fn check_with(
+        &self,
+        content: Content,
+        progress: impl Fn(Progress<'_>) + Sync,
+    ) -> Result<Report, Failure> {
         let context = self.context();
-        let report = self.checker(&context, content).await?.check(None, &|_| ()).await;
+        let report = self.checker(&context, content).await?.check(None, &progress).await;
         context.stop.raise();
         report
     }

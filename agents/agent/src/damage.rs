@@ -23,6 +23,8 @@ pub struct Damages {
     records: BTreeSet<DamageId>,
     packs: BTreeSet<PackId>,
     chunks: BTreeMap<ChunkId, Vec<PackId>>,
+    /// Packs in which something is damaged for which there was no room: no copy in them is relied on.
+    doubted: BTreeSet<PackId>,
 }
 
 impl Damages {
@@ -38,21 +40,15 @@ impl Damages {
         Ok(found)
     }
 
-    /// The same for whoever deletes by it: fails, too, when anything that is recorded cannot be known.
+    /// The same for whoever deletes by it: fails, too, when anything that is recorded cannot be known. Of what there is no
+    /// room for, because several checks recorded as much as they could at once, the packs are minded: 16 bytes for each.
     pub async fn load_all(repository: &Repository) -> Result<Self, Failure> {
         let mut found = Self::default();
         let mut missing = BTreeSet::new();
         for (id, record) in listed_records(repository).await? {
             let key = names::damage(id);
             match record {
-                Ok(Some(record)) if found.add(id, &record) => {}
-                Ok(Some(_)) => {
-                    let why = format!(
-                        "more damage is recorded than can be minded ({key} does not fit), so that nothing may be \
-                         deleted; back up what has holes, and run `lvkeep check`, which removes what is settled"
-                    );
-                    return Err(Failure::damaged(why));
-                }
+                Ok(Some(record)) => found.add_all(id, &record),
                 Ok(None) => drop(missing.insert(id)),
                 Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
                 Err(failure) => return Err(failure.context(unknown(&key))),
@@ -92,6 +88,17 @@ impl Damages {
         fits
     }
 
+    fn add_all(&mut self, id: DamageId, record: &Damage) {
+        if self.add(id, record) {
+            return;
+        }
+        let chunks = record.chunks.iter().filter(|chunk| !self.names(&chunk.id));
+        let packs = record.packs.iter().filter(|pack| !self.packs.contains(pack));
+        let doubted: Vec<PackId> = chunks.flat_map(|chunk| &chunk.packs).chain(packs).copied().collect();
+        tracing::warn!(%id, packs = doubted.len(), "more damage is recorded than can be minded: no copy in these packs counts");
+        self.doubted.extend(doubted);
+    }
+
     /// Whether this has minded a record.
     pub fn has_read(&self, id: &DamageId) -> bool {
         self.records.contains(id)
@@ -99,12 +106,13 @@ impl Damages {
 
     /// Whether nothing is recorded.
     pub fn is_empty(&self) -> bool {
-        self.packs.is_empty() && self.chunks.is_empty()
+        self.packs.is_empty() && self.chunks.is_empty() && self.doubted.is_empty()
     }
 
     /// Whether the copy of a chunk in a pack is none.
     pub fn has(&self, id: &ChunkId, pack: &PackId) -> bool {
-        self.packs.contains(pack) || self.chunks.get(id).is_some_and(|packs| packs.contains(pack))
+        let is_named = || self.chunks.get(id).is_some_and(|packs| packs.contains(pack));
+        self.packs.contains(pack) || self.doubted.contains(pack) || is_named()
     }
 
     /// The chunks that are named.
@@ -138,7 +146,13 @@ pub async fn records(repository: &Repository) -> Result<Vec<(DamageId, Result<Da
             Ok(Some(record)) => records.push((id, Ok(record))),
             // Removed since the listing.
             Ok(None) => {}
-            Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
+            // One that the store alone does not give is like any other that cannot be read.
+            Err(failure)
+                if failure.kind == FailureKind::Store
+                    && !matches!(repository.store.get(names::CONFIG).await, Ok(Some(_))) =>
+            {
+                return Err(failure);
+            }
             Err(failure) => records.push((id, Err(failure))),
         }
     }
@@ -155,4 +169,42 @@ async fn listed_records(
 async fn ids(repository: &Repository) -> Result<Vec<DamageId>, Failure> {
     let listed = repository.store.list(names::DAMAGE).await?;
     Ok(listed.iter().filter_map(|listed| names::parse_damage(&listed.key).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use schema::damage::DamagedChunk;
+
+    use super::*;
+
+    fn chunk(number: usize, pack: PackId) -> DamagedChunk {
+        let mut id = [1; 33];
+        id[1..9].copy_from_slice(&(number as u64).to_be_bytes());
+        DamagedChunk { id: ChunkId::parse(&id).expect("a chunk of data"), packs: vec![pack] }
+    }
+
+    /// Two checks recorded as much as there is room for, at once.
+    #[test]
+    fn what_there_is_no_room_for_is_doubted_and_stops_nobody() {
+        let pack = |number| PackId::from_bytes([number; 16]);
+        let record = |packs: Vec<PackId>, chunks: Vec<DamagedChunk>| Damage {
+            version: Damage::VERSION,
+            found_ms: 0,
+            host: "host".into(),
+            packs,
+            chunks,
+        };
+        let mut found = Damages::default();
+        let first = (0..DAMAGED_CHUNKS_MAX).map(|number| chunk(number, pack(1))).collect();
+        found.add_all(DamageId::from_bytes([1; 16]), &record(vec![], first));
+        let second = [chunk(7, pack(2)), chunk(DAMAGED_CHUNKS_MAX, pack(3))];
+        found.add_all(DamageId::from_bytes([2; 16]), &record(vec![pack(4)], second.to_vec()));
+        let [known, more] = second.map(|chunk| chunk.id);
+        assert!(found.has(&known, &pack(1)) && found.has(&known, &pack(2)) && found.has(&known, &pack(4)));
+        assert!(found.has(&more, &pack(3)) && !found.has(&more, &pack(1)));
+        // Nothing in a doubted pack counts, and it is none of those from which everything was moved that is whole.
+        assert!(found.has(&known, &pack(3)) && !found.has(&known, &pack(5)));
+        assert_eq!(found.packs().iter().collect::<Vec<_>>(), [&pack(4)]);
+        assert_eq!(found.chunks().count(), DAMAGED_CHUNKS_MAX);
+    }
 }

@@ -264,6 +264,16 @@ impl Repository {
         self.of_pack(id, parsed.map_err(|e| Failure::from(e).context(names::pack(id)))?)
     }
 
+    /// Whether a later version of lvkeep wrote a pack, rather than that it rotted: its check sum says so.
+    pub async fn is_later_pack(&self, id: PackId) -> Result<bool, Failure> {
+        let key = names::pack(id);
+        let (end, size) = self.store.get_suffix(&key, FOOTER_GUESS).await?;
+        let Ok(trailer) = pack::Trailer::parse(&end, size) else { return Ok(false) };
+        let suffix = self.suffix(&key, &trailer, end, size).await?;
+        let header = self.store.get_range(&key, 0..pack::PACK_HEADER_LEN as u64).await?;
+        Ok(trailer.is_later(&header, &suffix))
+    }
+
     async fn parse_footer(
         &self,
         id: PackId,

@@ -19,6 +19,8 @@ pub struct Progress<'a> {
     pub done: u64,
     /// Everything up to this pack was read, and what was found there is recorded: another check may go on behind it.
     pub after: Option<PackId>,
+    /// Whether something that was found could not be recorded so far: nobody can go on behind it.
+    pub unrecorded: bool,
     /// Packs that were read.
     pub packs: u64,
     /// Chunks in them that the identity does not open.
@@ -52,6 +54,8 @@ pub struct Report {
     pub recorded: u64,
     /// Why something that was found could not be recorded.
     pub unrecorded: Option<String>,
+    /// Whether another check should go on where nothing more could be recorded, and not at the start.
+    pub is_behind: bool,
     /// Chunks that were recorded as damaged and have a copy by now.
     pub healed: u64,
     /// Records that were of no use any more and were removed.

@@ -1,6 +1,7 @@
 //! Reads frames and opens them: each must hold the chunk that the footer says it holds.
 //!
-//! A frame that is not one is read once more before that is believed.
+//! A frame that is not one is read once more before that is believed. Where the store does not give a part of a pack, its
+//! frames are read one by one.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,15 +11,16 @@ use agent::Failure;
 use bytes::Bytes;
 use schema::chunk::{FrameHeader, Opener};
 use schema::keys::{FrameKey, KEY_STRUCTURE};
-use schema::messages::Copy;
 use schema::pack::{PackEntry, PackFooter, PackHeader};
 use schema::{ChunkId, Domain, PackId, names};
 
 use crate::Source;
-use crate::packs::is_damage;
+use crate::given::{is_damage, is_lost, is_withheld, later};
 
 /// Bytes of one read at most; a single frame always fits.
 const READ_MAX: u64 = 4 << 20;
+/// Frames in a row that the store does not give alone, after which no other one of that read is asked for.
+const ALONE_MAX: usize = 4;
 
 /// What checking the frames of a pack came to.
 #[derive(Default)]
@@ -27,6 +29,8 @@ pub(crate) struct Checked {
     pub(crate) bad: Vec<(ChunkId, String)>,
     /// Chunks whose frames no key is at hand for, and why.
     pub(crate) keyless: Vec<(ChunkId, Failure)>,
+    /// Chunks whose frames the store does not give, and why.
+    pub(crate) withheld: Vec<(ChunkId, Failure)>,
     /// The pack is not there any more, so that nothing in it matters.
     pub(crate) is_gone: bool,
 }
@@ -39,6 +43,9 @@ enum Frame {
     Whole,
     Damaged(String),
     Keyless(Failure),
+    Withheld(Failure),
+    /// A later version wrote it.
+    Later(String),
 }
 
 impl Source {
@@ -52,22 +59,20 @@ impl Source {
         let mut checked = Checked::default();
         for (range, entries) in reads(&footer.entries) {
             self.go_on()?;
-            let read = self.repository.store.get_range(&names::pack(pack), range.clone()).await;
-            let frames: Vec<Frame> = match read.map_err(Failure::from) {
-                Ok(bytes) => self.judge(pack, header.kind, entries, range.start, bytes).await?,
-                Err(failure) if is_damage(&failure) => {
-                    entries.iter().map(|_| Frame::Damaged(failure.to_string())).collect()
-                }
-                Err(failure) => return Err(failure),
-            };
+            let frames = self.read(pack, header.kind, range, entries, checked.withheld.is_empty()).await?;
+            let mut alone = 0;
             for (entry, frame) in entries.iter().zip(frames) {
                 match frame {
-                    Frame::Whole => {}
-                    Frame::Keyless(why) => checked.keyless.push((entry.id, why)),
                     Frame::Damaged(_) => match self.repository.store.head(&names::pack(pack)).await? {
                         Some(size) => self.again(pack, size, header.kind, entry, &mut checked).await?,
                         None => return Ok(Checked { is_gone: true, ..Checked::default() }),
                     },
+                    Frame::Withheld(_) if entries.len() > 1 && alone < ALONE_MAX => {
+                        let before = checked.withheld.len();
+                        self.again(pack, u64::MAX, header.kind, entry, &mut checked).await?;
+                        alone = if checked.withheld.len() > before { alone + 1 } else { 0 };
+                    }
+                    other => checked.take(pack, entry, other)?,
                 }
             }
         }
@@ -83,28 +88,40 @@ impl Source {
         entry: &PackEntry,
         checked: &mut Checked,
     ) -> Result<(), Failure> {
-        let copy = Copy { pack, offset: entry.offset, len: entry.len };
         if end(entry) > size {
             checked.bad.push((entry.id, format!("the pack is cut off before offset {}", end(entry))));
             return Ok(());
         }
-        let frames = match self.repository.read_frame(&copy).await {
-            Ok(bytes) => {
-                self.judge(pack, kind, std::slice::from_ref(entry), entry.offset.into(), bytes).await?
+        let (range, one) = (u64::from(entry.offset)..end(entry), std::slice::from_ref(entry));
+        for frame in self.read(pack, kind, range, one, false).await? {
+            if matches!(frame, Frame::Whole) {
+                tracing::warn!(%pack, id = %entry.id, "a frame could not be read the first time");
             }
-            Err(failure) if is_damage(&failure) => vec![Frame::Damaged(failure.to_string())],
-            Err(failure) => return Err(failure),
-        };
-        for frame in frames {
-            match frame {
-                Frame::Whole => {
-                    tracing::warn!(%pack, id = %entry.id, "a frame was damaged when it was read first")
-                }
-                Frame::Keyless(why) => checked.keyless.push((entry.id, why)),
-                Frame::Damaged(why) => checked.bad.push((entry.id, why)),
-            }
+            checked.take(pack, entry, frame)?;
         }
         Ok(())
+    }
+
+    /// Reads frames that stand in a range. One that the store does not give is asked for once more, if that is wanted.
+    async fn read(
+        &self,
+        pack: PackId,
+        kind: Domain,
+        range: Range<u64>,
+        entries: &[PackEntry],
+        insists: bool,
+    ) -> Result<Vec<Frame>, Failure> {
+        let key = names::pack(pack);
+        let (store, range) = (&self.repository.store, &range);
+        let read = || async { Ok(store.get_range(&key, range.clone()).await?) };
+        let read = if insists { self.given(read).await? } else { self.given_once(read).await? };
+        let all = |frame: &dyn Fn() -> Frame| entries.iter().map(|_| frame()).collect();
+        match read {
+            Ok(bytes) => self.judge(pack, kind, entries, range.start, bytes).await,
+            Err(failure) if is_withheld(&failure) => Ok(all(&|| Frame::Withheld(failure.clone()))),
+            Err(failure) if is_damage(&failure) => Ok(all(&|| Frame::Damaged(failure.to_string()))),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// What became of the frames of a range that was read.
@@ -142,17 +159,32 @@ impl Source {
         if kind == Domain::Structure && (index == KEY_STRUCTURE || index == structure.index()) {
             return Ok(Ok(Arc::new([structure])));
         }
-        match self.keys.get(index, pack).await {
-            Ok(keys) => Ok(Ok(keys)),
-            Err(failure) if is_damage(&failure) => Ok(Err(failure)),
-            Err(failure) => Err(failure),
+        match self.given(|| self.keys.get(index, pack)).await? {
+            Err(failure) if !is_lost(&failure) => Err(failure),
+            keys => Ok(keys),
         }
+    }
+}
+
+impl Checked {
+    fn take(&mut self, pack: PackId, entry: &PackEntry, frame: Frame) -> Result<(), Failure> {
+        match frame {
+            Frame::Whole => {}
+            Frame::Damaged(why) => self.bad.push((entry.id, why)),
+            Frame::Keyless(why) => self.keyless.push((entry.id, why)),
+            Frame::Withheld(why) => self.withheld.push((entry.id, why)),
+            Frame::Later(why) => {
+                return Err(later(&format!("chunk {} in {}", entry.id, names::pack(pack)), why));
+            }
+        }
+        Ok(())
     }
 }
 
 fn judge(opener: &mut Opener, entry: &PackEntry, frame: &[u8], keys: &Keys) -> Frame {
     let header = match FrameHeader::parse(frame) {
         Ok(header) => header,
+        Err(why) if FrameHeader::is_later(frame) => return Frame::Later(why.to_string()),
         Err(why) => return Frame::Damaged(why.to_string()),
     };
     if header.frame_len() != entry.len as usize {

@@ -71,7 +71,8 @@ pub(crate) async fn write(repository: &Repository, check: &Check) -> Result<(), 
     Ok(repository.store.put(&key, repository.seal(&key, check)?).await?)
 }
 
-/// All checks that can be read, in the order in which they were asked for.
+/// All checks that can be read, in the order in which they were asked for. One of which somebody's clock says that it will
+/// be asked for later comes first: nobody knows when it was, and it is not the last one for years.
 pub async fn list(repository: &Repository) -> Result<Vec<Check>, Failure> {
     let mut found = Vec::new();
     for listed in repository.store.list(names::CHECKS).await? {
@@ -82,8 +83,13 @@ pub async fn list(repository: &Repository) -> Result<Vec<Check>, Failure> {
             Err(failure) => tracing::warn!(%job, %failure, "what stands of a check cannot be read"),
         }
     }
-    found.sort_by_key(|check| check.job);
+    let now_ms = repository.environment().now_ms();
+    found.sort_by_key(|check| place(check, now_ms));
     Ok(found)
+}
+
+fn place(check: &Check, now_ms: u64) -> (bool, JobId) {
+    (check.asked_ms <= now_ms, check.job)
 }
 
 /// Behind which pack the next share of the content begins, after these checks.
@@ -157,6 +163,19 @@ mod tests {
             reached: Reached { behind, ..Reached::default() },
             end: Some(End::Failed { kind: FailureKind::Other, why: String::new() }),
         }
+    }
+
+    /// The clock of one who asked was wrong once. What was read since is gone on behind all the same.
+    #[test]
+    fn a_check_of_the_future_is_not_the_last_one() {
+        let (old, new) = (Some(PackId::from_bytes([3; 16])), Some(PackId::from_bytes([9; 16])));
+        let percent = Content::Percent { percent: 5, behind: None };
+        let future = Check { asked_ms: 2000, ..ended(200, percent, old) };
+        let mut checks = vec![ended(1, percent, new), future];
+        checks.sort_by_key(|check| place(check, 1000));
+        assert_eq!(next_behind(&checks), new);
+        checks.sort_by_key(|check| place(check, 2000));
+        assert_eq!(next_behind(&checks), old);
     }
 
     #[test]

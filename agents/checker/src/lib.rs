@@ -8,6 +8,7 @@
 
 mod findings;
 mod frames;
+mod given;
 mod holes;
 pub mod jobs;
 mod maps;
@@ -20,7 +21,8 @@ mod scope;
 mod service;
 mod told;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use agent::damage::Damages;
 use agent::index::IndexClient;
@@ -40,6 +42,7 @@ pub use service::{Service, Serving};
 use maps::{Lost, Walk};
 use pace::Pace;
 use packs::Packs;
+use record::Unrecorded;
 
 /// How a checker works.
 #[derive(Debug, Clone)]
@@ -73,7 +76,7 @@ pub struct Checker {
     pace: Option<Arc<Pace>>,
     limit: RateLimit,
     /// Why something that was found could not be recorded.
-    unrecorded: OnceLock<String>,
+    unrecorded: Unrecorded,
 }
 
 impl Checker {
@@ -87,7 +90,7 @@ impl Checker {
     ) -> Self {
         let source = Source::new(repository, identity, stop);
         let (stopped, pace, limit) = (None, None, RateLimit::none());
-        Self { source, index, settings, stopped, pace, limit, unrecorded: OnceLock::new() }
+        Self { source, index, settings, stopped, pace, limit, unrecorded: Unrecorded::default() }
     }
 
     /// Goes on behind another attempt at the same check, which has recorded what it found.
@@ -124,7 +127,8 @@ impl Checker {
             self.look_again(&mut found).await?;
         }
         self.settle(&mut found).await?;
-        found.report.unrecorded = self.unrecorded.get().cloned();
+        found.report.unrecorded = self.unrecorded.why();
+        found.report.is_behind = self.unrecorded.is_pending();
         Ok(found.report)
     }
 
@@ -142,8 +146,9 @@ impl Checker {
         let slots = self.source.repository.visible_slots(None).await?;
         let mut packs = self.footers(&recorded, &mut report).await?;
         self.small_objects(&packs, &mut report).await?;
-        self.structure_frames(&mut packs, &mut report).await?;
+        self.structure_frames(&recorded, &mut packs, &mut report).await?;
         let lost = Walk::new(self, &packs, &recorded).all(&slots, &mut report).await?;
+        self.tell_recorded(&recorded, &packs, &lost, &mut report);
         let damage = packs.damage().chain(lost.iter().map(|(id, packs)| (*id, packs.clone())));
         report.recorded += self.record(&mut recorded, packs.unreadable(), damage).await?;
         packs.bad_is_known();
@@ -172,12 +177,14 @@ struct Source {
     stop: Stop,
     /// A pack whose footer is torn is read as a whole: one at a time.
     whole: futures::lock::Mutex<()>,
+    /// Objects in a row that the store did not give.
+    withheld: AtomicU32,
 }
 
 impl Source {
     fn new(repository: Repository, identity: Option<Arc<Identity>>, stop: Stop) -> Self {
         let keys = DataKeys::new(repository.clone(), identity);
-        Self { repository, keys, stop, whole: Default::default() }
+        Self { repository, keys, stop, whole: Default::default(), withheld: AtomicU32::new(0) }
     }
 
     fn go_on(&self) -> Result<(), Failure> {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use agent::damage::Damages;
 use agent::looks::Looks;
@@ -14,11 +15,12 @@ use schema::map::{self, Geometry, Leaf, Node};
 use schema::messages::{About, Copy};
 use schema::names::{self, Slot};
 use schema::root::Root;
-use schema::{ChunkId, PackId};
+use schema::{ChunkId, FormatError, PackId};
 
 use crate::Checker;
 use crate::findings::{DamagedSnapshot, Report};
-use crate::packs::{Packs, is_damage};
+use crate::given::{is_lost, later};
+use crate::packs::Packs;
 
 /// Leaves that are read at once; a leaf has 1 MiB at most.
 const AT_ONCE: usize = 16;
@@ -38,6 +40,8 @@ pub(crate) struct Walk<'a> {
     clean: HashSet<ChunkId>,
     /// Only what was found since the last walk counts.
     again: bool,
+    /// Whether chunks cannot be sought.
+    is_blind: AtomicBool,
     lost: Lost,
     rescued: HashSet<ChunkId>,
 }
@@ -77,7 +81,17 @@ impl<'a> Walk<'a> {
     pub(crate) fn new(checker: &'a Checker, packs: &'a Packs, recorded: &'a Damages) -> Self {
         let (clean, rescued) = (HashSet::new(), HashSet::new());
         let looks = Looks::new(checker.source.repository.clone(), checker.index.clone());
-        Self { checker, packs, recorded, looks, clean, again: false, lost: Lost::new(), rescued }
+        Self {
+            checker,
+            packs,
+            recorded,
+            looks,
+            clean,
+            again: false,
+            is_blind: AtomicBool::new(false),
+            lost: Lost::new(),
+            rescued,
+        }
     }
 
     /// Another walk, after damaged content was found.
@@ -89,14 +103,15 @@ impl<'a> Walk<'a> {
     pub(crate) async fn all(mut self, slots: &[Slot], report: &mut Report) -> Result<Lost, Failure> {
         for &slot in slots {
             self.checker.source.go_on()?;
-            match self.checker.source.repository.at_slot(slot).await {
+            let source = &self.checker.source;
+            match source.given(|| source.repository.at_slot(slot)).await? {
                 Ok(AtSlot::Snapshot(root)) => {
                     report.snapshots += 1;
                     report.bytes += root.size;
                     report.damaged.extend(self.snapshot(&root).await?);
                 }
                 Ok(AtSlot::Nothing | AtSlot::Tombstone) => {}
-                Err(failure) if is_damage(&failure) => {
+                Err(failure) if is_lost(&failure) => {
                     report.snapshots += 1;
                     report.damaged.extend(unreadable(slot, &failure).filter(|_| !self.again));
                 }
@@ -133,7 +148,7 @@ impl<'a> Walk<'a> {
                         _ => below.extend(children.into_iter().rev()),
                     }
                 }
-                Some(Err(why)) => wrong.map(&part, geometry, why),
+                Some(Err(why)) => wrong.map(&part, geometry, not_later(&part, why)?),
                 None => {}
             }
             self.note(wrong, &mut damaged);
@@ -182,7 +197,7 @@ impl<'a> Walk<'a> {
         let leaf = match Leaf::parse(&bytes, range.end - range.start) {
             Ok(leaf) => leaf,
             Err(why) => {
-                wrong.map(&part, geometry, why);
+                wrong.map(&part, geometry, not_later(&part, why)?);
                 return Ok(wrong);
             }
         };
@@ -194,7 +209,8 @@ impl<'a> Walk<'a> {
             })
             .collect();
         if self.again {
-            chunks.retain(|(_, id)| self.packs.is_named(id));
+            let concerned = self.concerned(root, &chunks).await?;
+            chunks.retain(|(_, id)| concerned.contains(id));
         }
         let ids: Vec<ChunkId> = chunks.iter().map(|(_, id)| *id).collect();
         for ((range, id), judged) in chunks.into_iter().zip(self.judge(root, &ids).await?) {
@@ -207,6 +223,27 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(wrong)
+    }
+
+    /// Which of these chunks have a copy that was found to be none since the last walk.
+    async fn concerned(
+        &self,
+        root: &Root,
+        chunks: &[(Range<u64>, ChunkId)],
+    ) -> Result<HashSet<ChunkId>, Failure> {
+        let ids: Vec<ChunkId> = chunks.iter().map(|(_, id)| *id).collect();
+        let (named, others): (HashSet<_>, HashSet<_>) =
+            ids.into_iter().partition(|id| self.packs.is_named(id));
+        let fresh = self.packs.fresh();
+        if fresh.is_empty() || others.is_empty() {
+            return Ok(named);
+        }
+        let others: Vec<ChunkId> = others.into_iter().collect();
+        let about = About { session: None, volume: root.volume.clone() };
+        let located = self.checker.index.locate(&about, &others).await?;
+        let is_fresh = |copies: &Vec<Copy>| copies.iter().any(|copy| fresh.contains(&copy.pack));
+        let more = others.into_iter().zip(located).filter(|(_, copies)| is_fresh(copies));
+        Ok(more.map(|(id, _)| id).chain(named).collect())
     }
 
     /// Reads a part of a map, unless it is lost.
@@ -228,10 +265,12 @@ impl<'a> Walk<'a> {
             wrong.lost.insert(part.id, judged.bad);
             return Ok(None);
         }
-        match maps::read_structure(&self.checker.source.repository, part.id, &judged.whole).await {
+        let source = &self.checker.source;
+        let read = || maps::read_structure(&source.repository, part.id, &judged.whole);
+        match source.given(read).await? {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(failure) if is_damage(&failure) && !is_told => Ok(None),
-            Err(failure) if is_damage(&failure) => {
+            Err(failure) if is_lost(&failure) && !is_told => Ok(None),
+            Err(failure) if is_lost(&failure) => {
                 wrong.map(part, geometry, failure);
                 let packs = judged.whole.iter().map(|copy| copy.pack).chain(judged.bad);
                 wrong.lost.insert(part.id, packs.collect());
@@ -253,14 +292,36 @@ impl<'a> Walk<'a> {
             listed.iter().for_each(|copy| one.take(copy, self.packs.trouble(id, copy, self.recorded)));
             if one.whole.is_empty() {
                 let tried: Vec<PackId> = listed.iter().chain(&others).map(|copy| copy.pack).collect();
-                one = self.judge_all(&about, id, tried).await?;
+                one = self.judge_sought(&about, id, tried, one).await?;
             }
             judged.push(one);
         }
         Ok(judged)
     }
 
-    /// The same of a chunk that seems to be lost, by the bucket as it is now: the index and the listing may be older than
+    /// The same of a chunk that seems to be lost. While the store keeps packs back, nobody can look into all of them, and
+    /// what is known has to do; it is not asked again.
+    async fn judge_sought(
+        &self,
+        about: &About,
+        id: &ChunkId,
+        tried: Vec<PackId>,
+        known: Judged,
+    ) -> Result<Judged, Failure> {
+        if self.is_blind.load(Ordering::Relaxed) {
+            return Ok(known);
+        }
+        match self.judge_all(about, id, tried).await {
+            Err(failure) if failure.retry && self.packs.is_kept_back() => {
+                tracing::warn!(%failure, "chunks are not sought elsewhere");
+                self.is_blind.store(true, Ordering::Relaxed);
+                Ok(known)
+            }
+            judged => judged,
+        }
+    }
+
+    /// The same by what can be sought, by the bucket as it is now: the index and the listing may be older than
     /// its pack. What is named may be gone, too: it is sought until nothing else is named.
     async fn judge_all(
         &self,
@@ -286,7 +347,16 @@ impl<'a> Walk<'a> {
         for copy in copies {
             let size = match self.packs.size(&copy.pack) {
                 Some(size) => Some(size),
-                None => self.checker.source.repository.store.head(&names::pack(copy.pack)).await?,
+                None => {
+                    let (store, key) = (&self.checker.source.repository.store, names::pack(copy.pack));
+                    match self.checker.source.given(|| async { Ok(store.head(&key).await?) }).await? {
+                        Err(failure) if is_lost(&failure) => {
+                            judged.take(copy, Some("the store does not give the pack"));
+                            continue;
+                        }
+                        size => size?,
+                    }
+                }
             };
             match size {
                 Some(size) => judged.take(copy, self.packs.trouble_in(id, copy, size, self.recorded)),
@@ -335,6 +405,14 @@ impl Wrong {
         let range = part.range(geometry);
         self.problems
             .push((range.clone(), format!("the map of offsets {} to {}: {why}", range.start, range.end)));
+    }
+}
+
+/// What is wrong with a part of a map that is whole: it is no damage when a later version wrote it.
+fn not_later(part: &Part, why: FormatError) -> Result<FormatError, Failure> {
+    match why {
+        FormatError::UnknownVersion { .. } => Err(later(&format!("chunk {}", part.id), why)),
+        why => Ok(why),
     }
 }
 

@@ -23,7 +23,7 @@ use schema::session::{Session, SessionKind};
 use schema::{KeyId, PackId, SessionId};
 
 use crate::Source;
-use crate::packs::Footer;
+use crate::given::Footer;
 
 /// What the session of a repair says that it works on.
 const VOLUME: &str = "(repair)";
@@ -111,7 +111,7 @@ impl Mender {
                     self.keys(&footer, &known, &mut seen, &mut mended).await?;
                     torn.push(pack);
                 }
-                Footer::Unreadable(_) | Footer::Gone => {}
+                Footer::Unreadable(_) | Footer::Withheld(_) | Footer::Gone => {}
             }
         }
         // With all keys at hand.
@@ -176,6 +176,10 @@ impl Mender {
         // Once the rest has moved, the pack is collected; a key that opens these may be found yet.
         if let Some((id, why)) = checked.keyless.first() {
             return Ok(Salvaged::Stays(format!("no key opens chunk {id}: {why}")));
+        }
+        // Nor may it go while something in it was not seen.
+        if let Some((id, why)) = checked.withheld.first() {
+            return Ok(Salvaged::Stays(format!("chunk {id} cannot be read now: {why}")));
         }
         let bad: BTreeSet<_> = checked.bad.into_iter().map(|(id, _)| id).collect();
         let mut builder = self.builder(&header);

@@ -11,7 +11,6 @@ use schema::check::Check;
 use schema::damage::{Damage, Holes};
 use schema::epoch::{Awaited, Epoch, Verdict};
 use schema::mark::Mark;
-use schema::messages::FailureKind;
 use schema::names::{self, Slot};
 use schema::root::Forgotten;
 use schema::session::Session;
@@ -19,7 +18,8 @@ use schema::{KeyId, Object, SessionId};
 
 use crate::Checker;
 use crate::findings::Report;
-use crate::packs::{Packs, is_damage};
+use crate::given::{is_damage, is_lost};
+use crate::packs::Packs;
 
 /// Objects that are read at once.
 const AT_ONCE: usize = 16;
@@ -101,18 +101,18 @@ impl Checker {
     ) -> Result<(), Failure> {
         let keys: Vec<String> = keys.collect();
         let read = |key: String| async move {
-            let read = self.source.repository.read::<T>(&key).await;
+            let read = self.source.given(|| self.source.repository.read::<T>(&key)).await;
             (key, read)
         };
         let mut reading = stream::iter(keys).map(read).buffered(AT_ONCE);
         while let Some((key, read)) = reading.next().await {
             self.source.go_on()?;
-            match read {
+            match read? {
                 Ok(Some(value)) if fits(&value, &key) => {}
                 // Gone, or a tombstone.
                 Ok(None) => {}
                 Ok(Some(_)) => report.object(&key, format!("it is the {} of something else", T::WHAT)),
-                Err(failure) if is_damage(&failure) => report.object(&key, failure.to_string()),
+                Err(failure) if is_lost(&failure) => report.object(&key, failure.to_string()),
                 Err(failure) => return Err(failure),
             }
         }
@@ -132,11 +132,13 @@ impl Checker {
         let tombstones: BTreeSet<Slot> =
             empty.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect();
         let all: Vec<Slot> = slots.difference(&tombstones).copied().collect();
-        let at_slot = |slot: Slot| async move { (slot, self.source.repository.at_slot(slot).await) };
+        let at_slot = |slot: Slot| async move {
+            (slot, self.source.given(|| self.source.repository.at_slot(slot)).await)
+        };
         let mut roots = stream::iter(all).map(at_slot).buffered(AT_ONCE);
         while let Some((slot, root)) = roots.next().await {
             self.source.go_on()?;
-            match root {
+            match root? {
                 Ok(agent::repository::AtSlot::Snapshot(root)) => {
                     // It was a snapshot once, and becomes a tombstone only when it was forgotten.
                     let is_gone = |parent: &Slot| !slots.contains(parent) || tombstones.contains(parent);
@@ -154,11 +156,11 @@ impl Checker {
                     }
                 }
                 Ok(_) => {}
-                Err(failure) if is_damage(&failure) && forgotten.contains(&slot) => {
+                Err(failure) if is_lost(&failure) && forgotten.contains(&slot) => {
                     report.object(slot.snapshot(), format!("{failure}; it is forgotten"));
                 }
                 // Said of the snapshot.
-                Err(failure) if is_damage(&failure) => {}
+                Err(failure) if is_lost(&failure) => {}
                 Err(failure) => return Err(failure),
             }
         }
@@ -208,9 +210,8 @@ impl Checker {
         for id in listed {
             self.source.go_on()?;
             let key = names::key(id);
-            match self.source.keys.opens(id).await {
+            match self.source.given(|| self.source.keys.opens(id)).await? {
                 Ok(()) => {}
-                Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
                 Err(failure) => {
                     let copy = packs
                         .keys

@@ -12,7 +12,8 @@ use schema::{ChunkId, Domain, KeyId, PackId, SessionId, names};
 
 use crate::findings::{Progress, Report};
 use crate::frames::Checked;
-use crate::{Checker, Found, Source};
+use crate::given::Footer;
+use crate::{Checker, Found};
 
 /// Footers that are read at once.
 const AT_ONCE: usize = 16;
@@ -26,12 +27,18 @@ pub(crate) struct Packs {
     structure: Vec<(PackId, u64)>,
     /// Packs of which nothing can be read.
     unreadable: BTreeSet<PackId>,
+    /// Packs whose footer the store does not give.
+    withheld: BTreeSet<PackId>,
     /// Packs whose footer was put together from the frames, and the chunks that were found so.
     torn: BTreeMap<PackId, BTreeSet<ChunkId>>,
     /// Frames that are no copies.
     bad: BTreeMap<ChunkId, BTreeSet<PackId>>,
+    /// Frames that are recorded as damaged, and are whole as they were read now.
+    proven: BTreeSet<(ChunkId, PackId)>,
     /// Whether such packs or frames were found since it was last looked whom that concerns.
     has_damage: bool,
+    /// Those packs.
+    fresh: BTreeSet<PackId>,
     /// Whether there were more than there is room for.
     is_full: bool,
     /// Keys that seal frames, and a pack that uses each.
@@ -40,20 +47,15 @@ pub(crate) struct Packs {
     pub(crate) sessions: BTreeSet<SessionId>,
 }
 
-/// What reading a footer came to.
-pub(crate) enum Footer {
-    Whole(PackHeader, PackFooter),
-    /// Put together from what can be read; why.
-    Torn(PackHeader, PackFooter, Failure),
-    Unreadable(Failure),
-    /// Deleted since the listing.
-    Gone,
-}
-
 impl Packs {
     /// Packs of which nothing can be read.
     pub(crate) fn unreadable(&self) -> &BTreeSet<PackId> {
         &self.unreadable
+    }
+
+    /// Whether there are packs whose footer the store does not give.
+    pub(crate) fn is_kept_back(&self) -> bool {
+        !self.withheld.is_empty()
     }
 
     /// Whether a listing shows the pack.
@@ -93,11 +95,13 @@ impl Packs {
             Some("the pack is cut off before it")
         } else if self.unreadable.contains(pack) {
             Some("nothing of the pack can be read")
+        } else if self.withheld.contains(pack) {
+            Some("the store does not give the pack")
         } else if self.torn.get(pack).is_some_and(|found| !found.contains(id)) {
             Some("the pack is torn, and it was not found in it")
         } else if self.bad.get(id).is_some_and(|packs| packs.contains(pack)) {
-            Some("its frame is damaged")
-        } else if recorded.has(id, pack) {
+            Some("its frame cannot be read")
+        } else if recorded.has(id, pack) && !self.is_proven(id, pack) {
             Some("it is recorded as damaged")
         } else {
             None
@@ -112,6 +116,17 @@ impl Packs {
     /// It was looked whom it concerns.
     pub(crate) fn bad_is_known(&mut self) {
         self.has_damage = false;
+        self.fresh.clear();
+    }
+
+    /// Packs of which nothing, or less, can be read since [`Self::bad_is_known`].
+    pub(crate) fn fresh(&self) -> &BTreeSet<PackId> {
+        &self.fresh
+    }
+
+    /// Whether a frame that is recorded as damaged was read and is whole.
+    pub(crate) fn is_proven(&self, id: &ChunkId, pack: &PackId) -> bool {
+        self.proven.contains(&(*id, *pack))
     }
 
     /// Whether a copy of this chunk was found to be none.
@@ -133,7 +148,7 @@ impl Packs {
     }
 
     fn is_torn(&mut self, pack: PackId, footer: &PackFooter, why: Failure, report: &mut Report) {
-        self.has_damage = true;
+        self.is_fresh(pack);
         let found = footer.entries.len();
         let why =
             format!("{why}; {found} chunks in it can be found all the same (`lvkeep repair` moves them)");
@@ -141,8 +156,20 @@ impl Packs {
         self.torn.insert(pack, footer.entries.iter().map(|entry| entry.id).collect());
     }
 
-    fn is_unreadable(&mut self, pack: PackId, why: Failure, report: &mut Report) {
+    /// It may be whole, so that it is not recorded as a pack of which no copy is one: what snapshots lack by it is.
+    fn is_withheld(&mut self, pack: PackId, why: &Failure, report: &mut Report) {
+        self.is_fresh(pack);
+        report.object(names::pack(pack), why.to_string());
+        self.withheld.insert(pack);
+    }
+
+    fn is_fresh(&mut self, pack: PackId) {
         self.has_damage = true;
+        self.fresh.insert(pack);
+    }
+
+    fn is_unreadable(&mut self, pack: PackId, why: Failure, report: &mut Report) {
+        self.is_fresh(pack);
         report.object(names::pack(pack), format!("{why}; nothing in it can be read"));
         self.unreadable.insert(pack);
     }
@@ -179,6 +206,7 @@ impl Checker {
                     packs.is_torn(pack, &footer, why, report);
                 }
                 Footer::Unreadable(why) => packs.is_unreadable(pack, why, report),
+                Footer::Withheld(why) => packs.is_withheld(pack, &why, report),
                 Footer::Gone => {}
             }
         }
@@ -188,12 +216,13 @@ impl Checker {
     /// Reads all packs that hold structure.
     pub(crate) async fn structure_frames(
         &self,
+        recorded: &Damages,
         packs: &mut Packs,
         report: &mut Report,
     ) -> Result<(), Failure> {
         for (pack, size) in packs.structure.clone() {
             self.source.go_on()?;
-            self.frames_of(pack, size, packs, report).await?;
+            self.frames_of(pack, size, recorded, packs, report).await?;
         }
         Ok(())
     }
@@ -204,7 +233,7 @@ impl Checker {
         found: &mut Found,
         progress: &(impl Fn(Progress<'_>) + Sync),
     ) -> Result<(), Failure> {
-        let Found { report, recorded, packs, .. } = found;
+        let Found { report, recorded, packs, lost, .. } = found;
         // What holds structure was read before.
         let is_content = |pack: &&(PackId, u64)| packs.structure.binary_search(*pack).is_err();
         let content: Vec<(PackId, u64)> = packs.listed.iter().filter(is_content).copied().collect();
@@ -212,21 +241,25 @@ impl Checker {
         let mut done = self.stopped.map_or(0, |stopped| stopped.done);
         let total = done + chosen.iter().map(|(_, size)| size).sum::<u64>();
         let (objects, read) = (report.objects.len(), report.packs_read);
-        let mut pending = 0;
-        progress(Progress { total, done, after: None, packs: 0, unopened: 0, found: &[] });
+        // What could not be recorded is tried again.
+        let mut pending = usize::from(self.unrecorded.is_pending());
+        let unrecorded = pending > 0;
+        progress(Progress { total, done, after: None, unrecorded, packs: 0, unopened: 0, found: &[] });
         for (number, (pack, size)) in chosen.iter().enumerate() {
             self.may_go_on(*size).await?;
-            pending += self.frames_of(*pack, *size, packs, report).await?;
+            pending += self.frames_of(*pack, *size, recorded, packs, report).await?;
             done += size;
             let is_last = number + 1 == chosen.len();
             if pending > 0 && (is_last || pending >= PENDING_MAX || number % 64 == 0) {
-                report.recorded += self.record(recorded, &packs.unreadable, packs.damage()).await?;
-                pending = 0;
+                let damage = packs.damage().chain(lost.iter().map(|(id, packs)| (*id, packs.clone())));
+                report.recorded += self.record(recorded, &packs.unreadable, damage).await?;
+                pending = usize::from(self.unrecorded.is_pending());
             }
             progress(Progress {
                 total,
                 done,
-                after: (pending == 0 && self.unrecorded.get().is_none()).then_some(*pack),
+                after: (pending == 0).then_some(*pack),
+                unrecorded: self.unrecorded.is_pending(),
                 packs: report.packs_read - read,
                 unopened: report.unopened,
                 found: &report.objects[objects..],
@@ -255,10 +288,11 @@ impl Checker {
         &self,
         pack: PackId,
         size: u64,
+        recorded: &Damages,
         packs: &mut Packs,
         report: &mut Report,
     ) -> Result<usize, Failure> {
-        if packs.unreadable.contains(&pack) {
+        if packs.unreadable.contains(&pack) || packs.withheld.contains(&pack) {
             return Ok(0);
         }
         let (header, footer) = match self.source.read_footer(pack).await? {
@@ -273,15 +307,22 @@ impl Checker {
                 packs.is_unreadable(pack, why, report);
                 return Ok(1);
             }
+            Footer::Withheld(why) => {
+                packs.is_withheld(pack, &why, report);
+                return Ok(0);
+            }
             Footer::Gone => return Ok(0),
         };
         let checked = self.source.check_frames(pack, &header, &footer).await?;
         if checked.is_gone {
             return Ok(0);
         }
-        report.packs_read += 1;
-        report.bytes_read += size;
-        let Checked { mut bad, keyless, .. } = checked;
+        let Checked { mut bad, keyless, withheld, .. } = checked;
+        if withheld.is_empty() {
+            report.packs_read += 1;
+            report.bytes_read += size;
+        }
+        let mut unknown: BTreeSet<ChunkId> = keyless.iter().map(|(id, _)| *id).collect();
         // Nobody has a key that is gone; another identity may open one that this does not.
         let (lost, sealed): (Vec<_>, Vec<_>) =
             keyless.into_iter().partition(|(_, why)| why.kind == FailureKind::Damaged);
@@ -294,6 +335,13 @@ impl Checker {
             );
             report.object(names::pack(pack), why);
         }
+        bad.extend(withheld.into_iter().map(|(id, why)| (id, why.to_string())));
+        unknown.extend(bad.iter().map(|(id, _)| *id));
+        let whole = footer.entries.iter().map(|entry| entry.id).filter(|id| recorded.has(id, &pack));
+        packs.proven.extend(whole.filter(|id| !unknown.contains(id)).map(|id| (id, pack)));
+        let old: Vec<ChunkId> = bad.iter().map(|(id, _)| *id).filter(|id| recorded.has(id, &pack)).collect();
+        let healed = self.healed(&old, packs, recorded).await?;
+        bad.retain(|(id, _)| !healed.contains(id));
         let count = bad.len();
         if let Some((id, why)) = bad.first() {
             report.object(names::pack(pack), format!("chunk {id}: {why}{}", and_more(count)));
@@ -308,43 +356,6 @@ impl Checker {
 
 fn and_more(count: usize) -> String {
     if count > 1 { format!(", and {} more", count - 1) } else { String::new() }
-}
-
-impl Source {
-    /// Reads a footer, and what can be had of it where it is damaged: one pack at a time as a whole.
-    pub(crate) async fn read_footer(&self, pack: PackId) -> Result<Footer, Failure> {
-        let mut why = match self.repository.read_intact_footer(pack).await {
-            Ok((header, footer)) => return Ok(Footer::Whole(header, footer)),
-            Err(failure) => failure,
-        };
-        if self.repository.store.head(&names::pack(pack)).await?.is_none() {
-            return Ok(Footer::Gone);
-        }
-        if is_damage(&why) {
-            why = match self.repository.read_intact_footer(pack).await {
-                Ok((header, footer)) => {
-                    tracing::warn!(%pack, %why, "a footer was damaged when it was read first");
-                    return Ok(Footer::Whole(header, footer));
-                }
-                Err(failure) => failure,
-            };
-        }
-        if !is_damage(&why) {
-            return Err(why);
-        }
-        let _one = self.whole.lock().await;
-        match self.repository.read_footer(pack).await {
-            Ok((header, footer)) if !footer.entries.is_empty() => Ok(Footer::Torn(header, footer, why)),
-            Ok(_) => Ok(Footer::Unreadable(why)),
-            Err(failure) if is_damage(&failure) => Ok(Footer::Unreadable(why)),
-            Err(failure) => Err(failure),
-        }
-    }
-}
-
-/// Whether it says that something stored is not what it should be.
-pub(crate) fn is_damage(failure: &Failure) -> bool {
-    !failure.retry && matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused)
 }
 
 #[cfg(test)]

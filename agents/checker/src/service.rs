@@ -6,6 +6,7 @@
 //! has ended or does not move any more. Two agents at one check do some work twice, and nothing worse.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -74,6 +75,8 @@ struct Attempt {
     /// What attempts before it had reached.
     earlier: Reached,
     pace: Arc<Pace>,
+    /// Whether something could not be recorded, so that it comes no further.
+    unrecorded: AtomicBool,
 }
 
 impl Service {
@@ -181,7 +184,13 @@ impl Service {
             undo: &[],
         };
         let protection = Protection::begin(&self.repository, by).await?;
-        let attempt = Attempt { session, check: Mutex::new(check), earlier, pace: pace.clone() };
+        let attempt = Attempt {
+            session,
+            check: Mutex::new(check),
+            earlier,
+            pace: pace.clone(),
+            unrecorded: AtomicBool::new(false),
+        };
         let ended = tokio::select! {
             biased;
             report = self.check(&attempt, protection.clone()) => report.map(Ok),
@@ -330,17 +339,21 @@ impl Attempt {
         is_paused
     }
 
-    /// Leaves the check to others. It was not the check's fault, so that it does not count as a try.
+    /// Leaves the check to others. It was not the check's fault, so that it does not count as a try: unless it comes no
+    /// further because nothing can be recorded.
     fn leave(&self) {
         let mut check = self.lock();
         check.worker = None;
-        check.tries = check.tries.saturating_sub(1);
+        if !self.unrecorded.load(Ordering::Relaxed) {
+            check.tries = check.tries.saturating_sub(1);
+        }
     }
 
     /// Minds how far the reading of content is. What another attempt goes on behind is recorded.
     fn reach(&self, progress: Progress<'_>) {
         let mut check = self.lock();
         check.reached.total = progress.total;
+        self.unrecorded.store(progress.unrecorded, Ordering::Relaxed);
         let Some(after) = progress.after else { return };
         let Reached { packs, unopened, found, .. } = &self.earlier;
         let mut all = std::mem::take(&mut check.reached.found);

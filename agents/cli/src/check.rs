@@ -83,7 +83,7 @@ pub async fn run(app: &App, args: &CheckArgs) -> anyhow::Result<()> {
         }
     };
     let (report, _) = check(app, &repository, &job, &note).await?;
-    if matches!(content, Content::All { .. }) && report.unrecorded.is_none() {
+    if matches!(content, Content::All { .. }) && !report.is_behind {
         cursor.clear();
     }
     conclude(app, &Checked::of(report))

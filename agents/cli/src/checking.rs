@@ -83,10 +83,21 @@ fn turn(checks: &[Check], before: &[Check], now_ms: u64, every: Duration) -> Tur
         };
     }
     let every_ms = u64::try_from(every.as_millis()).unwrap_or(u64::MAX);
-    match of_content.any(|check| check.asked_ms.saturating_add(every_ms) > now_ms) {
+    match of_content.any(|check| is_recent(check.job, check.asked_ms, now_ms, every_ms)) {
         true => Turn::Nothing,
         false => Turn::Ask,
     }
+}
+
+/// Whether it is so little time since then that the next check waits. Clocks may differ a little; a time that lies further
+/// ahead says nothing but that a clock was wrong, and for that no check must be left out.
+fn is_recent(job: JobId, since_ms: u64, now_ms: u64, every_ms: u64) -> bool {
+    if since_ms > now_ms.saturating_add(every_ms) {
+        let ahead = Duration::from_millis(since_ms - now_ms);
+        tracing::warn!(%job, ?ahead, "a check was asked for in the future, as some clock has it: it is passed over");
+        return false;
+    }
+    since_ms.saturating_add(every_ms) > now_ms
 }
 
 #[cfg(test)]
@@ -116,6 +127,11 @@ mod tests {
             (vec![], vec![], 0, Turn::Ask),
             (vec![ended.clone()], vec![], 1099, Turn::Nothing),
             (vec![ended.clone()], vec![], 1100, Turn::Ask),
+            (vec![ended.clone()], vec![], 1000, Turn::Nothing),
+            // By a clock that is a little ahead, and by one that was years ahead.
+            (vec![ended.clone()], vec![], 900, Turn::Nothing),
+            (vec![ended.clone()], vec![], 899, Turn::Ask),
+            (vec![ended.clone(), check(4, Content::All, u64::MAX, true)], vec![], 1100, Turn::Ask),
             (vec![ended.clone(), structure], vec![], 1100, Turn::Ask),
             (vec![ended.clone(), open.clone()], vec![ended.clone()], 9999, Turn::Nothing),
             (vec![ended.clone(), open.clone()], vec![open.clone()], 9999, Turn::Send(job)),

@@ -32,6 +32,8 @@ pub struct Holding {
     pub frames: u64,
     /// Bytes of its frames that snapshots need.
     pub live_bytes: u64,
+    /// Whether it holds frames that are recorded as damaged, and not needed here.
+    pub is_rotten: bool,
     /// One bit for each frame that is needed.
     pub(crate) needed: Vec<u8>,
 }
@@ -49,7 +51,7 @@ pub enum Stays {
 impl Holding {
     /// A pack of which nothing is needed so far.
     pub fn new(pack: PackId, size: u64) -> Self {
-        Self { pack, size, stays: None, frames: 0, live_bytes: 0, needed: Vec::new() }
+        Self { pack, size, stays: None, frames: 0, live_bytes: 0, is_rotten: false, needed: Vec::new() }
     }
 
     /// Whether the frame of this number is needed.
@@ -214,13 +216,17 @@ async fn judge(
         let entries = entries(&found, is_recorded);
         holding.frames = entries.iter().map(|entry| u64::from(entry.len)).sum();
         for (frame, entry) in entries.iter().enumerate() {
-            if live.contains(&entry.id) != Some(true) || failed.has(&entry.id, holding.pack) {
+            let (is_live, is_damaged) = (live.contains(&entry.id), damages.has(&entry.id, &holding.pack));
+            if is_live != Some(true) || failed.has(&entry.id, holding.pack) {
+                holding.is_rotten |= is_live.is_some() && is_damaged;
                 continue;
             }
-            if damages.has(&entry.id, &holding.pack) {
+            if is_damaged {
                 if live.counted(&entry.id) == 0 {
                     holding.set(frame, entry.len);
                     holding.stays = Some(Stays::Damaged);
+                } else {
+                    holding.is_rotten = true;
                 }
             } else if live.counted(&entry.id) < 2 || doubles.is_first(half(&entry.id)) {
                 holding.set(frame, entry.len);

@@ -12,7 +12,8 @@ pub const CONDEMNED_MAX: usize = 1 << 20;
 pub struct Limits {
     /// Bytes of needed frames that one run moves at most.
     pub max_repack: u64,
-    /// A pack is rewritten when at most this many per cent of its frames' bytes are needed, and not all of them.
+    /// A pack is rewritten when at most this many per cent of its frames' bytes are needed, and not all of them; one with
+    /// damaged frames that are not needed in it whenever there is room, so that nobody meets them again.
     pub repack_below: u64,
 }
 
@@ -68,7 +69,8 @@ pub fn plan(packs: &[Holding], limits: Limits) -> Plan {
     partly.sort_by_key(|(_, holding)| share(holding));
     for (place, holding) in partly {
         let unneeded = holding.frames.saturating_sub(holding.live_bytes);
-        if unneeded == 0 || share(holding) > limits.repack_below * 100 {
+        let is_due = holding.is_rotten || share(holding) <= limits.repack_below * 100;
+        if unneeded == 0 || !is_due {
             plan.sums.scattered += unneeded;
         } else if plan.sums.moved + holding.live_bytes > limits.max_repack
             || plan.dead.len() + plan.rewrite.len() >= CONDEMNED_MAX
@@ -126,6 +128,23 @@ mod tests {
             damaged: 100,
         };
         assert_eq!(plan.sums, sums);
+    }
+
+    #[test]
+    fn what_is_damaged_and_healed_elsewhere_is_left_behind_however_much_is_needed_beside_it() {
+        let rotten = |holding: Holding| Holding { is_rotten: true, ..holding };
+        let packs = [
+            rotten(holding(1, 100, 99)),
+            holding(2, 100, 99),
+            holding(3, 100, 20),
+            rotten(holding(4, 100, 98)),
+            Holding { stays: Some(Stays::Damaged), ..rotten(holding(5, 100, 97)) },
+            rotten(holding(6, 100, 0)),
+        ];
+        let plan = plan(&packs, Limits { max_repack: 20 + 98 + 98, repack_below: 50 });
+        // The deadest first, and no more than there is room for.
+        assert_eq!((plan.rewrite, plan.dead), (vec![2, 3], vec![packs[5].pack]));
+        assert_eq!((plan.sums.moved, plan.sums.later, plan.sums.scattered), (118, 1, 1));
     }
 
     #[test]

@@ -101,8 +101,8 @@ impl Rewriter<'_> {
             entries.filter(|(frame, _)| holding.needs(*frame)).map(|(_, entry)| *entry).collect();
         for (range, entries) in reads(&needed) {
             let key = names::pack(holding.pack);
-            let bytes = self.repository.store.get_range(&key, range.clone()).await?;
-            if self.repository.store.get_range(&key, range.clone()).await? != bytes {
+            let bytes = self.read(&key, range.clone()).await?;
+            if self.read(&key, range.clone()).await? != bytes {
                 return Err(Failure::damaged(format!("{key} is not the same twice when it is read")));
             }
             for entry in entries {
@@ -113,6 +113,20 @@ impl Rewriter<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A part of an old pack. One that the store does not give, though it gives other objects, stays as it is, like one that
+    /// is damaged.
+    async fn read(&self, key: &str, range: Range<u64>) -> Result<Bytes, Failure> {
+        let store = &self.repository.store;
+        match store.get_range(key, range).await {
+            Err(error) if error.kind() == StoreErrorKind::Unavailable => match store.get(names::CONFIG).await
+            {
+                Ok(Some(_)) => Err(Failure::damaged(error.to_string())),
+                _ => Err(error.into()),
+            },
+            read => Ok(read?),
+        }
     }
 
     async fn frame(&mut self, pack: &Pack, entry: &PackEntry, frame: Bytes) -> Result<(), Failure> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use agent::{Context, Failure, Repository};
 use schema::limits::MESSAGE_MAX;
-use schema::messages::{Answer, Answers, Ask, Copy, Locate, Located, PackStored, Seek, Sought};
+use schema::messages::{Answer, Answers, Ask, Copy, FailureKind, Locate, Located, PackStored, Seek, Sought};
 use schema::pack::PACK_HEADER_LEN;
 
 use crate::cache::{Cache, PackState};
@@ -168,6 +168,11 @@ impl Indexer {
                 ?report,
                 "a chunk was not where it was said to be: the bucket was looked at again"
             );
+            if report.packs_withheld > 0 {
+                let why =
+                    format!("the store does not give {} packs, which may hold it", report.packs_withheld);
+                return Err(Failure { retry: true, ..Failure::new(FailureKind::Store, why) });
+            }
         }
         let Located { copies } = self.locate(&Locate { shards, ids })?;
         Ok(Sought { copies, by: *number })

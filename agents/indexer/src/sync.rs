@@ -27,6 +27,8 @@ pub struct SyncReport {
     pub footers_read: u64,
     /// Packs that cannot be read, not even frame by frame: their chunks count as unknown.
     pub packs_unreadable: u64,
+    /// Packs that the store does not give, though it gives others: the same, until it does.
+    pub packs_withheld: u64,
     /// Packs that are gone from the bucket.
     pub packs_forgotten: u64,
     /// Entries for our shards in the footers that were read.
@@ -72,7 +74,11 @@ impl Sync {
             if stop.is_raised() {
                 return Err(Failure::new(FailureKind::Other, "stopped before the index was up to date"));
             }
-            match footer? {
+            let Some(footer) = footer? else {
+                report.packs_withheld += 1;
+                continue;
+            };
+            match footer {
                 Footer::Read(footer) => {
                     report.entries += cache.apply(pack, &footer.entries, PackState::Whole)? as u64;
                     report.footers_read += 1;
@@ -115,9 +121,20 @@ pub(crate) enum Footer {
     Unreadable,
 }
 
-/// A pack's footer.
-async fn footer(repository: &Repository, pack: PackId) -> Result<Footer, Failure> {
-    judged(repository, pack, repository.read_footer(pack).await.map(|(_, footer)| footer)).await
+/// A pack's footer; none where the store does not give it, though it gives other objects: one must not stop the index.
+async fn footer(repository: &Repository, pack: PackId) -> Result<Option<Footer>, Failure> {
+    let footer = repository.read_footer(pack).await.map(|(_, footer)| footer);
+    let failure = match judged(repository, pack, footer).await {
+        Err(failure) if failure.kind == FailureKind::Store => failure,
+        judged => return judged.map(Some),
+    };
+    match repository.store.get(names::CONFIG).await {
+        Ok(Some(_)) => {
+            tracing::warn!(%pack, %failure, "the store does not give a pack, and gives others; its chunks count as unknown");
+            Ok(None)
+        }
+        _ => Err(failure),
+    }
 }
 
 /// The footer of a pack of which the kind is known.

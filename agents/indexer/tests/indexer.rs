@@ -393,6 +393,28 @@ async fn the_bucket_is_looked_at_for_whoever_does_not_know_that_it_was() {
     assert_eq!(sought(vec![by ^ 1]).await.copies, [vec![later, found]], "somebody else looked");
 }
 
+/// One pack that the store does not give keeps nothing else from being known, and nobody hears that its chunks are nowhere.
+#[tokio::test(start_paused = true)]
+async fn a_pack_that_the_store_does_not_give_stops_nothing_and_is_not_taken_for_lost() {
+    let (world, store) = World::faulty().await;
+    let (kept_back, given) = (world.put([1]).await, world.put([2]).await);
+    store.withhold(&names::pack(kept_back.pack), None);
+    let indexer = world.open(&world.settings("a")).await.expect("opened");
+    let first = indexer.first_sync();
+    assert_eq!((first.packs_listed, first.footers_read, first.packs_withheld), (2, 1, 1));
+    assert_eq!(locate(&indexer, &world.ids(1..=2)), [vec![], vec![copy_in(&given, world.id(2))]]);
+    let seek = || Seek { shards: 1, ids: world.ids([1]), looked: vec![] };
+    let failure = indexer.seek(seek()).await.expect_err("it may be there");
+    assert!(failure.kind == FailureKind::Store && failure.retry, "{failure}");
+    store.withhold_nothing();
+    let sought = indexer.seek(seek()).await.expect("an answer");
+    assert_eq!(sought.copies, [vec![copy_in(&kept_back, world.id(1))]]);
+    // A store that gives nothing is another matter.
+    store.withhold(&names::pack(given.pack), None);
+    store.withhold(names::CONFIG, None);
+    assert!(world.open(&world.settings("b")).await.is_err());
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_bucket_is_looked_at_now_and_then() {
     let world = World::new().await;

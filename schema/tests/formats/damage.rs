@@ -355,6 +355,11 @@ fn later_versions_are_refused_by_name() {
         let rotted = FrameHeader::parse(&v("frame-raw-plain", 2));
         assert!(matches!(rotted, Err(FormatError::Damaged { .. })), "{rotted:?}");
         unknown("frame", version, FrameHeader::parse(&with_version(v("frame-raw-plain", 2), 46, version)));
+        let mut written = v("frame-raw-plain", 2);
+        assert!(!FrameHeader::is_later(&written));
+        let sum = blake3::hash(&written[..45]);
+        written[45..48].copy_from_slice(&sum.as_bytes()[..3]);
+        assert_eq!(FrameHeader::is_later(&written), version > 1);
         unknown("pack", version, pack::parse_pack(&v("pack-plain", 8)));
         unknown("salvaged pack", version, pack::salvage(&v("pack-plain", 8)));
         unknown("leaf", version, Leaf::parse(&v("leaf", 2), LEAF_SPAN));

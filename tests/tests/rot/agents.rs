@@ -15,7 +15,7 @@ use super::{ALL, Victim, flipped, victim};
 const SLOW: Option<u64> = Some(1);
 
 /// The packs of content, in order.
-fn packs(objects: &Objects) -> Vec<PackId> {
+pub(super) fn packs(objects: &Objects) -> Vec<PackId> {
     let of_content = |(key, bytes): (&String, &bytes::Bytes)| {
         let pack = names::parse_pack(key).ok()?;
         let (header, _) = schema::pack::parse_pack(bytes).ok()?;
@@ -27,7 +27,7 @@ fn packs(objects: &Objects) -> Vec<PackId> {
 }
 
 /// A repository whose first and last pack of content are damaged, and those packs. From now on time is virtual.
-async fn damaged(victim: &Victim) -> (Rot, [PackId; 2]) {
+pub(super) async fn damaged(victim: &Victim) -> (Rot, [PackId; 2]) {
     let mut objects = victim.objects.clone();
     let all = packs(&objects);
     let ends = [all[0], all[all.len() - 1]];
@@ -43,12 +43,12 @@ async fn damaged(victim: &Victim) -> (Rot, [PackId; 2]) {
     (rot, ends)
 }
 
-async fn ask(rot: &Rot, agents: &Agents<'_>, content: Content) -> JobId {
+pub(super) async fn ask(rot: &Rot, agents: &Agents<'_>, content: Content) -> JobId {
     jobs::ask(&rot.repository, &agents.bus, content, "a test").await.expect("a job")
 }
 
 /// Waits until this is true of a check.
-async fn when(rot: &Rot, job: JobId, is_true: impl Fn(&Check) -> bool) -> Check {
+pub(super) async fn when(rot: &Rot, job: JobId, is_true: impl Fn(&Check) -> bool) -> Check {
     for _ in 0..100_000 {
         if let Some(check) = jobs::read(&rot.repository, job).await.expect("a read").filter(&is_true) {
             return check;
@@ -58,7 +58,7 @@ async fn when(rot: &Rot, job: JobId, is_true: impl Fn(&Check) -> bool) -> Check 
     panic!("it does not happen");
 }
 
-async fn checked(rot: &Rot, job: JobId) -> Report {
+pub(super) async fn checked(rot: &Rot, job: JobId) -> Report {
     match when(rot, job, |check| check.end.is_some()).await.end {
         Some(End::Checked(report)) => *report,
         other => panic!("{other:?}"),
@@ -242,14 +242,34 @@ async fn a_pack_that_cannot_be_read_any_more_at_its_turn_is_damaged() {
     let job = ask(&rot, &agents, Content::All).await;
     when(&rot, job, |check| check.reached.done > 0).await;
     let key = names::pack(last);
-    rot.repository.store.put(&key, vec![0; 5000].into()).await.expect("it is stored");
+    let zeroes = bytes::Bytes::from(vec![0; 5000]);
+    rot.repository.store.put(&key, zeroes.clone()).await.expect("it is stored");
     let report = checked(&rot, job).await;
     let found = report.found.iter().find(|found| found.key == key).expect("it is found");
     assert!(found.why.contains("nothing in it can be read"), "{found:?}");
-    let concerned = report.snapshots_damaged.iter().any(|damaged| !damaged.lost.is_empty());
-    assert!(concerned && report.recorded > 0, "{report:?}");
-    assert!(
-        rot.check(ALL).await.expect("a report").objects.iter().all(|one| one.key != key),
-        "it is recorded"
-    );
+    assert!(report.recorded > 0, "{report:?}");
+    // Whom it concerns is the same as when it had been so from the start.
+    tokio::time::resume();
+    let mut objects = victim.objects.clone();
+    objects.insert(key.clone(), zeroes);
+    let alone = victim.rot.with(&objects).await.expect("a repository").check(ALL).await.expect("a report");
+    assert!(!alone.damaged.is_empty());
+    for expected in &alone.damaged {
+        let mut of_it = report.snapshots_damaged.iter().filter(|damaged| damaged.slot == expected.slot);
+        let damaged = of_it.next().unwrap_or_else(|| panic!("{expected:?}: {report:?}"));
+        assert_eq!(damaged.volume, expected.volume);
+        let is_lost = |range: &std::ops::Range<u64>| {
+            damaged.lost.iter().any(|lost| lost.0 <= range.start && range.end <= lost.1)
+        };
+        assert!(expected.lost.iter().all(is_lost), "{expected:?}: {damaged:?}");
+    }
+    // It is told of until nobody lacks it any more.
+    let again = rot.check(ALL).await.expect("a report");
+    assert!(again.objects.iter().any(|one| one.key == key), "{again:?}");
+    rot.backup("vm/bad", &victim.path).await.expect("a backup");
+    let healed = rot.check(ALL).await.expect("a report");
+    let is_told = healed.objects.iter().any(|one| one.key == key);
+    let mut problems = healed.damaged.iter().flat_map(|damaged| &damaged.problems);
+    let lacks = problems.any(|why| why.contains(&key) || why.contains("is in no pack"));
+    assert_eq!(is_told, lacks, "{healed:?}");
 }

@@ -4,6 +4,7 @@
 
 mod agents;
 mod older;
+mod withheld;
 
 use std::path::PathBuf;
 
@@ -13,10 +14,11 @@ use checker::{Content, DamagedSnapshot, Report};
 use schema::check::{Check, Reached};
 use schema::damage::{Damage, Holes};
 use schema::epoch::{Awaited, Epoch, Verdict};
+use schema::names::Slot;
 use schema::pack::PACK_HEADER_LEN;
 use schema::root::{Forgotten, Root};
 use schema::session::{Session, SessionKind};
-use schema::{Domain, PackId, names};
+use schema::{Domain, JobId, PackId, names};
 use tests::e2e::random_file;
 use tests::rot::{Objects, Rot};
 
@@ -65,6 +67,12 @@ fn flipped(bytes: &Bytes, at: usize) -> Bytes {
 }
 
 impl Victim {
+    /// A data key that the suffering volume brought.
+    fn key(&self) -> schema::KeyId {
+        let mut keys = self.brought.iter().filter_map(|key| key.strip_prefix("keys/"));
+        keys.next().and_then(|id| id.parse().ok()).expect("a key")
+    }
+
     fn packs(&self) -> impl Iterator<Item = (&String, &Bytes)> {
         let brought = self.brought.iter().filter(|key| key.starts_with("packs/"));
         brought.map(|key| (key, &self.objects[key]))
@@ -116,12 +124,23 @@ impl Victim {
     }
 }
 
-/// Whether a report speaks of an object.
+/// Whether a report speaks of an object, by its whole key; of a snapshot whose volume nobody knows any more, by the rest.
 fn is_named(report: &Report, key: &str) -> bool {
-    let name = key.rsplit('/').next().unwrap_or(key);
-    let objects = report.objects.iter().flat_map(|found| [&found.key, &found.why]);
-    let problems = report.damaged.iter().flat_map(|damaged| &damaged.problems);
-    objects.chain(problems).any(|text| text.contains(name))
+    let is_it = |found: &str| {
+        let parts = (found.split('/'), key.split('/'));
+        found.split('/').count() == key.split('/').count()
+            && parts.0.zip(parts.1).all(|(found, part)| found == part || found == "*")
+    };
+    let is_slot = |damaged: &DamagedSnapshot| damaged.volume.is_none() && damaged.slot.snapshot() == key;
+    report.objects.iter().any(|found| is_it(&found.key) || found.why.contains(key))
+        || report.damaged.iter().any(is_slot)
+        || report.damaged.iter().flat_map(|damaged| &damaged.problems).any(|text| text.contains(key))
+}
+
+/// What an object is, by its name.
+fn kind(key: &str) -> (&str, &str) {
+    let folder = key.split('/').next().unwrap_or_default();
+    (folder, key.rsplit_once('.').map(|(_, suffix)| suffix).unwrap_or_default())
 }
 
 /// Each byte region of a pack: header, some frames, footer, trailer.
@@ -176,54 +195,59 @@ async fn packs_that_are_cut_off_exchanged_or_gone_are_found() {
     }
 }
 
-/// Small objects of all kinds besides those that backups made.
+/// Two small objects of each kind besides those that backups made.
 async fn with_small_objects(victim: &Victim) -> Rot {
     let rot = victim.rot.with(&victim.objects).await.expect("a repository");
-    let environment = rot.repository.environment();
-    let gone = rot.backup("vm/gone", &victim.path).await.expect("a snapshot").slot;
-    let put = async {
-        let marker = Forgotten { slot: gone, time_ms: 0, by: "a test".into() };
-        rot.put(&gone.forgotten(), &marker).await?;
-        for number in [1, 2] {
-            let epoch = Epoch { number, forgotten: vec![gone], condemned: vec![PackId::from_bytes([9; 16])] };
-            rot.put(&names::epoch(number), &epoch).await?;
-            rot.put(&names::verdict(number), &Verdict { number, delete: vec![] }).await?;
-            rot.put(&names::awaited(number), &Awaited { number, sessions: vec![] }).await?;
-        }
-        let session = Session {
-            id: environment.session_id(),
-            kind: SessionKind::Restore,
-            slot: None,
-            job: environment.job_id(),
-            volume: "vm/bad".into(),
-            host: "host".into(),
-            started_ms: 0,
-            checkpoint: None,
-            ended: None,
-            undo: Vec::new(),
-        };
-        rot.put(&names::session(session.id), &session).await?;
-        marks::hold(&rot.repository, victim.older.slot, None, "a test").await?;
-        let holes = Holes { version: 1, slot: victim.older.slot, found_ms: 0, ranges: vec![(0, 4096)] };
-        rot.put(&victim.older.slot.holes(), &holes).await?;
-        let packs = vec![PackId::from_bytes([9; 16])];
-        let damage = Damage { version: 1, found_ms: 0, host: "host".into(), packs, chunks: vec![] };
-        rot.put(&names::damage(environment.damage_id()), &damage).await?;
-        let check = Check {
-            version: 1,
-            job: environment.job_id(),
-            by: "a test".into(),
-            asked_ms: 0,
-            content: schema::check::Content::All,
-            worker: None,
-            tries: 0,
-            reached: Reached::default(),
-            end: None,
-        };
-        rot.put(&names::check(check.job), &check).await
-    };
-    put.await.expect("small objects");
+    for number in [1, 2] {
+        let gone = rot.backup(&format!("vm/gone-{number}"), &victim.path).await.expect("a snapshot").slot;
+        put_small_objects(victim, &rot, number, gone).await.expect("small objects");
+    }
     rot
+}
+
+async fn put_small_objects(victim: &Victim, rot: &Rot, number: u64, gone: Slot) -> Result<(), Failure> {
+    let environment = rot.repository.environment();
+    let marker = Forgotten { slot: gone, time_ms: 0, by: "a test".into() };
+    rot.put(&gone.forgotten(), &marker).await?;
+    let epoch = Epoch { number, forgotten: vec![gone], condemned: vec![PackId::from_bytes([9; 16])] };
+    rot.put(&names::epoch(number), &epoch).await?;
+    rot.put(&names::verdict(number), &Verdict { number, delete: vec![] }).await?;
+    rot.put(&names::awaited(number), &Awaited { number, sessions: vec![] }).await?;
+    let session = Session {
+        id: environment.session_id(),
+        kind: SessionKind::Restore,
+        slot: None,
+        job: environment.job_id(),
+        volume: "vm/bad".into(),
+        host: "host".into(),
+        started_ms: 0,
+        checkpoint: None,
+        ended: None,
+        undo: Vec::new(),
+    };
+    rot.put(&names::session(session.id), &session).await?;
+    marks::hold(&rot.repository, victim.older.slot, None, "a test").await?;
+    let slot = if number == 1 { victim.older.slot } else { victim.bad.0.slot };
+    rot.put(&slot.holes(), &Holes { version: 1, slot, found_ms: 0, ranges: vec![(0, 4096)] }).await?;
+    let packs = vec![PackId::from_bytes([9; 16])];
+    let damage = Damage { version: 1, found_ms: 0, host: "host".into(), packs, chunks: vec![] };
+    rot.put(&names::damage(environment.damage_id()), &damage).await?;
+    let check = open_check(rot.repository.environment().job_id());
+    rot.put(&names::check(check.job), &check).await
+}
+
+fn open_check(job: JobId) -> Check {
+    Check {
+        version: 1,
+        job,
+        by: "a test".into(),
+        asked_ms: 0,
+        content: schema::check::Content::All,
+        worker: None,
+        tries: 0,
+        reached: Reached::default(),
+        end: None,
+    }
 }
 
 /// What leaves no trace when it is gone, or is empty, and harms nothing.
@@ -254,9 +278,17 @@ async fn every_small_object_is_checked() {
             .chain([bytes.len() - 1])
             .map(|at| (format!("byte {at}"), Some(flipped(bytes, at)), true))
             .collect();
-        let folder = |key: &str| key.split('/').next().unwrap_or_default().to_owned();
-        let other = objects.iter().find(|(other, _)| *other != key && folder(other) == folder(key));
-        cases.extend(other.map(|(_, other)| ("another's".into(), Some(other.clone()), true)));
+        let mut others = objects.iter().filter(|(other, _)| *other != key && kind(other) == kind(key));
+        let other = others.next().map(|(_, other)| ("another's".into(), Some(other.clone()), true));
+        assert!(other.is_some() || key == names::CONFIG, "{key} is the only one of its kind");
+        cases.extend(other);
+        // The next one in order, so that each kind is met.
+        let strange = objects.range(key.clone()..).chain(&objects).map(|(other, bytes)| (kind(other), bytes));
+        let strange =
+            strange.filter(|(other, bytes)| *other != kind(key) && other.0 != "packs" && !bytes.is_empty());
+        cases.extend(
+            strange.map(|(other, bytes)| (format!("one of {other:?}"), Some(bytes.clone()), true)).take(1),
+        );
         cases.extend(
             [1, bytes.len() / 2, bytes.len() - 1]
                 .map(|len| (format!("cut to {len}"), Some(bytes.slice(..len)), true)),
@@ -329,6 +361,10 @@ async fn the_next_backup_heals_what_it_still_has() {
             "{case}: {report:?}"
         );
         assert!(report.healed > 0 || report.settled > 0, "{case}: {report:?}");
+        // What is recorded and whole elsewhere is no alarm any more.
+        let lacks = report.damaged.iter().flat_map(|damaged| &damaged.problems).any(|why| why.contains(key));
+        let is_told = report.objects.iter().any(|one| one.key == *key);
+        assert_eq!(is_told, lacks && rot.objects().await.contains_key(key), "{case}: {report:?}");
         for root in [&healed, &victim.bad.0] {
             let (restored, report) = rot.restore(root).await.expect("a restore");
             assert!(restored == victim.bad.1, "{case}");

@@ -9,6 +9,7 @@ use agent::repository::AtSlot;
 use agent::{Failure, Stop, forgetting, marks};
 use bytes::Bytes;
 use collector::{Announce, Collector, Limits, Patience, Settings};
+use schema::check::End;
 use schema::keys::Identity;
 use schema::messages::FailureKind;
 use schema::names;
@@ -184,6 +185,65 @@ async fn a_root_that_was_swept() {
     let at_slot = rot.repository.at_slot(root.slot).await.expect("a slot");
     assert!(matches!(at_slot, AtSlot::Tombstone), "{at_slot:?}");
     victim.good_is_unharmed(&rot, versions.what).await;
+}
+
+/// A check of agents as it was before it had got far, and as it was before it ended.
+#[tokio::test]
+async fn a_check_that_was_further_or_is_over() {
+    let victim = victim().await;
+    let rot = victim.rot.with(&victim.objects).await.expect("a repository");
+    let mut check = super::open_check(rot.repository.environment().job_id());
+    let key = names::check(check.job);
+    rot.put(&key, &check).await.expect("a check");
+    let older = rot.objects().await;
+    check.reached.done = 1;
+    rot.put(&key, &check).await.expect("a check");
+    let further = Versions::of(&rot, "a check that was further", key.clone(), &older).await;
+    check.end = Some(End::Checked(Box::default()));
+    rot.put(&key, &check).await.expect("a check");
+    let over = Versions::of(&rot, "a check that is over", key.clone(), &further.now).await;
+    rot.repository.store.delete(&key).await.expect("it is taken away");
+    let gone = Versions::of(&rot, "a check that is gone", key, &over.now).await;
+    for (versions, is_over) in [(further, false), (over, false), (gone, true)] {
+        let rot = versions.again(&victim).await;
+        nothing_suffers(&victim, &rot, versions.what).await;
+        let checks = checker::jobs::list(&rot.repository).await.expect("checks");
+        assert_eq!(checks.iter().map(|check| check.end.is_some()).collect::<Vec<_>>(), [is_over]);
+    }
+}
+
+/// A data key that somebody made empty opens again what it had sealed.
+#[tokio::test]
+async fn a_key_that_was_emptied() {
+    let victim = victim().await;
+    let rot = victim.rot.with(&victim.objects).await.expect("a repository");
+    let key = names::key(victim.key());
+    rot.repository.store.put(&key, Bytes::new()).await.expect("it is empty");
+    assert!(!rot.check(ALL).await.expect("a report").is_clean());
+    let versions = Versions::of(&rot, "a data key", key, &victim.objects).await;
+    nothing_suffers(&victim, &versions.again(&victim).await, versions.what).await;
+}
+
+/// A pack that was swept: nobody needs it, and the next collection sweeps it again.
+#[tokio::test]
+async fn a_pack_that_was_swept() {
+    let victim = victim().await;
+    let rot = victim.rot.with(&victim.objects).await.expect("a repository");
+    forgetting::forget(&rot.repository, &victim.older, "a test").await.expect("it is forgotten");
+    let older = rot.objects().await;
+    collect(&rot).await.expect("a collection");
+    let now = rot.objects().await;
+    let swept: Vec<_> =
+        older.keys().filter(|key| key.starts_with("packs/") && !now.contains_key(*key)).cloned().collect();
+    assert!(!swept.is_empty());
+    for key in swept {
+        let versions = Versions::of(&rot, "a pack", key, &older).await;
+        let rot = versions.again(&victim).await;
+        nothing_suffers(&victim, &rot, &versions.key).await;
+        collect(&rot).await.expect("a collection");
+        assert!(!rot.objects().await.contains_key(&versions.key), "{}", versions.key);
+        victim.good_is_unharmed(&rot, versions.what).await;
+    }
 }
 
 async fn collect(rot: &Rot) -> Result<(), Failure> {

@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,8 +17,9 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload,
+    ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    Result,
 };
 use rand::RngExt;
 
@@ -87,6 +89,22 @@ impl FaultyStore {
         self.state().crashed = true;
     }
 
+    /// Gives nothing of an object but errors, as a disk does that cannot read a file any more; with a range, nothing of
+    /// that part, nor of the whole at once.
+    pub fn withhold(&self, key: &str, part: Option<Range<u64>>) {
+        self.state().withheld.insert(Path::from(key), part);
+    }
+
+    /// Refuses writes below a folder; or no more.
+    pub fn lock(&self, folder: Option<&str>) {
+        self.state().locked = folder.map(Path::from);
+    }
+
+    /// Gives everything again.
+    pub fn withhold_nothing(&self) {
+        self.state().withheld.clear();
+    }
+
     /// Ends a crash.
     pub fn recover(&self) {
         self.state().crashed = false;
@@ -130,7 +148,9 @@ impl FaultyStore {
         }
         self.up()?;
         let mut state = self.state();
+        let is_locked = writes && state.locked.as_ref().is_some_and(|folder| location.prefix_matches(folder));
         let refusal = match state.refusal {
+            _ if is_locked => denied(location),
             Some(Refusal::Everything) => denied(location),
             Some(Refusal::Writes) if writes || deletes => denied(location),
             Some(Refusal::Full) if writes => generic(io::ErrorKind::StorageFull, "no space is left"),
@@ -171,6 +191,24 @@ impl FaultyStore {
         }
         state.injected.failed_after += 1;
         Err(lost())
+    }
+
+    /// Whether what is asked for is withheld.
+    fn is_given(&self, location: &Path, options: &GetOptions) -> Result<()> {
+        let is_given = match (self.state().withheld.get(location), &options.range) {
+            (None, _) => true,
+            (Some(None), _) => false,
+            (Some(Some(_)), _) if options.head => true,
+            (Some(Some(bad)), Some(GetRange::Bounded(range))) => {
+                range.end <= bad.start || bad.end <= range.start
+            }
+            (Some(Some(_)), Some(GetRange::Suffix(_))) => true,
+            (Some(Some(_)), _) => false,
+        };
+        match is_given {
+            true => Ok(()),
+            false => Err(generic(io::ErrorKind::Other, "injected: it cannot be read")),
+        }
     }
 
     async fn delete_one(&self, location: &Path) -> Result<()> {
@@ -291,6 +329,7 @@ impl ObjectStore for FaultyStore {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         self.arrive(location, false, false).await?;
+        self.is_given(location, &options)?;
         self.before()?;
         if self.state().hidden.as_ref() == Some(location) {
             return Err(Error::NotFound { path: location.to_string(), source: "injected: not there".into() });

@@ -1,9 +1,10 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agent::Stop;
 use agent::repository::AtSlot;
 use schema::messages::{FailureKind, JobOutcome};
-use schema::{Domain, JobId, names};
+use schema::{ChunkId, Domain, JobId, PackId, names};
 
 use super::fixture::*;
 use crate::budget::Budget;
@@ -174,6 +175,34 @@ async fn what_is_healed_stays_and_the_damaged_copy_goes_although_it_is_older() {
         assert_eq!(left.contains(&healed), beside == 0, "{left:?}");
         assert_eq!(world.check().await, 1);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pack_that_is_needed_but_for_a_damaged_frame_goes_once_that_is_healed() {
+    let world = World::plain().await;
+    world.backup("a", &[20, 21, 22, 23]).await;
+    let id = world.repository.key.chunk_ids().id(Domain::Data, &chunk(20));
+    let (old, offset, len) = world.copies().await.unwrap()[&id][0];
+    let beside = |copies: &BTreeMap<ChunkId, Vec<(PackId, u32, u32)>>| {
+        copies.values().filter(|copies| copies.iter().any(|(pack, ..)| *pack == old)).count()
+    };
+    assert_eq!(beside(&world.copies().await.unwrap()), 4, "far more of it is needed than is not");
+    world.rot(old, offset + len - 1).await;
+    world.damage(old, &[20]).await;
+    let before = world.packs().await;
+    // The only copy stays, and so does its record.
+    world.prune_to_the_end().await;
+    assert_eq!(world.packs().await, before);
+    let healed = world.pack(Domain::Data, &[chunk(20)], session(9)).await;
+    let mut settings = World::settings();
+    settings.limits = Limits { max_repack: 1, ..settings.limits };
+    let poor = Collector::new(world.repository.clone(), settings, Default::default()).prune().await.unwrap();
+    assert_eq!((poor.rewritten, poor.epoch), (0, None), "there is no room");
+    world.prune_to_the_end().await;
+    let left = world.packs().await;
+    assert!(left.contains(&healed) && !left.contains(&old), "{left:?}");
+    assert_eq!(world.copies().await.unwrap()[&id].len(), 1);
+    assert_eq!(world.check().await, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use agent::faults::store::{FaultyStore, StoreFaults};
 use agent::local::LocalBus;
 use agent::repository::NewRepository;
 use agent::store::Store;
@@ -78,7 +79,18 @@ impl World {
         let environment: Arc<dyn Environment> = Arc::new(TestEnvironment::new());
         let gate = Arc::new(Gate::default());
         let objects = GatedListing { objects: InMemory::new(), gate: gate.clone() };
-        let repository = init(Arc::new(objects), environment.clone()).await;
+        (Self::over(Arc::new(objects), environment).await, gate)
+    }
+
+    /// A world whose store fails as it is told to.
+    pub async fn faulty() -> (Self, FaultyStore) {
+        let environment: Arc<dyn Environment> = Arc::new(TestEnvironment::new());
+        let store = FaultyStore::new(Arc::new(InMemory::new()), environment.clone(), StoreFaults::default());
+        (Self::over(Arc::new(store.clone()), environment).await, store)
+    }
+
+    async fn over(objects: Arc<dyn ObjectStore>, environment: Arc<dyn Environment>) -> Self {
+        let repository = init(objects, environment.clone()).await;
         let context = Context {
             bus: Arc::new(LocalBus::new(environment.clone(), 64 << 20)),
             environment,
@@ -86,7 +98,7 @@ impl World {
             stop: Stop::default(),
             host: "test".into(),
         };
-        (Self { context, repository, directory: tempfile::tempdir().expect("a directory") }, gate)
+        Self { context, repository, directory: tempfile::tempdir().expect("a directory") }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

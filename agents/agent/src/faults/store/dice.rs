@@ -2,7 +2,8 @@
 //!
 //! Deciding is synchronous and draws from one seeded source; the effects are the decorator's.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 use std::time::Duration;
 
 use object_store::path::Path;
@@ -116,6 +117,8 @@ pub(super) struct State {
     pub(super) refusal: Option<Refusal>,
     pub(super) ignores_create: bool,
     pub(super) hidden: Option<Path>,
+    pub(super) locked: Option<Path>,
+    pub(super) withheld: BTreeMap<Path, Option<Range<u64>>>,
     pub(super) crashed: bool,
     pub(super) late: Vec<LateWrite>,
     pub(super) injected: Injected,
@@ -132,6 +135,8 @@ impl State {
             refusal: None,
             ignores_create: false,
             hidden: None,
+            locked: None,
+            withheld: BTreeMap::new(),
             crashed: false,
             late: Vec::new(),
             injected: Injected::default(),
