@@ -6,6 +6,7 @@
 //! own that are of no use any more, and never changes a snapshot. Memory is bounded by the number of packs, and by
 //! what can be recorded.
 
+mod attempt;
 mod findings;
 mod frames;
 mod holes;
@@ -124,6 +125,8 @@ impl Checker {
             self.look_again(&mut found).await?;
         }
         self.settle(&mut found).await?;
+        let once = std::mem::take(&mut found.report.once);
+        found.report.objects.extend(once);
         found.report.unrecorded = self.unrecorded.get().cloned();
         Ok(found.report)
     }

@@ -141,9 +141,10 @@ impl Packs {
         self.torn.insert(pack, footer.entries.iter().map(|entry| entry.id).collect());
     }
 
+    /// It is recorded, and passed over by whoever checks after that.
     fn is_unreadable(&mut self, pack: PackId, why: Failure, report: &mut Report) {
         self.has_damage = true;
-        report.object(names::pack(pack), format!("{why}; nothing in it can be read"));
+        report.object_once(names::pack(pack), format!("{why}; nothing in it can be read"));
         self.unreadable.insert(pack);
     }
 
@@ -211,9 +212,24 @@ impl Checker {
         let chosen = self.settings.content.of(&content, self.stopped);
         let mut done = self.stopped.map_or(0, |stopped| stopped.done);
         let total = done + chosen.iter().map(|(_, size)| size).sum::<u64>();
-        let (objects, read) = (report.objects.len(), report.packs_read);
+        let read = (report.packs_read, report.bytes_read, report.unopened, report.unopened_in);
         let mut pending = 0;
-        progress(Progress { total, done, after: None, packs: 0, unopened: 0, found: &[] });
+        let now = |report: &Report, done: u64, pending: usize, after: Option<PackId>| {
+            let is_recorded = pending == 0 && self.unrecorded.get().is_none();
+            progress(Progress {
+                total,
+                done,
+                is_recorded,
+                after: after.filter(|_| is_recorded),
+                packs: report.packs_read - read.0,
+                bytes: report.bytes_read - read.1,
+                unopened: report.unopened - read.2,
+                unopened_in: report.unopened_in - read.3,
+                recorded: report.recorded,
+                found: &report.once,
+            });
+        };
+        now(report, done, pending, None);
         for (number, (pack, size)) in chosen.iter().enumerate() {
             self.may_go_on(*size).await?;
             pending += self.frames_of(*pack, *size, packs, report).await?;
@@ -223,14 +239,7 @@ impl Checker {
                 report.recorded += self.record(recorded, &packs.unreadable, packs.damage()).await?;
                 pending = 0;
             }
-            progress(Progress {
-                total,
-                done,
-                after: (pending == 0 && self.unrecorded.get().is_none()).then_some(*pack),
-                packs: report.packs_read - read,
-                unopened: report.unopened,
-                found: &report.objects[objects..],
-            });
+            now(report, done, pending, Some(*pack));
         }
         Ok(())
     }
@@ -261,6 +270,12 @@ impl Checker {
         if packs.unreadable.contains(&pack) {
             return Ok(0);
         }
+        // Structure is read in every attempt.
+        let is_once = packs.structure.binary_search(&(pack, size)).is_err();
+        let tell = |report: &mut Report, why: String| match is_once {
+            true => report.object_once(names::pack(pack), why),
+            false => report.object(names::pack(pack), why),
+        };
         let (header, footer) = match self.source.read_footer(pack).await? {
             Footer::Whole(header, footer) => (header, footer),
             Footer::Torn(header, footer, why) => {
@@ -288,15 +303,16 @@ impl Checker {
         bad.extend(lost.into_iter().map(|(id, why)| (id, format!("no key opens it: {why}"))));
         if let Some((id, why)) = sealed.first() {
             report.unopened += sealed.len() as u64;
+            report.unopened_in += 1;
             let why = format!(
                 "chunk {id} cannot be opened with this identity ({why}){}: what stands on it cannot be restored with it",
                 and_more(sealed.len())
             );
-            report.object(names::pack(pack), why);
+            tell(report, why);
         }
         let count = bad.len();
         if let Some((id, why)) = bad.first() {
-            report.object(names::pack(pack), format!("chunk {id}: {why}{}", and_more(count)));
+            tell(report, format!("chunk {id}: {why}{}", and_more(count)));
         }
         bad.iter().for_each(|(id, _)| packs.is_bad(*id, pack));
         if packs.is_full {

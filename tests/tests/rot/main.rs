@@ -3,7 +3,9 @@
 //! says is lost, and the next backup heals what it still has.
 
 mod agents;
+mod cancelled;
 mod older;
+mod takeover;
 
 use std::path::PathBuf;
 
