@@ -34,10 +34,21 @@ pub(crate) struct Packs {
     has_damage: bool,
     /// Whether there were more than there is room for.
     is_full: bool,
-    /// Keys that seal frames, and a pack that uses each.
-    pub(crate) keys: BTreeMap<KeyId, PackId>,
+    /// Keys that seal frames, and the packs that name each.
+    pub(crate) keys: BTreeMap<KeyId, Named>,
+    /// A pack of content whose footer, which would name keys, is lost.
+    pub(crate) nameless: Option<PackId>,
     /// Sessions that stored something.
     pub(crate) sessions: BTreeSet<SessionId>,
+}
+
+/// The packs that name a key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Named {
+    /// The first of them.
+    pub(crate) by: PackId,
+    /// How many more there are.
+    pub(crate) more: u64,
 }
 
 /// What reading a footer came to.
@@ -149,7 +160,9 @@ impl Packs {
     }
 
     fn note(&mut self, id: PackId, size: u64, header: &PackHeader, footer: &PackFooter) {
-        self.keys.extend(footer.keys.iter().map(|key| (key.id, id)));
+        for key in &footer.keys {
+            self.keys.entry(key.id).and_modify(|named| named.more += 1).or_insert(Named { by: id, more: 0 });
+        }
         self.sessions.extend(&footer.sessions);
         if header.kind == Domain::Structure {
             self.structure.push((id, size));
@@ -177,6 +190,9 @@ impl Checker {
                 Footer::Whole(header, footer) => packs.note(pack, size, &header, &footer),
                 Footer::Torn(header, footer, why) => {
                     packs.note(pack, size, &header, &footer);
+                    if header.kind == Domain::Data && footer.keys.is_empty() {
+                        packs.nameless.get_or_insert(pack);
+                    }
                     packs.is_torn(pack, &footer, why, report);
                 }
                 Footer::Unreadable(why) => packs.is_unreadable(pack, why, report),

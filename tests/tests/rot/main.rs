@@ -4,6 +4,7 @@
 
 mod agents;
 mod cancelled;
+mod keys;
 mod older;
 mod takeover;
 
