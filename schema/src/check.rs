@@ -1,7 +1,7 @@
 //! A check that agents were given: what is to be read, how far it is, and what it came to.
 //!
-//! Whoever asks for it creates the object, and sends its name; agents overwrite it as they go on. It is deleted to say that
-//! nobody wants the check any more. Nothing depends on it but the work that another agent is spared.
+//! Whoever asks for it creates the object, and sends its name; agents overwrite it as they go on, and whoever takes it back
+//! overwrites it with an end. Nothing depends on it but the work that another agent is spared.
 
 use serde::{Deserialize, Serialize};
 
@@ -87,8 +87,20 @@ pub struct Reached {
     /// Chunks in them that the identity does not open.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unopened: u64,
-    /// What is wrong with objects that were read.
+    /// The first of what was found and is not found again by whoever goes on: what is wrong with packs that were read.
     pub found: Vec<Finding>,
+    /// How many these are in all; as many as are listed where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects: Option<u64>,
+    /// How many of them only say that the identity does not open something.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unopened_in: u64,
+    /// Bytes of packs of content of which every frame was read; all that are done where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_read: Option<u64>,
+    /// Chunks that were recorded as damaged.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub recorded: u64,
 }
 
 /// How a check ended.
@@ -96,12 +108,15 @@ pub struct Reached {
 pub enum End {
     /// It was checked.
     Checked(Box<Report>),
-    /// It could not be found out.
+    /// It could not be found out, or was taken back ([`FailureKind::Revoked`]).
     Failed {
         /// What to do about it.
         kind: FailureKind,
         /// For the operator.
         why: String,
+        /// When, in milliseconds since 1970, where that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ended_ms: Option<u64>,
     },
 }
 
@@ -131,6 +146,9 @@ pub struct Report {
     /// Chunks that the identity does not open.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unopened: u64,
+    /// How many of the objects are among them only because of these.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unopened_in: u64,
     /// Chunks that have a damaged copy, and another one that snapshots can be read from.
     pub rescued: u64,
     /// Chunks that are recorded as damaged since this check.
@@ -202,6 +220,13 @@ impl Report {
         at_most("ranges that are lost", ranges, CHECK_RANGES_MAX)?;
         let names = self.snapshots_damaged.iter().filter_map(|damaged| damaged.volume.as_ref());
         at_most("a volume's name", names.map(String::len).max().unwrap_or(0), VOLUME_NAME_MAX)
+    }
+}
+
+impl Reached {
+    /// How many objects were found, those that are not listed any more included.
+    pub fn objects(&self) -> u64 {
+        self.objects.unwrap_or(0).max(self.found.len() as u64)
     }
 }
 

@@ -17,15 +17,23 @@ pub struct Progress<'a> {
     pub total: u64,
     /// Bytes of them that were.
     pub done: u64,
+    /// Whether what was found up to now is recorded, so that another attempt may go on from here.
+    pub is_recorded: bool,
     /// Everything up to this pack was read, and what was found there is recorded: another check may go on behind it.
     pub after: Option<PackId>,
     /// Whether something that was found could not be recorded so far: nobody can go on behind it.
-    pub unrecorded: bool,
+    pub is_stuck: bool,
     /// Packs that were read.
     pub packs: u64,
+    /// Bytes of those.
+    pub bytes: u64,
     /// Chunks in them that the identity does not open.
     pub unopened: u64,
-    /// What is wrong with them.
+    /// What of `found` is only about those.
+    pub unopened_in: u64,
+    /// Chunks that were recorded as damaged.
+    pub recorded: u64,
+    /// What is wrong with packs, and is not found again by whoever goes on.
     pub found: &'a [Finding],
 }
 
@@ -48,6 +56,8 @@ pub struct Report {
     pub damaged: Vec<DamagedSnapshot>,
     /// Chunks in content that was read which the identity does not open, so that nothing is known of them.
     pub unopened: u64,
+    /// How many of the objects are among them only because of these.
+    pub unopened_in: u64,
     /// Chunks that have a damaged copy, and another one that snapshots can be read from.
     pub rescued: u64,
     /// Chunks that are recorded as damaged since this check.
@@ -60,6 +70,8 @@ pub struct Report {
     pub healed: u64,
     /// Records that were of no use any more and were removed.
     pub settled: u64,
+    /// Objects of which another attempt at the same check finds nothing any more: it does not read them again.
+    pub(crate) once: Vec<Finding>,
 }
 
 impl Report {
@@ -80,10 +92,18 @@ impl Report {
     }
 
     pub(crate) fn object(&mut self, key: impl Into<String>, why: impl Into<String>) {
-        let (key, why) = (key.into(), why.into());
-        tracing::warn!(key, why, "damage was found");
-        self.objects.push(Finding { key, why });
+        self.objects.push(finding(key.into(), why.into()));
     }
+
+    /// The same of what only this attempt finds.
+    pub(crate) fn object_once(&mut self, key: impl Into<String>, why: impl Into<String>) {
+        self.once.push(finding(key.into(), why.into()));
+    }
+}
+
+fn finding(key: String, why: String) -> Finding {
+    tracing::warn!(key, why, "damage was found");
+    Finding { key, why }
 }
 
 /// A snapshot of which something cannot be read.

@@ -7,16 +7,29 @@ use std::time::Duration;
 
 use agent::store::Created;
 use agent::{Bus, BusError, Failure, Queue, Repository, sessions};
-use schema::check::{Check, Content, Reached};
+use schema::check::{Check, Content, End, Reached};
 use schema::messages::{About, CheckJob, FailureKind, Message};
 use schema::{JobId, PackId, names};
 
+use crate::given::is_damage;
+
 /// Checks that have ended and are kept to be looked at.
 const KEPT: usize = 16;
-/// How often a check that is taken back is looked for again: its agent may just have written how far it is.
+/// How often a check that is taken back is looked at again: its agent may just have written how far it is.
 const LOOKS: u32 = 3;
 /// Pause before each look.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// What became of a check that was to be taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TakenBack {
+    /// It is over, and its object says so.
+    Ends,
+    /// It had ended like this, and stays as it was.
+    HadEnded(End),
+    /// Its object could not be read, for this reason, and is gone.
+    Removed(String),
+}
 
 /// Asks for a check; its job.
 pub async fn ask(
@@ -57,8 +70,26 @@ pub async fn send(bus: &dyn Bus, job: JobId) -> Result<(), BusError> {
     bus.publish(&Queue::checks(), Message::new(&About::nothing(), &CheckJob { job })).await
 }
 
-/// A check as it stands; none when nobody wants it any more.
+/// A check as it stands; none when nothing is there.
 pub async fn read(repository: &Repository, job: JobId) -> Result<Option<Check>, Failure> {
+    let damaged = match read_once(repository, job).await {
+        Err(failure) if is_damage(&failure) => failure,
+        read => return read,
+    };
+    tracing::debug!(%job, %damaged, "reading a check again");
+    read_once(repository, job).await.map_err(|failure| match is_damage(&failure) {
+        true => Failure {
+            why: format!(
+                "nobody goes on with the check {job}, because its object cannot be read: {failure}; `lvkeep cancel {job}` \
+                 removes it, and the damage that it recorded stays recorded"
+            ),
+            ..failure
+        },
+        false => failure,
+    })
+}
+
+async fn read_once(repository: &Repository, job: JobId) -> Result<Option<Check>, Failure> {
     let key = names::check(job);
     match repository.read::<Check>(&key).await? {
         Some(check) if check.job != job => Err(Failure::damaged(format!("{key} is the check {}", check.job))),
@@ -74,22 +105,28 @@ pub(crate) async fn write(repository: &Repository, check: &Check) -> Result<(), 
 /// All checks that can be read, in the order in which they were asked for. One of which somebody's clock says that it will
 /// be asked for later comes first: nobody knows when it was, and it is not the last one for years.
 pub async fn list(repository: &Repository) -> Result<Vec<Check>, Failure> {
+    let all = list_all(repository).await?.into_iter();
+    Ok(all.filter_map(|(_, check)| check.inspect_err(passed_over).ok()).collect())
+}
+
+fn passed_over(failure: &Failure) {
+    tracing::warn!(%failure, "a check is passed over");
+}
+
+/// All checks in that order, and why one cannot be read where that is so. Fails only when the store cannot be asked.
+pub async fn list_all(repository: &Repository) -> Result<Vec<(JobId, Result<Check, Failure>)>, Failure> {
     let mut found = Vec::new();
     for listed in repository.store.list(names::CHECKS).await? {
         let Ok(job) = names::parse_check(&listed.key) else { continue };
         match read(repository, job).await {
-            Ok(check) => found.extend(check),
-            Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
-            Err(failure) => tracing::warn!(%job, %failure, "what stands of a check cannot be read"),
+            Ok(check) => found.extend(check.map(|check| (job, Ok(check)))),
+            Err(failure) if is_damage(&failure) => found.push((job, Err(failure))),
+            Err(failure) => return Err(failure),
         }
     }
     let now_ms = repository.environment().now_ms();
-    found.sort_by_key(|check| place(check, now_ms));
+    found.sort_by_key(|(job, read)| (read.as_ref().is_ok_and(|check| check.asked_ms <= now_ms), *job));
     Ok(found)
-}
-
-fn place(check: &Check, now_ms: u64) -> (bool, JobId) {
-    (check.asked_ms <= now_ms, check.job)
 }
 
 /// Behind which pack the next share of the content begins, after these checks.
@@ -100,21 +137,40 @@ pub fn next_behind(checks: &[Check]) -> Option<PackId> {
     })?
 }
 
-/// Takes a check back; whether there was one. Its agent ends when it next says how far it is.
-pub async fn take_back(repository: &Repository, job: JobId) -> Result<bool, Failure> {
+/// Takes a check back, in somebody's name; none when there is no such check. How far it came stays, because the next one
+/// goes on from there. Its agent ends when it next says how far it is.
+pub async fn take_back(repository: &Repository, job: JobId, by: &str) -> Result<Option<TakenBack>, Failure> {
     let key = names::check(job);
-    if repository.store.head(&key).await?.is_none() {
-        return Ok(false);
-    }
-    repository.store.delete(&key).await?;
-    for _ in 0..LOOKS {
-        repository.environment().sleep(LOOK).await;
-        if repository.store.head(&key).await?.is_some() {
-            repository.store.delete(&key).await?;
+    let ended_ms = Some(repository.environment().now_ms());
+    let end = End::Failed { kind: FailureKind::Revoked, why: format!("cancelled by {by}"), ended_ms };
+    let mut taken = None;
+    for look in 0..=LOOKS {
+        if look > 0 {
+            repository.environment().sleep(LOOK).await;
+        } else if repository.store.head(&key).await?.is_none() {
+            return Ok(None);
+        }
+        match read(repository, job).await {
+            Ok(Some(check)) if check.end.as_ref() == Some(&end) => {}
+            Ok(Some(Check { end: Some(end), .. })) => return Ok(Some(TakenBack::HadEnded(end))),
+            Ok(Some(check)) => {
+                write(repository, &Check { worker: None, end: Some(end.clone()), ..check }).await?;
+                taken = Some(TakenBack::Ends);
+            }
+            Ok(None) if taken.is_some() => {}
+            Ok(None) => {
+                repository.store.delete(&key).await?;
+                taken = Some(TakenBack::Removed(format!("{key} is empty")));
+            }
+            Err(failure) if is_damage(&failure) => {
+                repository.store.delete(&key).await?;
+                taken = Some(TakenBack::Removed(failure.why));
+            }
+            Err(failure) => return Err(failure),
         }
     }
     end_sessions(repository, job).await?;
-    Ok(true)
+    Ok(taken)
 }
 
 /// Ends what protects the reading of attempts that are over.
@@ -147,8 +203,6 @@ fn of_no_use(checks: &[Check]) -> Vec<JobId> {
 
 #[cfg(test)]
 mod tests {
-    use schema::check::End;
-
     use super::*;
 
     fn ended(number: u8, content: Content, behind: Option<PackId>) -> Check {
@@ -161,7 +215,7 @@ mod tests {
             worker: None,
             tries: 0,
             reached: Reached { behind, ..Reached::default() },
-            end: Some(End::Failed { kind: FailureKind::Other, why: String::new() }),
+            end: Some(End::Failed { kind: FailureKind::Other, why: String::new(), ended_ms: None }),
         }
     }
 

@@ -6,6 +6,7 @@
 //! own that are of no use any more, and never changes a snapshot. Memory is bounded by the number of packs, and by
 //! what can be recorded.
 
+mod attempt;
 mod findings;
 mod frames;
 mod given;
@@ -127,6 +128,8 @@ impl Checker {
             self.look_again(&mut found).await?;
         }
         self.settle(&mut found).await?;
+        let once = std::mem::take(&mut found.report.once);
+        found.report.objects.extend(once);
         found.report.unrecorded = self.unrecorded.why();
         found.report.is_behind = self.unrecorded.is_pending();
         Ok(found.report)

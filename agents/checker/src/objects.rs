@@ -18,8 +18,8 @@ use schema::{KeyId, Object, SessionId};
 
 use crate::Checker;
 use crate::findings::Report;
-use crate::given::{is_damage, is_lost};
-use crate::packs::Packs;
+use crate::given::{Footer, is_damage, is_lost};
+use crate::packs::{Named, Packs};
 
 /// Objects that are read at once.
 const AT_ONCE: usize = 16;
@@ -194,15 +194,16 @@ impl Checker {
         self.open(awaited.into_iter(), |one: &Awaited, key| is(one.number, key, names::awaited), report).await
     }
 
-    /// Every data key that a footer names is stored, and opens where there is an identity.
+    /// Every data key that a pack names is stored, and opens where there is an identity. One that no pack names seals
+    /// nothing that anybody could read; a pack that is being written with it brings its own copy.
     async fn keys_of_packs(&self, packs: &Packs, report: &mut Report) -> Result<(), Failure> {
         let listed: BTreeSet<KeyId> =
             self.all(names::KEYS, |key| key.strip_prefix("keys/")?.parse::<KeyId>().ok(), report).await?;
-        for (id, pack) in &packs.keys {
+        for (id, named) in &packs.keys {
             if !listed.contains(id) {
                 let why = format!(
                     "it is gone; {} has a copy in its footer (`lvkeep repair` stores it again)",
-                    names::pack(*pack)
+                    names::pack(named.by)
                 );
                 report.object(names::key(*id), why);
             }
@@ -210,18 +211,68 @@ impl Checker {
         for id in listed {
             self.source.go_on()?;
             let key = names::key(id);
-            match self.source.given(|| self.source.keys.opens(id)).await? {
-                Ok(()) => {}
-                Err(failure) => {
-                    let copy = packs
-                        .keys
-                        .get(&id)
-                        .map(|pack| format!("; {} has a copy in its footer", names::pack(*pack)));
-                    report.object(key, format!("{failure}{}", copy.unwrap_or_default()));
+            let opens = || self.source.given(|| self.source.keys.opens(id));
+            // Once more before that is believed.
+            let Err(_) = opens().await? else { continue };
+            let Err(failure) = opens().await? else { continue };
+            match (packs.keys.get(&id), packs.nameless) {
+                (Some(named), _) => {
+                    let needed = self.needed_for(id, *named).await?;
+                    report.object(key, format!("{failure}; {needed}"));
                 }
+                (None, Some(torn)) => {
+                    let torn = names::pack(torn);
+                    let why = format!(
+                        "{failure}; no pack names it, but the footer of {torn} is lost, which may have named it \
+                         (`lvkeep repair` says whether a key is missed there)"
+                    );
+                    report.object(key, why);
+                }
+                (None, None) => tracing::info!(
+                    key,
+                    %failure,
+                    "a data key does not open, and no pack names it: nothing is lost by that"
+                ),
             }
         }
         Ok(())
+    }
+
+    /// What a key that does not open where it is stored is needed for, and where it still may be had.
+    async fn needed_for(&self, id: KeyId, named: Named) -> Result<String, Failure> {
+        let pack = names::pack(named.by);
+        let packs = match named.more {
+            0 => format!("{pack} alone names it"),
+            more => format!("{pack} and {more} other packs name it"),
+        };
+        let copy = match self.source.read_footer(named.by).await? {
+            Footer::Whole(_, footer) | Footer::Torn(_, footer, _) => {
+                footer.keys.into_iter().find(|key| key.id == id)
+            }
+            Footer::Unreadable(_) | Footer::Withheld(_) | Footer::Gone => None,
+        };
+        if self.source.keys.check().is_err() {
+            return Ok(format!(
+                "{packs}; footers have copies, of which only an identity tells whether they open"
+            ));
+        }
+        let is_whole = copy.is_some_and(|copy| self.source.keys.is_whole(&copy));
+        let is_empty = self.source.repository.store.head(&names::key(id)).await? == Some(0);
+        let then = match (is_whole, is_empty) {
+            (true, false) => {
+                "the copy in that footer opens, so that nothing is lost (`lvkeep repair` stores it again)"
+            }
+            (true, true) => {
+                "the copy in that footer opens, so that nothing is lost. It was made empty, which `lvkeep repair` leaves: \
+                 once it is deleted by hand, `lvkeep repair` stores it again"
+            }
+            (false, _) => {
+                "the copy in that footer does not open either: what it seals can be read only from packs whose own copy \
+                 opens (`lvkeep repair` looks for one; `lvkeep check --read-data` says which snapshots and ranges cannot be \
+                 read)"
+            }
+        };
+        Ok(format!("{packs}, and {then}"))
     }
 }
 

@@ -41,10 +41,21 @@ pub(crate) struct Packs {
     fresh: BTreeSet<PackId>,
     /// Whether there were more than there is room for.
     is_full: bool,
-    /// Keys that seal frames, and a pack that uses each.
-    pub(crate) keys: BTreeMap<KeyId, PackId>,
+    /// Keys that seal frames, and the packs that name each.
+    pub(crate) keys: BTreeMap<KeyId, Named>,
+    /// A pack of content whose footer, which would name keys, is lost.
+    pub(crate) nameless: Option<PackId>,
     /// Sessions that stored something.
     pub(crate) sessions: BTreeSet<SessionId>,
+}
+
+/// The packs that name a key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Named {
+    /// The first of them.
+    pub(crate) by: PackId,
+    /// How many more there are.
+    pub(crate) more: u64,
 }
 
 impl Packs {
@@ -168,14 +179,17 @@ impl Packs {
         self.fresh.insert(pack);
     }
 
+    /// It is recorded, and passed over by whoever checks after that.
     fn is_unreadable(&mut self, pack: PackId, why: Failure, report: &mut Report) {
         self.is_fresh(pack);
-        report.object(names::pack(pack), format!("{why}; nothing in it can be read"));
+        report.object_once(names::pack(pack), format!("{why}; nothing in it can be read"));
         self.unreadable.insert(pack);
     }
 
     fn note(&mut self, id: PackId, size: u64, header: &PackHeader, footer: &PackFooter) {
-        self.keys.extend(footer.keys.iter().map(|key| (key.id, id)));
+        for key in &footer.keys {
+            self.keys.entry(key.id).and_modify(|named| named.more += 1).or_insert(Named { by: id, more: 0 });
+        }
         self.sessions.extend(&footer.sessions);
         if header.kind == Domain::Structure {
             self.structure.push((id, size));
@@ -203,6 +217,9 @@ impl Checker {
                 Footer::Whole(header, footer) => packs.note(pack, size, &header, &footer),
                 Footer::Torn(header, footer, why) => {
                     packs.note(pack, size, &header, &footer);
+                    if header.kind == Domain::Data && footer.keys.is_empty() {
+                        packs.nameless.get_or_insert(pack);
+                    }
                     packs.is_torn(pack, &footer, why, report);
                 }
                 Footer::Unreadable(why) => packs.is_unreadable(pack, why, report),
@@ -240,11 +257,26 @@ impl Checker {
         let chosen = self.settings.content.of(&content, self.stopped);
         let mut done = self.stopped.map_or(0, |stopped| stopped.done);
         let total = done + chosen.iter().map(|(_, size)| size).sum::<u64>();
-        let (objects, read) = (report.objects.len(), report.packs_read);
+        let read = (report.packs_read, report.bytes_read, report.unopened, report.unopened_in);
         // What could not be recorded is tried again.
         let mut pending = usize::from(self.unrecorded.is_pending());
-        let unrecorded = pending > 0;
-        progress(Progress { total, done, after: None, unrecorded, packs: 0, unopened: 0, found: &[] });
+        let now = |report: &Report, done: u64, pending: usize, after: Option<PackId>| {
+            let is_recorded = pending == 0;
+            progress(Progress {
+                total,
+                done,
+                is_recorded,
+                is_stuck: self.unrecorded.is_pending(),
+                after: after.filter(|_| is_recorded),
+                packs: report.packs_read - read.0,
+                bytes: report.bytes_read - read.1,
+                unopened: report.unopened - read.2,
+                unopened_in: report.unopened_in - read.3,
+                recorded: report.recorded,
+                found: &report.once,
+            });
+        };
+        now(report, done, pending, None);
         for (number, (pack, size)) in chosen.iter().enumerate() {
             self.may_go_on(*size).await?;
             pending += self.frames_of(*pack, *size, recorded, packs, report).await?;
@@ -255,15 +287,7 @@ impl Checker {
                 report.recorded += self.record(recorded, &packs.unreadable, damage).await?;
                 pending = usize::from(self.unrecorded.is_pending());
             }
-            progress(Progress {
-                total,
-                done,
-                after: (pending == 0).then_some(*pack),
-                unrecorded: self.unrecorded.is_pending(),
-                packs: report.packs_read - read,
-                unopened: report.unopened,
-                found: &report.objects[objects..],
-            });
+            now(report, done, pending, Some(*pack));
         }
         Ok(())
     }
@@ -295,6 +319,12 @@ impl Checker {
         if packs.unreadable.contains(&pack) || packs.withheld.contains(&pack) {
             return Ok(0);
         }
+        // Structure is read in every attempt.
+        let is_once = packs.structure.binary_search(&(pack, size)).is_err();
+        let tell = |report: &mut Report, why: String| match is_once {
+            true => report.object_once(names::pack(pack), why),
+            false => report.object(names::pack(pack), why),
+        };
         let (header, footer) = match self.source.read_footer(pack).await? {
             Footer::Whole(header, footer) => (header, footer),
             Footer::Torn(header, footer, why) => {
@@ -329,11 +359,12 @@ impl Checker {
         bad.extend(lost.into_iter().map(|(id, why)| (id, format!("no key opens it: {why}"))));
         if let Some((id, why)) = sealed.first() {
             report.unopened += sealed.len() as u64;
+            report.unopened_in += 1;
             let why = format!(
                 "chunk {id} cannot be opened with this identity ({why}){}: what stands on it cannot be restored with it",
                 and_more(sealed.len())
             );
-            report.object(names::pack(pack), why);
+            tell(report, why);
         }
         bad.extend(withheld.into_iter().map(|(id, why)| (id, why.to_string())));
         unknown.extend(bad.iter().map(|(id, _)| *id));
@@ -344,7 +375,7 @@ impl Checker {
         bad.retain(|(id, _)| !healed.contains(id));
         let count = bad.len();
         if let Some((id, why)) = bad.first() {
-            report.object(names::pack(pack), format!("chunk {id}: {why}{}", and_more(count)));
+            tell(report, format!("chunk {id}: {why}{}", and_more(count)));
         }
         bad.iter().for_each(|(id, _)| packs.is_bad(*id, pack));
         if packs.is_full {

@@ -6,8 +6,7 @@
 //! has ended or does not move any more. Two agents at one check do some work twice, and nothing worse.
 
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent::bus::Ticket;
@@ -17,12 +16,13 @@ use agent::{Context, Failure, Handler, Outcome, Protection, ReadBy, Repository};
 use async_trait::async_trait;
 use schema::check::{Check, End, Reached, Worker};
 use schema::keys::Identity;
-use schema::limits::CHECK_FINDINGS_MAX;
 use schema::messages::{CheckJob, FailureKind, Message};
 use schema::session::SessionKind;
-use schema::{JobId, SessionId};
+use schema::{JobId, SessionId, names};
 
-use crate::findings::{Progress, Report};
+use crate::attempt::Attempt;
+use crate::findings::Report;
+use crate::given::is_damage;
 use crate::pace::Pace;
 use crate::scope::Stopped;
 use crate::{Checker, Settings, jobs, told};
@@ -66,17 +66,6 @@ enum Ended {
     TakenOver,
     /// It is for whoever has time.
     GivenBack,
-}
-
-/// One attempt at a check, as it is to be noted.
-struct Attempt {
-    session: SessionId,
-    check: Mutex<Check>,
-    /// What attempts before it had reached.
-    earlier: Reached,
-    pace: Arc<Pace>,
-    /// Whether something could not be recorded, so that it comes no further.
-    unrecorded: AtomicBool,
 }
 
 impl Service {
@@ -132,14 +121,25 @@ impl Service {
         }
     }
 
-    /// A check that is to be done, when nobody else is at it; none when nobody wants it any more.
+    /// A check that has not ended. None when nothing is to be done about it: it is over, or its object cannot be read, for
+    /// which an agent has no remedy.
+    async fn open(&self, job: JobId) -> Result<Option<Check>, Failure> {
+        match jobs::read(&self.repository, job).await {
+            Ok(check) => Ok(check.filter(|check| check.end.is_none())),
+            Err(failure) if is_damage(&failure) => {
+                self.context.counters.checks_failed.add(1);
+                tracing::error!(key = names::check(job), %failure, "a check is lost");
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// A check that is to be done, when nobody else is at it; none when nothing is to be done any more.
     async fn free(&self, job: JobId) -> Result<Option<Check>, Failure> {
         let mut seen = None;
         loop {
-            let Some(check) = jobs::read(&self.repository, job).await? else { return Ok(None) };
-            if check.end.is_some() {
-                return Ok(None);
-            }
+            let Some(check) = self.open(job).await? else { return Ok(None) };
             if check.worker.is_none() || check.worker == seen {
                 return Ok(Some(check));
             }
@@ -165,12 +165,18 @@ impl Service {
             return Err(Failure::new(FailureKind::Other, why));
         }
         jobs::end_sessions(&self.repository, job).await?;
+        // That took a while.
+        let worker = check.worker;
+        let Some(check) = self.open(job).await? else { return Ok(Ended::Over) };
+        if check.worker != worker {
+            return Ok(Ended::TakenOver);
+        }
         let environment = &self.context.environment;
         let (session, host) = (environment.session_id(), self.serving.host.clone());
         let worker = Worker { session, host, begun_ms: environment.now_ms(), beat: 0, is_paused: false };
-        let earlier = check.reached.clone();
-        if earlier.behind.is_some() {
-            tracing::info!(%job, done = earlier.done, total = earlier.total, "going on with a check");
+        let Reached { done, total, behind, .. } = check.reached;
+        if behind.is_some() {
+            tracing::info!(%job, done, total, "going on with a check");
         }
         let check = Check { tries: check.tries + 1, worker: Some(worker), ..check };
         jobs::write(&self.repository, &check).await?;
@@ -184,13 +190,7 @@ impl Service {
             undo: &[],
         };
         let protection = Protection::begin(&self.repository, by).await?;
-        let attempt = Attempt {
-            session,
-            check: Mutex::new(check),
-            earlier,
-            pace: pace.clone(),
-            unrecorded: AtomicBool::new(false),
-        };
+        let attempt = Attempt::new(session, check, pace.clone());
         let ended = tokio::select! {
             biased;
             report = self.check(&attempt, protection.clone()) => report.map(Ok),
@@ -220,20 +220,20 @@ impl Service {
         let checker = Checker::new(repository, index, self.identity.clone(), settings, stop)
             .behind(behind.map(|behind| Stopped { behind, done }))
             .yielding(attempt.pace.clone(), self.serving.limit.clone());
-        let mut report = checker.check(Some(protection), &|progress| attempt.reach(progress)).await?;
-        report.objects.extend(attempt.earlier.found.iter().cloned());
-        report.packs_read += attempt.earlier.packs;
-        report.unopened += attempt.earlier.unopened;
-        report.bytes_read += done;
-        Ok(report)
+        checker.check(Some(protection), &|progress| attempt.reach(progress)).await
     }
 
-    /// Says now and then how far it is; ends when the check is no longer this agent's.
+    /// Says now and then how far it is, and at once what nobody else would find again; ends when the check is no longer this
+    /// agent's.
     async fn beat(&self, attempt: &Attempt) -> Ended {
         let mut paused = Duration::ZERO;
         loop {
-            self.context.environment.sleep(self.serving.beat).await;
-            paused = if attempt.count() { paused + self.serving.beat } else { Duration::ZERO };
+            let waited = tokio::select! {
+                biased;
+                () = attempt.news.notified() => Duration::ZERO,
+                () = self.context.environment.sleep(self.serving.beat) => self.serving.beat,
+            };
+            paused = if attempt.count() { paused + waited } else { Duration::ZERO };
             let gives_back = paused >= PAUSED_MAX;
             if gives_back {
                 attempt.leave();
@@ -251,9 +251,9 @@ impl Service {
     async fn put(&self, attempt: &Attempt) -> Result<Option<Ended>, Failure> {
         let check = attempt.lock().clone();
         let job = check.job;
-        match jobs::read(&self.repository, job).await? {
+        match self.open(job).await? {
             None => {
-                tracing::info!(%job, "a check is not wanted any more");
+                tracing::info!(%job, "a check is over, or was cancelled: leaving it");
                 Ok(Some(Ended::Over))
             }
             Some(there) if there.worker.as_ref().is_none_or(|worker| worker.session != attempt.session) => {
@@ -265,21 +265,21 @@ impl Service {
     }
 
     async fn checked(&self, attempt: &Attempt, report: Report) -> Result<Ended, Failure> {
-        let (is_clean, snapshots, objects) = (report.is_clean(), report.damaged.len(), report.objects.len());
+        let report = told::report(report, &attempt.earlier, self.context.environment.now_ms());
+        let (snapshots, objects) = (report.damaged, report.objects);
         let job = {
             let mut check = attempt.lock();
             check.worker = None;
-            let ended_ms = self.context.environment.now_ms();
-            check.end = Some(End::Checked(Box::new(told::report(report, ended_ms))));
+            check.end = Some(End::Checked(Box::new(report)));
             check.job
         };
         if let Some(ended) = self.put(attempt).await? {
             return Ok(ended);
         }
         self.context.counters.checks.add(1);
-        match is_clean {
-            true => tracing::info!(%job, "checked: nothing is wrong"),
-            false => {
+        match (snapshots, objects) {
+            (0, 0) => tracing::info!(%job, "checked: nothing is wrong"),
+            _ => {
                 self.context.counters.checks_damaged.add(1);
                 tracing::error!(
                     %job,
@@ -297,17 +297,20 @@ impl Service {
 
     /// Says that a check has failed, unless somebody else than `at_it` is at it.
     async fn fail(&self, job: JobId, at_it: Option<SessionId>, failure: &Failure) -> Result<Ended, Failure> {
-        let Some(check) = jobs::read(&self.repository, job).await?.filter(|check| check.end.is_none()) else {
-            return Ok(Ended::Over);
-        };
+        let Some(check) = self.open(job).await? else { return Ok(Ended::Over) };
         if check.worker.as_ref().is_some_and(|worker| Some(worker.session) != at_it) {
             tracing::warn!(%job, %failure, "an attempt at a check failed, and another agent is at it");
             return Ok(Ended::TakenOver);
         }
-        let end = Some(End::Failed { kind: failure.kind, why: failure.why.clone() });
+        let (kind, why, ended_ms) = (failure.kind, failure.why.clone(), self.context.environment.now_ms());
+        let end = Some(End::Failed { kind, why, ended_ms: Some(ended_ms) });
         jobs::write(&self.repository, &Check { worker: None, end, ..check }).await?;
         self.context.counters.checks_failed.add(1);
-        tracing::error!(%job, %failure, "a check failed");
+        tracing::error!(
+            %job,
+            %failure,
+            "a check failed, and what it recorded stays: once the reason is mended, ask for another one"
+        );
         Ok(Ended::Over)
     }
 
@@ -321,50 +324,6 @@ impl Service {
             }
             self.context.environment.sleep(self.serving.beat).await;
         }
-    }
-}
-
-impl Attempt {
-    fn lock(&self) -> MutexGuard<'_, Check> {
-        self.check.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Is alive; whether it waits for other work.
-    fn count(&self) -> bool {
-        let is_paused = self.pace.is_paused();
-        if let Some(worker) = &mut self.lock().worker {
-            worker.beat += 1;
-            worker.is_paused = is_paused;
-        }
-        is_paused
-    }
-
-    /// Leaves the check to others. It was not the check's fault, so that it does not count as a try: unless it comes no
-    /// further because nothing can be recorded.
-    fn leave(&self) {
-        let mut check = self.lock();
-        check.worker = None;
-        if !self.unrecorded.load(Ordering::Relaxed) {
-            check.tries = check.tries.saturating_sub(1);
-        }
-    }
-
-    /// Minds how far the reading of content is. What another attempt goes on behind is recorded.
-    fn reach(&self, progress: Progress<'_>) {
-        let mut check = self.lock();
-        check.reached.total = progress.total;
-        self.unrecorded.store(progress.unrecorded, Ordering::Relaxed);
-        let Some(after) = progress.after else { return };
-        let Reached { packs, unopened, found, .. } = &self.earlier;
-        let mut all = std::mem::take(&mut check.reached.found);
-        if all.len() != found.len() + progress.found.len() {
-            all = found.iter().cloned().chain(told::findings(progress.found)).collect();
-            all.truncate(CHECK_FINDINGS_MAX);
-        }
-        let Progress { total, done, .. } = progress;
-        let (packs, unopened) = (packs + progress.packs, unopened + progress.unopened);
-        check.reached = Reached { total, done, behind: Some(after), packs, unopened, found: all };
-        check.tries = 0;
     }
 }
 
@@ -410,11 +369,12 @@ impl Handler for Service {
     /// That a message came too often says nothing of its check: an agent may be at it for weeks.
     async fn gave_up(&mut self, message: &Message, failure: &Failure) -> Result<(), Failure> {
         let Ok(CheckJob { job }) = message.read() else { return Ok(()) };
-        match jobs::read(&self.repository, job).await? {
-            Some(check) if check.end.is_none() && (check.worker.is_some() || check.tries < TRIES_MAX) => {
+        match self.open(job).await? {
+            Some(check) if check.worker.is_some() || check.tries < TRIES_MAX => {
                 Ok(jobs::send(&*self.context.bus, job).await?)
             }
-            _ => self.fail(job, None, failure).await.map(drop),
+            Some(_) => self.fail(job, None, failure).await.map(drop),
+            None => Ok(()),
         }
     }
 }

@@ -1,9 +1,12 @@
-//! Reports as they stand in the bucket, and back.
+//! How far a check is and what it came to, as it stands in the bucket.
+//!
+//! Several attempts may share the work of one check: what each found of content counts once, and what every one of them
+//! finds anew counts as the last one found it. Lists are cut off, numbers are not. Pure.
 
-use schema::check;
+use schema::check::{self, Reached};
 use schema::limits::{CHECK_DAMAGED_MAX, CHECK_FINDINGS_MAX, CHECK_RANGES_MAX};
 
-use crate::findings::{DamagedSnapshot, Finding, Report};
+use crate::findings::{DamagedSnapshot, Finding, Progress, Report};
 use crate::scope::{Content, Share};
 
 /// What of the content a job says.
@@ -16,13 +19,43 @@ pub(crate) fn content(job: &check::Content) -> Content {
     }
 }
 
-/// The first of some findings.
-pub(crate) fn findings(found: &[Finding]) -> Vec<Finding> {
-    found.iter().take(CHECK_FINDINGS_MAX).cloned().collect()
+/// How far a check is: what attempts before this one had reached, and what this one has since. `last` is what was told
+/// before of the same attempt.
+pub(crate) fn reached(earlier: &Reached, last: &mut Reached, progress: Progress<'_>) {
+    last.total = progress.total;
+    if !progress.is_recorded {
+        return;
+    }
+    let mut found = std::mem::take(&mut last.found);
+    // Both only grow.
+    let known = found.len().saturating_sub(earlier.found.len());
+    let room = CHECK_FINDINGS_MAX.saturating_sub(found.len());
+    found.extend(progress.found.iter().skip(known).take(room).cloned());
+    *last = Reached {
+        total: progress.total,
+        done: progress.done,
+        behind: progress.after.or(last.behind),
+        packs: earlier.packs + progress.packs,
+        unopened: earlier.unopened + progress.unopened,
+        found,
+        objects: Some(earlier.objects() + progress.found.len() as u64),
+        unopened_in: earlier.unopened_in + progress.unopened_in,
+        bytes_read: Some(bytes_read(earlier) + progress.bytes),
+        recorded: earlier.recorded + progress.recorded,
+    };
 }
 
-/// A report as it is told.
-pub(crate) fn report(found: Report, ended_ms: u64) -> check::Report {
+fn bytes_read(reached: &Reached) -> u64 {
+    reached.bytes_read.unwrap_or(reached.done)
+}
+
+/// A report as it is told, of a check of which attempts before this one had reached so much.
+pub(crate) fn report(found: Report, earlier: &Reached, ended_ms: u64) -> check::Report {
+    // What is recorded as one that nobody can rely on is told again while snapshots lack something by it.
+    let (again, before): (Vec<_>, Vec<_>) =
+        earlier.found.iter().partition(|known| found.objects.iter().any(|one| one.key == known.key));
+    let listed = found.objects.iter().chain(before);
+    let listed: Vec<Finding> = listed.take(CHECK_FINDINGS_MAX).cloned().collect();
     let mut room = CHECK_RANGES_MAX;
     let damaged = |damaged: &DamagedSnapshot| {
         let lost = damaged.lost.iter().take(room).map(|range| (range.start, range.end)).collect::<Vec<_>>();
@@ -37,17 +70,104 @@ pub(crate) fn report(found: Report, ended_ms: u64) -> check::Report {
         snapshots: found.snapshots,
         bytes: found.bytes,
         packs: found.packs,
-        packs_read: found.packs_read,
-        bytes_read: found.bytes_read,
-        objects: found.objects.len() as u64,
-        found: findings(&found.objects),
+        packs_read: earlier.packs + found.packs_read,
+        bytes_read: bytes_read(earlier) + found.bytes_read,
+        objects: earlier.objects() + (found.objects.len() - again.len()) as u64,
+        found: listed,
         damaged: found.damaged.len() as u64,
         snapshots_damaged,
-        unopened: found.unopened,
+        unopened: earlier.unopened + found.unopened,
+        unopened_in: earlier.unopened_in + found.unopened_in,
         rescued: found.rescued,
-        recorded: found.recorded,
+        recorded: earlier.recorded + found.recorded,
         unrecorded: found.unrecorded,
         healed: found.healed,
         settled: found.settled,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schema::PackId;
+
+    use super::*;
+
+    fn findings(attempt: u64, count: u64) -> Vec<Finding> {
+        let finding =
+            |number| Finding { key: format!("packs/{attempt}/{number}"), why: "it is cut off".into() };
+        (0..count).map(finding).collect()
+    }
+
+    fn progress(number: u8, found: &[Finding]) -> Progress<'_> {
+        let count = found.len() as u64;
+        Progress {
+            total: 100,
+            done: u64::from(number) * 10,
+            is_recorded: true,
+            is_stuck: false,
+            after: Some(PackId::from_bytes([number; 16])),
+            packs: count,
+            bytes: 9 * count,
+            unopened: 2 * count,
+            unopened_in: count,
+            recorded: 3 * count,
+            found,
+        }
+    }
+
+    /// However many attempts a check takes, and however much they find.
+    #[test]
+    fn numbers_go_on_where_lists_are_cut_off() {
+        let per_attempt = CHECK_FINDINGS_MAX as u64 * 2 / 3;
+        let mut earlier = Reached::default();
+        let mut all = Vec::new();
+        for attempt in 1..=3 {
+            let found = findings(attempt, per_attempt);
+            all.extend(found.iter().cloned());
+            let mut now = earlier.clone();
+            for part in [10, per_attempt] {
+                reached(&earlier, &mut now, progress(attempt as u8, &found[..part as usize]));
+            }
+            // What is not recorded will be found again.
+            let more = [&found[..], &findings(9, 5)].concat();
+            let before = now.clone();
+            reached(&earlier, &mut now, Progress { is_recorded: false, after: None, ..progress(9, &more) });
+            assert_eq!(now, before);
+            earlier = now;
+        }
+        let count = 3 * per_attempt;
+        assert_eq!(earlier.found[..], all[..CHECK_FINDINGS_MAX]);
+        assert_eq!((earlier.objects(), earlier.packs, earlier.bytes_read), (count, count, Some(9 * count)));
+        assert_eq!((earlier.unopened, earlier.unopened_in, earlier.recorded), (2 * count, count, 3 * count));
+        assert_eq!((earlier.done, earlier.behind), (30, Some(PackId::from_bytes([3; 16]))));
+        let last = Report {
+            objects: findings(4, 5),
+            packs_read: 6,
+            bytes_read: 60,
+            unopened: 7,
+            unopened_in: 1,
+            recorded: 8,
+            ..Report::default()
+        };
+        let told = report(last, &earlier, 1);
+        assert_eq!((told.objects, told.found.len()), (count + 5, CHECK_FINDINGS_MAX));
+        assert_eq!(told.found[..5], findings(4, 5), "what it found itself comes first");
+        assert_eq!((told.packs_read, told.bytes_read), (count + 6, 9 * count + 60));
+        assert_eq!(
+            (told.unopened, told.unopened_in, told.recorded),
+            (2 * count + 7, count + 1, 3 * count + 8)
+        );
+    }
+
+    /// As agents of earlier versions left it.
+    #[test]
+    fn what_is_not_said_is_taken_from_what_is() {
+        let earlier = Reached { done: 40, packs: 2, found: findings(1, 3), ..Reached::default() };
+        let told = report(Report::default(), &earlier, 1);
+        assert_eq!((told.objects, told.bytes_read, told.packs_read), (3, 40, 2));
+        let mut now = earlier.clone();
+        let found = findings(2, 2);
+        reached(&earlier, &mut now, progress(5, &found));
+        assert_eq!((now.objects(), now.bytes_read), (5, Some(58)));
     }
 }

@@ -36,6 +36,8 @@ pub struct Checked {
     damaged: Vec<Damaged>,
     objects_damaged: u64,
     objects: Vec<Finding>,
+    /// Those among them that only say that the identity does not open something.
+    objects_unopened: u64,
     chunks_unopened: u64,
     chunks_rescued: u64,
     chunks_recorded: u64,
@@ -233,6 +235,7 @@ impl Checked {
             damaged: report.damaged.into_iter().map(Damaged::from).collect(),
             objects_damaged: report.objects.len() as u64,
             objects: report.objects,
+            objects_unopened: report.unopened_in,
             chunks_unopened: report.unopened,
             chunks_rescued: report.rescued,
             chunks_recorded: report.recorded,
@@ -254,6 +257,7 @@ impl Checked {
             damaged: report.snapshots_damaged.into_iter().map(Damaged::from).collect(),
             objects_damaged: report.objects,
             objects: report.found,
+            objects_unopened: report.unopened_in,
             chunks_unopened: report.unopened,
             chunks_rescued: report.rescued,
             chunks_recorded: report.recorded,
@@ -263,25 +267,43 @@ impl Checked {
         }
     }
 
-    /// A failure when anything is wrong.
+    /// A failure when anything is wrong; it says everything that is.
     pub fn failure(&self) -> Option<Failure> {
-        let why = match (self.snapshots_damaged, self.objects_damaged) {
-            (0, 0) => {
-                self.unrecorded.as_ref().map(|why| format!("what is damaged is not recorded: {why}"))?
+        let said = format!("{} of {} snapshots are damaged", self.snapshots_damaged, self.snapshots);
+        let failure = self.failure_of(said)?;
+        let why = match self.snapshots_damaged + self.objects_damaged > self.objects_unopened {
+            true => {
+                format!("{}. `lvkeep repair`, and the backups after it, mend what can be mended", failure.why)
             }
-            (0, _) if self.chunks_unopened > 0 => format!(
-                "{} chunks cannot be opened with this identity, and nobody knows whether they are whole: what stands on them \
-                 cannot be restored with it",
-                self.chunks_unopened
-            ),
-            (0, objects) => {
-                format!(
-                    "{objects} objects are damaged or missing; no snapshot was seen to lack anything by it"
-                )
-            }
-            (damaged, _) => format!("{damaged} of {} snapshots are damaged", self.snapshots),
+            false => failure.why,
         };
-        Some(Failure::damaged(why))
+        Some(Failure { why, ..failure })
+    }
+
+    /// The same, where this is said of the snapshots that are damaged.
+    pub fn failure_of(&self, damaged: String) -> Option<Failure> {
+        let mut wrong = Vec::new();
+        if self.snapshots_damaged > 0 {
+            wrong.push(damaged);
+        }
+        match (self.objects_damaged.saturating_sub(self.objects_unopened), self.snapshots_damaged) {
+            (0, _) => {}
+            (objects, 0) => wrong.push(format!(
+                "{objects} objects are damaged or missing; no snapshot was seen to lack anything by it"
+            )),
+            (objects, _) => wrong.push(format!("{objects} objects are damaged or missing")),
+        }
+        if self.chunks_unopened > 0 {
+            wrong.push(format!(
+                "{} chunks in {} packs cannot be opened with this identity, and nobody knows whether they are whole: what \
+                 stands on them cannot be restored with it",
+                self.chunks_unopened, self.objects_unopened
+            ));
+        }
+        if let Some(why) = &self.unrecorded {
+            wrong.push(format!("what is damaged is not recorded: {why}"));
+        }
+        (!wrong.is_empty()).then(|| Failure::damaged(wrong.join(". ")))
     }
 
     /// For people.
@@ -314,5 +336,52 @@ impl Checked {
         };
         lines.push(format!("{} snapshots, {}: checked{read}", self.snapshots, text::size(self.bytes)));
         lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing that was found hides anything else.
+    #[test]
+    fn everything_that_is_wrong_is_said() {
+        let whole = |key: &str| Finding { key: key.into(), why: "it is cut off".into() };
+        let report = |snapshots: u64, objects: &[&str], unopened: u64, unopened_in: u64| {
+            let found = objects.iter().copied().map(whole).collect();
+            let told =
+                schema::check::Report { snapshots: 9, damaged: snapshots, found, ..Default::default() };
+            Checked::told(schema::check::Report {
+                objects: objects.len() as u64,
+                unopened,
+                unopened_in,
+                ..told
+            })
+        };
+        let [snapshots, objects, unopened, harmless] =
+            ["2 of 9 snapshots", "1 objects are damaged", "5 chunks in 1 packs", "lack anything"];
+        for (checked, said) in [
+            (report(0, &[], 0, 0), vec![]),
+            (report(0, &["a"], 0, 0), vec![objects, harmless]),
+            (report(0, &["a"], 5, 1), vec![unopened]),
+            (report(0, &["a", "b"], 5, 1), vec![objects, harmless, unopened]),
+            (report(2, &["a", "b"], 5, 1), vec![snapshots, objects, unopened]),
+            (report(2, &["a"], 0, 0), vec![snapshots, objects]),
+            (report(2, &[], 0, 0), vec![snapshots]),
+            (
+                Checked { unrecorded: Some("no room".into()), ..report(0, &["a"], 0, 0) },
+                vec![objects, "no room"],
+            ),
+        ] {
+            let failure = checked.failure();
+            let why = failure.as_ref().map(|failure| failure.why.clone()).unwrap_or_default();
+            assert_eq!(failure.is_none(), said.is_empty(), "{why}");
+            let is_damaged = said.iter().any(|part| [snapshots, objects].contains(part));
+            assert_eq!(why.contains("`lvkeep repair`"), is_damaged, "{why}");
+            for part in [snapshots, objects, unopened] {
+                assert_eq!(why.contains(part), said.contains(&part), "{part}: {why}");
+            }
+            assert!(said.iter().all(|part| why.contains(part)), "{said:?}: {why}");
+        }
     }
 }

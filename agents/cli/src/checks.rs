@@ -6,7 +6,7 @@ use agent::{Bus, Failure, Repository};
 use anyhow::Context as _;
 use checker::jobs;
 use schema::JobId;
-use schema::check::{Check, Content, End, Worker};
+use schema::check::{Check, Content, End, Reached, Worker};
 use schema::messages::FailureKind;
 use serde::Serialize;
 
@@ -40,7 +40,7 @@ pub async fn by_agents(app: &App, args: &CheckArgs) -> anyhow::Result<()> {
     let by = format!("lvkeep on {}", app.settings.host.value);
     let job = jobs::ask(&repository, &*bus, content, &by).await?;
     app.say(format!("agents were given the check {job}"));
-    tokio::join!(followed(app, &repository, job), warn_of_no_agent(app, &*bus)).0
+    tokio::join!(followed(app, &repository, job), warn_of_no_agent(app, &*bus, job)).0
 }
 
 /// `lvkeep check --job`.
@@ -56,27 +56,68 @@ async fn followed(app: &App, repository: &Repository, job: JobId) -> anyhow::Res
     let ended = ended(app, repository, job, |done, total| bar.set(done, total)).await;
     bar.finish();
     match ended? {
-        End::Checked(report) => check::conclude(app, &Checked::told(*report)),
-        End::Failed { kind, why } => {
+        (End::Checked(report), _) => check::conclude(app, &Checked::told(*report)),
+        (End::Failed { kind, why, .. }, reached) => {
+            for object in &reached.found {
+                app.say(format!("DAMAGED {}: {}", object.key, object.why));
+            }
+            let why = format!("{why}{}", found_so_far(&reached));
             Err(Failure { kind, retry: false, why }).with_context(|| format!("check {job}"))
         }
     }
 }
 
-/// Waits for a check's end. Progress is bytes done and all of them.
+/// What a check found that came to no report.
+fn found_so_far(reached: &Reached) -> String {
+    match reached.objects() {
+        0 => String::new(),
+        objects => format!(
+            ". Up to there something was wrong with {objects} objects, and {} damaged chunks were recorded: check again to \
+             see what that concerns",
+            reached.recorded
+        ),
+    }
+}
+
+/// How a check ended, in few words.
+pub fn how(end: &End) -> String {
+    match end {
+        End::Checked(report) if report.damaged + report.objects == 0 => "nothing is wrong".to_owned(),
+        End::Checked(report) => {
+            format!("DAMAGED: {} snapshots, {} objects", report.damaged, report.objects)
+        }
+        End::Failed { kind: FailureKind::Revoked, why, .. } => why.clone(),
+        End::Failed { why, .. } => format!("FAILED: {why}"),
+    }
+}
+
+/// Waits for a check's end; that, and how far it came. Progress is bytes done and all of them.
 async fn ended(
     app: &App,
     repository: &Repository,
     job: JobId,
     progress: impl Fn(u64, u64),
-) -> Result<End, Failure> {
+) -> Result<(End, Reached), Failure> {
+    let mut was_there = false;
     loop {
         match jobs::read(repository, job).await {
-            Ok(Some(Check { end: Some(end), .. })) => return Ok(end),
-            Ok(Some(check)) => progress(check.reached.done, check.reached.total),
-            Ok(None) => {
-                let why = format!("agents have no check {job}: it was cancelled, or there was none");
+            Ok(Some(Check { end: Some(end), reached, .. })) => return Ok((end, reached)),
+            Ok(Some(check)) => {
+                was_there = true;
+                progress(check.reached.done, check.reached.total);
+            }
+            Ok(None) if was_there => {
+                let why = format!(
+                    "the check {job} is not there any more: somebody has removed its object. Ask for another one"
+                );
                 return Err(Failure::new(FailureKind::Revoked, why));
+            }
+            Ok(None) => {
+                let why = format!(
+                    "agents were given no check {job}, or it ended so long ago that it is not kept (`lvkeep status` lists \
+                     checks)"
+                );
+                return Err(Failure::refused(why));
             }
             Err(failure) if failure.retry => tracing::warn!(%failure, "cannot see how far the check is"),
             Err(failure) => return Err(failure),
@@ -93,11 +134,12 @@ async fn ended(
     }
 }
 
-async fn warn_of_no_agent(app: &App, bus: &dyn Bus) {
+async fn warn_of_no_agent(app: &App, bus: &dyn Bus, job: JobId) {
     match status::hosts_of(app, bus, Role::Checker).await {
-        Ok(hosts) if hosts.is_empty() => {
-            app.say("no agent with the role checker answers: the check waits until one does");
-        }
+        Ok(hosts) if hosts.is_empty() => app.say(format!(
+            "no agent with the role checker answers: the check waits until one does (start `lvkeep agent --role checker`; \
+             `lvkeep cancel {job}` takes the check back)"
+        )),
         Ok(_) => {}
         Err(why) => tracing::debug!(why = text::error(&why), "cannot ask who is there"),
     }
@@ -110,7 +152,7 @@ pub struct Row {
     by: String,
     asked: String,
     reads: String,
-    /// waiting, running, paused, checked or failed
+    /// waiting, running, paused, checked, failed, cancelled or unreadable
     state: &'static str,
     host: Option<String>,
     bytes_done: u64,
@@ -121,11 +163,19 @@ pub struct Row {
     why: Option<String>,
 }
 
-/// Checks that have not ended, and the last one that has.
-pub fn rows(mut checks: Vec<Check>) -> Vec<Row> {
-    let last = checks.iter().rev().find(|check| check.end.is_some()).map(|check| check.job);
-    checks.retain(|check| check.end.is_none() || Some(check.job) == last);
-    checks.into_iter().map(Row::from).collect()
+/// Checks that have not ended, the last one that has, the last one that came to a report, and what cannot be read.
+pub fn rows(checks: Vec<(JobId, Result<Check, Failure>)>) -> Vec<Row> {
+    let last = |is_one: fn(&End) -> bool| {
+        let mut read = checks.iter().rev().filter_map(|(_, check)| check.as_ref().ok());
+        read.find(|check| check.end.as_ref().is_some_and(is_one)).map(|check| check.job)
+    };
+    let shown = [last(|_| true), last(|end| matches!(end, End::Checked(_)))];
+    let row = |(job, check): (JobId, Result<Check, Failure>)| match check {
+        Ok(check) if check.end.is_none() || shown.contains(&Some(job)) => Some(Row::from(check)),
+        Ok(_) => None,
+        Err(failure) => Some(Row::unreadable(job, failure)),
+    };
+    checks.into_iter().filter_map(row).collect()
 }
 
 /// The same for people.
@@ -141,18 +191,23 @@ impl From<Check> for Row {
     fn from(check: Check) -> Self {
         let (state, host) = match (&check.end, &check.worker) {
             (Some(End::Checked(_)), _) => ("checked", None),
+            (Some(End::Failed { kind: FailureKind::Revoked, .. }), _) => ("cancelled", None),
             (Some(End::Failed { .. }), _) => ("failed", None),
             (None, Some(Worker { is_paused: true, host, .. })) => ("paused", Some(host.clone())),
             (None, Some(Worker { host, .. })) => ("running", Some(host.clone())),
             (None, None) => ("waiting", None),
         };
-        let (mut ended, mut snapshots_damaged, mut objects_damaged, mut why) = (None, None, None, None);
+        let so_far = check.reached.objects();
+        let (mut ended, mut snapshots_damaged, mut why) = (None, None, None);
+        let mut objects_damaged = (so_far > 0).then_some(so_far);
         match check.end {
             Some(End::Checked(report)) => {
                 ended = Some(text::rfc3339(report.ended_ms));
                 (snapshots_damaged, objects_damaged) = (Some(report.damaged), Some(report.objects));
             }
-            Some(End::Failed { why: failed, .. }) => why = Some(failed),
+            Some(End::Failed { why: failed, ended_ms, .. }) => {
+                (why, ended) = (Some(failed), ended_ms.map(text::rfc3339));
+            }
             None => {}
         }
         Self {
@@ -173,25 +228,53 @@ impl From<Check> for Row {
 }
 
 impl Row {
+    fn unreadable(job: JobId, failure: Failure) -> Self {
+        Self {
+            job: job.to_string(),
+            by: String::new(),
+            asked: String::new(),
+            reads: String::new(),
+            state: "unreadable",
+            host: None,
+            bytes_done: 0,
+            bytes_total: 0,
+            ended: None,
+            snapshots_damaged: None,
+            objects_damaged: None,
+            why: Some(failure.why),
+        }
+    }
+
     fn line(&self) -> String {
+        let see = format!("`lvkeep check --job {}`", self.job);
         let host = self.host.as_deref().unwrap_or_default();
-        let reached = format!("{} of {}", text::size(self.bytes_done), text::size(self.bytes_total));
+        let why = self.why.as_deref().unwrap_or_default();
+        let reached = match self.bytes_total {
+            0 => String::new(),
+            total => format!("{} of {}", text::size(self.bytes_done), text::size(total)),
+        };
+        let found = match self.objects_damaged {
+            Some(objects @ 1..) => format!("; DAMAGED so far: {objects} objects ({see})"),
+            _ => String::new(),
+        };
         match self.state {
-            "paused" => format!("{reached}, waits for other work of {host}"),
-            "running" => format!("{reached} on {host}"),
-            "failed" => format!("FAILED: {}", self.why.as_deref().unwrap_or_default()),
+            "unreadable" => format!("UNREADABLE: {why}"),
             "checked" => match (self.snapshots_damaged, self.objects_damaged) {
                 (Some(0), Some(0)) => "nothing is wrong".to_owned(),
                 (Some(snapshots), Some(objects)) => {
-                    format!(
-                        "DAMAGED: {snapshots} snapshots, {objects} objects (`lvkeep check --job {}`)",
-                        self.job
-                    )
+                    format!("DAMAGED: {snapshots} snapshots, {objects} objects ({see})")
                 }
                 _ => String::new(),
             },
-            _ if self.bytes_total > 0 => format!("{reached}, waits for an agent"),
-            _ => "waits for an agent".to_owned(),
+            "failed" => format!("FAILED: {why}{found}"),
+            "cancelled" if reached.is_empty() => format!("{why}{found}"),
+            "cancelled" => format!("{why} at {reached}{found}"),
+            "paused" if reached.is_empty() => format!("waits for other work of {host}"),
+            "paused" => format!("{reached}, waits for other work of {host}{found}"),
+            "running" if reached.is_empty() => format!("reads the structure on {host}"),
+            "running" => format!("{reached} on {host}{found}"),
+            _ if reached.is_empty() => "waits for an agent".to_owned(),
+            _ => format!("{reached}, waits for an agent{found}"),
         }
     }
 }
@@ -202,5 +285,63 @@ fn reads(content: Content) -> String {
         Content::All => "everything".to_owned(),
         Content::Percent { percent, .. } => format!("{percent} %"),
         Content::Share { number, of } => format!("{number}/{of}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schema::check::Report;
+
+    use super::*;
+
+    fn check(number: u8, end: Option<End>) -> (JobId, Result<Check, Failure>) {
+        let job = JobId::from_bytes([number; 16]);
+        let reached = Reached { total: 4096, done: 1024, objects: Some(3), ..Reached::default() };
+        let check = Check {
+            version: Check::VERSION,
+            job,
+            by: "somebody".into(),
+            asked_ms: 0,
+            content: Content::All,
+            worker: None,
+            tries: 0,
+            reached,
+            end,
+        };
+        (job, Ok(check))
+    }
+
+    fn failed(kind: FailureKind, why: &str) -> Option<End> {
+        Some(End::Failed { kind, why: why.into(), ended_ms: Some(1000) })
+    }
+
+    fn checked(damaged: u64) -> Option<End> {
+        Some(End::Checked(Box::new(Report { damaged, ..Report::default() })))
+    }
+
+    #[test]
+    fn what_is_open_last_or_wrong_is_shown() {
+        let unreadable = JobId::from_bytes([6; 16]);
+        let why = "it cannot be read; `lvkeep cancel`";
+        let rows = rows(vec![
+            check(1, checked(7)),
+            check(2, checked(2)),
+            check(3, failed(FailureKind::Other, "no further")),
+            check(4, failed(FailureKind::Revoked, "cancelled by somebody")),
+            check(5, None),
+            (unreadable, Err(Failure::damaged(why))),
+        ]);
+        let shown: Vec<(&str, String)> = rows.iter().map(|row| (row.state, row.line())).collect();
+        let [(_, checked), (_, cancelled), (_, waiting), (_, lost)] = &shown[..] else { panic!("{shown:?}") };
+        let states: Vec<&str> = shown.iter().map(|(state, _)| *state).collect();
+        assert_eq!(states, ["checked", "cancelled", "waiting", "unreadable"]);
+        assert!(checked.starts_with("DAMAGED: 2 snapshots") && checked.contains("check --job"), "{checked}");
+        assert!(cancelled.starts_with("cancelled by somebody at 1.0 KiB of 4.0 KiB"), "{cancelled}");
+        for open in [cancelled, waiting] {
+            assert!(open.contains("DAMAGED so far: 3 objects"), "{open}");
+        }
+        assert!(waiting.contains("waits for an agent"), "{waiting}");
+        assert_eq!(*lost, format!("UNREADABLE: {why}"));
+        assert!(rows[1].ended.is_some() && rows[2].ended.is_none());
     }
 }

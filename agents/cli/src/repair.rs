@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use agent::Failure;
 use checker::{Content, Mender};
 use schema::names;
 use serde::Serialize;
@@ -66,13 +65,10 @@ pub async fn run(app: &App, args: &RepairArgs) -> anyhow::Result<()> {
         checked: Checked::of(report),
     };
     app.print(&repaired, || repaired.text())?;
-    let failure = match damaged {
-        0 => repaired.checked.failure(),
-        damaged => Some(Failure::damaged(format!(
-            "{damaged} of {snapshots} snapshots have holes, which are marked; a backup of a volume that still has what is \
-             lost heals them"
-        ))),
-    };
+    let failure = repaired.checked.failure_of(format!(
+        "{damaged} of {snapshots} snapshots have holes, which are marked; a backup of a volume that still has what is lost \
+         heals them"
+    ));
     match failure {
         None => Ok(()),
         Some(failure) => Err(failure.into()),

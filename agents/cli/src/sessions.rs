@@ -2,14 +2,14 @@
 
 use agent::repository::AtSlot;
 use agent::{Failure, Repository, Topic, sessions};
-use checker::jobs;
+use checker::jobs::{self, TakenBack};
 use schema::messages::{About, Cancel, FailureKind, Message};
 use schema::session::Session;
 use schema::{JobId, SessionId, names};
 
 use crate::app::App;
 use crate::args::CancelArgs;
-use crate::{bus, open};
+use crate::{bus, checks, open};
 
 /// `lvkeep cancel`.
 pub async fn cancel(app: &App, args: &CancelArgs) -> anyhow::Result<()> {
@@ -18,12 +18,11 @@ pub async fn cancel(app: &App, args: &CancelArgs) -> anyhow::Result<()> {
     let sessions = sessions::list(&repository).await?;
     let Some(session) = sessions.iter().find(|session| session.id == id) else {
         let job = JobId::from_bytes(*id.as_bytes());
-        if jobs::take_back(&repository, job).await? {
-            let value = serde_json::json!({ "check": job.to_string() });
-            return app
-                .print(&value, || format!("the check {job} is cancelled; its agent ends within a minute"));
-        }
-        return cancel_unreadable(app, &repository, id, args.force).await;
+        let by = format!("lvkeep on {}", app.settings.host.value);
+        return match jobs::take_back(&repository, job, &by).await? {
+            Some(taken) => cancelled_check(app, job, taken),
+            None => cancel_unreadable(app, &repository, id, args.force).await,
+        };
     };
     let at_slot = sessions::revoke(&repository, session).await?;
     if app.settings.nats.value.is_some() {
@@ -48,6 +47,25 @@ pub async fn cancel(app: &App, args: &CancelArgs) -> anyhow::Result<()> {
     })
 }
 
+fn cancelled_check(app: &App, job: JobId, taken: TakenBack) -> anyhow::Result<()> {
+    let said = match taken {
+        TakenBack::Ends => {
+            format!(
+                "the check {job} is cancelled; its agent, if there is one, ends within a minute. The next share of the \
+                 content begins where this one came to"
+            )
+        }
+        TakenBack::Removed(why) => format!("what stood of the check {job} is removed ({why})"),
+        TakenBack::HadEnded(end) => {
+            let how = checks::how(&end);
+            let why =
+                format!("the check {job} had ended already: {how} (`lvkeep check --job {job}` says more)");
+            return Err(Failure::refused(why).into());
+        }
+    };
+    app.print(&serde_json::json!({ "check": job.to_string() }), || said)
+}
+
 /// Removes a session object that says neither which volume nor which slot it is about. Where something stands at a slot
 /// of its name, nothing else is ever committed there; otherwise only the operator knows that nobody drives it.
 async fn cancel_unreadable(
@@ -58,7 +76,10 @@ async fn cancel_unreadable(
 ) -> anyhow::Result<()> {
     let key = names::session(id);
     if repository.store.head(&key).await.map_err(Failure::from)?.is_none() {
-        return Err(Failure::refused(format!("no session {id} is open (`lvkeep status` lists them)")).into());
+        let why = format!(
+            "no session {id} is open, and agents were given no such check (`lvkeep status` lists both)"
+        );
+        return Err(Failure::refused(why).into());
     }
     let why = match repository.read::<Session>(&key).await {
         Err(failure) if failure.kind == FailureKind::Store => return Err(failure.into()),

@@ -126,7 +126,7 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
         sessions: sessions::list_all(&repository).await?.into_iter().map(Session::from).collect(),
         last_collection: collections.finished,
         collection: collections.unfinished.map(collection),
-        checks: checks::rows(checker::jobs::list(&repository).await?),
+        checks: checks::rows(checker::jobs::list_all(&repository).await?),
         agents: match app.settings.nats.value.is_some() {
             true => agents(app).await?,
             false => Vec::new(),

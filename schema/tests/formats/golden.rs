@@ -91,6 +91,9 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("check-plain", check().seal(&plain, &names::check(job()), NONCE).unwrap()),
         ("check", check().seal(&writer, &names::check(job()), NONCE).unwrap()),
         ("check-ended", ended_check().seal(&writer, &names::check(job()), NONCE).unwrap()),
+        ("check-failed", failed_check().seal(&writer, &names::check(job()), NONCE).unwrap()),
+        ("check-cancelled", cancelled_check().seal(&writer, &names::check(job()), NONCE).unwrap()),
+        ("check-unopened", unopened_check().seal(&writer, &names::check(job()), NONCE).unwrap()),
         ("root", root().seal(&writer, &slot.snapshot(), NONCE).unwrap()),
         ("forgotten", forgotten().seal(&writer, &slot.forgotten(), NONCE).unwrap()),
         ("session", session().seal(&writer, &names::session(session_id()), NONCE).unwrap()),
@@ -255,6 +258,9 @@ fn objects_open() {
     opens("session-undo", &plain_writer(), &names::session(session_id()), &undoable_session());
     opens("session-ended", &plain_writer(), &names::session(session_id()), &ended_session());
     opens("check-ended", &writer, &names::check(job()), &ended_check());
+    opens("check-failed", &writer, &names::check(job()), &failed_check());
+    opens("check-cancelled", &writer, &names::check(job()), &cancelled_check());
+    opens("check-unopened", &writer, &names::check(job()), &unopened_check());
     opens("session-unforget", &writer, &names::session(session_id()), &unforgetting());
     assert_eq!(root().check(slot).unwrap(), root());
     assert_eq!(hold().check(slot, mark_id()).unwrap(), hold());

@@ -167,8 +167,11 @@ proptest! {
             let mut checked = Check { job, content, ..samples::ended_check() };
             checked.reached.found = found.clone();
             checked.reached.unopened = of - 1;
+            checked.reached.objects = (of > 2).then_some(of);
+            checked.reached.bytes_read = (of > 3).then_some(of);
+            (checked.reached.unopened_in, checked.reached.recorded) = (of / 2, of - 1);
             if let Some(check::End::Checked(report)) = &mut checked.end {
-                (report.found, report.unopened) = (found.clone(), of - 1);
+                (report.found, report.unopened, report.unopened_in) = (found.clone(), of - 1, of / 2);
                 report.snapshots_damaged[0].lost = ranges.clone();
             }
             let (writer, key) = (writer(&identity()), names::check(job));

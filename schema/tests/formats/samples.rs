@@ -293,9 +293,40 @@ pub fn check() -> Check {
             packs: 1,
             unopened: 0,
             found,
+            ..Reached::default()
         },
         end: None,
     }
+}
+
+/// The same when another agent has gone on with it, and it was taken back.
+pub fn cancelled_check() -> Check {
+    let reached = Reached {
+        objects: Some(5000),
+        unopened: 9,
+        unopened_in: 2,
+        bytes_read: Some(31 << 20),
+        recorded: 3,
+        ..check().reached
+    };
+    let (kind, why) = (FailureKind::Revoked, "cancelled by lvkeep on host-e".to_owned());
+    let end = Some(End::Failed { kind, why, ended_ms: Some(1_700_000_150_000) });
+    Check { worker: None, reached, end, ..check() }
+}
+
+/// One that has ended, of chunks that an identity does not open.
+pub fn unopened_check() -> Check {
+    let mut check = ended_check();
+    if let Some(End::Checked(report)) = &mut check.end {
+        (report.unopened, report.unopened_in) = (7, 1);
+    }
+    check
+}
+
+/// One that failed before it was noted when.
+pub fn failed_check() -> Check {
+    let (kind, why) = (FailureKind::Other, "no further".to_owned());
+    Check { worker: None, end: Some(End::Failed { kind, why, ended_ms: None }), ..check() }
 }
 
 /// The same when it has ended.
@@ -319,6 +350,7 @@ pub fn ended_check() -> Check {
         damaged: 1,
         snapshots_damaged: vec![damaged],
         unopened: 0,
+        unopened_in: 0,
         rescued: 2,
         recorded: 3,
         unrecorded: Some("no room".to_owned()),

@@ -382,6 +382,24 @@ fn a_session_is_cancelled_by_name() {
 }
 
 #[test]
+fn a_check_that_cannot_be_read_is_named_and_removed() {
+    let machine = prepared();
+    let job = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
+    machine.run(&["check", "--job", job]).fails(3, &[job, "lvkeep status"]);
+    let folder = machine.place("repo/checks");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    std::fs::write(format!("{folder}/{job}"), "damaged").expect("an object");
+    let check = machine.json(&["status"])["checks"][0].clone();
+    assert_eq!((&check["job"], &check["state"]), (&job.into(), &"unreadable".into()), "{check}");
+    let remedy = format!("`lvkeep cancel {job}`");
+    assert!(machine.run(&["status"]).ok().out.contains(&remedy));
+    machine.run(&["check", "--job", job]).fails(6, &[&format!("checks/{job}"), &remedy]);
+    machine.run(&["cancel", job]).ok();
+    machine.run(&["cancel", job]).fails(3, &[job]);
+    assert_eq!(machine.json(&["status"])["checks"], serde_json::json!([]));
+}
+
+#[test]
 fn an_interrupted_backup_leaves_nothing_behind() {
     let machine = prepared();
     let image = machine.place("slow.img");

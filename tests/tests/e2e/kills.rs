@@ -252,3 +252,30 @@ fn an_agent_that_dies_in_a_check_is_gone_on_after() {
         (last["by"] == "conductor on c" && last["snapshots_damaged"] == 0).then_some(())
     });
 }
+
+#[test]
+fn a_check_that_is_cancelled_says_so() {
+    let site = Site::start("");
+    let (image, nats) = (site.operator.place("disk.img"), site.nats.url());
+    random_file(&image, 1 << 20, 1);
+    site.operator.run(&["backup", "--name", "vm/disk", &image]).ok();
+    // Nobody is there to do it.
+    let running = site.operator.start(&["check", "--read-data=10", "--by-agents", "--nats", &nats]);
+    let checks = || site.operator.json(&["status"])["checks"].clone();
+    let job = eventually("a check is asked for", || Some(checks()[0]["job"].as_str()?.to_owned()));
+    site.operator.run(&["cancel", &job]).ok();
+    running.end().fails(7, &[&job, "cancelled by lvkeep on"]);
+    site.operator.run(&["check", "--job", &job]).fails(7, &[&job, "cancelled by lvkeep on"]);
+    let check = checks()[0].clone();
+    assert_eq!((&check["state"], check["ended"].is_string()), (&"cancelled".into(), true), "{check}");
+    site.operator.run(&["cancel", &job]).fails(3, &[&job, "had ended already: cancelled by"]);
+    // Whoever comes is still told of it, and leaves it alone.
+    let _indexer = site.agent("worker", &["indexer"], &[]);
+    let _checker = site.agent("a", &["checker"], &[]);
+    let checked = site.operator.run(&["check", "--by-agents", "--nats", &nats]);
+    assert!(checked.ok().out.contains("1 snapshots"), "a check of the structure");
+    let states =
+        checks().as_array().map(|all| all.iter().map(|one| one["state"].clone()).collect::<Vec<_>>());
+    assert_eq!(states, Some(vec!["checked".into()]));
+    site.operator.run(&["check", "--job", &job]).fails(7, &[&job]);
+}

@@ -3,7 +3,10 @@
 //! says is lost, and the next backup heals what it still has.
 
 mod agents;
+mod cancelled;
+mod keys;
 mod older;
+mod takeover;
 mod withheld;
 
 use std::path::PathBuf;
