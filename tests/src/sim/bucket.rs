@@ -67,6 +67,11 @@ impl History {
         self.state().writes
     }
 
+    /// An object is no more, and nobody deleted it.
+    pub async fn lose(&self, key: &str) -> Result<()> {
+        self.objects.delete(&Path::from(key)).await
+    }
+
     fn is_slot(at: &Path) -> bool {
         at.parts().next().is_some_and(|first| first.as_ref() == names::SNAPSHOTS)
     }

@@ -16,6 +16,7 @@ use super::cluster::World;
 use super::content::{Content, Templates};
 use super::environment::SimEnvironment;
 use super::plan::Plan;
+use super::saboteur::Sabotage;
 use super::second::Second;
 use super::server::Server;
 use super::sources::{Source, Sources, Tracking};
@@ -47,7 +48,7 @@ pub async fn build(
 ) -> Result<(Arc<World>, Arc<History>, Option<Arc<Identity>>), Failure> {
     let clock = Arc::new(SimEnvironment::new(plan.seed));
     let environment: Arc<dyn Environment> = clock.clone();
-    let trace = Arc::new(Trace::new(environment.clone(), loud));
+    let trace = Arc::new(Trace::new(environment.clone(), loud, folder));
     let history = History::new(trace.clone());
     let store = FaultyStore::new(
         history.clone(),
@@ -92,6 +93,8 @@ pub async fn build(
         crashed: Mutex::default(),
         over: Stop::default(),
         kept: Mutex::default(),
+        outages: Mutex::default(),
+        cancelled: Mutex::default(),
         unfinished: Mutex::default(),
         done: Mutex::default(),
         faults: Mutex::default(),
@@ -146,6 +149,9 @@ fn sources(plan: &Plan, environment: &Arc<dyn Environment>) -> Vec<Arc<Sources>>
         by_host.entry(number % plan.hosts).or_default().push(target);
     }
     (0..plan.hosts)
-        .map(|host| Sources::new(environment.clone(), by_host.remove(&host).unwrap_or_default()))
+        .map(|host| {
+            let stale = plan.sabotage == Some(Sabotage::ReadsWhatWas);
+            Sources::new(environment.clone(), by_host.remove(&host).unwrap_or_default(), stale)
+        })
         .collect()
 }

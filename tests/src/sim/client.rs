@@ -1,5 +1,6 @@
 //! Whoever asks for backups: submits the jobs of a plan at their times and waits for the end of each.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,22 +11,59 @@ use schema::JobId;
 use schema::messages::{About, BackupJob, JobDone, JobOutcome, Message};
 use tokio::task::JoinSet;
 
-use super::build::{source_name, templates, volume_name};
+use super::build::{source_name, target_name, templates, volume_name};
 use super::cluster::{self, World};
 use super::plan::VolumePlan;
 
 /// Virtual time in which a job must have ended after the last fault.
 const PATIENCE: Duration = Duration::from_secs(2 * 3600);
 
+/// What a job backs up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// A volume of the plan, by its number.
+    Volume(usize),
+    /// What a restore overwrites, by the number of its target.
+    Target(usize),
+}
+
+impl What {
+    /// What its reader calls it.
+    pub fn source(self) -> String {
+        match self {
+            Self::Volume(number) => source_name(number),
+            Self::Target(number) => target_name(number),
+        }
+    }
+}
+
 /// A job that was accepted, and how it ended.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// The job.
     pub job: JobId,
-    /// The number of its volume.
-    pub volume: usize,
+    /// What it backs up.
+    pub what: What,
+    /// The number of what its source held when it was submitted.
+    pub version: usize,
+    /// From its submission until its end was heard, in milliseconds since 1970.
+    pub time: Range<u64>,
     /// Its end; none when there was none.
     pub outcome: Option<JobOutcome>,
+}
+
+impl Job {
+    /// A job that is submitted now.
+    pub fn new(world: &World, job: JobId, what: What) -> Self {
+        let version = world.source(&what.source()).map_or(0, |source| source.version());
+        Self { job, what, version, time: world.environment.now_ms()..u64::MAX, outcome: None }
+    }
+
+    /// The job, which has ended now.
+    pub fn ended(mut self, world: &World, outcome: Option<JobOutcome>) -> Self {
+        self.time.end = world.environment.now_ms();
+        Self { outcome, ..self }
+    }
 }
 
 /// Submits every job at its time; jobs are noted when they are accepted.
@@ -70,7 +108,9 @@ async fn one_job(world: &World, volume: usize, host: usize, allow_changes: bool)
         group: None,
         plain: false,
     };
-    Job { job, volume, outcome: ask(world, &request).await }
+    let asked = Job::new(world, job, What::Volume(volume));
+    let outcome = ask(world, &request).await;
+    asked.ended(world, outcome)
 }
 
 /// Has a backup made, and waits for its end.

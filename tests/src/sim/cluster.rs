@@ -3,6 +3,7 @@
 //! A role that dies takes all its tasks and everything in memory with it. What it had sent stays sent.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,7 +30,7 @@ use super::environment::SimEnvironment;
 use super::ledger::Ledger;
 use super::plan::Plan;
 use super::second::Second;
-use super::sources::Sources;
+use super::sources::{Source, Sources};
 use super::trace::Trace;
 use super::wires::Wires;
 
@@ -66,6 +67,10 @@ pub struct World {
     pub kept: Mutex<Vec<Job>>,
     /// Snapshots that somebody who died, or had to give up, was bringing back, by the jobs of these sessions.
     pub unfinished: Mutex<BTreeSet<JobId>>,
+    /// When the bucket was away, in milliseconds since 1970.
+    pub outages: Mutex<Vec<Range<u64>>>,
+    /// Jobs of sessions that somebody ended.
+    pub cancelled: Mutex<BTreeSet<JobId>>,
     /// What people did.
     pub done: Mutex<Counts>,
     /// What went wrong on purpose, beside what bus and bucket count themselves.
@@ -117,6 +122,22 @@ impl World {
         let unfinished =
             || self.unfinished.lock().unwrap_or_else(PoisonError::into_inner).contains(&session.job);
         self.has_crashed(&session.host) || session.kind == SessionKind::Unforget && unfinished()
+    }
+
+    /// A source of any host.
+    pub fn source(&self, name: &str) -> Option<&Arc<Source>> {
+        self.sources.iter().find_map(|sources| sources.source(name))
+    }
+
+    /// Whether the bucket was away at some moment of a time.
+    pub fn was_away(&self, time: &Range<u64>) -> bool {
+        let outages = self.outages.lock().unwrap_or_else(PoisonError::into_inner);
+        outages.iter().any(|outage| outage.start <= time.end && time.start <= outage.end)
+    }
+
+    /// Whether somebody ended a session of this job.
+    pub fn was_cancelled(&self, job: JobId) -> bool {
+        self.cancelled.lock().unwrap_or_else(PoisonError::into_inner).contains(&job)
     }
 
     /// Counts what somebody did.
@@ -230,24 +251,26 @@ impl Cluster {
         self.places.is_empty()
     }
 
-    /// Ends a role at once. A forgetful one finds an empty cache when it comes back.
-    pub fn crash(&self, which: usize, forgetful: bool) {
+    /// Ends a role at once; whether there was one. A forgetful one finds an empty cache when it comes back.
+    pub fn crash(&self, which: usize, forgetful: bool) -> bool {
         let place = &self.places[which % self.places.len()];
         let mut state = place.state();
         self.world.trace.note(format_args!("crash of {}", place.role.name()));
         if forgetful {
             state.caches += 1;
         }
-        if let Some(task) = state.task.take() {
-            task.abort();
-        }
+        let living = state.task.take().filter(|task| !task.is_finished());
+        living.inspect(AbortHandle::abort).is_some()
     }
 
-    /// Tells a role to stop; it comes back.
-    pub fn restart(&self, which: usize) {
+    /// Tells a role to stop; it comes back. Whether there was one that had not been told.
+    pub fn restart(&self, which: usize) -> bool {
         let place = &self.places[which % self.places.len()];
         self.world.trace.note(format_args!("{} is told to stop", place.role.name()));
-        place.state().stop.raise();
+        let state = place.state();
+        let is_hit = state.task.as_ref().is_some_and(|task| !task.is_finished()) && !state.stop.is_raised();
+        state.stop.raise();
+        is_hit
     }
 
     /// Lets every role finish. Whether all did within `limit`.
@@ -311,6 +334,10 @@ async fn live(
 ) -> Result<(), Failure> {
     let plan = &world.plan;
     let index = IndexClient::new(context.bus.clone(), context.environment.clone(), world.shards());
+    if plan.sabotage.is_some_and(|sabotage| sabotage.silences(&name)) {
+        context.stop.raised().await;
+        return Ok(());
+    }
     match role {
         Role::Reader(host_number) => {
             let host = host(host_number);

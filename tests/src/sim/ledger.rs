@@ -10,13 +10,14 @@ mod frames;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use schema::keys::{Identity, WriterKey};
 use schema::names::{self, Slot};
 use schema::root::Root;
 use schema::session::SessionKind;
-use schema::{ChunkId, PackId, SessionId};
+use schema::{ChunkId, JobId, PackId, SessionId};
 
 use super::counts::Counts;
 use super::sources::Sources;
@@ -55,7 +56,7 @@ impl Ledger {
     /// An object was written.
     pub fn written(&self, key: &str, bytes: &Bytes) {
         if let Some(book) = &mut *self.locked() {
-            self.tell(book.written(key, bytes));
+            self.tell(book.written(key, bytes, self.trace.now_ms()));
         }
     }
 
@@ -100,6 +101,11 @@ impl Ledger {
         self.ask(|book| book.has_ended(session))
     }
 
+    /// Whether a session of this job lost its slot when it was as old as this: somebody may have declared it dead.
+    pub fn was_old(&self, job: JobId, age: Duration) -> bool {
+        self.ask(|book| book.was_old(job, age))
+    }
+
     /// Whether a listed pack holds this chunk.
     pub fn has_copy(&self, chunk: &ChunkId) -> bool {
         self.ask(|book| book.has_copy(chunk))
@@ -123,6 +129,11 @@ impl Ledger {
         self.ask(Book::garbage)
     }
 
+    /// Listed packs of which a snapshot needs something.
+    pub fn needed(&self) -> Vec<PackId> {
+        self.ask(Book::needed)
+    }
+
     /// What was counted.
     pub fn counts(&self) -> Counts {
         self.ask(|book| book.counts.clone())
@@ -137,6 +148,8 @@ enum Kind {
     Session(SessionId),
     Epoch(u64),
     Verdict(u64),
+    /// It stays as it was written first: the config, a data key, the sessions that an epoch waits for.
+    Fixed,
     Other,
 }
 
@@ -152,9 +165,13 @@ impl Kind {
                 true => Self::Verdict(number),
                 false => Self::Epoch(number),
             }),
+            names::CONFIG | names::KEYS => Ok(Self::Fixed),
             _ => Ok(Self::Other),
         };
-        found.unwrap_or(Self::Other)
+        match folder {
+            names::EPOCHS => found.unwrap_or(Self::Fixed),
+            _ => found.unwrap_or(Self::Other),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! * [`mod@run`]: one run of a plan.
 //! * [`ledger`]: what must hold at every moment.
 //! * [`oracle`]: what must hold at its end.
+//! * [`saboteur`]: what shows that a run fails when it does not hold.
 //!
 //! Nothing here knows how roles work: faults come through the seams, and what is checked is what an operator relies on.
 
@@ -20,6 +21,7 @@ pub mod oracle;
 pub mod people;
 pub mod plan;
 pub mod run;
+pub mod saboteur;
 pub mod second;
 pub mod server;
 pub mod sources;
@@ -28,4 +30,5 @@ pub mod wires;
 
 pub use plan::Plan;
 pub use run::{Broken, Report, run};
+pub use saboteur::Sabotage;
 pub use wires::Accident;

@@ -2,7 +2,7 @@
 //!
 //! The bucket alone is asked, with an index built anew: whatever roles believed is of no interest here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, PoisonError};
@@ -24,18 +24,19 @@ use schema::root::Root;
 use schema::session::SessionKind;
 
 use super::bucket::History;
-use super::client::Job;
+use super::client::{Job, What};
 use super::cluster::World;
 use super::content::{BLOCK, Content};
 
 /// Collections after which nothing is left to collect.
 const COLLECTIONS: u32 = 8;
 
-/// Checks everything; what is broken is noted in the trace.
-pub async fn check(world: &World, history: &History, identity: Option<Arc<Identity>>, jobs: &[Job]) {
+/// Checks everything; what is broken is noted in the trace. Says how many snapshots were restored.
+pub async fn check(world: &World, history: &History, identity: Option<Arc<Identity>>, jobs: &[Job]) -> usize {
     let kept = world.kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    outcomes(world, &[jobs, &kept].concat());
-    sessions(world, history).await;
+    let jobs = [jobs, &kept].concat();
+    outcomes(world, &jobs);
+    sessions(world, history, &jobs).await;
     if world.plan.life.collectors > 0
         && let Err(failure) = collected(world).await
     {
@@ -43,15 +44,41 @@ pub async fn check(world: &World, history: &History, identity: Option<Arc<Identi
     }
     let roots = match slots(world).await {
         Ok(roots) => roots,
-        Err(failure) => return world.trace.wrong(format!("one-winner: {failure}")),
+        Err(failure) => {
+            world.trace.wrong(format!("one-winner: {failure}"));
+            return 0;
+        }
     };
-    if let Err(failure) = readable(world, &world.repository, identity.clone(), &roots).await {
-        world.trace.wrong(format!("sealed-is-readable: the bucket could not be checked: {failure}"));
-    }
+    let restored = match readable(world, &world.repository, identity.clone(), &roots).await {
+        Ok(restored) => restored,
+        Err(failure) => {
+            world.trace.wrong(format!("sealed-is-readable: the bucket could not be checked: {failure}"));
+            BTreeSet::new()
+        }
+    };
+    nothing_is_missing(world, &restored);
     if let Some(second) = &world.second
         && let Err(failure) = copied(world, &second.repository, identity).await
     {
         world.trace.wrong(format!("sealed-is-readable: the second bucket could not be checked: {failure}"));
+    }
+    restored.len()
+}
+
+/// `never-collect-live`: whatever was committed and that nobody forgot was restored, by its name.
+fn nothing_is_missing(world: &World, restored: &BTreeSet<Slot>) {
+    let commits = world.ledger.commits();
+    for root in commits.iter().filter(|root| !world.ledger.is_forgotten(root.slot)) {
+        if !restored.contains(&root.slot) {
+            let (slot, volume) = (root.slot, &root.volume);
+            world
+                .trace
+                .wrong(format!("never-collect-live: {slot} of {volume} is lost, and nobody forgot it"));
+        }
+    }
+    let committed: BTreeSet<Slot> = commits.iter().map(|root| root.slot).collect();
+    for slot in restored.difference(&committed) {
+        world.trace.wrong(format!("one-winner: {slot} is there, and nobody committed it"));
     }
 }
 
@@ -65,7 +92,7 @@ async fn copied(
     for damaged in &copies.damaged {
         world.trace.wrong(format!("sealed-is-readable: in the second bucket: {damaged}"));
     }
-    readable(world, repository, identity, &copies.readable).await
+    readable(world, repository, identity, &copies.readable).await.map(drop)
 }
 
 /// `one-winner`: every slot holds a commit that belongs there, or a tombstone.
@@ -96,6 +123,7 @@ fn outcomes(world: &World, jobs: &[Job]) {
     }
     for job in jobs {
         let sealed = by_job.remove(&job.job).unwrap_or_default();
+        sealed.iter().for_each(|root| is_of(world, job, root));
         match &job.outcome {
             Some(JobOutcome::Sealed { slot, .. }) if sealed.iter().any(|root| root.slot == *slot) => {
                 // One that was forgotten shows nobody any more that its job is done.
@@ -124,30 +152,55 @@ fn outcomes(world: &World, jobs: &[Job]) {
     }
 }
 
-/// A job may fail only by its source, by a bucket that was away for long, or because somebody ended it.
+/// `no-silent-skip`: what was sealed for a job is its source, as it was when the job was submitted or later.
+fn is_of(world: &World, job: &Job, root: &Root) {
+    let (source, slot) = (job.what.source(), root.slot);
+    if root.source != source {
+        return world
+            .trace
+            .wrong(format!("no-silent-skip: {slot} is of {}, and not of {source}", root.source));
+    }
+    let read = world.source(&source).and_then(|source| source.version_of(root.reading));
+    if read.is_none_or(|read| read < job.version) {
+        let wanted = job.version;
+        world
+            .trace
+            .wrong(format!("no-silent-skip: {slot} holds state {read:?} of {source}, older than {wanted}"));
+    }
+}
+
+/// A job may fail only by its source, by a bucket that was away meanwhile, or because somebody ended its session.
 fn failed(world: &World, job: &Job, kind: FailureKind, why: &str) {
-    let volume = &world.plan.volumes[job.volume];
-    let expected = match kind {
-        FailureKind::Device => volume.changes_after.is_some() && why.contains("lv"),
-        FailureKind::Store => world.plan.has_outage(),
-        FailureKind::Revoked => world.plan.has_cancel() || world.plan.life.revokes(),
+    let source = job.what.source();
+    let declared_dead = || {
+        let age = world.plan.life.collecting.patience.revoke_after;
+        age.is_some_and(|age| world.ledger.was_old(job.job, age))
+    };
+    let expected = match (kind, job.what) {
+        (FailureKind::Device, What::Volume(number)) => {
+            world.plan.volumes[number].changes_after.is_some() && why.contains(&source)
+        }
+        (FailureKind::Store, _) => world.was_away(&job.time),
+        (FailureKind::Revoked, _) => world.was_cancelled(job.job) || declared_dead(),
         _ => false,
     };
     if !expected {
-        world.trace.wrong(format!("progress: job {} of lv{} failed: {kind:?} {why}", job.job, job.volume));
+        world.trace.wrong(format!("progress: job {} of {source} failed: {kind:?} {why}", job.job));
     }
 }
 
 /// Sessions end with their objects, unless whoever drove one crashed, a write landed after the end, or the bucket was
-/// away at the end.
-async fn sessions(world: &World, history: &History) {
+/// away while it was open: until its job's end was heard of, if it has a job.
+async fn sessions(world: &World, history: &History, jobs: &[Job]) {
     let left = match agent::sessions::list(&world.repository).await {
         Ok(left) => left,
         Err(why) => return world.trace.wrong(format!("progress: sessions cannot be listed: {why}")),
     };
     for session in left {
         let key = names::session(session.id);
-        if !(world.is_abandoned(&session) || history.came_back(&key) || world.plan.has_outage()) {
+        let end = jobs.iter().find(|job| job.job == session.job).map_or(u64::MAX, |job| job.time.end);
+        let was_away = world.was_away(&(session.started_ms..end));
+        if !(world.is_abandoned(&session) || history.came_back(&key) || was_away) {
             world.trace.wrong(format!("progress: {key} is left though every job has ended"));
         }
     }
@@ -174,13 +227,14 @@ async fn collected(world: &World) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `sealed-is-readable` and `restored-equals-read`, from a bucket alone.
+/// `sealed-is-readable` and `restored-equals-read`, from a bucket alone. Says what could be restored.
 async fn readable(
     world: &World,
     repository: &Repository,
     identity: Option<Arc<Identity>>,
     roots: &[Root],
-) -> Result<(), Failure> {
+) -> Result<BTreeSet<Slot>, Failure> {
+    let mut restored = BTreeSet::new();
     let bus = Arc::new(LocalBus::new(world.environment.clone(), 1 << 20));
     let (environment, stop) = (world.environment.clone(), Stop::default());
     let context =
@@ -206,6 +260,7 @@ async fn readable(
         let path = folder.path().join(root.slot.session.to_string());
         match restorer.restore(root.clone(), Target::new(&path, false), |_| ()).await {
             Ok(_) => {
+                restored.insert(root.slot);
                 if let Err(why) = compare(world, root, &path) {
                     world
                         .trace
@@ -220,13 +275,12 @@ async fn readable(
     }
     stop.raise();
     let _ = serving.await;
-    Ok(())
+    Ok(restored)
 }
 
 /// What was restored against what was read.
 fn compare(world: &World, root: &Root, path: &std::path::Path) -> Result<(), String> {
-    let sources = world.sources.iter().filter_map(|sources| sources.source(&root.source));
-    let held = sources.filter_map(|source| source.held(root.reading)).next();
+    let held = world.source(&root.source).and_then(|source| source.held(root.reading));
     let held = held.ok_or_else(|| format!("nobody read {} as {}", root.source, root.reading))?;
     let allowed = match root.changed_while_read {
         true => &held[..],

@@ -11,6 +11,7 @@ use agent::faults::store::StoreFaults;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::saboteur::Sabotage;
 use super::sources::Tracking;
 use super::wires::Accident;
 
@@ -136,18 +137,8 @@ pub struct Plan {
     pub life: Life,
     /// The n-th write to the bucket after its creation fails in this way.
     pub write_fault: Option<(u64, agent::faults::store::WriteFault)>,
-}
-
-impl Plan {
-    /// Whether the bucket is away for a while.
-    pub fn has_outage(&self) -> bool {
-        self.upsets.iter().any(|(_, upset)| matches!(upset, Upset::Outage(_)))
-    }
-
-    /// Whether somebody ends a session.
-    pub fn has_cancel(&self) -> bool {
-        self.upsets.iter().any(|(_, upset)| matches!(upset, Upset::Cancel { .. }))
-    }
+    /// What is done that must never happen.
+    pub sabotage: Option<Sabotage>,
 }
 
 fn millis(random: &mut StdRng, from: u64, to: u64) -> Duration {
@@ -209,6 +200,7 @@ impl Plan {
             accident: Accident::None,
             life: Life::default(),
             write_fault: None,
+            sabotage: None,
         }
     }
 

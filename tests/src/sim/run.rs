@@ -38,6 +38,8 @@ pub struct Report {
     pub found_out: usize,
     /// Jobs that failed, with kind and reason.
     pub failed: Vec<(FailureKind, String)>,
+    /// Snapshots that were restored in the end, each of those that nobody had forgotten.
+    pub restored: usize,
     /// What was done in the bucket, and by people.
     pub done: Counts,
     /// Faults that were injected.
@@ -96,6 +98,11 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
     weather(&world, &cluster).await;
     let jobs = client::settle(&world, jobs).await;
     people.finish(&world).await;
+    if let Some(sabotage) = world.plan.sabotage
+        && let Err(why) = sabotage.happen(&world, &history).await
+    {
+        world.trace.wrong(format!("the sabotage failed: {why}"));
+    }
     drain(&world).await;
     if let Some(cluster) = Arc::into_inner(cluster)
         && !cluster.finish(CALM).await
@@ -108,7 +115,7 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
     let leapt = world.plan.life.leaps.iter().map(|(_, time)| *time).sum();
     // What the oracle restores does not count.
     let done = done(&world);
-    oracle::check(&world, &history, identity, &jobs).await;
+    let restored = oracle::check(&world, &history, identity, &jobs).await;
     let wrong = world.trace.wrongs();
     if !wrong.is_empty() {
         return Err(Broken { seed, wrong });
@@ -126,6 +133,7 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
         tracked: jobs.iter().filter(|job| is_tracked(job)).count(),
         found_out: jobs.iter().filter(|job| is_found_out(job)).count(),
         failed,
+        restored,
         done,
         faults,
         messages,
@@ -158,16 +166,6 @@ fn faults(world: &World) -> Counts {
     if let Some(second) = &world.second {
         faults.add_store(&second.store.injected());
     }
-    for (_, upset) in &world.plan.upsets {
-        let what = match upset {
-            Upset::Crash { .. } => "crashes of roles",
-            Upset::Restart { .. } => "stops of roles",
-            Upset::Server => "restarts of the message server",
-            Upset::Outage(_) => "outages of the bucket",
-            Upset::Cancel { .. } => "sessions cancelled",
-        };
-        faults.add(what, 1);
-    }
     faults
 }
 
@@ -192,21 +190,22 @@ async fn weather(world: &Arc<World>, cluster: &Arc<Cluster>) {
     let storm = async {
         for (pause, upset) in &world.plan.upsets {
             world.environment.sleep(*pause).await;
-            match upset {
-                Upset::Crash { which, forgetful } => cluster.crash(*which, *forgetful),
-                Upset::Restart { which } => cluster.restart(*which),
-                Upset::Outage(lasts) => {
-                    world.trace.note(format_args!("the bucket is away"));
-                    world.store.crash();
-                    world.environment.sleep(*lasts).await;
-                    world.store.recover();
-                    world.trace.note(format_args!("the bucket is back"));
+            let (what, is_hit) = match upset {
+                Upset::Crash { which, forgetful } => ("crashes of roles", cluster.crash(*which, *forgetful)),
+                Upset::Restart { which } => ("stops of roles", cluster.restart(*which)),
+                Upset::Outage(lasts) => ("outages of the bucket", outage(world, *lasts).await),
+                Upset::Cancel { which, revoke } => {
+                    ("sessions cancelled", cancel(world, *which, *revoke).await)
                 }
-                Upset::Cancel { which, revoke } => cancel(world, *which, *revoke).await,
                 Upset::Server => {
                     world.trace.note(format_args!("the message server restarts"));
                     world.wires.server().restart().await;
+                    ("restarts of the message server", true)
                 }
+            };
+            // What met nobody was no fault.
+            if is_hit {
+                world.count_fault(what);
             }
         }
     };
@@ -226,19 +225,34 @@ async fn weather(world: &Arc<World>, cluster: &Arc<Cluster>) {
     world.trace.note(format_args!("the storm is over"));
 }
 
-/// Ends one of the sessions that are open.
-async fn cancel(world: &World, which: usize, revoke: bool) {
+/// The bucket is away for so long; whether anybody noticed.
+async fn outage(world: &World, lasts: Duration) -> bool {
+    let (before, from) = (world.store.injected().crashed, world.environment.now_ms());
+    world.trace.note(format_args!("the bucket is away"));
+    world.store.crash();
+    world.environment.sleep(lasts).await;
+    world.store.recover();
+    world.trace.note(format_args!("the bucket is back"));
+    let mut outages = world.outages.lock().unwrap_or_else(PoisonError::into_inner);
+    outages.push(from..world.environment.now_ms());
+    world.store.injected().crashed > before
+}
+
+/// Ends one of the sessions that are open; whether there is one.
+async fn cancel(world: &World, which: usize, revoke: bool) -> bool {
     let open = sessions::list(&world.repository).await.unwrap_or_default();
-    let Some(session) = open.get(which % open.len().max(1)) else { return };
+    let Some(session) = open.get(which % open.len().max(1)) else { return false };
     world.trace.note(format_args!("session {} is to end, revoke {revoke}", session.id));
+    world.cancelled.lock().unwrap_or_else(PoisonError::into_inner).insert(session.job);
     if revoke {
         if let Err(why) = sessions::revoke(&world.repository, session).await {
             world.trace.wrong(format!("one-winner: a slot could not be occupied: {why}"));
         }
-        return;
+        return true;
     }
     let message = Message::new(&About::nothing(), &Cancel { session: session.id });
     let _ = world.wires.bus("operator").broadcast(&Topic::cancel(), message).await;
+    true
 }
 
 /// Waits until no queue in memory holds anything.

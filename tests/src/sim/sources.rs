@@ -86,6 +86,16 @@ impl Source {
         state.versions[state.versions.len() - 1].clone()
     }
 
+    /// The number of what it holds now.
+    pub fn version(&self) -> usize {
+        self.state().versions.len() - 1
+    }
+
+    /// The number of what a reading read.
+    pub fn version_of(&self, reading: ReadingId) -> Option<usize> {
+        (0..=self.version()).find(|version| self.reading(*version) == reading)
+    }
+
     /// Becomes another content now.
     pub fn change(&self, content: Content) {
         self.state().versions.push(Arc::new(content));
@@ -150,9 +160,8 @@ impl Source {
 
     /// What the source held when this reading began, and all that it held since.
     pub fn held(&self, reading: ReadingId) -> Option<Vec<Arc<Content>>> {
-        let versions = &self.state().versions;
-        let began = (0..versions.len()).find(|version| self.reading(*version) == reading)?;
-        Some(versions[began..].to_vec())
+        let began = self.version_of(reading)?;
+        Some(self.state().versions[began..].to_vec())
     }
 }
 
@@ -161,6 +170,8 @@ impl Source {
 pub struct Sources {
     environment: Arc<dyn Environment>,
     by_name: BTreeMap<String, Arc<Source>>,
+    /// Whoever opens one is given what it was before it was last written to.
+    stale: bool,
 }
 
 impl Sources {
@@ -168,9 +179,10 @@ impl Sources {
     pub fn new(
         environment: Arc<dyn Environment>,
         sources: impl IntoIterator<Item = Arc<Source>>,
+        stale: bool,
     ) -> Arc<Self> {
         let by_name = sources.into_iter().map(|source| (source.name.clone(), source)).collect();
-        Arc::new(Self { environment, by_name })
+        Arc::new(Self { environment, by_name, stale })
     }
 }
 
@@ -188,7 +200,7 @@ impl Volumes for Sources {
         let Some(source) = self.by_name.get(opening.source) else {
             return Err(VolumeError::CannotOpen { source_name, why: "there is no such source".into() });
         };
-        let newest = source.state().versions.len() - 1;
+        let newest = source.version().saturating_sub(usize::from(self.stale));
         let taken = source.state().baselines.get(&opening.session).map(|baseline| baseline.version);
         let version = match opening.reading {
             // What was taken for the session is its reading.
@@ -301,7 +313,7 @@ impl Volume for Opened {
     }
 
     async fn check_unchanged(&self) -> Result<(), VolumeError> {
-        match self.source.live && self.source.state().versions.len() - 1 != self.version {
+        match self.source.live && self.source.version() != self.version {
             false => Ok(()),
             true => Err(VolumeError::ReadingLost {
                 source_name: self.info.name.clone(),

@@ -1,8 +1,11 @@
 //! What happened, in order: a hash that two runs of one seed must share, and lines for whoever looks at one seed.
 //!
-//! It holds no lines: they are printed as they come, when a single seed is looked at.
+//! It holds no lines: they are printed as they come, when a single seed is looked at. The folder of a run has another
+//! name each time, and is left out. The age library draws the headers of sealed keys itself, so that only runs without
+//! encryption repeat exactly: those of an encrypted plan may take another course.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agent::Environment;
@@ -12,6 +15,7 @@ use agent::Environment;
 pub struct Trace {
     environment: Arc<dyn Environment>,
     loud: bool,
+    folder: String,
     inner: Mutex<Inner>,
 }
 
@@ -23,9 +27,15 @@ struct Inner {
 }
 
 impl Trace {
-    /// An empty trace; a loud one prints every line.
-    pub fn new(environment: Arc<dyn Environment>, loud: bool) -> Self {
-        Self { environment, loud, inner: Mutex::default() }
+    /// An empty trace of a run in a folder; a loud one prints every line.
+    pub fn new(environment: Arc<dyn Environment>, loud: bool, folder: &Path) -> Self {
+        let folder = folder.display().to_string();
+        Self { environment, loud, folder, inner: Mutex::default() }
+    }
+
+    /// The clock of the run, in milliseconds since 1970.
+    pub fn now_ms(&self) -> u64 {
+        self.environment.now_ms()
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -34,7 +44,10 @@ impl Trace {
 
     /// Notes what happened.
     pub fn note(&self, what: fmt::Arguments<'_>) {
-        let line = format!("{:>9} {what}\n", self.environment.elapsed().as_millis());
+        let mut line = format!("{:>9} {what}\n", self.environment.elapsed().as_millis());
+        if line.contains(&self.folder) {
+            line = line.replace(&self.folder, "<folder>");
+        }
         if self.loud {
             eprint!("{line}");
         }

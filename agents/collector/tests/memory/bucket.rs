@@ -1,7 +1,8 @@
 //! A bucket that is made up while it is read.
 //!
-//! Leaf n of one volume names some chunks, which stand in data pack 2n; data pack 2n + 1 holds as many that nobody
-//! needs. Frames of data are empty: nobody here opens content. Packs that were made last are kept for a while.
+//! Leaf n of one volume names some chunks, which stand in data pack 2n, with others that nobody needs, if that is
+//! wanted; data pack 2n + 1 holds as many that nobody needs. Of forgotten snapshots there are roots and markers. Frames
+//! of data are empty where nobody moves them: nobody here opens content. Packs that were made last are kept for a while.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -18,20 +19,24 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::*;
 use schema::chunk::{Codec, FrameHeader, Sealer};
-use schema::keys::WriterKey;
+use schema::keys::{FrameKey, WriterKey};
 use schema::limits::LEAF_SPAN;
 use schema::map::{Content, Leaf, Piece, build_nodes};
 use schema::names::{self, Slot};
 use schema::pack::{PackBuilder, PackHeader};
-use schema::root::{Root, Statistics, Tracking};
+use schema::root::{Forgotten, Root, Statistics, Tracking};
 use schema::{ChunkId, Domain, JobId, PackId, ReadingId, SessionId};
 
 /// How large it is.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
     pub leaves: u64,
-    /// Chunks that each leaf names, 1,024 at most.
+    /// Chunks in each pack of data, 1,024 at most.
     pub chunks: u64,
+    /// Those of them that a leaf names.
+    pub needed: u64,
+    /// Snapshots that are forgotten.
+    pub forgotten: u64,
 }
 
 /// Bytes of packs that are kept.
@@ -77,13 +82,13 @@ fn data_chunk(number: u64) -> ChunkId {
     ChunkId::parse(&id).expect("a data chunk")
 }
 
-/// As many chunks of 64 KiB; the rest is zero.
-fn leaf(number: u64, chunks: u64) -> Vec<u8> {
+/// Chunks of 64 KiB; the rest is zero.
+fn leaf(number: u64, Shape { chunks, needed, .. }: Shape) -> Vec<u8> {
     let first = 2 * number * chunks;
     let piece = |at| Piece { len: 64 << 10, content: Content::Chunk(data_chunk(first + at)) };
-    let left = (LEAF_SPAN - chunks * (64 << 10)) as u32;
+    let left = (LEAF_SPAN - needed * (64 << 10)) as u32;
     let rest = (left > 0).then_some(Piece { len: left, content: Content::Zero });
-    Leaf::new(LEAF_SPAN, (0..chunks).map(piece).chain(rest)).expect("a leaf").encode()
+    Leaf::new(LEAF_SPAN, (0..needed).map(piece).chain(rest)).expect("a leaf").encode()
 }
 
 fn pack_id(kind: u8, number: u64) -> PackId {
@@ -130,7 +135,7 @@ impl MadeUp {
     }
 
     fn make(&self, pack: PackId) -> Option<Bytes> {
-        let (key, Shape { leaves, chunks }) = (self.key.as_ref()?, self.shape);
+        let (key, Shape { leaves, chunks, .. }) = (self.key.as_ref()?, self.shape);
         let id = pack.as_bytes();
         let mut number = [0; 8];
         number.copy_from_slice(&id[8..]);
@@ -143,7 +148,15 @@ impl MadeUp {
         };
         let mut builder = PackBuilder::new(PackHeader { repo: key.repo(), pack, kind, class: 0 });
         let session = SessionId::from_bytes([1; 16]);
-        if kind == Domain::Data {
+        if kind == Domain::Data && number.is_multiple_of(2) && self.shape.needed < chunks {
+            let mut sealer = Sealer::new(1).expect("a sealer");
+            for at in 0..chunks {
+                let (id, mut frame) = (data_chunk(number * chunks + at), Vec::new());
+                sealer.seal(id, b"anything", &FrameKey::plain(), &mut frame).expect("a frame");
+                let header = FrameHeader::parse(&frame).expect("a header");
+                builder.push(&[header], frame.into(), session).expect("it fits");
+            }
+        } else if kind == Domain::Data {
             let chunk = |at| FrameHeader {
                 id: data_chunk(number * chunks + at),
                 key: 0,
@@ -156,7 +169,7 @@ impl MadeUp {
         } else {
             let first = number * LEAVES_PER_PACK;
             for leaf_number in first..(first + LEAVES_PER_PACK).min(leaves) {
-                push(&mut builder, key, &leaf(leaf_number, chunks));
+                push(&mut builder, key, &leaf(leaf_number, self.shape));
             }
         }
         Some(builder.finish().0.concat().into())
@@ -229,9 +242,9 @@ fn meta(location: Path, size: u64) -> ObjectMeta {
     ObjectMeta { location, last_modified: Default::default(), size, e_tag: None, version: None }
 }
 
-/// A repository with one snapshot of this shape.
+/// A repository of this shape, with one snapshot that is visible.
 pub async fn bucket(shape: Shape) -> Repository {
-    let Shape { leaves, chunks } = shape;
+    let Shape { leaves, forgotten, .. } = shape;
     let environment: Arc<dyn Environment> = Arc::new(Plain::default());
     let inner = Arc::new(InMemory::new());
     let store = Store::new(inner.clone(), "", "made up", environment.clone());
@@ -241,9 +254,8 @@ pub async fn bucket(shape: Shape) -> Repository {
 
     let header = PackHeader { repo: key.repo(), pack: pack_id(3, 0), kind: Domain::Structure, class: 0 };
     let mut nodes = PackBuilder::new(header);
-    let row = (0..leaves)
-        .map(|number| Some(key.chunk_ids().id(Domain::Structure, &leaf(number, chunks))))
-        .collect();
+    let row =
+        (0..leaves).map(|number| Some(key.chunk_ids().id(Domain::Structure, &leaf(number, shape)))).collect();
     let top = build_nodes(row, |node| {
         let plain = node.encode();
         push(&mut nodes, &key, &plain);
@@ -258,10 +270,24 @@ pub async fn bucket(shape: Shape) -> Repository {
     let root = root(slot, leaves * LEAF_SPAN, top);
     let sealed = repository.seal(&slot.snapshot(), &root).expect("a root");
     repository.store.put(&slot.snapshot(), sealed).await.expect("a snapshot");
+    for number in 0..forgotten {
+        forget(&repository, number).await;
+    }
 
     let made_up = MadeUp { inner: inner.fork(), key: Some(key), shape, made: Mutex::default() };
     let store = Store::new(Arc::new(made_up), "", "made up", environment);
     Repository { store, ..repository }
+}
+
+async fn forget(repository: &Repository, number: u64) {
+    let session = SessionId::from_parts(1, u128::from(number));
+    let slot = Slot { volume: repository.key.volume_key("large"), session };
+    // Nobody reads the map of a snapshot that is forgotten.
+    let sealed = repository.seal(&slot.snapshot(), &root(slot, 0, None)).expect("a root");
+    repository.store.put(&slot.snapshot(), sealed).await.expect("a snapshot");
+    let marker = Forgotten { slot, time_ms: 0, by: "a test".into() };
+    let sealed = repository.seal(&slot.forgotten(), &marker).expect("a marker");
+    repository.store.put(&slot.forgotten(), sealed).await.expect("a marker");
 }
 
 fn root(slot: Slot, size: u64, top: Option<ChunkId>) -> Root {

@@ -43,13 +43,16 @@ pub fn steps(bounds: &Bounds, world: &World, number: usize, epochs: usize) -> Ve
             let steps: Vec<_> = open.map(|session| revocation(bounds, world, session)).collect();
             match steps.is_empty() {
                 true => vec![CollectorStep::WaitIsOver],
+                false if bounds.broken == Some(Broken::NeverRevokes) => Vec::new(),
                 false => steps,
             }
         }
         Step::ListingPacks => vec![CollectorStep::ListPacks],
         Step::MarkingAgain => vec![CollectorStep::MarkAgain],
         Step::Reprieving => subsets(epoch.condemned & collector.listed)
-            .filter(|delete| *delete == 0 || !collector.needed || collector.listed & !delete != 0)
+            .filter(|delete| {
+                *delete == 0 || !collector.needed || collector.listed & !bounds.others & !delete != 0
+            })
             .map(CollectorStep::Reprieve)
             .collect(),
         Step::Deciding => vec![CollectorStep::CreateVerdict],
@@ -71,7 +74,7 @@ fn proposals(bounds: &Bounds, world: &World, number: usize) -> Vec<CollectorStep
         .filter(|condemned| condemned | collector.forgotten != 0)
         .map(CollectorStep::CreateEpoch)
         .collect();
-    if bounds.rewrite && !collector.rewrote && world.packs != 0 && number + 1 < COLLECTORS {
+    if bounds.rewrite && !collector.rewrote && world.copies(bounds) != 0 && number + 1 < COLLECTORS {
         steps.push(CollectorStep::Rewrite);
     }
     steps
@@ -111,6 +114,7 @@ pub fn take(bounds: &Bounds, world: &mut World, number: usize, step: CollectorSt
                 collector.epoch = latest as u8 + 1;
                 collector.forgotten = match bounds.broken {
                     Some(Broken::ListsHoldsBeforeMarkers) => !world.held(),
+                    Some(Broken::SweepsUnforgotten) => world.snapshots(),
                     _ => world.markers & world.snapshots(),
                 };
                 if bounds.broken == Some(Broken::ListsSessionsBeforeEpoch) {
@@ -227,7 +231,8 @@ pub fn finishes(bounds: &Bounds, world: &World) -> bool {
             Step::Proposing => {
                 // Everything goes but one pack, and that as well where no snapshot stays.
                 let stays = world.snapshots() & !world.collectors[FRESH].forgotten != 0;
-                let keep = if stays { world.packs & world.packs.wrapping_neg() } else { 0 };
+                let copies = world.copies(bounds);
+                let keep = if stays { copies & copies.wrapping_neg() } else { 0 };
                 CollectorStep::CreateEpoch(world.packs & !keep)
             }
             // Of what may be deleted, everything.

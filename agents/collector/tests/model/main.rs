@@ -12,7 +12,7 @@ mod world;
 use collector::CollectorStep;
 use session::SessionStep;
 use stateright::{Checker, HasDiscoveries, Model, Property};
-use world::{Bounds, Broken, Hold, SNAPSHOTS, Slot, World, has, members};
+use world::{Bounds, Broken, Epoch, Hold, SNAPSHOTS, Slot, World, has, members};
 
 const NEVER_COLLECT_LIVE: &str = "never-collect-live";
 const ONE_WINNER: &str = "one-winner";
@@ -71,7 +71,7 @@ impl Model for Bounds {
     fn next_state(&self, world: &World, action: Action) -> Option<World> {
         let mut world = world.clone();
         match action {
-            Action::Session(number, step) => session::take(&mut world, number, step),
+            Action::Session(number, step) => session::take(self, &mut world, number, step),
             Action::Collector(number, step) => collector::take(self, &mut world, number, step),
             Action::Forget(snapshot) => world.markers |= 1 << snapshot,
             Action::Hold => world.hold = hold::next(self, &world)?,
@@ -90,12 +90,16 @@ impl Model for Bounds {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always(NEVER_COLLECT_LIVE, |_, world: &World| world.live() == 0 || world.packs != 0),
-            Property::always(SEALED_IS_READABLE, |_, world: &World| {
-                world.snapshots() & !world.markers == 0 || world.packs != 0
+            Property::always(NEVER_COLLECT_LIVE, |bounds: &Bounds, world: &World| {
+                let sweeps_unforgotten = |epoch: &Epoch| epoch.forgotten & !world.markers != 0;
+                (world.live() == 0 || world.copies(bounds) != 0)
+                    && !world.epochs.iter().any(sweeps_unforgotten)
+            }),
+            Property::always(SEALED_IS_READABLE, |bounds: &Bounds, world: &World| {
+                world.snapshots() & !world.markers == 0 || world.copies(bounds) != 0
             }),
             Property::always(READ_TO_THE_END, |bounds: &Bounds, world: &World| {
-                world.packs != 0 || !session::is_reading(bounds, world)
+                world.copies(bounds) != 0 || !session::is_reading(bounds, world)
             }),
             Property::always(HELD_STAYS, |_, world: &World| {
                 world.hold != Hold::Held
@@ -127,6 +131,7 @@ const SMALL: Bounds = Bounds {
     collectors: 1,
     epochs: 1,
     packs: 1,
+    others: 0,
     late_commits: true,
     late_packs: true,
     rewrite: true,
@@ -149,7 +154,7 @@ fn holds(name: &str, bounds: Bounds) {
 
 /// A broken protocol is caught by one of these properties.
 fn is_caught(broken: Broken, bounds: Bounds, by: &[&'static str]) {
-    let bounds = Bounds { broken: Some(broken), progress: false, ..bounds };
+    let bounds = Bounds { broken: Some(broken), progress: by.contains(&PROGRESS), ..bounds };
     let enough = HasDiscoveries::AnyOf(by.iter().copied().collect());
     let checker = bounds.checker().threads(1).finish_when(enough).spawn_bfs().join();
     let found = by.iter().find_map(|property| Some((*property, checker.discovery(property)?)));
@@ -173,6 +178,14 @@ fn one_session_and_one_collector() {
 #[test]
 fn one_session_and_two_collections() {
     holds("one session, one collector, two epochs", Bounds { epochs: 2, ..SMALL });
+}
+
+#[test]
+fn one_session_and_two_collections_of_other_packs() {
+    let long = is_long();
+    let bounds =
+        Bounds { epochs: 2, packs: 3, others: 2, late_packs: long, rewrite: long, progress: long, ..SMALL };
+    holds("one session, one collector, two epochs, a pack of other chunks", bounds);
 }
 
 #[test]
@@ -233,6 +246,10 @@ fn each_shortcut_is_caught() {
     is_caught(Broken::ChoosesParentBeforeItsObject, plain, LIVE);
     is_caught(Broken::UnforgetsWhatIsSwept, plain, LIVE);
     is_caught(Broken::EndsWithoutAnAnswer, SMALL, LIVE);
+    is_caught(Broken::SweepsUnforgotten, plain, LIVE);
+    is_caught(Broken::ListsPacksBeforeEpoch, Bounds { epochs: 2, packs: 3, others: 2, ..plain }, LIVE);
+    is_caught(Broken::SealsBeforeStored, SMALL, &[SEALED_IS_READABLE]);
+    is_caught(Broken::NeverRevokes, SMALL, &[PROGRESS]);
     let restore = Bounds { restores: 1, epochs: 2, ..SMALL };
     for broken in [Broken::ChoosesParentBeforeItsObject, Broken::DeletesBeforeWaiting] {
         is_caught(broken, restore, &[READ_TO_THE_END]);

@@ -1,11 +1,12 @@
 //! The steps of a session, as `agent::sessions` takes them.
 
-use crate::world::{Bounds, Broken, Set, Slot, Stage, World, has, members};
+use crate::world::{Bounds, Broken, Session, Set, Slot, Stage, World, has, members};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SessionStep {
     CreateObject,
     ReadLatestEpoch,
+    ListPacks,
     ChooseParent(usize),
     Unforget(usize),
     ChooseNone,
@@ -19,21 +20,23 @@ pub enum SessionStep {
 }
 
 /// The stages of steps 1 to 3, in the order in which this protocol takes them.
-fn order(bounds: &Bounds) -> [SessionStep; 3] {
-    use SessionStep::{ChooseNone, CreateObject, ReadLatestEpoch};
+fn order(bounds: &Bounds) -> [SessionStep; 4] {
+    use SessionStep::{ChooseNone, CreateObject, ListPacks, ReadLatestEpoch};
     match bounds.broken {
-        Some(Broken::ReadsEpochsBeforeItsObject) => [ReadLatestEpoch, CreateObject, ChooseNone],
-        Some(Broken::ChoosesParentBeforeItsObject) => [ChooseNone, CreateObject, ReadLatestEpoch],
-        _ => [CreateObject, ReadLatestEpoch, ChooseNone],
+        Some(Broken::ReadsEpochsBeforeItsObject) => [ReadLatestEpoch, CreateObject, ListPacks, ChooseNone],
+        Some(Broken::ListsPacksBeforeEpoch) => [CreateObject, ListPacks, ReadLatestEpoch, ChooseNone],
+        Some(Broken::ChoosesParentBeforeItsObject) => [ChooseNone, CreateObject, ReadLatestEpoch, ListPacks],
+        _ => [CreateObject, ReadLatestEpoch, ListPacks, ChooseNone],
     }
 }
 
-const EARLY: [Stage; 4] = [Stage::New, Stage::Begun, Stage::EpochRead, Stage::ParentChosen];
+const EARLY: [Stage; 5] =
+    [Stage::New, Stage::Begun, Stage::EpochRead, Stage::PacksListed, Stage::ParentChosen];
 
 /// What session `number` may do now.
 pub fn steps(bounds: &Bounds, world: &World, number: usize) -> Vec<SessionStep> {
     let session = &world.sessions[number];
-    let early = EARLY[..3].iter().position(|stage| *stage == session.stage);
+    let early = EARLY[..4].iter().position(|stage| *stage == session.stage);
     if let Some(place) = early {
         return match order(bounds)[place] {
             SessionStep::ChooseNone if has(bounds.restores, number) => snapshots(world),
@@ -44,15 +47,21 @@ pub fn steps(bounds: &Bounds, world: &World, number: usize) -> Vec<SessionStep> 
     match session.stage {
         Stage::ParentChosen if has(bounds.restores, number) => vec![SessionStep::End],
         Stage::ParentChosen if session.has_chunk => vec![SessionStep::CountNone],
-        // A copy counts when its pack exists and is not condemned.
-        Stage::ParentChosen if world.packs & !session.condemned != 0 => {
+        // A copy counts when its pack was listed, or exists when it is asked for, and is not condemned.
+        Stage::ParentChosen if session.seen != 0 || world.copies(bounds) & !session.condemned != 0 => {
             vec![SessionStep::CountPack, SessionStep::CountNone]
         }
         Stage::ParentChosen => vec![SessionStep::CountNone],
-        Stage::Storing => match bounds.late_packs && !session.upload_unanswered {
-            true => vec![SessionStep::StorePack, SessionStep::StoreUnanswered],
-            false => vec![SessionStep::StorePack],
-        },
+        Stage::Storing => {
+            let mut steps = vec![SessionStep::StorePack];
+            if bounds.late_packs && !session.upload_unanswered {
+                steps.push(SessionStep::StoreUnanswered);
+            }
+            if bounds.broken == Some(Broken::SealsBeforeStored) {
+                steps.push(SessionStep::Commit);
+            }
+            steps
+        }
         Stage::Committing => {
             let mut steps = vec![SessionStep::Commit];
             if bounds.late_commits && !session.commit_unanswered {
@@ -102,12 +111,12 @@ fn parents(bounds: &Bounds, world: &World, number: usize) -> Vec<SessionStep> {
 }
 
 /// Takes a step.
-pub fn take(world: &mut World, number: usize, step: SessionStep) {
+pub fn take(bounds: &Bounds, world: &mut World, number: usize, step: SessionStep) {
     let latest = world.epochs[world.latest()];
     let packs = world.packs;
     let next = |stage: Stage| {
         let place = EARLY.iter().position(|early| *early == stage).unwrap_or(0);
-        EARLY[(place + 1).min(3)]
+        EARLY[(place + 1).min(EARLY.len() - 1)]
     };
     let session = &mut world.sessions[number];
     match step {
@@ -116,9 +125,20 @@ pub fn take(world: &mut World, number: usize, step: SessionStep) {
             session.stage = next(session.stage);
         }
         SessionStep::ReadLatestEpoch => {
-            session.condemned = latest.verdict.unwrap_or(latest.condemned) & packs;
+            session.condemned = latest.verdict.unwrap_or(latest.condemned);
             session.swept = latest.forgotten;
             session.stage = next(session.stage);
+            match bounds.broken {
+                Some(Broken::ListsPacksBeforeEpoch) => count_seen(bounds, session),
+                _ => session.condemned &= packs,
+            }
+        }
+        SessionStep::ListPacks => {
+            session.seen = packs;
+            session.stage = next(session.stage);
+            if bounds.broken != Some(Broken::ListsPacksBeforeEpoch) {
+                count_seen(bounds, session);
+            }
         }
         SessionStep::ChooseParent(_) | SessionStep::Unforget(_) => {
             session.has_chunk = true;
@@ -153,6 +173,11 @@ pub fn take(world: &mut World, number: usize, step: SessionStep) {
             session.stage = Stage::Ended;
         }
     }
+}
+
+/// Of packs that hold the chunk it does not matter which one counts.
+fn count_seen(bounds: &Bounds, session: &mut Session) {
+    session.seen = Set::from(session.seen & !bounds.others & !session.condemned != 0);
 }
 
 /// The pack of a session's first or second upload: each has a fresh name.

@@ -1,4 +1,5 @@
-//! The world of the model: one chunk that every pack holds and every snapshot needs, which is the hardest case.
+//! The world of the model: one chunk that every pack holds and every snapshot needs, which is the hardest case, and
+//! packs of other chunks that nobody needs, for collections in which only those go.
 //!
 //! Packs and snapshots are bits. Snapshot 0 and the first packs exist from the start; snapshot 1 + i is the slot of
 //! session i. Whatever may take long is a step of its own, and any step may come late or never: that is a slow process,
@@ -34,6 +35,8 @@ pub struct Bounds {
     pub epochs: usize,
     /// Packs that exist at the start.
     pub packs: Set,
+    /// Those of them that hold other chunks, which nobody needs.
+    pub others: Set,
     /// A commit may be unanswered and land late.
     pub late_commits: bool,
     /// The upload of a pack may be unanswered and land late.
@@ -80,6 +83,14 @@ pub enum Broken {
     ListsHoldsBeforeMarkers,
     /// A collector sweeps what is held.
     SweepsWhatIsHeld,
+    /// A collector sweeps what nobody forgot.
+    SweepsUnforgotten,
+    /// A session lists packs before it reads the epochs.
+    ListsPacksBeforeEpoch,
+    /// A session commits before what it stores is there.
+    SealsBeforeStored,
+    /// A collector waits for dead sessions, too.
+    NeverRevokes,
 }
 
 /// A hold of snapshot 0, and the look for its marker.
@@ -121,6 +132,7 @@ pub enum Stage {
     New,
     Begun,
     EpochRead,
+    PacksListed,
     ParentChosen,
     Storing,
     Committing,
@@ -134,6 +146,8 @@ pub struct Session {
     pub object: bool,
     pub condemned: Set,
     pub swept: Set,
+    /// Packs that its listing showed; once the epoch is read as well, whether one of them counts.
+    pub seen: Set,
     /// The chunk counts as stored.
     pub has_chunk: bool,
     pub upload_unanswered: bool,
@@ -214,6 +228,11 @@ impl World {
         Set::from(matches!(self.hold, Hold::Written | Hold::Held))
     }
 
+    /// Packs that hold the chunk.
+    pub fn copies(&self, bounds: &Bounds) -> Set {
+        self.packs & !bounds.others
+    }
+
     pub fn latest(&self) -> usize {
         (1..EPOCHS).rev().find(|n| self.epochs[*n].created).unwrap_or(0)
     }
@@ -245,7 +264,10 @@ impl World {
                 epoch.condemned = 0;
                 epoch.awaited = None;
                 epoch.forgotten &= snapshots;
-                epoch.verdict = Some(delete & packs);
+                // Whoever has seen a pack that is gone must be told that it was condemned.
+                if bounds.broken != Some(Broken::ListsPacksBeforeEpoch) {
+                    epoch.verdict = Some(delete & packs);
+                }
             }
         }
         for collector in &mut self.collectors {
@@ -274,8 +296,16 @@ impl World {
             if self.slots[1 + number] != Slot::Nothing && bounds.broken != Some(Broken::DeletesDecidedKey) {
                 session.late = false;
             }
+            let is_early =
+                matches!(session.stage, Stage::New | Stage::Begun | Stage::EpochRead | Stage::PacksListed);
+            if !is_early {
+                session.swept = 0;
+            }
+            if !is_early && (session.stage != Stage::ParentChosen || session.has_chunk) {
+                (session.condemned, session.seen) = (0, 0);
+            }
             if matches!(session.stage, Stage::Committing | Stage::Ending | Stage::Ended) {
-                (session.condemned, session.swept, session.has_chunk) = (0, 0, false);
+                session.has_chunk = false;
             }
         }
     }

@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use schema::epoch::{Epoch, Verdict};
 use schema::keys::{Identity, WriterKey};
-use schema::names::Slot;
+use schema::names::{self, Slot};
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
-use schema::{ChunkId, Object, PackId, SessionId};
+use schema::{ChunkId, JobId, Object, PackId, SessionId};
 
 use super::super::counts::Counts;
 use super::super::sources::Sources;
@@ -38,17 +39,21 @@ pub(super) struct Book {
     needed: Tally,
     commits: BTreeMap<Slot, Committed>,
     forgotten: BTreeSet<Slot>,
-    sessions: BTreeMap<SessionId, SessionKind>,
+    sessions: BTreeMap<SessionId, (SessionKind, JobId)>,
+    /// Sessions whose slots were taken by a tombstone, and how old each was, in milliseconds.
+    taken: BTreeMap<SessionId, u64>,
     ended: BTreeSet<SessionId>,
     epochs: BTreeMap<u64, Epoch>,
     verdicts: BTreeMap<u64, Verdict>,
+    /// What stays as it was written first; the config was before the ledger began.
+    fixed: BTreeMap<String, Bytes>,
     pub counts: Counts,
 }
 
 impl Book {
     pub fn new(key: WriterKey, identity: Option<Arc<Identity>>, sources: Vec<Arc<Sources>>) -> Self {
         let (packs, copies, needed, commits, forgotten) = Default::default();
-        let (sessions, ended, epochs, verdicts) = Default::default();
+        let (sessions, taken, ended, epochs, verdicts, fixed) = Default::default();
         let (frames, maps) = (Frames::new(key.clone(), identity), Maps::default());
         let counts = Counts::default();
         Self {
@@ -62,19 +67,21 @@ impl Book {
             commits,
             forgotten,
             sessions,
+            taken,
             ended,
             epochs,
             verdicts,
+            fixed,
             counts,
         }
     }
 
-    pub fn written(&mut self, key: &str, bytes: &Bytes) -> Result<(), String> {
+    pub fn written(&mut self, key: &str, bytes: &Bytes, now_ms: u64) -> Result<(), String> {
         let open = |what: schema::FormatError| format!("{key} was written and cannot be read: {what}");
         match Kind::of(key) {
             Kind::Pack(pack) => self.pack(pack, bytes),
             Kind::Root(slot) if bytes.is_empty() => {
-                self.tombstone(slot);
+                self.tombstone(slot, now_ms);
                 Ok(())
             }
             Kind::Root(slot) if self.commits.contains_key(&slot) => Ok(()),
@@ -84,7 +91,7 @@ impl Book {
             }
             Kind::Session(id) => {
                 let session = Session::open(bytes, &self.key, key).map_err(open)?;
-                self.session(id, session.kind);
+                self.session(id, session.kind, session.job);
                 Ok(())
             }
             Kind::Epoch(number) if !bytes.is_empty() => {
@@ -95,11 +102,16 @@ impl Book {
                 let verdict = Verdict::open(bytes, &self.key, key).map_err(open)?;
                 self.verdict(number, verdict)
             }
-            Kind::Forgotten(slot) => {
+            Kind::Forgotten(slot) if !bytes.is_empty() => {
                 self.forgotten.insert(slot);
                 Ok(())
             }
-            Kind::Epoch(_) | Kind::Verdict(_) | Kind::Other => Ok(()),
+            Kind::Epoch(number) | Kind::Verdict(number) if self.is_finished(number) => Ok(()),
+            Kind::Epoch(_) | Kind::Verdict(_) | Kind::Forgotten(_) => {
+                Err(format!("one-winner: {key} was emptied, and still counts"))
+            }
+            Kind::Fixed => self.fixed(key, bytes),
+            Kind::Other => Ok(()),
         }
     }
 
@@ -110,10 +122,19 @@ impl Book {
                 self.ended.insert(id);
                 Ok(())
             }
-            Kind::Root(_) | Kind::Forgotten(_) | Kind::Epoch(_) | Kind::Verdict(_) => {
+            Kind::Root(_) | Kind::Forgotten(_) | Kind::Epoch(_) | Kind::Verdict(_) | Kind::Fixed => {
                 Err(format!("one-winner: {key} was deleted, and its name is taken for ever"))
             }
             Kind::Other => Ok(()),
+        }
+    }
+
+    /// Without the config and the keys nothing can be read; whom an epoch waits for is decided once.
+    fn fixed(&mut self, key: &str, bytes: &Bytes) -> Result<(), String> {
+        let first = self.fixed.entry(key.to_owned()).or_insert_with(|| bytes.clone());
+        match first == bytes && key != names::CONFIG {
+            true => Ok(()),
+            false => Err(format!("one-winner: {key} was written again")),
         }
     }
 
@@ -165,16 +186,21 @@ impl Book {
         judged
     }
 
-    fn tombstone(&mut self, slot: Slot) {
-        if let Some(commit) = self.commits.get_mut(&slot)
-            && !std::mem::replace(&mut commit.is_tombstone, true)
-        {
-            self.counts.add("snapshots swept", 1);
+    fn tombstone(&mut self, slot: Slot, now_ms: u64) {
+        match self.commits.get_mut(&slot) {
+            Some(commit) => {
+                let was_swept = std::mem::replace(&mut commit.is_tombstone, true);
+                self.counts.add("snapshots swept", u64::from(!was_swept));
+            }
+            None => {
+                let age = now_ms.saturating_sub(slot.session.time_ms());
+                self.taken.entry(slot.session).or_insert(age);
+            }
         }
     }
 
-    fn session(&mut self, id: SessionId, kind: SessionKind) {
-        if self.sessions.insert(id, kind).is_none() {
+    fn session(&mut self, id: SessionId, kind: SessionKind, job: JobId) {
+        if self.sessions.insert(id, (kind, job)).is_none() {
             self.counts.add("sessions", 1);
             self.counts.add(
                 match kind {
@@ -189,13 +215,17 @@ impl Book {
         }
     }
 
-    /// At most one epoch is unfinished.
+    /// At most one epoch is unfinished, and none sweeps what nobody forgot.
     fn epoch(&mut self, number: u64, epoch: Epoch) -> Result<(), String> {
         let latest = self.epochs.keys().next_back().copied().unwrap_or(0);
         if number == latest + 1 {
             let is_over = latest == 0 || self.is_finished(latest);
+            let unforgotten = epoch.forgotten.iter().find(|slot| !self.forgotten.contains(slot)).copied();
             self.epochs.insert(number, epoch);
             self.counts.add("collections", 1);
+            if let Some(slot) = unforgotten {
+                return Err(format!("never-collect-live: epoch {number} sweeps {slot}, which nobody forgot"));
+            }
             return match is_over {
                 true => Ok(()),
                 false => {
@@ -265,7 +295,13 @@ impl Book {
     }
 
     pub fn kind(&self, session: SessionId) -> Option<SessionKind> {
-        self.sessions.get(&session).copied()
+        self.sessions.get(&session).map(|(kind, _)| *kind)
+    }
+
+    pub fn was_old(&self, job: JobId, age: Duration) -> bool {
+        let of_job = |session: &SessionId| self.sessions.get(session).is_some_and(|(_, of)| *of == job);
+        let is_old = |ms: u64| Duration::from_millis(ms) >= age;
+        self.taken.iter().any(|(session, ms)| of_job(session) && is_old(*ms))
     }
 
     pub fn has_ended(&self, session: SessionId) -> bool {
@@ -288,10 +324,16 @@ impl Book {
     }
 
     pub fn garbage(&self) -> Vec<PackId> {
+        self.packs_that(|is_needed| !is_needed)
+    }
+
+    pub fn needed(&self) -> Vec<PackId> {
+        self.packs_that(|is_needed| is_needed)
+    }
+
+    fn packs_that(&self, fits: impl Fn(bool) -> bool) -> Vec<PackId> {
         let listed = self.packs.iter().filter_map(|(pack, chunks)| Some((pack, chunks.as_ref()?)));
-        listed
-            .filter(|(_, chunks)| !chunks.iter().any(|chunk| self.needed.has(chunk)))
-            .map(|(pack, _)| *pack)
-            .collect()
+        let fit = listed.filter(|(_, chunks)| fits(chunks.iter().any(|chunk| self.needed.has(chunk))));
+        fit.map(|(pack, _)| *pack).collect()
     }
 }

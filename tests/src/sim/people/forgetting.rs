@@ -102,7 +102,15 @@ pub(super) async fn remember(mut person: Person) {
                 world.trace.note(format_args!("{} cannot remember {}: {failure}", person.name, root.slot));
                 leave(&world, root.slot);
                 match failure.kind {
-                    FailureKind::Refused => person.count("snapshots that were remembered too late"),
+                    FailureKind::Refused if world.ledger.is_proposed(root.slot) => {
+                        person.count("snapshots that were remembered too late");
+                    }
+                    FailureKind::Refused => {
+                        let slot = root.slot;
+                        let wrong =
+                            format!("progress: {slot} is swept by nobody and stays forgotten: {failure}");
+                        world.trace.wrong(wrong);
+                    }
                     FailureKind::Damaged => {
                         world
                             .trace

@@ -13,7 +13,7 @@ use schema::session::SessionKind;
 use super::Person;
 use super::forgetting::swept;
 use crate::sim::build::{target_name, templates};
-use crate::sim::client::{self, Job};
+use crate::sim::client::{self, Job, What};
 use crate::sim::cluster;
 
 /// Keeps what stands on a target, and overwrites it. Nobody forgets what was kept before the restore has ended.
@@ -58,15 +58,16 @@ async fn keep(person: &Person, job: JobId, target: usize) -> Option<Root> {
         group: None,
         plain: true,
     };
-    let note = |outcome| {
+    let note = |asked: Job| {
         let mut kept = world.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|one: &Job| one.job != job);
-        kept.push(Job { job, volume: 0, outcome });
+        kept.push(asked);
     };
+    let asked = Job::new(world, job, What::Target(target));
     // Whoever dies hears nothing of it.
-    note(None);
+    note(asked.clone());
     let outcome = client::ask(world, &request).await;
-    note(outcome.clone());
+    note(asked.ended(world, outcome.clone()));
     let Some(JobOutcome::Sealed { slot, .. }) = outcome else { return None };
     committed(person, slot)
 }

@@ -59,13 +59,6 @@ impl Collecting {
     }
 }
 
-impl Life {
-    /// Whether sessions that live may be declared dead.
-    pub fn revokes(&self) -> bool {
-        self.collecting.patience.revoke_after.is_some()
-    }
-}
-
 impl Plan {
     /// The months of a seed: small volumes that are backed up about once a day, and everything else that happens.
     pub fn months(seed: u64) -> Self {
