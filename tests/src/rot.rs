@@ -174,6 +174,15 @@ impl Rot {
         Ok(Self { bucket, environment, repository, identity, folder: self.folder.clone() })
     }
 
+    /// The same repository through another store in front of its bucket.
+    pub fn over(&self, front: impl FnOnce(Arc<InMemory>) -> Arc<dyn ObjectStore>) -> Self {
+        let bucket = self.bucket.clone();
+        let store = Store::new(front(bucket.clone()), "", "bucket", self.environment.clone());
+        let repository = Repository { store, ..self.repository.clone() };
+        let (environment, identity) = (self.environment.clone(), self.identity.clone());
+        Self { bucket, environment, repository, identity, folder: self.folder.clone() }
+    }
+
     fn context(&self) -> Context {
         Context {
             bus: Arc::new(LocalBus::new(self.environment.clone(), 16 << 20)),
@@ -292,6 +301,14 @@ impl Rot {
         checker.mark(&report).await?;
         context.stop.raise();
         Ok((mended, report))
+    }
+
+    /// Marks snapshots with what a report says is lost of them.
+    pub async fn mark(&self, report: &Report) -> Result<u64, Failure> {
+        let context = self.context();
+        let index = IndexClient::new(context.bus.clone(), self.environment.clone(), 1);
+        let settings = Settings { host: HOST.to_owned(), content: Content::None, record: false };
+        Checker::new(self.repository.clone(), index, None, settings, context.stop).mark(report).await
     }
 
     /// Restores a snapshot, as a command on another machine does it; what cannot be read is zero.

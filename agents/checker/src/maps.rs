@@ -95,7 +95,9 @@ impl<'a> Walk<'a> {
                     report.bytes += root.size;
                     report.damaged.extend(self.snapshot(&root).await?);
                 }
-                Ok(AtSlot::Nothing | AtSlot::Tombstone) => {}
+                // Forgotten and collected since.
+                Ok(AtSlot::Tombstone) => {}
+                Ok(AtSlot::Nothing) => return Err(agent::roots::not_there(slot)),
                 Err(failure) if is_damage(&failure) => {
                     report.snapshots += 1;
                     report.damaged.extend(unreadable(slot, &failure).filter(|_| !self.again));
@@ -138,7 +140,7 @@ impl<'a> Walk<'a> {
             }
             self.note(wrong, &mut damaged);
         }
-        Ok(damaged.finish())
+        Ok(damaged.finish().map(|damaged| damaged.of(root)))
     }
 
     async fn leaves(
