@@ -7,7 +7,7 @@ use agent::index::IndexClient;
 use agent::local::LocalBus;
 use agent::rate::RateLimit;
 use agent::{Context, Failure, Repository, Stop, sessions};
-use copier::{Copier, Outcome, Settings, Side};
+use copier::{Copier, Copies, Outcome, Settings, Side};
 use indexer::Indexer;
 use schema::messages::FailureKind;
 use schema::root::Root;
@@ -104,10 +104,8 @@ async fn missing(person: &Person, context: Context, to: Side) -> Result<(), Fail
     let copied = async {
         let here = copier::snapshots(&from.repository).await?.all()?;
         let there = copier::snapshots(&to.repository).await?.all()?;
-        let is_missing = |root: &&Root| {
-            let origin = copier::by_origin(root, &from.repository);
-            there.iter().all(|copy| copier::by_origin(copy, &to.repository) != origin)
-        };
+        let copies = Copies::new(&from.repository, here.iter(), &to.repository, there.iter());
+        let is_missing = |root: &&Root| copies.of(root).is_none();
         let missing: Vec<Root> = here.iter().filter(is_missing).take(AT_ONCE).cloned().collect();
         // Without an identity nothing is opened, for which there are threads, and the ledger opens all that lands.
         let settings = Settings { memory: 16 << 20, level: 1 };
