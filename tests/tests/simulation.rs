@@ -96,7 +96,10 @@ fn months_pass_under_faults() {
     // A run in which little happens proves little.
     let Total { done, faults, .. } = &total;
     assert!(done.of("sessions") >= 10_000 && done.of("packs deleted") > 5000, "{total}");
-    assert!(done.of("snapshots restored") > 1000 && done.of("snapshots copied") > 300, "{total}");
+    assert!(done.of("snapshots restored") > 1000 && done.of("snapshots copied") > 1000, "{total}");
+    assert!(done.of("copies forgotten") > 1000 && done.of("copies brought back") > 200, "{total}");
+    assert!(done.of("verdicts on copies") > 200 && done.of("packs of copies deleted") > 1000, "{total}");
+    assert!(faults.of("copies killed") > 20, "{total}");
     assert!(done.of("snapshots brought back") > 100 && done.of("snapshots held") > 100, "{total}");
     assert!(done.of("restores with an undo") > 50, "{total}");
     assert!(done.of("verdicts") > 200 && faults.of("deaths of collectors") > 100, "{total}");
