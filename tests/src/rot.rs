@@ -312,6 +312,14 @@ impl Rot {
         Ok((mended, report))
     }
 
+    /// Marks snapshots with what a report says is lost of them.
+    pub async fn mark(&self, report: &Report) -> Result<u64, Failure> {
+        let context = self.context();
+        let index = IndexClient::new(context.bus.clone(), self.environment.clone(), 1);
+        let settings = Settings { host: HOST.to_owned(), content: Content::None, record: false };
+        Checker::new(self.repository.clone(), index, None, settings, context.stop).mark(report).await
+    }
+
     /// Restores a snapshot, as a command on another machine does it; what cannot be read is zero.
     pub async fn restore(&self, root: &Root) -> Result<(Vec<u8>, restorer::Report), Failure> {
         self.restore_as(root, true).await

@@ -5,13 +5,22 @@
 //! `LVKEEP_SIM_FROM=n` begins with another seed than 0.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use agent::buffer::Pool;
+use agent::faults::bus::BusFaults;
 use agent::faults::store::WriteFault;
+use agent::{Environment, Queue};
+use schema::messages::{About, Cancel, Message};
 use tests::is_long;
 use tests::sim::counts::Counts;
+use tests::sim::environment::SimEnvironment;
 use tests::sim::plan::Upset;
+use tests::sim::server::Server;
 use tests::sim::sources::Tracking;
+use tests::sim::trace::Trace;
+use tests::sim::wires::Wires;
 use tests::sim::{Accident, Plan, Report, run};
 
 #[path = "simulation/sabotage.rs"]
@@ -104,7 +113,10 @@ fn months_pass_under_faults() {
     assert!(*sealed > 4500 && *tracked > sealed / 4 && *restored > 400, "{total}");
     assert!(*failed > 0 && *failed < sealed / 50, "{total}");
     assert!(done.of("sessions") >= 10_000 && done.of("packs deleted") > 5000, "{total}");
-    assert!(done.of("snapshots restored") > 1000 && done.of("snapshots copied") > 300, "{total}");
+    assert!(done.of("snapshots restored") > 1000 && done.of("snapshots copied") > 1000, "{total}");
+    assert!(done.of("copies forgotten") > 1000 && done.of("copies brought back") > 200, "{total}");
+    assert!(done.of("verdicts on copies") > 200 && done.of("packs of copies deleted") > 1000, "{total}");
+    assert!(faults.of("copies killed") > 20, "{total}");
     assert!(done.of("snapshots brought back") > 100 && done.of("snapshots held") > 100, "{total}");
     assert!(done.of("restores with an undo") > 50, "{total}");
     assert!(done.of("verdicts") > 200 && faults.of("deaths of collectors") > 100, "{total}");
@@ -305,6 +317,22 @@ fn without_an_audit_a_list_that_lies_makes_a_wrong_snapshot() {
         wrong.len() > 10 && wrong.iter().all(|wrong| wrong.contains("restored-equals-read")),
         "{wrong:#?}"
     );
+}
+
+/// A reader whose extents are late reads on, as one does whose server has them.
+#[tokio::test(start_paused = true)]
+async fn what_was_sent_is_not_in_its_senders_memory_any_more() {
+    let environment: Arc<dyn Environment> = Arc::new(SimEnvironment::new(1));
+    let trace = Arc::new(Trace::new(environment.clone(), false, std::path::Path::new("/nowhere")));
+    let server = Server::new(environment.clone(), 1 << 20);
+    let late = Accident::Late(0, Duration::from_secs(3600));
+    let wires = Wires::new(environment.clone(), trace, server, BusFaults::default(), late);
+    let pool = Pool::new(1, 4096);
+    let cancel = Cancel { session: environment.session_id() };
+    let message = Message::with_body(&About::nothing(), &cancel, pool.acquire().await.freeze());
+    wires.bus("reader").publish(&Queue::extents("host"), message).await.expect("it is sent");
+    let again = environment.timeout(Duration::from_secs(1), pool.acquire()).await;
+    assert!(again.is_some(), "its buffer is on its way for an hour");
 }
 
 /// Seeds that found something, by what broke.

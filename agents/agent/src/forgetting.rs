@@ -6,6 +6,11 @@
 //!
 //! Bringing back is a session that commits the same root in a new slot: (1) its object, (2) the latest epoch, (3) only
 //! then the marker and the slot, (4) the commit, (5) its object is deleted. What the epoch sweeps stays forgotten.
+//!
+//! What of a snapshot is lost goes along, and is looked for once more between (4) and (5). Whoever marks a snapshot asks
+//! [`also_at`] after that where it is to be marked, too: one of both sees the other, also when one of them dies.
+
+use std::collections::BTreeSet;
 
 use schema::damage::Holes;
 use schema::facts::{COPIED_FROM, Origin};
@@ -139,7 +144,7 @@ pub struct Back {
 /// it is not forgotten, and when a collection sweeps it or has swept it.
 pub async fn unforget(repository: &Repository, root: &Root, by: &str) -> Result<Back, Failure> {
     // Whoever brings this very snapshot back runs the same job, so that what a crashed attempt left is found.
-    let job = JobId::from_bytes(*root.slot.session.as_bytes());
+    let job = job_of(root.slot);
     for session in sessions::list(repository).await? {
         if session.job == job && session.kind == SessionKind::Unforget {
             let at_slot = sessions::revoke(repository, &session).await?;
@@ -155,15 +160,25 @@ pub async fn unforget(repository: &Repository, root: &Root, by: &str) -> Result<
     let session = session(repository, root, job);
     let to = session.slot.unwrap_or(root.slot);
     let session = OpenSession::begin(repository.clone(), session).await?;
-    let back = match commit_again(repository, &session, root, to, by).await {
+    let mut holes = Carried { repository, from: root.slot, to, holes: None };
+    let back = match commit_again(&session, root, &mut holes, by).await {
         Ok(back) => {
-            if let Err(failure) = session.end().await {
+            let ended = match holes.carry().await {
+                Ok(()) => session.end().await,
+                Err(failure) => Err(failure),
+            };
+            if let Err(failure) = ended {
                 tracing::warn!(%failure, "the snapshot is back; its session's object stays for the collector");
             }
             back
         }
         Err(failure) => match session.abandon().await {
-            Ok(AtSlot::Snapshot(back)) => *back,
+            Ok(AtSlot::Snapshot(back)) => {
+                if let Err(failure) = holes.carry().await {
+                    tracing::warn!(%failure, "the snapshot is back; `lvkeep repair` marks again what of it is lost");
+                }
+                *back
+            }
             Ok(AtSlot::Nothing | AtSlot::Tombstone) => {
                 unmark(repository, to).await;
                 return Err(failure);
@@ -188,19 +203,63 @@ async fn unmark(repository: &Repository, slot: Slot) {
     }
 }
 
-/// Marks what comes back with what of it is lost.
-async fn carry_holes(repository: &Repository, from: Slot, to: Slot) -> Result<(), Failure> {
-    let holes = match repository.read::<Holes>(&from.holes()).await {
-        Ok(Some(holes)) => Holes { slot: to, ..holes },
-        Ok(None) => return Ok(()),
-        Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
-        Err(failure) => {
-            tracing::warn!(%from, %failure, "what of the snapshot is lost cannot be read: `lvkeep repair` marks it again");
-            return Ok(());
+/// What of a snapshot is lost, on its way to where that comes back.
+struct Carried<'a> {
+    repository: &'a Repository,
+    from: Slot,
+    to: Slot,
+    /// What was carried.
+    holes: Option<Holes>,
+}
+
+impl Carried<'_> {
+    /// Marks what comes back until nothing new is said of where it was. It overwrites nothing that was said meanwhile:
+    /// who marks both marks where it was first.
+    async fn carry(&mut self) -> Result<(), Failure> {
+        let Self { repository, from, to, .. } = *self;
+        loop {
+            let holes = match repository.read::<Holes>(&from.holes()).await {
+                Ok(Some(holes)) => holes,
+                Ok(None) => return Ok(()),
+                Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
+                Err(failure) => {
+                    tracing::warn!(%from, %failure, "what of the snapshot is lost cannot be read: `lvkeep repair` marks it again");
+                    return Ok(());
+                }
+            };
+            if self.holes.as_ref() == Some(&holes) {
+                return Ok(());
+            }
+            let (key, there) = (to.holes(), Holes { slot: to, ..holes.clone() });
+            repository.store.put(&key, repository.seal(&key, &there)?).await?;
+            self.holes = Some(holes);
         }
-    };
-    let key = to.holes();
-    Ok(repository.store.put(&key, repository.seal(&key, &holes)?).await?)
+    }
+}
+
+/// The slots in which a snapshot stands that was brought back, or into which somebody is about to bring it. What is marked
+/// at `root` before this is asked belongs there, too; whoever begins later looks at the mark by itself.
+pub async fn also_at(repository: &Repository, root: &Root) -> Result<BTreeSet<Slot>, Failure> {
+    if repository.store.head(&root.slot.forgotten()).await?.is_none() {
+        return Ok(BTreeSet::new());
+    }
+    // Sessions before slots: the slot of one that is over is decided.
+    let sessions = sessions::undamaged(repository).await?;
+    let volume = Some(root.slot.volume);
+    let mut slots = repository.visible_slots(volume).await?;
+    slots.extend(repository.forgotten_slots(volume).await?);
+    let standing = repository.roots_at(slots).await?.readable;
+    let back = standing.iter().filter(|other| is_again(repository, root, other)).map(|other| other.slot);
+    let mut at: BTreeSet<Slot> = back.collect();
+    let jobs: BTreeSet<JobId> = at.iter().chain([&root.slot]).map(|slot| job_of(*slot)).collect();
+    let coming = |session: &Session| session.kind == SessionKind::Unforget && jobs.contains(&session.job);
+    at.extend(sessions.into_iter().filter(coming).filter_map(|session| session.slot));
+    Ok(at)
+}
+
+/// The job of whoever brings back what stands in this slot.
+fn job_of(slot: Slot) -> JobId {
+    JobId::from_bytes(*slot.session.as_bytes())
 }
 
 /// Ends the holds of a forgotten snapshot whose copy carries them: no collection would ever sweep it.
@@ -255,13 +314,13 @@ fn session(repository: &Repository, root: &Root, job: JobId) -> Session {
 
 /// Steps 3 and 4: the marker and the slot are looked at after the epoch was read.
 async fn commit_again(
-    repository: &Repository,
     session: &OpenSession,
     root: &Root,
-    to: Slot,
+    holes: &mut Carried<'_>,
     by: &str,
 ) -> Result<Root, Failure> {
-    let (from, id, volume) = (root.slot, root.slot.session, &root.volume);
+    let Carried { repository, from, to, .. } = *holes;
+    let (id, volume) = (root.slot.session, &root.volume);
     let refused = |why: &str| Failure::refused(format!("snapshot {id} of {volume} {why}"));
     if session.sweeps(from) {
         return Err(refused("is being swept by a collection, and cannot be brought back"));
@@ -275,7 +334,7 @@ async fn commit_again(
     };
     // A hold counts from the moment of the commit.
     marks::carry(repository, from, to, by).await?;
-    carry_holes(repository, from, to).await?;
+    holes.carry().await?;
     let again = Root { slot: to, ..again(repository, &found) };
     match session.commit(&again).await? {
         Commit::Won => Ok(again),

@@ -122,11 +122,11 @@ impl Repository {
     }
 }
 
-/// Slots are never deleted: what is listed and not given is not absent.
-fn not_there(slot: Slot) -> Failure {
+/// The alarm of a slot that was seen to be taken and is not given: slots are never deleted, so that it is not absent.
+pub fn not_there(slot: Slot) -> Failure {
     let key = slot.snapshot();
     let why = format!(
-        "the object store lists {key} and does not give it, so that nobody knows what it holds: run this again when the store \
+        "the object store has {key} and does not give it, so that nobody knows what it holds: run this again when the store \
          is well"
     );
     Failure { kind: FailureKind::Store, retry: true, why }

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 
 use crate::damage::Damages;
 use crate::repository::{AtSlot, Repository, can_be_pack};
-use crate::roots::Roots;
+use crate::roots::{Roots, not_there};
 use crate::store::Created;
 use crate::{Failure, epochs};
 
@@ -279,7 +279,10 @@ pub async fn revoke(repository: &Repository, session: &Session) -> Result<AtSlot
     match session.slot {
         None => Ok(AtSlot::Nothing),
         Some(_) if won => Ok(AtSlot::Tombstone),
-        Some(slot) => repository.at_slot(slot).await,
+        Some(slot) => match repository.at_slot(slot).await? {
+            AtSlot::Nothing => Err(not_there(slot)),
+            found => Ok(found),
+        },
     }
 }
 
@@ -328,10 +331,17 @@ pub async fn list_all(repository: &Repository) -> Result<Vec<(SessionId, Option<
 /// The sessions of a restore's job whose objects exist, those among them that only say how it ended. What cannot be
 /// read for now is an error: it may be such a one.
 pub async fn of_job(repository: &Repository, job: JobId) -> Result<Vec<Session>, Failure> {
+    let mut sessions = undamaged(repository).await?;
+    sessions.retain(|session| session.job == job);
+    Ok(sessions)
+}
+
+/// All sessions whose objects exist, but for damaged ones. What cannot be read for now is an error.
+pub(crate) async fn undamaged(repository: &Repository) -> Result<Vec<Session>, Failure> {
     let mut found = Vec::new();
     for listed in repository.store.list(names::SESSIONS).await? {
         match repository.read::<Session>(&listed.key).await {
-            Ok(session) => found.extend(session.filter(|session| session.job == job)),
+            Ok(session) => found.extend(session),
             Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
             Err(failure) => tracing::warn!(%failure, "a session object cannot be read"),
         }

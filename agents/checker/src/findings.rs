@@ -6,6 +6,7 @@ use schema::PackId;
 pub use schema::check::Finding;
 use schema::limits::HOLES_MAX;
 use schema::names::Slot;
+use schema::root::Root;
 
 /// Problems that are told of one snapshot.
 const NAMED: usize = 10;
@@ -42,6 +43,8 @@ pub struct Progress<'a> {
 pub struct Report {
     /// Snapshots that are visible.
     pub snapshots: u64,
+    /// Their slots.
+    pub looked_at: Vec<Slot>,
     /// Bytes of their volumes.
     pub bytes: u64,
     /// Packs in the listing.
@@ -118,11 +121,13 @@ pub struct DamagedSnapshot {
     /// For people: the first of what is wrong.
     pub problems: Vec<String>,
     more: u64,
+    /// Its root, where that can be read: by it, it is recognised where it is brought back.
+    pub(crate) root: Option<Box<Root>>,
 }
 
 impl DamagedSnapshot {
     pub(crate) fn new(slot: Slot, volume: Option<String>) -> Self {
-        Self { slot, volume, lost: Vec::new(), problems: Vec::new(), more: 0 }
+        Self { slot, volume, lost: Vec::new(), problems: Vec::new(), more: 0, root: None }
     }
 
     /// Notes a problem, and what cannot be read because of it. Ranges may come in any order.
@@ -139,6 +144,10 @@ impl DamagedSnapshot {
         if self.lost.len() > 2 * HOLES_MAX {
             self.join();
         }
+    }
+
+    pub(crate) fn of(self, root: &Root) -> Self {
+        Self { root: Some(Box::new(root.clone())), ..self }
     }
 
     fn absorb(&mut self, earlier: Self) {

@@ -125,8 +125,12 @@ pub async fn list_all(repository: &Repository) -> Result<Vec<(JobId, Result<Chec
         }
     }
     let now_ms = repository.environment().now_ms();
-    found.sort_by_key(|(job, read)| (read.as_ref().is_ok_and(|check| check.asked_ms <= now_ms), *job));
+    found.sort_by_key(|(job, read)| read.as_ref().map_or((false, *job), |check| place(check, now_ms)));
     Ok(found)
+}
+
+fn place(check: &Check, now_ms: u64) -> (bool, JobId) {
+    (check.asked_ms <= now_ms, check.job)
 }
 
 /// Behind which pack the next share of the content begins, after these checks.

@@ -155,6 +155,7 @@ impl Checker {
         let damage = packs.damage().chain(lost.iter().map(|(id, packs)| (*id, packs.clone())));
         report.recorded += self.record(&mut recorded, packs.unreadable(), damage).await?;
         packs.bad_is_known();
+        report.looked_at.clone_from(&slots);
         Ok(Found { report, recorded, packs, slots, lost })
     }
 

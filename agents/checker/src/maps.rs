@@ -110,7 +110,9 @@ impl<'a> Walk<'a> {
                     report.bytes += root.size;
                     report.damaged.extend(self.snapshot(&root).await?);
                 }
-                Ok(AtSlot::Nothing | AtSlot::Tombstone) => {}
+                // Forgotten and collected since.
+                Ok(AtSlot::Tombstone) => {}
+                Ok(AtSlot::Nothing) => return Err(agent::roots::not_there(slot)),
                 Err(failure) if is_lost(&failure) => {
                     report.snapshots += 1;
                     report.damaged.extend(unreadable(slot, &failure).filter(|_| !self.again));
@@ -153,7 +155,7 @@ impl<'a> Walk<'a> {
             }
             self.note(wrong, &mut damaged);
         }
-        Ok(damaged.finish())
+        Ok(damaged.finish().map(|damaged| damaged.of(root)))
     }
 
     async fn leaves(

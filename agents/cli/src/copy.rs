@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use agent::marks::{self, Marks};
 use agent::{DamagedRoot, Failure, Protection, ReadBy, Repository};
-use copier::{Copied, Copier, Outcome, Side};
+use copier::{Copied, Copier, Copies, Outcome, Side};
 use schema::names::Slot;
 use schema::root::Root;
 use schema::session::SessionKind;
@@ -200,8 +200,7 @@ async fn plan(app: &App, args: &CopyArgs, from: &Repository, to: &Repository) ->
     for damaged in &there.damaged {
         tracing::warn!("{damaged}; if it is a copy, it is copied anew");
     }
-    let there: BTreeMap<_, Root> =
-        there.readable.into_iter().map(|root| (copier::by_origin(&root, to), root)).collect();
+    let copies = Copies::new(from, listing.readable.iter(), to, there.readable.iter());
     let mut chosen =
         snapshots::filtered(app, &listing.readable, &args.of, args.since.as_deref(), args.until.as_deref())?;
     let wants_undo = args.of.volume.as_ref().is_some_and(|pattern| pattern.starts_with(undo::NAMES));
@@ -209,7 +208,7 @@ async fn plan(app: &App, args: &CopyArgs, from: &Repository, to: &Repository) ->
     let damaged = select::may_be_chosen(&listing, &args.of, wants_undo);
     let (mut missing, mut present) = (Vec::new(), Vec::new());
     for root in chosen {
-        match there.get(&copier::by_origin(&root, from)) {
+        match copies.of(&root) {
             Some(copy) => present.push((root, copy.clone())),
             None => missing.push(root),
         }

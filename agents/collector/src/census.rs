@@ -16,7 +16,7 @@ use schema::{PackId, SessionId};
 
 use crate::footers::{Found, Pack};
 use crate::live::{LISTS, LiveIds, half};
-use crate::mark::{Sources, mark};
+use crate::mark::{Sources, mark, not_there};
 use crate::structure::{Failed, Structure};
 
 /// What is known of one pack.
@@ -86,17 +86,19 @@ pub(crate) async fn list_and_mark(sources: &Sources<'_>) -> Result<Census, Failu
     let budget = sources.budget;
     let store = &sources.repository.store;
     sources.footers.read_damages().await?;
-    let mut forgotten: BTreeSet<Slot> = slots(&store.list(names::FORGOTTEN).await?);
-    for (slot, why) in held(sources.repository, &forgotten).await? {
-        let id = slot.session;
-        tracing::warn!(snapshot = %id, why, "a forgotten snapshot is protected, and stays: `lvkeep unforget {id}` brings it back");
-        forgotten.remove(&slot);
-    }
+    let markers: BTreeSet<Slot> = slots(&store.list(names::FORGOTTEN).await?);
     let mut packs: Vec<Holding> =
         sources.repository.list_packs().await?.into_iter().map(|(id, size)| Holding::new(id, size)).collect();
     packs.sort_by_key(|holding| holding.pack);
     let open: BTreeSet<SessionId> = crate::sessions::listed(sources.repository).await?;
     let existing = slots(&store.list(names::SNAPSHOTS).await?);
+    // A marker of what does not stand anywhere says nothing.
+    let mut forgotten: BTreeSet<Slot> = existing.intersection(&markers).copied().collect();
+    for (slot, why) in held(sources.repository, &forgotten).await? {
+        let id = slot.session;
+        tracing::warn!(snapshot = %id, why, "a forgotten snapshot is protected, and stays: `lvkeep unforget {id}` brings it back");
+        forgotten.remove(&slot);
+    }
     let (forgotten, visible): (Vec<Slot>, Vec<Slot>) =
         existing.into_iter().partition(|slot| forgotten.contains(slot));
 
@@ -130,7 +132,7 @@ async fn held(
 }
 
 /// Which forgotten snapshots were kept for restores that have not ended, and why each stays. One whose root is damaged
-/// undoes nothing.
+/// undoes nothing; one that is listed and not there may be needed.
 async fn needed_for_undo(
     repository: &Repository,
     forgotten: &BTreeSet<Slot>,
@@ -143,7 +145,8 @@ async fn needed_for_undo(
     for slot in forgotten {
         let root = match repository.at_slot(*slot).await {
             Ok(AtSlot::Snapshot(root)) => root,
-            Ok(AtSlot::Nothing | AtSlot::Tombstone) => continue,
+            Ok(AtSlot::Tombstone) => continue,
+            Ok(AtSlot::Nothing) => return Err(not_there(*slot)),
             Err(failure) if failure.kind == FailureKind::Damaged => continue,
             Err(failure) => return Err(failure),
         };

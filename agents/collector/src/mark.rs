@@ -229,7 +229,7 @@ impl Walk<'_> {
 }
 
 /// One wrong answer must not make a snapshot's packs look unneeded.
-fn not_there(slot: Slot) -> Failure {
+pub(crate) fn not_there(slot: Slot) -> Failure {
     let key = slot.snapshot();
     let why = format!(
         "the object store lists {key} and does not give it: nothing is deleted; run `lvkeep prune` again"

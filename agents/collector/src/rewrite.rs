@@ -156,18 +156,17 @@ impl Rewriter<'_> {
         }
     }
 
-    /// The key that seals a frame, as it stands in the bucket: a footer's copy may lack recipients that came later.
+    /// The key that seals a frame, as the storer of its pack was given it. What stands below `keys/` may have recipients
+    /// that came later, and may be damaged, which nobody can tell without an identity: were the new pack to name that, and
+    /// the old one deleted, the last copy that opens could go.
     async fn sealing_key(&self, pack: &Pack, index: u32) -> Result<SealedKey, Failure> {
         let key = pack.footer.keys.iter().find(|key| index_of(&key.id) == index);
         let key = key.ok_or_else(|| Failure::damaged(format!("its footer lacks key {index:08x}")))?;
         let name = names::key(key.id);
-        match self.repository.store.get(&name).await? {
-            Some(sealed) if !sealed.is_empty() => Ok(SealedKey { sealed, ..key.clone() }),
-            _ => {
-                self.repository.store.create(&name, key.sealed.clone()).await?;
-                Ok(key.clone())
-            }
+        if self.repository.store.head(&name).await?.is_none_or(|size| size == 0) {
+            self.repository.store.create(&name, key.sealed.clone()).await?;
         }
+        Ok(key.clone())
     }
 
     /// Adds a frame to the open pack of its kind; false when it must go into another one.

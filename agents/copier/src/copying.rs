@@ -22,7 +22,7 @@ use crate::base::Base;
 use crate::deposit::Deposit;
 use crate::leaves::{Counts, Leaves};
 use crate::reads::READ_MAX;
-use crate::{Copied, Copier, Outcome, Progress};
+use crate::{Copied, Copier, Copies, Outcome, Progress};
 
 /// Leaves that are looked at at once.
 const LEAVES_AT_ONCE: usize = 4;
@@ -93,7 +93,8 @@ async fn drive(
     let (from, to) = (&copier.from, &copier.to);
     let origin = Origin::of(root, from.repository.key.repo());
     let visible = session.visible().await?.warned();
-    if visible.iter().any(|there| Origin::of(there, to.repository.key.repo()) == origin) {
+    let copies = Copies::new(&from.repository, copier.sources.values(), &to.repository, visible.iter());
+    if copies.of(root).is_some() {
         return Ok(Outcome::Present);
     }
     let (deposit, listening) =

@@ -30,7 +30,8 @@ use schema::keys::Identity;
 use schema::names::Slot;
 use schema::root::{Root, Statistics};
 
-pub use listing::{by_origin, snapshots};
+pub(crate) use listing::by_origin;
+pub use listing::{Copies, snapshots};
 
 use keys::KeyRing;
 

@@ -5,12 +5,13 @@ mod fixture;
 use agent::{Repository, sessions};
 use schema::damage::{Damage, DamagedChunk};
 use schema::epoch::Epoch;
+use schema::facts::{COPIED_FROM, Origin};
 use schema::keys::Identity;
 use schema::limits::LEAF_SPAN;
 use schema::messages::FailureKind;
-use schema::names;
-use schema::root::Forgotten;
-use schema::{Domain, Object};
+use schema::names::{self, Slot};
+use schema::root::{Forgotten, Root};
+use schema::{Domain, JobId, Object, ReadingId, SessionId};
 
 use crate::keys::KeyRing;
 use crate::{Copied, Outcome};
@@ -217,4 +218,132 @@ async fn without_an_identity_no_key_is_handed_on_to_other_recipients() {
     assert_eq!(ring(first, &with(second, &one), Some(world.identity.clone())), Ok(()));
     let both = [with(&with(first, &one), &other), with(&with(second, &other), &one)];
     assert_eq!(ring(&both[0], &both[1], None), Ok(()), "their order says nothing");
+}
+
+/// Puts a root into a repository, as it is.
+async fn put(place: &fixture::Place, root: &Root) {
+    let sealed = place.repository.seal(&root.slot.snapshot(), root).unwrap();
+    place.repository.store.put(&root.slot.snapshot(), sealed).await.unwrap();
+}
+
+/// Another slot of the same volume, whose id was made at the same moment.
+fn beside(slot: Slot, random: u128) -> Slot {
+    Slot { session: SessionId::from_parts(slot.session.time_ms(), random), ..slot }
+}
+
+async fn forget(place: &fixture::Place, slot: Slot) {
+    let marker = Forgotten { slot, time_ms: 0, by: "a test".into() };
+    let sealed = place.repository.seal(&slot.forgotten(), &marker).unwrap();
+    place.repository.store.create(&slot.forgotten(), sealed).await.unwrap();
+}
+
+/// Older programs gave what came back another id and did not say which it had, and a copy named the id that it saw.
+#[tokio::test]
+async fn what_an_older_program_brought_back_is_not_copied_again() {
+    for (like, is_collected) in [(true, false), (true, true), (false, false), (false, true)] {
+        let world = World::new(like).await;
+        let mut first = world.volume(1, &content(3)).await;
+        copied(world.copy(&first).await);
+        // With tags that it was given since.
+        let mut back = Root { slot: beside(first.slot, 7), ..first.clone() };
+        put(&world.first, &back).await;
+        forget(&world.first, first.slot).await;
+        if is_collected {
+            let store = &world.first.repository.store;
+            store.put(&first.slot.snapshot(), Default::default()).await.unwrap();
+        }
+        back.tags = vec!["kept".into()];
+        assert!(matches!(world.copy(&back).await, Ok(Outcome::Present)), "{like}");
+
+        // And the other way round: the copy names the other id, and what came back later says where it was made.
+        let other = World::new(like).await;
+        first = other.volume(1, &content(3)).await;
+        let seen = Root { slot: beside(first.slot, 7), ..first.clone() };
+        put(&other.first, &seen).await;
+        forget(&other.first, first.slot).await;
+        copied(other.copy(&seen).await);
+        forget(&other.first, seen.slot).await;
+        let origin = Origin::of(&first, other.first.repository.key.repo());
+        let layout = [(COPIED_FROM.to_owned(), origin.to_string())].into();
+        let back = Root { slot: beside(first.slot, 8), layout, ..first.clone() };
+        put(&other.first, &back).await;
+        assert!(matches!(other.copy(&back).await, Ok(Outcome::Present)), "{like}");
+    }
+}
+
+#[tokio::test]
+async fn two_snapshots_are_never_taken_for_one() {
+    let changes: [fn(&mut Root); 9] = [
+        |root| root.slot.session = SessionId::from_parts(root.slot.session.time_ms() + 1, 7),
+        |root| root.reading = ReadingId::from_bytes([9; 16]),
+        |root| root.generation += 1,
+        |root| root.time_ms += 1,
+        |root| root.source += "/other",
+        |root| root.changed_while_read = true,
+        |root| root.group = Some("run".into()),
+        |root| root.statistics.bytes_zero += 4096,
+        |root| drop(root.layout.insert("kind".into(), "thin".into())),
+    ];
+    for like in [true, false] {
+        let world = World::new(like).await;
+        let first = world.volume(1, &content(3)).await;
+        copied(world.copy(&first).await);
+        forget(&world.first, first.slot).await;
+        for (change, random) in changes.iter().zip(7..) {
+            let mut other = Root { slot: beside(first.slot, random), ..first.clone() };
+            change(&mut other);
+            put(&world.first, &other).await;
+            copied(world.copy(&other).await);
+            assert!(matches!(world.copy(&other).await, Ok(Outcome::Present)));
+            forget(&world.first, other.slot).await;
+        }
+    }
+}
+
+/// Two jobs may read the same state of a volume at one moment.
+#[tokio::test]
+async fn a_twin_of_what_was_copied_is_copied_too() {
+    for like in [true, false] {
+        let world = World::new(like).await;
+        let first = world.volume(1, &content(3)).await;
+        let twins = [7, 8].map(|random| {
+            let job = JobId::from_bytes([random; 16]);
+            Root { slot: beside(first.slot, random.into()), job, ..first.clone() }
+        });
+        for twin in &twins {
+            put(&world.first, twin).await;
+        }
+        copied(world.copy(&first).await);
+        for twin in &twins {
+            copied(world.copy(twin).await);
+        }
+        forget(&world.first, first.slot).await;
+        // Both copies may be of it.
+        let back = Root { slot: beside(first.slot, 9), ..first.clone() };
+        twins.iter().for_each(|twin| assert_ne!(twin.slot, back.slot));
+        put(&world.first, &back).await;
+        copied(world.copy(&back).await);
+        assert_eq!(world.second.roots().await.len(), 4);
+    }
+}
+
+/// Of what is read while it changes, two readings of one state may differ.
+#[tokio::test]
+async fn what_changed_while_it_was_read_is_recognised_by_its_map_alone() {
+    for like in [true, false] {
+        let world = World::new(like).await;
+        let first = world.volume(1, &content(3)).await;
+        let changed = Root { slot: beside(first.slot, 7), changed_while_read: true, ..first.clone() };
+        put(&world.first, &changed).await;
+        copied(world.copy(&changed).await);
+        forget(&world.first, changed.slot).await;
+        let back = Root { slot: beside(first.slot, 8), ..changed.clone() };
+        put(&world.first, &back).await;
+        assert_eq!(matches!(world.copy(&back).await, Ok(Outcome::Present)), like);
+        forget(&world.first, back.slot).await;
+        let other = world.volume(1, &content(4)).await;
+        let other = Root { slot: beside(first.slot, 9), top: other.top, ..changed };
+        put(&world.first, &other).await;
+        copied(world.copy(&other).await);
+    }
 }

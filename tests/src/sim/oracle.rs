@@ -11,7 +11,7 @@ use std::time::Duration;
 use agent::index::IndexClient;
 use agent::local::LocalBus;
 use agent::repository::AtSlot;
-use agent::{Context, Failure, Repository, Stop};
+use agent::{Context, Failure, Repository, Stop, forgetting};
 use collector::{Announce, Collector, Limits, Patience, Settings};
 use indexer::Indexer;
 use restorer::{Restorer, Target};
@@ -27,6 +27,8 @@ use super::bucket::History;
 use super::client::{Job, What};
 use super::cluster::World;
 use super::content::{BLOCK, Content};
+use super::ledger::Ledger;
+use super::second::Second;
 
 /// Collections after which nothing is left to collect.
 const COLLECTIONS: u32 = 8;
@@ -37,38 +39,21 @@ pub async fn check(world: &World, history: &History, identity: Option<Arc<Identi
     let jobs = [jobs, &kept].concat();
     outcomes(world, &jobs);
     sessions(world, history, &jobs).await;
-    if world.plan.life.collectors > 0
-        && let Err(failure) = collected(world).await
-    {
-        world.trace.wrong(format!("progress: what is left cannot be collected: {failure}"));
-    }
-    let roots = match slots(world).await {
-        Ok(roots) => roots,
-        Err(failure) => {
-            world.trace.wrong(format!("one-winner: {failure}"));
-            return 0;
+    let mut restored = ended_well(world, &world.repository, &world.ledger, identity.clone()).await;
+    if let Some(second) = &world.second {
+        second_sessions(world, second).await;
+        if let Err(failure) = come_back(world, second).await {
+            world.trace.wrong(format!("progress: copies cannot be brought back: {failure}"));
         }
-    };
-    let restored = match readable(world, &world.repository, identity.clone(), &roots).await {
-        Ok(restored) => restored,
-        Err(failure) => {
-            world.trace.wrong(format!("sealed-is-readable: the bucket could not be checked: {failure}"));
-            BTreeSet::new()
-        }
-    };
-    nothing_is_missing(world, &restored);
-    if let Some(second) = &world.second
-        && let Err(failure) = copied(world, &second.repository, identity).await
-    {
-        world.trace.wrong(format!("sealed-is-readable: the second bucket could not be checked: {failure}"));
+        restored += ended_well(world, &second.repository, &second.ledger, identity).await;
     }
-    restored.len()
+    restored
 }
 
 /// `never-collect-live`: whatever was committed and that nobody forgot was restored, by its name.
-fn nothing_is_missing(world: &World, restored: &BTreeSet<Slot>) {
-    let commits = world.ledger.commits();
-    for root in commits.iter().filter(|root| !world.ledger.is_forgotten(root.slot)) {
+fn nothing_is_missing(world: &World, ledger: &Ledger, restored: &BTreeSet<Slot>) {
+    let commits = ledger.commits();
+    for root in commits.iter().filter(|root| !ledger.is_forgotten(root.slot)) {
         if !restored.contains(&root.slot) {
             let (slot, volume) = (root.slot, &root.volume);
             world
@@ -82,27 +67,84 @@ fn nothing_is_missing(world: &World, restored: &BTreeSet<Slot>) {
     }
 }
 
-/// What was copied is as readable as what it is a copy of.
-async fn copied(
+/// What must hold in a bucket when nobody is at work any more.
+async fn ended_well(
     world: &World,
     repository: &Repository,
+    ledger: &Ledger,
     identity: Option<Arc<Identity>>,
-) -> Result<(), Failure> {
-    let copies = repository.roots(None).await?;
-    for damaged in &copies.damaged {
-        world.trace.wrong(format!("sealed-is-readable: in the second bucket: {damaged}"));
+) -> usize {
+    let bucket = repository.store.location();
+    if world.plan.life.collectors > 0
+        && let Err(failure) = collected(world, repository, ledger).await
+    {
+        world.trace.wrong(format!("progress: what is left in {bucket} cannot be collected: {failure}"));
     }
-    readable(world, repository, identity, &copies.readable).await.map(drop)
+    let roots = match slots(world, repository, ledger).await {
+        Ok(roots) => roots,
+        Err(failure) => {
+            world.trace.wrong(format!("one-winner: {bucket}: {failure}"));
+            return 0;
+        }
+    };
+    let restored = match readable(world, repository, identity, &roots).await {
+        Ok(restored) => restored,
+        Err(failure) => {
+            world.trace.wrong(format!("sealed-is-readable: {bucket} could not be checked: {failure}"));
+            BTreeSet::new()
+        }
+    };
+    nothing_is_missing(world, ledger, &restored);
+    restored.len()
+}
+
+/// Copies end their sessions unless they are killed, or a write landed after the end; what a killed one left can be ended.
+async fn second_sessions(world: &World, second: &Second) {
+    let ended = async {
+        for session in agent::sessions::list(&second.repository).await? {
+            let key = names::session(session.id);
+            let is_abandoned = match session.kind {
+                SessionKind::Copy => second.is_of_the_killed(&session),
+                _ => world.is_abandoned(&session),
+            };
+            if !(is_abandoned || second.history.came_back(&key)) {
+                world
+                    .trace
+                    .wrong(format!("progress: {key} of {} is left in the second bucket", session.host));
+            }
+            // As an operator ends it.
+            agent::sessions::revoke(&second.repository, &session).await?;
+        }
+        agent::sessions::list(&second.repository).await
+    };
+    match ended.await {
+        Ok(left) if left.is_empty() => {}
+        Ok(left) => world.trace.wrong(format!("progress: sessions of copies that cannot be ended: {left:?}")),
+        Err(why) => world.trace.wrong(format!("progress: sessions of copies cannot be ended: {why}")),
+    }
+}
+
+/// What was forgotten in the second bucket comes back, unless a collection has begun to sweep it.
+async fn come_back(world: &World, second: &Second) -> Result<(), Failure> {
+    let mut slots = second.repository.forgotten_slots(None).await?;
+    slots.retain(|slot| !second.ledger.is_proposed(*slot));
+    for root in second.repository.roots_at(slots).await?.all()? {
+        let back = forgetting::unforget(&second.repository, &root, "an oracle").await?;
+        if !forgetting::is_again(&second.repository, &root, &back.root) {
+            world.trace.wrong(format!("restored-equals-read: {} came back as {:?}", root.slot, back.root));
+        }
+    }
+    Ok(())
 }
 
 /// `one-winner`: every slot holds a commit that belongs there, or a tombstone.
-async fn slots(world: &World) -> Result<Vec<Root>, Failure> {
+async fn slots(world: &World, repository: &Repository, ledger: &Ledger) -> Result<Vec<Root>, Failure> {
     let mut roots = Vec::new();
     let has_collected = world.plan.life.collectors > 0;
-    for listed in world.repository.store.list(names::SNAPSHOTS).await? {
+    for listed in repository.store.list(names::SNAPSHOTS).await? {
         let slot = Slot::parse_key(&listed.key).map_err(Failure::from)?;
-        match world.repository.at_slot(slot).await? {
-            AtSlot::Snapshot(_) if has_collected && world.ledger.is_forgotten(slot) => {
+        match repository.at_slot(slot).await? {
+            AtSlot::Snapshot(_) if has_collected && ledger.is_forgotten(slot) => {
                 world.trace.wrong(format!("progress: {} is forgotten, and is not collected", listed.key));
             }
             AtSlot::Snapshot(root) => roots.push(*root),
@@ -207,17 +249,17 @@ async fn sessions(world: &World, history: &History, jobs: &[Job]) {
 }
 
 /// `progress`: when everybody has ended, all that no snapshot needs is collected.
-async fn collected(world: &World) -> Result<(), Failure> {
+async fn collected(world: &World, repository: &Repository, ledger: &Ledger) -> Result<(), Failure> {
     let patience = Patience { wait: Duration::ZERO, revoke_after: Some(Duration::ZERO) };
     let limits = Limits { max_repack: u64::MAX, repack_below: 50 };
     let (memory, announce) = (1 << 20, Announce::default());
     let settings = Settings { limits, memory, patience, exclusive: false, announce };
-    let collector = Collector::new(world.repository.clone(), settings, Stop::default());
+    let collector = Collector::new(repository.clone(), settings, Stop::default());
     for _ in 0..COLLECTIONS {
         if collector.prune().await?.epoch.is_some() {
             continue;
         }
-        let garbage = world.ledger.garbage();
+        let garbage = ledger.garbage();
         if !garbage.is_empty() {
             world.trace.wrong(format!("progress: nobody needs {garbage:?}, and they are not collected"));
         }

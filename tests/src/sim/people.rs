@@ -18,10 +18,12 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schema::JobId;
 use schema::messages::FailureKind;
-use schema::session::SessionKind;
+use schema::session::{Session, SessionKind};
 use tokio::task::JoinSet;
 
 use super::cluster::World;
+use super::doom::Doom;
+use super::second::Second;
 
 /// One of how many sessions ends by the death of who drives it.
 const DEATHS: u64 = 10;
@@ -43,6 +45,9 @@ impl People {
             people.spawn(forgetting::remember(Person::new(world, "rememberer", 0)));
             people.spawn(forgetting::hold(Person::new(world, "holder", 0)));
             people.spawn_local(copying::copy(Person::new(world, "copier", 0)));
+            people.spawn(forgetting::forget(Person::of_copies(world, "forgetter of copies")));
+            people.spawn(forgetting::remember(Person::of_copies(world, "rememberer of copies")));
+            people.spawn(collecting::collect(Person::of_copies(world, "collector of copies")));
         }
         for number in 0..life.collectors {
             people.spawn(collecting::collect(Person::new(world, "collector", number)));
@@ -82,6 +87,8 @@ struct Person {
     random: StdRng,
     name: String,
     lives: u32,
+    /// Whether they look after the second repository.
+    of_copies: bool,
 }
 
 impl Person {
@@ -89,11 +96,27 @@ impl Person {
         let name = format!("{role}-{number}");
         let tag = name.bytes().fold(0_u64, |tag, byte| tag.wrapping_mul(131).wrapping_add(u64::from(byte)));
         let random = StdRng::seed_from_u64(world.plan.seed ^ tag);
-        Self { world: world.clone(), random, name, lives: 0 }
+        Self { world: world.clone(), random, name, lives: 0, of_copies: false }
+    }
+
+    /// The same for the second repository.
+    fn of_copies(world: &Arc<World>, role: &str) -> Self {
+        Self { of_copies: true, ..Self::new(world, role, 0) }
+    }
+
+    fn second(&self) -> Option<&Second> {
+        self.world.second.as_ref().filter(|_| self.of_copies)
     }
 
     fn repository(&self) -> Repository {
-        self.world.repository(&self.name)
+        self.repository_until(&Doom::none())
+    }
+
+    fn repository_until(&self, doom: &Doom) -> Repository {
+        match self.second() {
+            Some(second) => second.seen_by(&self.name, doom),
+            None => self.world.repository_until(&self.name, doom),
+        }
     }
 
     /// Waits a while; says no when it is over.
@@ -111,7 +134,18 @@ impl Person {
     }
 
     fn count(&self, what: &'static str) {
-        self.world.count(what);
+        match self.second() {
+            Some(second) => second.done.lock().unwrap_or_else(PoisonError::into_inner).add(what, 1),
+            None => self.world.count(what),
+        }
+    }
+
+    /// Whether nobody drives a session any more.
+    fn is_abandoned(&self, session: &Session) -> bool {
+        match self.second() {
+            Some(second) if session.kind == SessionKind::Copy => second.is_of_the_killed(session),
+            _ => self.world.is_abandoned(session),
+        }
     }
 
     /// Who drives a session of this life.

@@ -152,8 +152,7 @@ fn done(world: &World) -> Counts {
     let mut done = world.ledger.counts();
     done.merge(&world.done.lock().unwrap_or_else(PoisonError::into_inner));
     if let Some(second) = &world.second {
-        done.add("sessions", second.ledger.counts().of("sessions"));
-        done.add("packs of copies written", second.ledger.counts().of("packs written"));
+        done.merge(&second.counts());
     }
     done
 }

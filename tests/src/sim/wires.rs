@@ -12,6 +12,7 @@ use agent::bus::*;
 use agent::faults::bus::{BusFaults, FaultyBus, Injected};
 use agent::{Bus, Environment};
 use async_trait::async_trait;
+use bytes::Bytes;
 use schema::messages::{Message, Payload, Progress};
 use tokio::task::AbortHandle;
 
@@ -182,6 +183,12 @@ enum Fate {
     Last,
 }
 
+/// What was sent is not in its sender's memory any more, as between processes: else a reader waits for its buffers as
+/// long as an extent is late.
+fn sent_off(message: Message) -> Message {
+    Message { body: Bytes::copy_from_slice(&message.body), ..message }
+}
+
 /// The bus of one role.
 #[derive(Debug)]
 struct RoleBus {
@@ -200,6 +207,7 @@ impl RoleBus {
 impl Bus for RoleBus {
     async fn publish(&self, queue: &Queue, message: Message) -> Result<(), BusError> {
         self.note("publishes", &queue.to_string(), &message);
+        let message = sent_off(message);
         let bus = self.wires.faulty(queue);
         match self.wires.sent() {
             Fate::Lost if queue.durability() == Durability::Memory => Ok(()),

@@ -3,6 +3,7 @@
 //! says is lost, and the next backup heals what it still has.
 
 mod agents;
+mod back;
 mod cancelled;
 mod keys;
 mod older;

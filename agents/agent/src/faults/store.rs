@@ -84,6 +84,11 @@ impl FaultyStore {
         self.state().hidden = key.map(Path::from);
     }
 
+    /// Gives an object to nobody, as if it did not exist, though listings and its head have it; or no more.
+    pub fn keep_back(&self, key: Option<&str>) {
+        self.state().kept_back = key.map(Path::from);
+    }
+
     /// Every operation fails from now on. One that is on its way loses its answer.
     pub fn crash(&self) {
         self.state().crashed = true;
@@ -331,10 +336,15 @@ impl ObjectStore for FaultyStore {
         self.arrive(location, false, false).await?;
         self.is_given(location, &options)?;
         self.before()?;
-        if self.state().hidden.as_ref() == Some(location) {
+        let head = options.head;
+        let is_absent = {
+            let state = self.state();
+            let is = |absent: &Option<Path>| absent.as_ref() == Some(location);
+            is(&state.hidden) || !head && is(&state.kept_back)
+        };
+        if is_absent {
             return Err(Error::NotFound { path: location.to_string(), source: "injected: not there".into() });
         }
-        let head = options.head;
         let got = self.inner.get_opts(location, options).await?;
         self.up()?;
         if head { Ok(got) } else { self.spoil(got).await }

@@ -91,6 +91,7 @@ async fn bringing_back_looks_in_the_order_of_the_protocol() {
         format!("get {}", root.slot.holes()),
         format!("create {}", back.root.slot.snapshot()),
         format!("get {}", back.root.slot.snapshot()),
+        format!("get {}", root.slot.holes()),
         format!("delete {session}"),
         format!("list {}", root.slot.marks()),
     ];

@@ -187,3 +187,16 @@ async fn a_session_object_that_cannot_be_read_does_not_hide_the_others() {
     let expected = [(session_id(3), None), (session_id(4), None), (session_id(9), Some(world.session(9)))];
     assert_eq!(sessions::list_all(&world.repository).await.unwrap(), expected);
 }
+
+/// A commit whose answer was lost may stand in a slot that is taken.
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_is_taken_and_not_given_is_no_empty_one() {
+    let world = World::new().await;
+    let session = begin(&world, 9).await;
+    world.snapshot(&world.root(9, 1, 0)).await;
+    let key = world.slot(9).snapshot();
+    world.faults.keep_back(Some(&key));
+    let failure = session.abandon().await.unwrap_err();
+    assert!(failure.kind == FailureKind::Store && failure.retry && failure.why.contains(&key), "{failure}");
+    assert!(sessions::list(&world.repository).await.unwrap().is_empty(), "the session is over");
+}

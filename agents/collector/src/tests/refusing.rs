@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use agent::faults::store::{FaultyStore, Refusal, StoreFaults};
 use agent::repository::AtSlot;
+use agent::sessions::OpenSession;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
@@ -9,7 +10,9 @@ use object_store::path::Path;
 use object_store::*;
 use schema::epoch::Epoch;
 use schema::messages::FailureKind;
-use schema::{Domain, SessionId, names};
+use schema::names::Slot;
+use schema::session::{Session, SessionKind};
+use schema::{Domain, JobId, SessionId, names};
 
 use super::fixture::*;
 use crate::{Collector, Latest, latest, unfinished};
@@ -367,4 +370,38 @@ async fn what_was_begun_for_a_snapshot_that_is_gone_does_not_count_for_another()
             break;
         }
     }
+}
+
+/// What a marker names that never stood anywhere keeps nobody from collecting; what is listed and not given may be what a
+/// restore has to undo.
+#[tokio::test(start_paused = true)]
+async fn what_may_have_to_be_undone_is_not_taken_for_absent() {
+    let world = World::plain().await;
+    let slot = world.backup("undo/host/a", &[1, 2]).await;
+    world.forget(slot).await;
+    let nowhere = Slot { session: SessionId::from_bytes([9; 16]), ..slot };
+    world.forget(nowhere).await;
+    let root = world.repository.roots_at(vec![slot]).await.unwrap().readable.remove(0);
+    let session = Session {
+        id: world.repository.environment().session_id(),
+        kind: SessionKind::Restore,
+        slot: None,
+        job: JobId::from_bytes([9; 16]),
+        volume: "a".into(),
+        host: "host".into(),
+        started_ms: 0,
+        checkpoint: None,
+        ended: None,
+        undo: vec![root.job],
+    };
+    let open = OpenSession::begin(world.repository.clone(), session).await.unwrap();
+    let (store, collector) = hiding(&world);
+    store.hide(Some(&slot.snapshot()));
+    let failure = collector.prune().await.unwrap_err();
+    assert!(failure.kind == FailureKind::Store && failure.why.contains(&slot.snapshot()), "{failure}");
+    store.hide(None);
+    assert_eq!(collector.prune().await.unwrap().epoch, None, "it is protected");
+    open.end().await.unwrap();
+    world.prune_to_the_end().await;
+    assert!(world.packs().await.is_empty());
 }

@@ -23,13 +23,13 @@ pub(super) async fn collect(mut person: Person) {
             None => Doom::none(),
         };
         let collector = Collector::new(
-            world.repository_until(&person.name, &doom),
+            person.repository_until(&doom),
             Settings {
                 limits: collecting.limits.unwrap_or(NO_LIMITS),
                 memory: MEMORY,
                 patience: collecting.patience,
                 exclusive: false,
-                announce: Announce::to(world.wires.bus(&person.name), world.shards()),
+                announce: announce(&person),
             },
             Stop::default(),
         );
@@ -48,6 +48,14 @@ pub(super) async fn collect(mut person: Person) {
                 world.count_fault("deaths of collectors");
             }
         }
+    }
+}
+
+/// Whoever copies looks at the bucket by themselves.
+fn announce(person: &Person) -> Announce {
+    match person.of_copies {
+        true => Announce::default(),
+        false => Announce::to(person.world.wires.bus(&person.name), person.world.shards()),
     }
 }
 

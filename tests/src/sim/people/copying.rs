@@ -1,13 +1,13 @@
 //! Copies to the second repository, by the copier as it is: with a storer and an index of its own, in a process that may
 //! die at any moment.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use agent::index::IndexClient;
 use agent::local::LocalBus;
 use agent::rate::RateLimit;
 use agent::{Context, Failure, Repository, Stop, sessions};
-use copier::{Copier, Outcome, Settings, Side};
+use copier::{Copier, Copies, Outcome, Settings, Side};
 use indexer::Indexer;
 use schema::messages::FailureKind;
 use schema::root::Root;
@@ -31,7 +31,11 @@ pub(super) async fn copy(mut person: Person) {
     while person.pause(world.plan.life.copying).await {
         let limit = person.next_life();
         match person.live(limit, process(&person, second)).await {
-            Some(Ok(())) | None => {}
+            Some(Ok(())) => {}
+            None => {
+                world.count_fault("copies killed");
+                second.killed.lock().unwrap_or_else(PoisonError::into_inner).insert(person.host());
+            }
             Some(Err(failure)) => {
                 world.trace.note(format_args!("{} cannot copy: {failure}", person.name));
                 person.die();
@@ -39,14 +43,12 @@ pub(super) async fn copy(mut person: Person) {
             }
         }
     }
-    if let Err(failure) = end_the_dead(&person, &second.repository).await {
-        world.trace.wrong(format!("progress: sessions of copies cannot be ended: {failure}"));
-    }
 }
 
-async fn end_the_dead(person: &Person, repository: &Repository) -> Result<(), Failure> {
+/// Before a copy begins; the last ones are left to the oracle.
+async fn end_the_killed(second: &Second, repository: &Repository) -> Result<(), Failure> {
     for session in sessions::list(repository).await? {
-        if person.world.is_abandoned(&session) {
+        if second.is_of_the_killed(&session) {
             sessions::revoke(repository, &session).await?;
         }
     }
@@ -66,7 +68,7 @@ impl Drop for StopOnDrop {
 async fn process(person: &Person, second: &Second) -> Result<(), Failure> {
     let world = &person.world;
     let repository = second.seen_by(&person.name, &Doom::none());
-    end_the_dead(person, &repository).await?;
+    end_the_killed(second, &repository).await?;
     let stop = Stop::default();
     let _stop = StopOnDrop(stop.clone());
     let context = Context {
@@ -104,10 +106,8 @@ async fn missing(person: &Person, context: Context, to: Side) -> Result<(), Fail
     let copied = async {
         let here = copier::snapshots(&from.repository).await?.all()?;
         let there = copier::snapshots(&to.repository).await?.all()?;
-        let is_missing = |root: &&Root| {
-            let origin = copier::by_origin(root, &from.repository);
-            there.iter().all(|copy| copier::by_origin(copy, &to.repository) != origin)
-        };
+        let copies = Copies::new(&from.repository, here.iter(), &to.repository, there.iter());
+        let is_missing = |root: &&Root| copies.of(root).is_none();
         let missing: Vec<Root> = here.iter().filter(is_missing).take(AT_ONCE).cloned().collect();
         // Without an identity nothing is opened, for which there are threads, and the ledger opens all that lands.
         let settings = Settings { memory: 16 << 20, level: 1 };

@@ -1,5 +1,5 @@
-//! Snapshots that are forgotten, brought back and held, by the code that does it for operators and policies. Whoever
-//! forgets also ends what others left who died.
+//! Snapshots that are forgotten, brought back and held, by the code that does it for operators and policies, in either
+//! repository. Whoever forgets also ends what others left who died.
 
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
@@ -60,7 +60,7 @@ fn leave(world: &World, slot: Slot) {
 async fn end_the_dead(person: &Person) -> Result<(), Failure> {
     let repository = person.repository();
     for session in sessions::list(&repository).await? {
-        if session.kind != SessionKind::Backup && person.world.is_abandoned(&session) {
+        if session.kind != SessionKind::Backup && person.is_abandoned(&session) {
             sessions::revoke(&repository, &session).await?;
             person.count("sessions of the dead ended");
         }

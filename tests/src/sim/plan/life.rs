@@ -72,8 +72,6 @@ impl Plan {
         plan.pack_size = random.random_range(64..512) << 10;
         plan.volumes = (0..random.random_range(3..9)).map(|_| small_volume(random, days, pace)).collect();
         plan.conducting.sessions = random.random_range(2..5);
-        // A leap looks like silence to whoever waits.
-        plan.conducting.patience += days as u32;
         plan.bus.late_max = [Duration::from_secs(6), HOUR / 12][random.random_range(0..2)];
         plan.months_of_upsets(random, days);
         plan
