@@ -49,6 +49,20 @@ async fn frames_move_with_their_keys() {
     assert_eq!(world.check().await, 2);
 }
 
+/// Without an identity, nobody can tell that what stands below `keys/` opens nothing any more.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_rots_below_keys_does_not_spread() {
+    let (world, _) = littered(true).await;
+    for listed in world.repository.store.list(names::KEYS).await.unwrap() {
+        let mut bytes = world.repository.store.get(&listed.key).await.unwrap().unwrap().to_vec();
+        *bytes.last_mut().unwrap() ^= 1;
+        world.repository.store.put(&listed.key, bytes.into()).await.unwrap();
+    }
+    let report = world.prune().await.unwrap();
+    assert!(report.new_packs > 0 && report.swept.packs > 0);
+    assert_eq!(world.check().await, 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn nothing_to_collect_is_no_collection() {
     let world = World::plain().await;
