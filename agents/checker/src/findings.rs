@@ -120,6 +120,8 @@ pub struct DamagedSnapshot {
     pub lost: Vec<Range<u64>>,
     /// For people: the first of what is wrong.
     pub problems: Vec<String>,
+    /// What of `lost` is so for good, as far as is known: the rest is what the store does not give now.
+    pub(crate) gone: Vec<Range<u64>>,
     more: u64,
     /// Its root, where that can be read: by it, it is recognised where it is brought back.
     pub(crate) root: Option<Box<Root>>,
@@ -127,23 +129,25 @@ pub struct DamagedSnapshot {
 
 impl DamagedSnapshot {
     pub(crate) fn new(slot: Slot, volume: Option<String>) -> Self {
-        Self { slot, volume, lost: Vec::new(), problems: Vec::new(), more: 0, root: None }
+        Self { slot, volume, lost: Vec::new(), problems: Vec::new(), gone: Vec::new(), more: 0, root: None }
     }
 
-    /// Notes a problem, and what cannot be read because of it. Ranges may come in any order.
-    pub(crate) fn add(&mut self, range: Range<u64>, problem: String) {
+    /// Notes a problem, and what cannot be read because of it, or [only now](Problem::is_withheld). Ranges may come in any
+    /// order.
+    pub(crate) fn add(&mut self, Problem { range, why, is_withheld }: Problem) {
         match self.problems.len() < NAMED {
-            true => self.problems.push(problem),
+            true => self.problems.push(why),
             false => self.more += 1,
         }
-        match self.lost.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ if range.is_empty() => {}
-            _ => self.lost.push(range),
+        if !is_withheld {
+            add(&mut self.gone, range.clone());
         }
-        if self.lost.len() > 2 * HOLES_MAX {
-            self.join();
-        }
+        add(&mut self.lost, range);
+    }
+
+    /// Whether something of it cannot be read only because the store does not give it now.
+    pub fn is_withheld(&self) -> bool {
+        self.gone != self.lost
     }
 
     pub(crate) fn of(self, root: &Root) -> Self {
@@ -151,8 +155,13 @@ impl DamagedSnapshot {
     }
 
     fn absorb(&mut self, earlier: Self) {
+        // What the store does not give is told by every walk.
+        self.problems.retain(|problem| !earlier.problems.contains(problem));
         self.problems.splice(0..0, earlier.problems);
         self.lost.extend(earlier.lost);
+        self.gone.extend(earlier.gone);
+        self.volume = earlier.volume.or(self.volume.take());
+        self.root = earlier.root.or(self.root.take());
         self.join();
     }
 
@@ -165,20 +174,48 @@ impl DamagedSnapshot {
     }
 
     fn join(&mut self) {
-        self.lost.sort_unstable_by_key(|range| range.start);
-        self.lost.dedup_by(|next, last| {
-            let touches = next.start <= last.end;
-            if touches {
-                last.end = last.end.max(next.end);
-            }
-            touches
-        });
+        join(&mut self.lost);
+        join(&mut self.gone);
     }
 
     /// Bytes that cannot be read.
     pub fn bytes(&self) -> u64 {
         self.lost.iter().map(|range| range.end - range.start).sum()
     }
+}
+
+/// What is wrong in a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Problem {
+    /// What cannot be read because of it.
+    pub(crate) range: Range<u64>,
+    /// For people.
+    pub(crate) why: String,
+    /// Whether the store does not give what is needed, which may be whole.
+    pub(crate) is_withheld: bool,
+}
+
+fn add(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ if range.is_empty() => {}
+        _ => ranges.push(range),
+    }
+    if ranges.len() > 2 * HOLES_MAX {
+        join(ranges);
+    }
+}
+
+/// Puts ranges in order and makes one of those that touch.
+pub(crate) fn join(ranges: &mut Vec<Range<u64>>) {
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|next, last| {
+        let touches = next.start <= last.end;
+        if touches {
+            last.end = last.end.max(next.end);
+        }
+        touches
+    });
 }
 
 #[cfg(test)]
@@ -191,14 +228,17 @@ mod tests {
         let slot = Slot { volume: VolumeKey::from_bytes([1; 16]), session: SessionId::from_bytes([2; 16]) };
         let mut damaged = DamagedSnapshot::new(slot, Some("v".into()));
         for start in [50, 60, 10, 0, 55, 90] {
-            damaged.add(start..start + 10, format!("offset {start}"));
+            let (range, why) = (start..start + 10, format!("offset {start}"));
+            damaged.add(Problem { range, why, is_withheld: start == 60 });
         }
         for _ in 0..7 {
-            damaged.add(95..100, "again".into());
+            damaged.add(Problem { range: 95..100, why: "again".into(), is_withheld: false });
         }
         let damaged = damaged.finish().expect("something is wrong");
         assert_eq!(damaged.lost, [0..20, 50..70, 90..100]);
         assert_eq!(damaged.bytes(), 50);
+        assert_eq!(damaged.gone, [0..20, 50..65, 90..100]);
+        assert!(damaged.is_withheld());
         assert_eq!(damaged.problems.len(), NAMED + 1);
         assert_eq!(damaged.problems[NAMED], "and 3 more");
         assert_eq!(DamagedSnapshot::new(slot, None).finish(), None);

@@ -8,7 +8,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use agent::Failure;
+use agent::repository::AtSlot;
 use schema::messages::FailureKind;
+use schema::names::Slot;
 use schema::pack::{PackFooter, PackHeader};
 use schema::{PackId, names};
 
@@ -84,6 +86,17 @@ impl Source {
             Err(failure) if is_withheld(&failure) => Ok(Footer::Withheld(failure)),
             read => read,
         }
+    }
+
+    /// What stands at a slot that was listed; nothing stands there only while the store does not give it.
+    pub(crate) async fn at_slot(&self, slot: Slot) -> Result<Result<AtSlot, Failure>, Failure> {
+        let read = || async {
+            match self.repository.at_slot(slot).await? {
+                AtSlot::Nothing => Err(agent::roots::not_there(slot)),
+                found => Ok(found),
+            }
+        };
+        self.given(read).await
     }
 
     async fn footer_of(&self, pack: PackId) -> Result<Footer, Failure> {

@@ -1,12 +1,16 @@
-//! Marks snapshots with what of them cannot be read any more.
+//! Marks snapshots with what of them cannot be read any more. What the store only does not give now is no hole: it adds
+//! none, and takes none away.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use agent::{Failure, forgetting};
 use schema::damage::Holes;
 use schema::limits::HOLES_MAX;
 use schema::names::{self, Slot};
 
+use crate::findings::join;
+use crate::given::is_damage;
 use crate::{Checker, DamagedSnapshot, Report};
 
 impl Checker {
@@ -14,7 +18,7 @@ impl Checker {
     /// from the others that were looked at and are not forgotten, and from tombstones. How many are marked.
     pub async fn mark(&self, report: &Report) -> Result<u64, Failure> {
         let mut marked: BTreeSet<Slot> = BTreeSet::new();
-        for damaged in report.damaged.iter().filter(|damaged| !damaged.lost.is_empty()) {
+        for damaged in report.damaged.iter().filter(|damaged| !damaged.gone.is_empty()) {
             self.mark_one(damaged, damaged.slot).await?;
             marked.insert(damaged.slot);
             marked.extend(self.mark_again(damaged).await?);
@@ -59,17 +63,32 @@ impl Checker {
     }
 
     async fn mark_one(&self, damaged: &DamagedSnapshot, slot: Slot) -> Result<(), Failure> {
-        if damaged.lost.len() > HOLES_MAX {
+        let mut gone = damaged.gone.clone();
+        if damaged.is_withheld() {
+            gone.extend(self.holes_of(slot).await?);
+            join(&mut gone);
+        }
+        if gone.len() > HOLES_MAX {
             let volume = damaged.volume.as_deref().unwrap_or("?");
             return Err(Failure::refused(format!(
                 "{volume} @ {} has too many holes to be marked",
                 damaged.slot
             )));
         }
-        let ranges = damaged.lost.iter().map(|range| (range.start, range.end - range.start)).collect();
+        let ranges = gone.iter().map(|range| (range.start, range.end - range.start)).collect();
         let found_ms = self.source.repository.environment().now_ms();
         let holes = Holes { version: Holes::VERSION, slot, found_ms, ranges };
         let key = slot.holes();
         Ok(self.source.repository.store.put(&key, self.source.repository.seal(&key, &holes)?).await?)
+    }
+
+    /// What a slot is marked with.
+    async fn holes_of(&self, slot: Slot) -> Result<Vec<Range<u64>>, Failure> {
+        let marked = match self.source.repository.read::<Holes>(&slot.holes()).await {
+            Err(failure) if is_damage(&failure) => None,
+            read => read?,
+        };
+        let ranges = marked.map(|holes| holes.ranges).unwrap_or_default();
+        Ok(ranges.into_iter().map(|(start, len)| start..start.saturating_add(len)).collect())
     }
 }

@@ -1,6 +1,6 @@
 //! Walks the maps of all snapshots: every part must be read, and every chunk must have a copy in a pack that is there.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,9 +18,9 @@ use schema::root::Root;
 use schema::{ChunkId, FormatError, PackId};
 
 use crate::Checker;
-use crate::findings::{DamagedSnapshot, Report};
-use crate::given::{is_lost, later};
-use crate::packs::Packs;
+use crate::findings::{DamagedSnapshot, Problem, Report};
+use crate::given::{is_lost, is_withheld, later};
+use crate::packs::{Packs, Trouble};
 
 /// Leaves that are read at once; a leaf has 1 MiB at most.
 const AT_ONCE: usize = 16;
@@ -42,6 +42,8 @@ pub(crate) struct Walk<'a> {
     again: bool,
     /// Whether chunks cannot be sought.
     is_blind: AtomicBool,
+    /// Whether something of the snapshot was passed over, because it was told before.
+    passed_over: bool,
     lost: Lost,
     rescued: HashSet<ChunkId>,
 }
@@ -57,6 +59,8 @@ struct Judged {
     troubles: Vec<String>,
     /// Packs that the index knows and that are not there any more.
     gone: Vec<PackId>,
+    /// Whether the store keeps back what may be one.
+    is_withheld: bool,
 }
 
 /// A part of a map.
@@ -72,9 +76,11 @@ struct Part {
 /// What is wrong in a part of a map.
 #[derive(Default)]
 struct Wrong {
-    problems: Vec<(Range<u64>, String)>,
+    problems: Vec<Problem>,
     lost: Lost,
     rescued: Vec<ChunkId>,
+    /// Nothing is said of it, because it was told before.
+    is_passed_over: bool,
 }
 
 impl<'a> Walk<'a> {
@@ -89,6 +95,7 @@ impl<'a> Walk<'a> {
             clean,
             again: false,
             is_blind: AtomicBool::new(false),
+            passed_over: false,
             lost: Lost::new(),
             rescued,
         }
@@ -99,27 +106,32 @@ impl<'a> Walk<'a> {
         Self { again: true, ..Self::new(checker, packs, recorded) }
     }
 
-    /// Walks the maps of snapshots; the chunks that are lost.
+    /// Walks the maps of snapshots; the chunks that are lost. A snapshot of which something was passed over was not looked
+    /// at.
     pub(crate) async fn all(mut self, slots: &[Slot], report: &mut Report) -> Result<Lost, Failure> {
+        let mut unfinished = BTreeSet::new();
         for &slot in slots {
             self.checker.source.go_on()?;
-            let source = &self.checker.source;
-            match source.given(|| source.repository.at_slot(slot)).await? {
+            match self.checker.source.at_slot(slot).await? {
                 Ok(AtSlot::Snapshot(root)) => {
                     report.snapshots += 1;
                     report.bytes += root.size;
+                    self.passed_over = false;
                     report.damaged.extend(self.snapshot(&root).await?);
+                    if self.passed_over {
+                        unfinished.insert(slot);
+                    }
                 }
                 // Forgotten and collected since.
-                Ok(AtSlot::Tombstone) => {}
-                Ok(AtSlot::Nothing) => return Err(agent::roots::not_there(slot)),
+                Ok(AtSlot::Tombstone | AtSlot::Nothing) => {}
                 Err(failure) if is_lost(&failure) => {
                     report.snapshots += 1;
-                    report.damaged.extend(unreadable(slot, &failure).filter(|_| !self.again));
+                    report.damaged.extend(unreadable(slot, &failure));
                 }
                 Err(failure) => return Err(failure),
             }
         }
+        report.looked_at.retain(|slot| !unfinished.contains(slot));
         report.rescued = report.rescued.max(self.rescued.len() as u64);
         Ok(self.lost)
     }
@@ -150,7 +162,7 @@ impl<'a> Walk<'a> {
                         _ => below.extend(children.into_iter().rev()),
                     }
                 }
-                Some(Err(why)) => wrong.map(&part, geometry, not_later(&part, why)?),
+                Some(Err(why)) => wrong.map(&part, geometry, not_later(&part, why)?, false),
                 None => {}
             }
             self.note(wrong, &mut damaged);
@@ -172,7 +184,7 @@ impl<'a> Walk<'a> {
             for (part, wrong) in fresh.iter().zip(looked) {
                 self.checker.source.go_on()?;
                 let wrong = wrong?;
-                if wrong.problems.is_empty() && self.clean.len() < CLEAN_MAX {
+                if wrong.problems.is_empty() && !wrong.is_passed_over && self.clean.len() < CLEAN_MAX {
                     self.clean.insert(part.id);
                 }
                 self.note(wrong, damaged);
@@ -182,7 +194,8 @@ impl<'a> Walk<'a> {
     }
 
     fn note(&mut self, wrong: Wrong, damaged: &mut DamagedSnapshot) {
-        wrong.problems.into_iter().for_each(|(range, problem)| damaged.add(range, problem));
+        self.passed_over |= wrong.is_passed_over;
+        wrong.problems.into_iter().for_each(|problem| damaged.add(problem));
         for (id, packs) in wrong.lost {
             match self.lost.len() < DAMAGED_CHUNKS_MAX {
                 true => drop(self.lost.insert(id, packs)),
@@ -199,7 +212,7 @@ impl<'a> Walk<'a> {
         let leaf = match Leaf::parse(&bytes, range.end - range.start) {
             Ok(leaf) => leaf,
             Err(why) => {
-                wrong.map(&part, geometry, not_later(&part, why)?);
+                wrong.map(&part, geometry, not_later(&part, why)?, false);
                 return Ok(wrong);
             }
         };
@@ -217,8 +230,8 @@ impl<'a> Walk<'a> {
         let ids: Vec<ChunkId> = chunks.iter().map(|(_, id)| *id).collect();
         for ((range, id), judged) in chunks.into_iter().zip(self.judge(root, &ids).await?) {
             if judged.whole.is_empty() {
-                let problem = format!("offset {}: chunk {id} {}", range.start, judged.why());
-                wrong.problems.push((range, problem));
+                let why = format!("offset {}: chunk {id} {}", range.start, judged.why());
+                wrong.problems.push(Problem { range, why, is_withheld: judged.is_withheld });
                 wrong.lost.insert(id, judged.bad);
             } else if !judged.bad.is_empty() {
                 wrong.rescued.push(id);
@@ -256,14 +269,16 @@ impl<'a> Walk<'a> {
         part: &Part,
         wrong: &mut Wrong,
     ) -> Result<Option<Bytes>, Failure> {
-        // What is wrong with a map was told by the first walk.
-        let is_told = !self.again;
         let Some(judged) = self.judge(root, &[part.id]).await?.pop() else { return Ok(None) };
-        if judged.whole.is_empty() && !is_told {
+        // What of a map is damaged was told by the first walk. What is withheld may be so only now.
+        let is_told = |is_withheld: bool| self.again && !is_withheld;
+        if judged.whole.is_empty() && is_told(judged.is_withheld) {
+            wrong.is_passed_over = true;
             return Ok(None);
         }
         if judged.whole.is_empty() {
-            wrong.map(part, geometry, format!("chunk {} {}", part.id, judged.why()));
+            let why = format!("chunk {} {}", part.id, judged.why());
+            wrong.map(part, geometry, why, judged.is_withheld);
             wrong.lost.insert(part.id, judged.bad);
             return Ok(None);
         }
@@ -271,9 +286,13 @@ impl<'a> Walk<'a> {
         let read = || maps::read_structure(&source.repository, part.id, &judged.whole);
         match source.given(read).await? {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(failure) if is_lost(&failure) && !is_told => Ok(None),
+            Err(failure) if is_lost(&failure) && is_told(is_withheld(&failure)) => {
+                wrong.is_passed_over = true;
+                Ok(None)
+            }
             Err(failure) if is_lost(&failure) => {
-                wrong.map(part, geometry, failure);
+                let is_withheld = is_withheld(&failure) || judged.is_withheld;
+                wrong.map(part, geometry, failure, is_withheld);
                 let packs = judged.whole.iter().map(|copy| copy.pack).chain(judged.bad);
                 wrong.lost.insert(part.id, packs.collect());
                 Ok(None)
@@ -294,7 +313,7 @@ impl<'a> Walk<'a> {
             listed.iter().for_each(|copy| one.take(copy, self.packs.trouble(id, copy, self.recorded)));
             if one.whole.is_empty() {
                 let tried: Vec<PackId> = listed.iter().chain(&others).map(|copy| copy.pack).collect();
-                one = self.judge_sought(&about, id, tried, one).await?;
+                one = self.judge_sought(&about, id, tried).await?;
             }
             judged.push(one);
         }
@@ -302,25 +321,29 @@ impl<'a> Walk<'a> {
     }
 
     /// The same of a chunk that seems to be lost. While the store keeps packs back, nobody can look into all of them, and
-    /// what is known has to do; it is not asked again.
-    async fn judge_sought(
-        &self,
-        about: &About,
-        id: &ChunkId,
-        tried: Vec<PackId>,
-        known: Judged,
-    ) -> Result<Judged, Failure> {
+    /// what the index has by now has to do; it is not asked to look again.
+    async fn judge_sought(&self, about: &About, id: &ChunkId, tried: Vec<PackId>) -> Result<Judged, Failure> {
         if self.is_blind.load(Ordering::Relaxed) {
-            return Ok(known);
+            return self.judge_located(about, id).await;
         }
         match self.judge_all(about, id, tried).await {
             Err(failure) if failure.retry && self.packs.is_kept_back() => {
-                tracing::warn!(%failure, "chunks are not sought elsewhere");
-                self.is_blind.store(true, Ordering::Relaxed);
-                Ok(known)
+                // Before it failed, the index may have learned of packs that are newer than the listing.
+                let judged = self.judge_located(about, id).await?;
+                if judged.whole.is_empty() {
+                    tracing::warn!(%failure, "chunks are not sought elsewhere");
+                    self.is_blind.store(true, Ordering::Relaxed);
+                }
+                Ok(judged)
             }
             judged => judged,
         }
+    }
+
+    /// The same by what the index has now, while there are packs that nobody can look into.
+    async fn judge_located(&self, about: &About, id: &ChunkId) -> Result<Judged, Failure> {
+        let copies = self.checker.index.locate(about, &[*id]).await?.pop().unwrap_or_default();
+        Ok(Judged { is_withheld: true, ..self.judge_named(id, &copies).await? })
     }
 
     /// The same by what can be sought, by the bucket as it is now: the index and the listing may be older than
@@ -352,8 +375,8 @@ impl<'a> Walk<'a> {
                 None => {
                     let (store, key) = (&self.checker.source.repository.store, names::pack(copy.pack));
                     match self.checker.source.given(|| async { Ok(store.head(&key).await?) }).await? {
-                        Err(failure) if is_lost(&failure) => {
-                            judged.take(copy, Some("the store does not give the pack"));
+                        Err(failure) if is_withheld(&failure) => {
+                            judged.take(copy, Some(Trouble::WITHHELD));
                             continue;
                         }
                         size => size?,
@@ -370,14 +393,17 @@ impl<'a> Walk<'a> {
 }
 
 impl Judged {
-    fn take(&mut self, copy: &Copy, trouble: Option<&str>) {
-        match trouble {
-            None => self.whole.push(*copy),
-            Some(trouble) => {
-                self.bad.push(copy.pack);
-                self.troubles.push(format!("{}: {trouble}", names::pack(copy.pack)));
+    fn take(&mut self, copy: &Copy, trouble: Option<Trouble>) {
+        let why = match trouble {
+            None => return self.whole.push(*copy),
+            Some(Trouble::Gone(why)) => why,
+            Some(Trouble::Withheld(why)) => {
+                self.is_withheld = true;
+                why
             }
-        }
+        };
+        self.bad.push(copy.pack);
+        self.troubles.push(format!("{}: {why}", names::pack(copy.pack)));
     }
 
     /// What is wrong, where there is none to rely on.
@@ -403,10 +429,10 @@ impl Part {
 
 impl Wrong {
     /// A part of the map itself cannot be read.
-    fn map(&mut self, part: &Part, geometry: Geometry, why: impl std::fmt::Display) {
+    fn map(&mut self, part: &Part, geometry: Geometry, why: impl std::fmt::Display, is_withheld: bool) {
         let range = part.range(geometry);
-        self.problems
-            .push((range.clone(), format!("the map of offsets {} to {}: {why}", range.start, range.end)));
+        let why = format!("the map of offsets {} to {}: {why}", range.start, range.end);
+        self.problems.push(Problem { range, why, is_withheld });
     }
 }
 
@@ -421,6 +447,7 @@ fn not_later(part: &Part, why: FormatError) -> Result<FormatError, Failure> {
 /// A snapshot whose root cannot be read.
 fn unreadable(slot: Slot, failure: &Failure) -> Option<DamagedSnapshot> {
     let mut damaged = DamagedSnapshot::new(slot, None);
-    damaged.add(0..0, failure.to_string());
+    let (why, is_withheld) = (failure.to_string(), is_withheld(failure));
+    damaged.add(Problem { range: 0..0, why, is_withheld });
     damaged.finish()
 }

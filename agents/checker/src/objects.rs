@@ -132,9 +132,7 @@ impl Checker {
         let tombstones: BTreeSet<Slot> =
             empty.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect();
         let all: Vec<Slot> = slots.difference(&tombstones).copied().collect();
-        let at_slot = |slot: Slot| async move {
-            (slot, self.source.given(|| self.source.repository.at_slot(slot)).await)
-        };
+        let at_slot = |slot: Slot| async move { (slot, self.source.at_slot(slot).await) };
         let mut roots = stream::iter(all).map(at_slot).buffered(AT_ONCE);
         while let Some((slot, root)) = roots.next().await {
             self.source.go_on()?;

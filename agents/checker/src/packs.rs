@@ -33,6 +33,8 @@ pub(crate) struct Packs {
     torn: BTreeMap<PackId, BTreeSet<ChunkId>>,
     /// Frames that are no copies.
     bad: BTreeMap<ChunkId, BTreeSet<PackId>>,
+    /// Those among them that the store does not give.
+    not_given: BTreeSet<(ChunkId, PackId)>,
     /// Frames that are recorded as damaged, and are whole as they were read now.
     proven: BTreeSet<(ChunkId, PackId)>,
     /// Whether such packs or frames were found since it was last looked whom that concerns.
@@ -47,6 +49,20 @@ pub(crate) struct Packs {
     pub(crate) nameless: Option<PackId>,
     /// Sessions that stored something.
     pub(crate) sessions: BTreeSet<SessionId>,
+}
+
+/// Why a copy cannot be relied on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// It is none.
+    Gone(&'static str),
+    /// The store does not give it now.
+    Withheld(&'static str),
+}
+
+impl Trouble {
+    /// Nothing of its pack is given.
+    pub(crate) const WITHHELD: Self = Self::Withheld("the store does not give the pack");
 }
 
 /// The packs that name a key.
@@ -86,9 +102,9 @@ impl Packs {
     }
 
     /// Why a copy is none; nothing where it may be relied on, as far as that is known.
-    pub(crate) fn trouble(&self, id: &ChunkId, copy: &Copy, recorded: &Damages) -> Option<&'static str> {
+    pub(crate) fn trouble(&self, id: &ChunkId, copy: &Copy, recorded: &Damages) -> Option<Trouble> {
         match self.size(&copy.pack) {
-            None => Some("the pack is missing"),
+            None => Some(Trouble::Gone("the pack is missing")),
             Some(size) => self.trouble_in(id, copy, size, recorded),
         }
     }
@@ -100,20 +116,22 @@ impl Packs {
         copy: &Copy,
         size: u64,
         recorded: &Damages,
-    ) -> Option<&'static str> {
+    ) -> Option<Trouble> {
         let pack = &copy.pack;
         if size < u64::from(copy.offset) + u64::from(copy.len) {
-            Some("the pack is cut off before it")
+            Some(Trouble::Gone("the pack is cut off before it"))
         } else if self.unreadable.contains(pack) {
-            Some("nothing of the pack can be read")
+            Some(Trouble::Gone("nothing of the pack can be read"))
         } else if self.withheld.contains(pack) {
-            Some("the store does not give the pack")
+            Some(Trouble::WITHHELD)
         } else if self.torn.get(pack).is_some_and(|found| !found.contains(id)) {
-            Some("the pack is torn, and it was not found in it")
+            Some(Trouble::Gone("the pack is torn, and it was not found in it"))
+        } else if self.not_given.contains(&(*id, *pack)) {
+            Some(Trouble::Withheld("its frame cannot be read"))
         } else if self.bad.get(id).is_some_and(|packs| packs.contains(pack)) {
-            Some("its frame cannot be read")
+            Some(Trouble::Gone("its frame cannot be read"))
         } else if recorded.has(id, pack) && !self.is_proven(id, pack) {
-            Some("it is recorded as damaged")
+            Some(Trouble::Gone("it is recorded as damaged"))
         } else {
             None
         }
@@ -366,6 +384,7 @@ impl Checker {
             );
             tell(report, why);
         }
+        let not_given: BTreeSet<ChunkId> = withheld.iter().map(|(id, _)| *id).collect();
         bad.extend(withheld.into_iter().map(|(id, why)| (id, why.to_string())));
         unknown.extend(bad.iter().map(|(id, _)| *id));
         let whole = footer.entries.iter().map(|entry| entry.id).filter(|id| recorded.has(id, &pack));
@@ -378,6 +397,8 @@ impl Checker {
             tell(report, format!("chunk {id}: {why}{}", and_more(count)));
         }
         bad.iter().for_each(|(id, _)| packs.is_bad(*id, pack));
+        let kept = bad.iter().filter(|(id, _)| not_given.contains(id) && packs.is_named(id));
+        packs.not_given.extend(kept.map(|(id, _)| (*id, pack)).collect::<Vec<_>>());
         if packs.is_full {
             self.too_much();
         }

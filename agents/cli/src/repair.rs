@@ -49,6 +49,12 @@ pub async fn run(app: &App, args: &RepairArgs) -> anyhow::Result<()> {
     let job = Job { content, record: true, mark: true };
     let (report, marked) = check::check(app, &repository, &job, &|_| ()).await?;
     let (damaged, snapshots) = (report.damaged.len(), report.snapshots);
+    let withheld = match report.damaged.iter().filter(|damaged| damaged.is_withheld()).count() {
+        0 => String::new(),
+        some => format!(
+            "; of {some} of them the store does not give something now, by which no mark was changed: run this again later"
+        ),
+    };
     let repaired = Repaired {
         packs_salvaged: mended
             .packs
@@ -67,7 +73,7 @@ pub async fn run(app: &App, args: &RepairArgs) -> anyhow::Result<()> {
     app.print(&repaired, || repaired.text())?;
     let failure = repaired.checked.failure_of(format!(
         "{damaged} of {snapshots} snapshots have holes, which are marked; a backup of a volume that still has what is lost \
-         heals them"
+         heals them{withheld}"
     ));
     match failure {
         None => Ok(()),

@@ -162,19 +162,26 @@ async fn a_repair_leaves_marks_of_what_it_did_not_look_at() {
     assert!(rot.repository.store.list(names::HOLES).await.expect("a listing").is_empty());
 }
 
-/// A check that passed over it would say that all snapshots are whole.
+/// A check names it and looks at the others; what it was marked with stays.
 #[tokio::test]
-async fn a_snapshot_that_is_listed_and_not_there_stops_a_check() {
+async fn a_snapshot_that_is_listed_and_not_there_is_named() {
     let victim = victim().await;
     let rot = victim.rot.with(&victim.objects).await.expect("a repository");
-    let key = victim.bad.0.slot.snapshot();
+    tokio::time::pause();
+    let slot = victim.bad.0.slot;
+    let key = slot.snapshot();
     let hiding = rot.over(|bucket| {
         let store =
             FaultyStore::new(bucket, rot.repository.store.environment().clone(), StoreFaults::default());
         store.hide(Some(&key));
         Arc::new(store)
     });
-    let failure = hiding.check(ALL).await.expect_err("it is not there");
-    assert!(failure.kind == FailureKind::Store && failure.why.contains(&key), "{failure}");
+    let holes = Holes { version: 1, slot, found_ms: 0, ranges: vec![(0, 4096)] };
+    rot.put(&slot.holes(), &holes).await.expect("a mark");
+    let report = hiding.check(ALL).await.expect("a report");
+    let damaged: Vec<_> = report.damaged.iter().map(|damaged| damaged.slot).collect();
+    assert!(damaged == [slot] && report.damaged[0].problems[0].contains(&key), "{report:?}");
+    hiding.mark(&report).await.expect("marks");
+    assert!(rot.repository.read::<Holes>(&slot.holes()).await.expect("a read").is_some());
     assert!(rot.check(ALL).await.expect("a report").is_clean());
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use checker::{Content, Report};
 use futures::FutureExt;
 use schema::check::Content as Asked;
-use schema::damage::{Damage, DamagedChunk};
+use schema::damage::{Damage, DamagedChunk, Holes};
 use schema::messages::FailureKind;
 use schema::pack::PACK_HEADER_LEN;
 use schema::{Domain, PackId, names};
@@ -99,6 +99,31 @@ async fn what_is_given_again_is_taken_back() {
     assert!(report.objects.is_empty() && report.settled == 1, "{report:?}");
     let report = rot.check(ALL).await.expect("a report");
     assert!(report.is_clean() && records(&rot).await.is_empty(), "{report:?}");
+}
+
+/// What the store gives again later is no hole, and no reason to take a mark away.
+#[tokio::test]
+async fn what_is_not_given_changes_no_marks() {
+    let victim = victim().await;
+    let (key, _) = victim.pack(Domain::Data);
+    let slot = victim.bad.0.slot;
+    let (rot, store) = faulty(&victim, &victim.objects).await;
+    store.withhold(&key, None);
+    for before in [None, Some(vec![(0, 4096)])] {
+        if let Some(ranges) = before.clone() {
+            let holes = Holes { version: 1, slot, found_ms: 0, ranges };
+            rot.put(&slot.holes(), &holes).await.expect("a mark");
+        }
+        let (_, report) = rot.repair().await.expect("a repair");
+        let one = report.damaged.iter().find(|damaged| damaged.slot == slot).expect("it is named");
+        assert!(one.is_withheld() && !one.lost.is_empty(), "{one:?}");
+        let marked = rot.repository.read::<Holes>(&slot.holes()).await.expect("a read");
+        assert_eq!(marked.map(|holes| holes.ranges), before);
+    }
+    store.withhold_nothing();
+    let (_, report) = rot.repair().await.expect("a repair");
+    assert!(report.damaged.is_empty(), "{report:?}");
+    assert!(rot.repository.read::<Holes>(&slot.holes()).await.expect("a read").is_none());
 }
 
 #[tokio::test]
