@@ -8,6 +8,8 @@ use schema::limits::HOLES_MAX;
 use schema::names::Slot;
 use schema::root::Root;
 
+use crate::given::NOT_GIVEN;
+
 /// Problems that are told of one snapshot.
 const NAMED: usize = 10;
 
@@ -98,6 +100,11 @@ impl Report {
         self.objects.push(finding(key.into(), why.into()));
     }
 
+    /// That an object is not given may be found by this attempt only.
+    pub(crate) fn only_once(&mut self, key: &str) {
+        self.once.extend(self.objects.extract_if(.., |one| one.key == key && one.why.starts_with(NOT_GIVEN)));
+    }
+
     /// The same of what only this attempt finds.
     pub(crate) fn object_once(&mut self, key: impl Into<String>, why: impl Into<String>) {
         self.once.push(finding(key.into(), why.into()));
@@ -182,6 +189,20 @@ impl DamagedSnapshot {
     pub fn bytes(&self) -> u64 {
         self.lost.iter().map(|range| range.end - range.start).sum()
     }
+}
+
+/// Why a copy cannot be relied on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// It is none.
+    Gone(&'static str),
+    /// The store does not give it now.
+    Withheld(&'static str),
+}
+
+impl Trouble {
+    /// Nothing of its pack is given.
+    pub(crate) const WITHHELD: Self = Self::Withheld("the store does not give the pack");
 }
 
 /// What is wrong in a snapshot.

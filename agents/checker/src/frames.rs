@@ -114,7 +114,7 @@ impl Source {
         let key = names::pack(pack);
         let (store, range) = (&self.repository.store, &range);
         let read = || async { Ok(store.get_range(&key, range.clone()).await?) };
-        let read = if insists { self.given(read).await? } else { self.given_once(read).await? };
+        let read = if insists { self.given(&key, read).await? } else { self.given_once(&key, read).await? };
         let all = |frame: &dyn Fn() -> Frame| entries.iter().map(|_| frame()).collect();
         match read {
             Ok(bytes) => self.judge(pack, kind, entries, range.start, bytes).await,
@@ -159,7 +159,7 @@ impl Source {
         if kind == Domain::Structure && (index == KEY_STRUCTURE || index == structure.index()) {
             return Ok(Ok(Arc::new([structure])));
         }
-        match self.given(|| self.keys.get(index, pack)).await? {
+        match self.given(&format!("key {index:08x}"), || self.keys.get(index, pack)).await? {
             Err(failure) if !is_lost(&failure) => Err(failure),
             keys => Ok(keys),
         }

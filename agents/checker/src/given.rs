@@ -4,7 +4,8 @@
 //! The store has tried several times by itself. Then another object is read, and the one that was not given is asked for
 //! once more after a while; so nothing is said of an object that only a bad moment kept back.
 
-use std::sync::atomic::Ordering;
+use std::collections::BTreeSet;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent::Failure;
@@ -18,8 +19,11 @@ use crate::Source;
 
 /// Pause before an object that the store did not give is asked for again.
 const PAUSE: Duration = Duration::from_secs(60);
-/// So many in a row that are not given are no single objects.
-const IN_A_ROW_MAX: u32 = 64;
+/// So many in a row that are not given are no single objects. Each counts once: a pack is read in many parts.
+const IN_A_ROW_MAX: usize = 64;
+
+/// What is said of an object that is not given, before the reason.
+pub(crate) const NOT_GIVEN: &str = "the store does not give it, and gives others";
 
 /// What reading a footer came to.
 pub(crate) enum Footer {
@@ -34,13 +38,14 @@ pub(crate) enum Footer {
 }
 
 impl Source {
-    /// Reads something of one object. Fails when nothing can be known, because the store does not answer. Inside is what
+    /// Reads something of the object with this key. Fails when nothing can be known, because the store does not answer. Inside is what
     /// came of it otherwise; a failure [of the store](is_withheld) is about this object alone.
     pub(crate) async fn given<T, F: Future<Output = Result<T, Failure>>>(
         &self,
+        key: &str,
         read: impl Fn() -> F,
     ) -> Result<Result<T, Failure>, Failure> {
-        match self.given_once(&read).await? {
+        match self.given_once(key, &read).await? {
             Err(failure) if is_withheld(&failure) => {
                 tracing::warn!(%failure, again_in = ?PAUSE, "an object is asked for once more");
                 tokio::select! {
@@ -48,7 +53,7 @@ impl Source {
                     () = self.stop.raised() => {}
                 }
                 self.go_on()?;
-                self.given_once(read).await
+                self.given_once(key, read).await
             }
             read => Ok(read),
         }
@@ -57,21 +62,26 @@ impl Source {
     /// The same of an object that was not given before: it is asked for once.
     pub(crate) async fn given_once<T, F: Future<Output = Result<T, Failure>>>(
         &self,
+        key: &str,
         read: impl Fn() -> F,
     ) -> Result<Result<T, Failure>, Failure> {
         let failure = match read().await {
             Err(failure) if is_withheld(&failure) => failure,
             read => {
-                self.withheld.store(0, Ordering::Relaxed);
+                self.in_a_row().clear();
                 return Ok(read);
             }
         };
         // It is always there.
         let other = self.repository.store.get(names::CONFIG).await;
-        let in_a_row = self.withheld.fetch_add(1, Ordering::Relaxed) + 1;
+        let in_a_row = {
+            let mut withheld = self.in_a_row();
+            withheld.insert(key.to_owned());
+            withheld.len()
+        };
         match other {
             Ok(Some(_)) if in_a_row < IN_A_ROW_MAX => {
-                let why = format!("the store does not give it, and gives others: {failure}");
+                let why = format!("{NOT_GIVEN}: {failure}");
                 Ok(Err(Failure { why, retry: false, ..failure }))
             }
             Ok(Some(_)) => Err(failure.context(format!("{in_a_row} objects in a row"))),
@@ -79,10 +89,14 @@ impl Source {
         }
     }
 
+    fn in_a_row(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.withheld.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Reads a footer, and what can be had of it where it is damaged: one pack at a time as a whole. Fails, too, where a
     /// later version of lvkeep has written the pack.
     pub(crate) async fn read_footer(&self, pack: PackId) -> Result<Footer, Failure> {
-        match self.given(|| self.footer_of(pack)).await? {
+        match self.given(&names::pack(pack), || self.footer_of(pack)).await? {
             Err(failure) if is_withheld(&failure) => Ok(Footer::Withheld(failure)),
             read => read,
         }
@@ -96,7 +110,7 @@ impl Source {
                 found => Ok(found),
             }
         };
-        self.given(read).await
+        self.given(&slot.snapshot(), read).await
     }
 
     async fn footer_of(&self, pack: PackId) -> Result<Footer, Failure> {

@@ -22,8 +22,8 @@ mod scope;
 mod service;
 mod told;
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use agent::damage::Damages;
 use agent::index::IndexClient;
@@ -182,13 +182,13 @@ struct Source {
     /// A pack whose footer is torn is read as a whole: one at a time.
     whole: futures::lock::Mutex<()>,
     /// Objects in a row that the store did not give.
-    withheld: AtomicU32,
+    withheld: Mutex<BTreeSet<String>>,
 }
 
 impl Source {
     fn new(repository: Repository, identity: Option<Arc<Identity>>, stop: Stop) -> Self {
         let keys = DataKeys::new(repository.clone(), identity);
-        Self { repository, keys, stop, whole: Default::default(), withheld: AtomicU32::new(0) }
+        Self { repository, keys, stop, whole: Default::default(), withheld: Default::default() }
     }
 
     fn go_on(&self) -> Result<(), Failure> {

@@ -36,10 +36,16 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 pub struct Mended {
     /// Torn packs whose frames were moved, and how many that were.
     pub packs: Vec<(PackId, u64)>,
-    /// Torn packs that stay as they are, and why.
+    /// Packs that are torn, or may be, and stay as they are, and why.
     pub unsalvaged: Vec<(PackId, String)>,
     /// Data keys that were stored again.
     pub keys: Vec<KeyId>,
+}
+
+impl Mended {
+    fn is_withheld(&mut self, pack: PackId, why: &Failure) {
+        self.unsalvaged.push((pack, format!("it was not looked into: {why}")));
+    }
 }
 
 /// What became of a torn pack.
@@ -111,12 +117,20 @@ impl Mender {
                     self.keys(&footer, &known, &mut seen, &mut mended).await?;
                     torn.push(pack);
                 }
+                Footer::Withheld(why) if !recorded.packs().contains(&pack) => mended.is_withheld(pack, &why),
                 Footer::Unreadable(_) | Footer::Withheld(_) | Footer::Gone => {}
             }
         }
         // With all keys at hand.
         for pack in torn.into_iter().filter(|pack| !recorded.packs().contains(pack)) {
-            let Footer::Torn(header, footer, _) = self.source.read_footer(pack).await? else { continue };
+            let (header, footer) = match self.source.read_footer(pack).await? {
+                Footer::Torn(header, footer, _) => (header, footer),
+                Footer::Withheld(why) => {
+                    mended.is_withheld(pack, &why);
+                    continue;
+                }
+                Footer::Whole(..) | Footer::Unreadable(_) | Footer::Gone => continue,
+            };
             match self.salvage(pack, header, &footer, session).await? {
                 Salvaged::Moved(0) => {}
                 Salvaged::Moved(moved) => {

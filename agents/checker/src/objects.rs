@@ -101,7 +101,7 @@ impl Checker {
     ) -> Result<(), Failure> {
         let keys: Vec<String> = keys.collect();
         let read = |key: String| async move {
-            let read = self.source.given(|| self.source.repository.read::<T>(&key)).await;
+            let read = self.source.given(&key, || self.source.repository.read::<T>(&key)).await;
             (key, read)
         };
         let mut reading = stream::iter(keys).map(read).buffered(AT_ONCE);
@@ -209,7 +209,7 @@ impl Checker {
         for id in listed {
             self.source.go_on()?;
             let key = names::key(id);
-            let opens = || self.source.given(|| self.source.keys.opens(id));
+            let opens = || self.source.given(&key, || self.source.keys.opens(id));
             // Once more before that is believed.
             let Err(_) = opens().await? else { continue };
             let Err(failure) = opens().await? else { continue };
@@ -221,7 +221,7 @@ impl Checker {
                 (None, Some(torn)) => {
                     let torn = names::pack(torn);
                     let why = format!(
-                        "{failure}; no pack names it, but the footer of {torn} is lost, which may have named it \
+                        "{failure}; no pack names it, but the footer of {torn} cannot be read, which may name it \
                          (`lvkeep repair` says whether a key is missed there)"
                     );
                     report.object(key, why);
@@ -255,7 +255,9 @@ impl Checker {
             ));
         }
         let is_whole = copy.is_some_and(|copy| self.source.keys.is_whole(&copy));
-        let is_empty = self.source.repository.store.head(&names::key(id)).await? == Some(0);
+        let (store, key) = (&self.source.repository.store, names::key(id));
+        let size = self.source.given_once(&key, || async { Ok(store.head(&key).await?) }).await?;
+        let is_empty = matches!(size, Ok(Some(0)));
         let then = match (is_whole, is_empty) {
             (true, false) => {
                 "the copy in that footer opens, so that nothing is lost (`lvkeep repair` stores it again)"

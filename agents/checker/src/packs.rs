@@ -10,11 +10,13 @@ use schema::messages::{Copy, FailureKind};
 use schema::pack::{PackFooter, PackHeader};
 use schema::{ChunkId, Domain, KeyId, PackId, SessionId, names};
 
-use crate::findings::{Progress, Report};
+use crate::findings::{Progress, Report, Trouble};
 use crate::frames::Checked;
 use crate::given::Footer;
 use crate::{Checker, Found};
 
+/// What is said of a pack of which nothing can be read, behind the reason.
+pub(crate) const UNREADABLE: &str = "; nothing in it can be read";
 /// Footers that are read at once.
 const AT_ONCE: usize = 16;
 /// Chunks that were found damaged and are not recorded yet, at most.
@@ -45,24 +47,10 @@ pub(crate) struct Packs {
     is_full: bool,
     /// Keys that seal frames, and the packs that name each.
     pub(crate) keys: BTreeMap<KeyId, Named>,
-    /// A pack of content whose footer, which would name keys, is lost.
+    /// A pack whose footer, which may name keys, cannot be read.
     pub(crate) nameless: Option<PackId>,
     /// Sessions that stored something.
     pub(crate) sessions: BTreeSet<SessionId>,
-}
-
-/// Why a copy cannot be relied on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trouble {
-    /// It is none.
-    Gone(&'static str),
-    /// The store does not give it now.
-    Withheld(&'static str),
-}
-
-impl Trouble {
-    /// Nothing of its pack is given.
-    pub(crate) const WITHHELD: Self = Self::Withheld("the store does not give the pack");
 }
 
 /// The packs that name a key.
@@ -190,6 +178,7 @@ impl Packs {
         self.is_fresh(pack);
         report.object(names::pack(pack), why.to_string());
         self.withheld.insert(pack);
+        self.nameless.get_or_insert(pack);
     }
 
     fn is_fresh(&mut self, pack: PackId) {
@@ -200,7 +189,7 @@ impl Packs {
     /// It is recorded, and passed over by whoever checks after that.
     fn is_unreadable(&mut self, pack: PackId, why: Failure, report: &mut Report) {
         self.is_fresh(pack);
-        report.object_once(names::pack(pack), format!("{why}; nothing in it can be read"));
+        report.object_once(names::pack(pack), format!("{why}{UNREADABLE}"));
         self.unreadable.insert(pack);
     }
 
@@ -229,6 +218,9 @@ impl Checker {
             // Nobody relies on it, and it stays until it is collected.
             if recorded.packs().contains(&pack) {
                 packs.unreadable.insert(pack);
+                if let Ok(Footer::Unreadable(_) | Footer::Withheld(_)) = footer {
+                    packs.nameless.get_or_insert(pack);
+                }
                 continue;
             }
             match footer? {
@@ -240,7 +232,10 @@ impl Checker {
                     }
                     packs.is_torn(pack, &footer, why, report);
                 }
-                Footer::Unreadable(why) => packs.is_unreadable(pack, why, report),
+                Footer::Unreadable(why) => {
+                    packs.nameless.get_or_insert(pack);
+                    packs.is_unreadable(pack, why, report);
+                }
                 Footer::Withheld(why) => packs.is_withheld(pack, &why, report),
                 Footer::Gone => {}
             }
@@ -334,7 +329,12 @@ impl Checker {
         packs: &mut Packs,
         report: &mut Report,
     ) -> Result<usize, Failure> {
-        if packs.unreadable.contains(&pack) || packs.withheld.contains(&pack) {
+        if packs.unreadable.contains(&pack) {
+            return Ok(0);
+        }
+        // Whoever goes on behind it may be given it, and does not read it.
+        if packs.withheld.contains(&pack) {
+            report.only_once(&names::pack(pack));
             return Ok(0);
         }
         // Structure is read in every attempt.
@@ -357,6 +357,9 @@ impl Checker {
             }
             Footer::Withheld(why) => {
                 packs.is_withheld(pack, &why, report);
+                if is_once {
+                    report.only_once(&names::pack(pack));
+                }
                 return Ok(0);
             }
             Footer::Gone => return Ok(0),

@@ -17,6 +17,9 @@ use crate::maps::Lost;
 use crate::packs::Packs;
 use crate::{Checker, Found};
 
+/// What is said of a pack that was recorded before, and that snapshots may lack.
+pub(crate) const RECORDED: &str =
+    "it is recorded as one that nobody can rely on, and snapshots lack what it may have held";
 /// More was found than there is room for.
 const NO_ROOM: &str = "more is damaged than can be recorded: check again after the next backups";
 
@@ -139,10 +142,7 @@ impl Checker {
         let lacking: BTreeSet<&PackId> = lost.values().flatten().collect();
         for pack in recorded.packs().iter().filter(|pack| packs.lists(pack)) {
             match is_unknown || lacking.contains(pack) {
-                true => report.object(
-                    names::pack(*pack),
-                    "it is recorded as one that nobody can rely on, and snapshots lack what it may have held",
-                ),
+                true => report.object(names::pack(*pack), RECORDED),
                 false => {
                     tracing::info!(%pack, "a pack of which nothing can be read lacks nobody: collections delete it")
                 }

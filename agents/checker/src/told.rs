@@ -7,6 +7,9 @@ use schema::check::{self, Reached};
 use schema::limits::{CHECK_DAMAGED_MAX, CHECK_FINDINGS_MAX, CHECK_RANGES_MAX};
 
 use crate::findings::{DamagedSnapshot, Finding, Progress, Report};
+use crate::given::NOT_GIVEN;
+use crate::packs::UNREADABLE;
+use crate::record::RECORDED;
 use crate::scope::{Content, Share};
 
 /// What of the content a job says.
@@ -51,10 +54,10 @@ fn bytes_read(reached: &Reached) -> u64 {
 
 /// A report as it is told, of a check of which attempts before this one had reached so much.
 pub(crate) fn report(found: Report, earlier: &Reached, ended_ms: u64) -> check::Report {
-    // What is recorded as one that nobody can rely on is told again while snapshots lack something by it.
-    let (again, before): (Vec<_>, Vec<_>) =
-        earlier.found.iter().partition(|known| found.objects.iter().any(|one| one.key == known.key));
-    let listed = found.objects.iter().chain(before);
+    let is_new = |one: &&Finding| !earlier.found.iter().any(|known| is_told_again(known, one));
+    let new: Vec<&Finding> = found.objects.iter().filter(is_new).collect();
+    let objects = earlier.objects() + new.len() as u64;
+    let listed = new.into_iter().chain(&earlier.found);
     let listed: Vec<Finding> = listed.take(CHECK_FINDINGS_MAX).cloned().collect();
     let mut room = CHECK_RANGES_MAX;
     let damaged = |damaged: &DamagedSnapshot| {
@@ -72,7 +75,7 @@ pub(crate) fn report(found: Report, earlier: &Reached, ended_ms: u64) -> check::
         packs: found.packs,
         packs_read: earlier.packs + found.packs_read,
         bytes_read: bytes_read(earlier) + found.bytes_read,
-        objects: earlier.objects() + (found.objects.len() - again.len()) as u64,
+        objects,
         found: listed,
         damaged: found.damaged.len() as u64,
         snapshots_damaged,
@@ -84,6 +87,16 @@ pub(crate) fn report(found: Report, earlier: &Reached, ended_ms: u64) -> check::
         healed: found.healed,
         settled: found.settled,
     }
+}
+
+/// Whether an attempt before has told this: of a pack that was recorded as one of which nothing can be read, while
+/// snapshots lack something by it, and of one that the store does not give.
+fn is_told_again(known: &Finding, one: &Finding) -> bool {
+    let is_it = match one.why == RECORDED {
+        true => known.why.ends_with(UNREADABLE),
+        false => one.why.starts_with(NOT_GIVEN) && known.why.starts_with(NOT_GIVEN),
+    };
+    is_it && known.key == one.key
 }
 
 #[cfg(test)]
@@ -157,6 +170,33 @@ mod tests {
             (told.unopened, told.unopened_in, told.recorded),
             (2 * count + 7, count + 1, 3 * count + 8)
         );
+    }
+
+    /// Only what was told before is dropped.
+    #[test]
+    fn findings_of_one_object_are_told_apart() {
+        let of = |why: &str| Finding { key: "packs/1".into(), why: why.into() };
+        let unreadable = of(&format!("it is cut off{UNREADABLE}"));
+        let withheld = of(&format!("{NOT_GIVEN}: no answer"));
+        let (torn, unopened, recorded) = (of("its footer is torn"), of("no key opens it"), of(RECORDED));
+        for (before, now, left) in [
+            (vec![&unopened], vec![&torn], vec![&torn, &unopened]),
+            (
+                vec![&unopened, &unopened, &unopened],
+                vec![&torn],
+                vec![&torn, &unopened, &unopened, &unopened],
+            ),
+            (vec![&unreadable, &unopened], vec![&recorded], vec![&unreadable, &unopened]),
+            (vec![&unopened], vec![&recorded], vec![&recorded, &unopened]),
+            (vec![&withheld], vec![&withheld], vec![&withheld]),
+            (vec![&withheld], vec![&torn], vec![&torn, &withheld]),
+            (vec![&unreadable, &unopened], vec![], vec![&unreadable, &unopened]),
+        ] {
+            let all = |some: Vec<&Finding>| some.into_iter().cloned().collect::<Vec<_>>();
+            let earlier = Reached { found: all(before), ..Reached::default() };
+            let told = report(Report { objects: all(now), ..Report::default() }, &earlier, 1);
+            assert_eq!((told.objects, told.found), (left.len() as u64, all(left)));
+        }
     }
 
     /// As agents of earlier versions left it.

@@ -7,7 +7,6 @@ use agent::faults::store::{FaultyStore, StoreFaults};
 use agent::forgetting::{self, Back};
 use checker::Report;
 use schema::damage::Holes;
-use schema::messages::FailureKind;
 use schema::root::Root;
 use schema::{Domain, names};
 use tests::pausing::{Pause, PausingStore};

@@ -111,6 +111,6 @@ async fn what_a_key_that_does_not_open_is_needed_for_is_said() {
     }
     let (_, report) = check(&victim, &objects).await;
     let why = said(&report, &name).expect("it is said");
-    assert!(why.contains(&packs[0]) && why.contains("is lost, which may have named it"), "{why}");
+    assert!(why.contains(&packs[0]) && why.contains("cannot be read, which may name it"), "{why}");
     assert!(report.unopened > 0, "{report:?}");
 }
