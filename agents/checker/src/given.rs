@@ -38,8 +38,8 @@ pub(crate) enum Footer {
 }
 
 impl Source {
-    /// Reads something of the object with this key. Fails when nothing can be known, because the store does not answer. Inside is what
-    /// came of it otherwise; a failure [of the store](is_withheld) is about this object alone.
+    /// Reads something of the object with this key. Fails when nothing can be known, because the store does not answer.
+    /// Inside is what came of it otherwise; a failure [of the store](is_withheld) is about this object alone.
     pub(crate) async fn given<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         key: &str,
