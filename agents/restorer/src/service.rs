@@ -107,6 +107,8 @@ struct Jobs {
 struct Over {
     ended: Ended,
     was_noted: bool,
+    /// What may be needed for an undo stays protected.
+    keeps_undo: bool,
     claim: Claim,
     own: OneOfOwn,
 }
@@ -132,7 +134,8 @@ impl Handler for Jobs {
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
         let job: RestoreJob = message.read()?;
         // Nobody else has the target before it is told how the job ended, and nobody can be given it again.
-        let Some(Over { ended, was_noted, claim, own: _own }) = self.over(&job, ticket).await? else {
+        let Some(Over { ended, was_noted, keeps_undo, claim, own: _own }) = self.over(&job, ticket).await?
+        else {
             if let Some(ticket) = ticket.take() {
                 ticket.leave();
             }
@@ -149,6 +152,7 @@ impl Handler for Jobs {
             self.end_made(&job).await;
         }
         match confirmed {
+            Ok(()) if keeps_undo => self.end_all_but_undo(job.job).await,
             Ok(()) => self.end_sessions(job.job).await,
             // What says that it ended stays for whoever gets it then.
             Err(why) => tracing::warn!(job = %job.job, %why, "a restore that ended may come again"),
@@ -166,8 +170,11 @@ impl Handler for Jobs {
             return Err(Claim::default().busy(Path::new(job.target())).context(failure));
         }
         let outcome = match self.noted(job.job).await? {
-            Some((.., outcome)) => {
-                self.end_attempts(job.job).await;
+            Some(noted) => {
+                let ((.., outcome), keeps_undo) = self.as_noted(&job, noted).await?;
+                if !keeps_undo {
+                    self.end_attempts(job.job).await;
+                }
                 outcome
             }
             None => failed(&job, self.left_behind(&job, failure.clone()).await),
@@ -194,14 +201,16 @@ impl Jobs {
         let _running = self.begin(job.job, &stop, ticket).await?;
         let (claim, own) = (Claim::of(job.job).delivered(ticket.as_ref()), self.own.one());
         let failure = match self.ending(job, &claim, &stop, ticket).await {
-            Ok((ended, was_noted)) => return Ok(Some(Over { ended, was_noted, claim, own })),
+            Ok((ended, was_noted, keeps_undo)) => {
+                return Ok(Some(Over { ended, was_noted, keeps_undo, claim, own }));
+            }
             Err(failure) => failure,
         };
         match claim.doubt() {
             Some(Doubt::Over) => {
                 tracing::warn!(job = %job.job, %failure, "a restore was ended by another agent");
                 claim.let_go();
-                self.end_attempts(job.job).await;
+                self.end_unqueued(job.job).await;
                 return Ok(None);
             }
             Some(Doubt::Lost) => return self.end_lost(job, failure, &claim).await.map(|()| None),
@@ -230,30 +239,36 @@ impl Jobs {
         Err(failure)
     }
 
-    /// How the job ended, by whoever it was done, and whether the bucket said so already.
+    /// How the job ended, by whoever it was done, whether the bucket said so already, and whether what may be needed for
+    /// an undo stays protected.
     async fn ending(
         &self,
         job: &RestoreJob,
         claim: &Claim,
         stop: &Stop,
         ticket: &Option<Ticket>,
-    ) -> Result<(Ended, bool), Failure> {
+    ) -> Result<(Ended, bool, bool), Failure> {
         if let Some(ended) = self.ended(job.job) {
-            return Ok((ended, false));
+            return Ok((ended, false, false));
         }
-        if let Some(mut ended) = self.noted(job.job).await? {
-            self.check_is_left(job, claim, &ended.2).await?;
+        if let Some(noted) = self.noted(job.job).await? {
+            self.check_is_left(job, claim, &noted.2).await?;
+            let (mut ended, keeps_undo) = self.as_noted(job, noted).await?;
+            if keeps_undo {
+                self.end_given_up(job.job).await;
+                return Ok((ended, true, true));
+            }
             self.end_attempts(job.job).await;
             if let JobOutcome::Failed { why, .. } = &mut ended.2 {
                 self.unmake(job).await.iter().for_each(|note| *why = format!("{why}\n{note}"));
             }
-            return Ok((self.remember(ended), true));
+            return Ok((self.remember(ended), true, false));
         }
         let (volume, outcome) = self.outcome(job, claim, stop, ticket).await?;
         self.check_is_left(job, claim, &outcome).await?;
         let ended = self.remember((job.job, volume, outcome));
         self.note(&ended).await;
-        Ok((ended, false))
+        Ok((ended, false, false))
     }
 
     /// Begins a job. One that came again while it is being done here waits for its end.
@@ -496,6 +511,10 @@ impl Jobs {
 
 fn is_restored(outcome: &JobOutcome) -> bool {
     matches!(outcome, JobOutcome::Restored { .. })
+}
+
+fn is_revoked(outcome: &JobOutcome) -> bool {
+    matches!(outcome, JobOutcome::Failed { kind: FailureKind::Revoked, .. })
 }
 
 fn restored(report: Report, undo: Option<Slot>) -> JobOutcome {
