@@ -205,9 +205,11 @@ impl Restorer {
         if !matches!(purpose, Purpose::Compare(_)) {
             keys.check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
         }
-        let claim = match &purpose {
-            Purpose::Restore(target) => Some(target.claim().clone()),
-            _ => None,
+        let (claim, again) = match &purpose {
+            Purpose::Restore(target) => {
+                (Some(target.claim().clone()), target.is_read_again().then(|| target.clone()))
+            }
+            _ => (None, None),
         };
         let undo = claim.as_ref().map(Claim::undo).unwrap_or_default();
         let is_of_job = claim.as_ref().is_some_and(Claim::is_of_job);
@@ -241,9 +243,13 @@ impl Restorer {
             Ok(()) => self.to_target(ids.job, root.clone(), keys, session, purpose, progress).await,
             Err(failure) => Err(failure),
         };
-        let result = match result {
-            Err(failure) => Err(protection.explained(&root, failure).await),
-            done => done,
+        let result = match (result, again) {
+            (Err(failure), _) => Err(protection.explained(&root, failure).await),
+            (Ok(report), Some(target)) => {
+                let verified = self.read_again(ids.job, &root, &target, &protection, progress).await;
+                Ok(Report { verified: Some(verified), ..report })
+            }
+            (done, None) => done,
         };
         // Until the job is over, somebody may go on with it, and what it reads, and what was kept for its undo, must be
         // there then.
@@ -278,7 +284,7 @@ impl Restorer {
         Ok(())
     }
 
-    async fn to_target(
+    pub(crate) async fn to_target(
         &self,
         job: JobId,
         root: Root,

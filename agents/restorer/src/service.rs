@@ -364,7 +364,7 @@ impl Jobs {
         let progress = Progress { total: root.size, done: 0, fetched: 0 };
         latest.send_replace(Some(Now { volume: volume.clone(), progress, undo: None }));
         let target = self.target(job, claim.clone(), stop.clone());
-        let (mut undo, is_writing, is_whole) = (None, AtomicBool::new(false), AtomicBool::new(false));
+        let (mut undo, is_writing) = (None, AtomicBool::new(false));
         let restoring = async {
             let now = |undo, total, done, fetched| {
                 let progress = Progress { total, done, fetched };
@@ -381,12 +381,7 @@ impl Jobs {
                 is_writing.store(true, Ordering::Relaxed);
                 now(undo, p.total, p.done, p.fetched);
             };
-            let report = self.restorer.run_as(ids, root.clone(), Purpose::Restore(target), &progress).await?;
-            if job.more.as_ref().is_some_and(|more| more.verify) {
-                is_whole.store(true, Ordering::Relaxed);
-                self.verify(job, &root, stop, &progress).await?;
-            }
-            Ok(report)
+            self.restorer.run_as(ids, root.clone(), Purpose::Restore(target), &progress).await
         };
         let failure = match restoring.await {
             Ok(report) => return Ok((volume, restored(report, undo))),
@@ -409,7 +404,6 @@ impl Jobs {
         let first = claim.kept_first();
         undo = undo.or(first);
         let failure = match (stop.is_raised(), is_writing.into_inner()) {
-            _ if is_whole.load(Ordering::Relaxed) => failure,
             (false, _) => failure,
             (true, false) if first.is_some() => unwanted_again(job, failure),
             (true, is_writing) => unwanted(job, failure, latest.borrow().as_ref().filter(|_| is_writing)),
@@ -423,46 +417,13 @@ impl Jobs {
         Ok((volume, failed(job, undoable(job, failure, undo))))
     }
 
-    /// Reads what was written from its device, while nobody else has it, and fails when it is not what the snapshot holds.
-    async fn verify(
-        &self,
-        job: &RestoreJob,
-        root: &Root,
-        stop: &Stop,
-        now: &impl Fn(Progress),
-    ) -> Result<(), Failure> {
-        let (volume, name) = (&root.volume, job.target());
-        let path = self.restorer.path_of(&self.target(job, Claim::default(), Stop::default()), name)?;
-        let ids = Ids { job: job.job, session: self.context().environment.session_id() };
-        let comparing = self.restorer.run_as(ids, root.clone(), Purpose::Compare(path), now);
-        let found = tokio::select! {
-            biased;
-            () = stop.raised() => {
-                let why = format!("stopped, as asked: {volume} was restored to {name}, and not all of it read again");
-                return Err(Failure::new(FailureKind::Revoked, why));
-            }
-            compared = comparing => compared?.differences,
-        };
-        match found.first.first() {
-            None => Ok(()),
-            Some(range) => Err(Failure::new(
-                FailureKind::Device,
-                format!(
-                    "{volume} was restored to {name}, and read again, {} bytes there are in chunks that are not what the \
-                     snapshot holds, the first at offset {}: the device does not keep what it is given, or somebody else \
-                     writes to it",
-                    found.bytes, range.start
-                ),
-            )),
-        }
-    }
-
     fn target(&self, job: &RestoreJob, claim: Claim, stop: Stop) -> Target {
         let target = Target::new(job.target(), job.force).full(job.full).untracked(job.untracked);
         let target = target.prepared(job.preparation.clone());
         let mut target = target.below(&self.serving.allowed).claimed(claim).until(stop);
         if let Some(more) = &job.more {
             target = target.only(more.range.map(|(start, end)| start..end)).keep_going(more.keep_going);
+            target = target.read_again(more.verify);
             target = if more.put_back { target.put_back() } else { target };
         }
         let Some(donor) = &job.donor else { return target };
@@ -518,7 +479,7 @@ fn is_revoked(outcome: &JobOutcome) -> bool {
 }
 
 fn restored(report: Report, undo: Option<Slot>) -> JobOutcome {
-    let Report { written, kept, compared, tracked, audited, zeroed, fetched, notes, .. } = report;
+    let Report { written, kept, compared, tracked, audited, zeroed, fetched, notes, verified, .. } = report;
     let (copied, rescued, lost) = (report.copied, report.rescued, report.lost);
     let hole =
         |Hole { range, why }: Hole| LostRange { offset: range.start, len: range.end - range.start, why };
@@ -537,6 +498,7 @@ fn restored(report: Report, undo: Option<Slot>) -> JobOutcome {
         lost,
         holes,
         undo,
+        verified,
     }
 }
 
