@@ -11,8 +11,8 @@ use agent::{Bus, Failure, Place, Queue, Repository, Stop, Targets, Wish, session
 use async_trait::async_trait;
 use schema::JobId;
 use schema::messages::{
-    About, JobDone, JobOutcome, Message, More, NewVolume, Preparation, RestoreJob, Safety, SharedPlace,
-    Verified, Zeroing,
+    About, FailureKind, JobDone, JobOutcome, Message, More, NewVolume, Preparation, RestoreJob, Safety,
+    SharedPlace, Verified, Zeroing,
 };
 use schema::names;
 
