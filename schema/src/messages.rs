@@ -318,6 +318,9 @@ pub enum JobOutcome {
         /// What stood on the target before.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         undo: Option<Slot>,
+        /// What came of reading it again. None where that was not asked for, and of agents that do not know how.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        verified: Option<Verified>,
     },
     /// It failed.
     Failed {

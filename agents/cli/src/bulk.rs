@@ -288,12 +288,24 @@ impl Run<'_> {
         };
         let outcome = match (outcome, by) {
             (Ok(done), By::Us(ours)) if order.options.verify => {
-                compare(&ours.restorer, planned, |d, t| bar.set(d, t)).await.map(|()| done)
+                let compared = compare(&ours.restorer, planned, |d, t| bar.set(d, t)).await;
+                self.verified(done.unverified(compared.err()))
             }
+            (Ok(done), _) => self.verified(done),
             (outcome, _) => outcome,
         };
         bar.finish();
         outcome
+    }
+
+    /// Fails where what was restored was read again in vain, and says what its restore has left.
+    fn verified(&self, done: Done) -> Outcome {
+        let notes = done.notes().to_vec();
+        let verified = done.verified();
+        if verified.is_err() {
+            self.display.aside(|| notes.into_iter().for_each(|note| self.app.say(note)));
+        }
+        verified
     }
 
     async fn by_us(

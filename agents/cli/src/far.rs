@@ -8,13 +8,15 @@ use agent::{Context as AgentContext, Failure, Queue, Repository, Topic, sessions
 use anyhow::bail;
 use restorer::{Hole, Report};
 use schema::messages::{
-    About, FailureKind, JobOutcome, LostRange, Message, More, Progress, RestoreJob, RestoreWaits, StopRestore,
+    About, FailureKind, JobOutcome, LostRange, Message, More, Progress, RestoreJob, RestoreWaits,
+    StopRestore, Verified,
 };
 use schema::names::Slot;
 use schema::{JobId, SessionId};
 
 use crate::app::App;
 use crate::args::Role;
+use crate::exit::Differs;
 use crate::restore::{Done, Order};
 use crate::{backup, status, text, undo};
 
@@ -94,7 +96,7 @@ impl Far<'_> {
             self.say_kept(order, *undo).await;
         }
         let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
-        done(order, outcome, seconds)
+        done(order, self.host, outcome, seconds)
     }
 
     fn job(&self, order: &Order, asked: Asked<'_>) -> RestoreJob {
@@ -189,7 +191,7 @@ impl Far<'_> {
 }
 
 /// What an agent did.
-fn done(order: &Order, outcome: JobOutcome, seconds: f64) -> anyhow::Result<Done> {
+fn done(order: &Order, host: &str, outcome: JobOutcome, seconds: f64) -> anyhow::Result<Done> {
     let size = order.range.as_ref().map_or(order.root.size, |range| range.end - range.start);
     match outcome {
         JobOutcome::Restored {
@@ -206,6 +208,7 @@ fn done(order: &Order, outcome: JobOutcome, seconds: f64) -> anyhow::Result<Done
             lost,
             holes,
             undo,
+            verified,
         } => {
             let hole =
                 |LostRange { offset, len, why }| Hole { range: offset..offset.saturating_add(len), why };
@@ -226,9 +229,37 @@ fn done(order: &Order, outcome: JobOutcome, seconds: f64) -> anyhow::Result<Done
                 holes,
                 ..Report::default()
             };
-            Ok(Done::new(order, report, seconds).undone_by(undo.map(|slot| slot.session.to_string())))
+            let done = Done::new(order, report, seconds);
+            let done = done.undone_by(undo.map(|slot| slot.session.to_string()));
+            Ok(match order.options.verify {
+                true => done.unverified(unverified(order, host, verified)),
+                false => done,
+            })
         }
         JobOutcome::Failed { kind, why } => Err(Failure::new(kind, why).into()),
         JobOutcome::Sealed { .. } => bail!("the answer to a restore was that of a backup"),
+    }
+}
+
+/// Why nobody knows that a target holds what was restored to it.
+fn unverified(order: &Order, host: &str, verified: Option<Verified>) -> Option<anyhow::Error> {
+    let Order { root, target, .. } = order;
+    match verified {
+        Some(Verified::Equal) => None,
+        Some(Verified::Differs { start, end, .. }) => {
+            let (target, volume) = (format!("{host}:{target}"), root.volume.clone());
+            Some(Differs { target, volume, first: start..end }.into())
+        }
+        Some(Verified::Unread { kind, why }) => Some(Failure::new(kind, why).into()),
+        None => {
+            let (volume, id) = (&root.volume, root.slot.session);
+            Some(
+                Failure::refused(format!(
+                    "{volume} was restored to {target}; the agent on {host} is too old to read again what it \
+                     restored: `lvkeep verify {id} {target}` there"
+                ))
+                .into(),
+            )
+        }
     }
 }

@@ -83,6 +83,9 @@ pub struct Done {
     #[serde(skip_serializing_if = "Option::is_none")]
     undo: Option<String>,
     seconds: f64,
+    /// Why nobody knows that the target holds it, where that was asked for.
+    #[serde(skip)]
+    unverified: Option<anyhow::Error>,
 }
 
 /// What cannot be read any more, as it is printed.
@@ -371,7 +374,7 @@ pub async fn far_one(far: &Far<'_>, order: &Order, asked: Asked<'_>) -> anyhow::
     bar.finish();
     let done = restored?;
     far.app.print(&done, || done.text())?;
-    Ok(done)
+    done.verified()
 }
 
 impl Done {
@@ -396,6 +399,7 @@ impl Done {
             notes: report.notes,
             undo: None,
             seconds,
+            unverified: None,
         }
     }
 
@@ -403,6 +407,22 @@ impl Done {
     pub fn undone_by(mut self, undo: Option<String>) -> Self {
         self.undo = undo;
         self
+    }
+
+    /// Reading it again came to this.
+    pub fn unverified(mut self, why: Option<anyhow::Error>) -> Self {
+        self.unverified = why;
+        self
+    }
+
+    /// Fails where it was read again in vain, once what was done has been said.
+    pub fn verified(mut self) -> anyhow::Result<Self> {
+        self.unverified.take().map_or(Ok(self), Err)
+    }
+
+    /// What the operator should know of the target.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The same for people.

@@ -247,15 +247,16 @@ impl Claim {
         self.state().place = Some(place);
     }
 
-    /// The job is over, and nobody can be given it again.
+    /// The job is over, and nobody can be given it again. Its volume is ended while it is held: whoever gets hold of it
+    /// would else find one that was begun, and remove it.
     pub async fn end(&self) {
         let place = self.state().place.take();
-        self.let_go();
         if let Some(place) = place
             && let Some(note) = place.over().await
         {
             tracing::warn!(target = place.name(), note);
         }
+        self.let_go();
     }
 
     /// Lets go of the target.

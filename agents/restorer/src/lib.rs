@@ -32,6 +32,7 @@ mod target;
 mod task;
 mod tracked;
 mod unit;
+mod verify;
 
 pub use differences::Differences;
 pub use report::{Hole, Progress, Report};

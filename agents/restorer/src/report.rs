@@ -2,6 +2,8 @@
 
 use std::ops::{AddAssign, Range};
 
+use schema::messages::Verified;
+
 use crate::differences::Differences;
 
 /// Holes that are told.
@@ -53,6 +55,8 @@ pub struct Report {
     pub differences: Differences,
     /// What the operator should know of the target.
     pub notes: Vec<String>,
+    /// What came of reading it again, where that was asked for.
+    pub verified: Option<Verified>,
 }
 
 /// A part of a volume that cannot be read any more.
@@ -86,5 +90,6 @@ impl AddAssign for Report {
         self.rescued += other.rescued;
         self.differences += other.differences;
         self.notes.extend(other.notes);
+        self.verified = other.verified.or(self.verified.take());
     }
 }

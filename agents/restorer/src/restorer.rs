@@ -20,6 +20,7 @@ use schema::session::SessionKind;
 use schema::{JobId, SessionId, StreamId};
 use tokio::sync::mpsc;
 
+use crate::claim::Claim;
 use crate::compare::Compare;
 use crate::differences::Differences;
 use crate::holes;
@@ -204,10 +205,14 @@ impl Restorer {
         if !matches!(purpose, Purpose::Compare(_)) {
             keys.check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
         }
-        let (undo, is_of_job) = match &purpose {
-            Purpose::Restore(target) => (target.claim().undo(), target.claim().is_of_job()),
-            _ => (Vec::new(), false),
+        let (claim, again) = match &purpose {
+            Purpose::Restore(target) => {
+                (Some(target.claim().clone()), target.is_read_again().then(|| target.clone()))
+            }
+            _ => (None, None),
         };
+        let undo = claim.as_ref().map(Claim::undo).unwrap_or_default();
+        let is_of_job = claim.as_ref().is_some_and(Claim::is_of_job);
         let shared = self.protection.as_ref();
         let own = match shared {
             Some(_) if undo.is_empty() => None,
@@ -238,13 +243,19 @@ impl Restorer {
             Ok(()) => self.to_target(ids.job, root.clone(), keys, session, purpose, progress).await,
             Err(failure) => Err(failure),
         };
-        let result = match result {
-            Err(failure) => Err(protection.explained(&root, failure).await),
-            done => done,
+        let result = match (result, again) {
+            (Err(failure), _) => Err(protection.explained(&root, failure).await),
+            (Ok(report), Some(target)) => {
+                let verified = self.read_again(ids.job, &root, &target, &protection, progress).await;
+                Ok(Report { verified: Some(verified), ..report })
+            }
+            (done, None) => done,
         };
         // Until the job is over, somebody may go on with it, and what it reads, and what was kept for its undo, must be
         // there then.
         let is_to_go_on = !undo.is_empty() || (result.is_err() && self.context.stop.is_raised());
+        // Who is not to do it has overwritten nothing, and earlier attempts have sessions of their own.
+        let is_to_go_on = is_to_go_on && claim.is_none_or(|claim| claim.doubt().is_none());
         if let Some(own) = own.filter(|_| !(is_of_job && is_to_go_on)) {
             own.end().await;
         }
@@ -273,7 +284,7 @@ impl Restorer {
         Ok(())
     }
 
-    async fn to_target(
+    pub(crate) async fn to_target(
         &self,
         job: JobId,
         root: Root,

@@ -107,6 +107,8 @@ struct Jobs {
 struct Over {
     ended: Ended,
     was_noted: bool,
+    /// What may be needed for an undo stays protected.
+    keeps_undo: bool,
     claim: Claim,
     own: OneOfOwn,
 }
@@ -132,7 +134,8 @@ impl Handler for Jobs {
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
         let job: RestoreJob = message.read()?;
         // Nobody else has the target before it is told how the job ended, and nobody can be given it again.
-        let Some(Over { ended, was_noted, claim, own: _own }) = self.over(&job, ticket).await? else {
+        let Some(Over { ended, was_noted, keeps_undo, claim, own: _own }) = self.over(&job, ticket).await?
+        else {
             if let Some(ticket) = ticket.take() {
                 ticket.leave();
             }
@@ -149,6 +152,7 @@ impl Handler for Jobs {
             self.end_made(&job).await;
         }
         match confirmed {
+            Ok(()) if keeps_undo => self.end_all_but_undo(job.job).await,
             Ok(()) => self.end_sessions(job.job).await,
             // What says that it ended stays for whoever gets it then.
             Err(why) => tracing::warn!(job = %job.job, %why, "a restore that ended may come again"),
@@ -166,8 +170,11 @@ impl Handler for Jobs {
             return Err(Claim::default().busy(Path::new(job.target())).context(failure));
         }
         let outcome = match self.noted(job.job).await? {
-            Some((.., outcome)) => {
-                self.end_attempts(job.job).await;
+            Some(noted) => {
+                let ((.., outcome), keeps_undo) = self.as_noted(&job, noted).await?;
+                if !keeps_undo {
+                    self.end_attempts(job.job).await;
+                }
                 outcome
             }
             None => failed(&job, self.left_behind(&job, failure.clone()).await),
@@ -194,14 +201,16 @@ impl Jobs {
         let _running = self.begin(job.job, &stop, ticket).await?;
         let (claim, own) = (Claim::of(job.job).delivered(ticket.as_ref()), self.own.one());
         let failure = match self.ending(job, &claim, &stop, ticket).await {
-            Ok((ended, was_noted)) => return Ok(Some(Over { ended, was_noted, claim, own })),
+            Ok((ended, was_noted, keeps_undo)) => {
+                return Ok(Some(Over { ended, was_noted, keeps_undo, claim, own }));
+            }
             Err(failure) => failure,
         };
         match claim.doubt() {
             Some(Doubt::Over) => {
                 tracing::warn!(job = %job.job, %failure, "a restore was ended by another agent");
                 claim.let_go();
-                self.end_attempts(job.job).await;
+                self.end_unqueued(job.job).await;
                 return Ok(None);
             }
             Some(Doubt::Lost) => return self.end_lost(job, failure, &claim).await.map(|()| None),
@@ -230,30 +239,36 @@ impl Jobs {
         Err(failure)
     }
 
-    /// How the job ended, by whoever it was done, and whether the bucket said so already.
+    /// How the job ended, by whoever it was done, whether the bucket said so already, and whether what may be needed for
+    /// an undo stays protected.
     async fn ending(
         &self,
         job: &RestoreJob,
         claim: &Claim,
         stop: &Stop,
         ticket: &Option<Ticket>,
-    ) -> Result<(Ended, bool), Failure> {
+    ) -> Result<(Ended, bool, bool), Failure> {
         if let Some(ended) = self.ended(job.job) {
-            return Ok((ended, false));
+            return Ok((ended, false, false));
         }
-        if let Some(mut ended) = self.noted(job.job).await? {
-            self.check_is_left(job, claim, &ended.2).await?;
+        if let Some(noted) = self.noted(job.job).await? {
+            self.check_is_left(job, claim, &noted.2).await?;
+            let (mut ended, keeps_undo) = self.as_noted(job, noted).await?;
+            if keeps_undo {
+                self.end_given_up(job.job).await;
+                return Ok((ended, true, true));
+            }
             self.end_attempts(job.job).await;
             if let JobOutcome::Failed { why, .. } = &mut ended.2 {
                 self.unmake(job).await.iter().for_each(|note| *why = format!("{why}\n{note}"));
             }
-            return Ok((self.remember(ended), true));
+            return Ok((self.remember(ended), true, false));
         }
         let (volume, outcome) = self.outcome(job, claim, stop, ticket).await?;
         self.check_is_left(job, claim, &outcome).await?;
         let ended = self.remember((job.job, volume, outcome));
         self.note(&ended).await;
-        Ok((ended, false))
+        Ok((ended, false, false))
     }
 
     /// Begins a job. One that came again while it is being done here waits for its end.
@@ -349,7 +364,7 @@ impl Jobs {
         let progress = Progress { total: root.size, done: 0, fetched: 0 };
         latest.send_replace(Some(Now { volume: volume.clone(), progress, undo: None }));
         let target = self.target(job, claim.clone(), stop.clone());
-        let (mut undo, is_writing, is_whole) = (None, AtomicBool::new(false), AtomicBool::new(false));
+        let (mut undo, is_writing) = (None, AtomicBool::new(false));
         let restoring = async {
             let now = |undo, total, done, fetched| {
                 let progress = Progress { total, done, fetched };
@@ -366,12 +381,7 @@ impl Jobs {
                 is_writing.store(true, Ordering::Relaxed);
                 now(undo, p.total, p.done, p.fetched);
             };
-            let report = self.restorer.run_as(ids, root.clone(), Purpose::Restore(target), &progress).await?;
-            if job.more.as_ref().is_some_and(|more| more.verify) {
-                is_whole.store(true, Ordering::Relaxed);
-                self.verify(job, &root, stop, &progress).await?;
-            }
-            Ok(report)
+            self.restorer.run_as(ids, root.clone(), Purpose::Restore(target), &progress).await
         };
         let failure = match restoring.await {
             Ok(report) => return Ok((volume, restored(report, undo))),
@@ -394,7 +404,6 @@ impl Jobs {
         let first = claim.kept_first();
         undo = undo.or(first);
         let failure = match (stop.is_raised(), is_writing.into_inner()) {
-            _ if is_whole.load(Ordering::Relaxed) => failure,
             (false, _) => failure,
             (true, false) if first.is_some() => unwanted_again(job, failure),
             (true, is_writing) => unwanted(job, failure, latest.borrow().as_ref().filter(|_| is_writing)),
@@ -408,46 +417,13 @@ impl Jobs {
         Ok((volume, failed(job, undoable(job, failure, undo))))
     }
 
-    /// Reads what was written from its device, while nobody else has it, and fails when it is not what the snapshot holds.
-    async fn verify(
-        &self,
-        job: &RestoreJob,
-        root: &Root,
-        stop: &Stop,
-        now: &impl Fn(Progress),
-    ) -> Result<(), Failure> {
-        let (volume, name) = (&root.volume, job.target());
-        let path = self.restorer.path_of(&self.target(job, Claim::default(), Stop::default()), name)?;
-        let ids = Ids { job: job.job, session: self.context().environment.session_id() };
-        let comparing = self.restorer.run_as(ids, root.clone(), Purpose::Compare(path), now);
-        let found = tokio::select! {
-            biased;
-            () = stop.raised() => {
-                let why = format!("stopped, as asked: {volume} was restored to {name}, and not all of it read again");
-                return Err(Failure::new(FailureKind::Revoked, why));
-            }
-            compared = comparing => compared?.differences,
-        };
-        match found.first.first() {
-            None => Ok(()),
-            Some(range) => Err(Failure::new(
-                FailureKind::Device,
-                format!(
-                    "{volume} was restored to {name}, and read again, {} bytes there are in chunks that are not what the \
-                     snapshot holds, the first at offset {}: the device does not keep what it is given, or somebody else \
-                     writes to it",
-                    found.bytes, range.start
-                ),
-            )),
-        }
-    }
-
     fn target(&self, job: &RestoreJob, claim: Claim, stop: Stop) -> Target {
         let target = Target::new(job.target(), job.force).full(job.full).untracked(job.untracked);
         let target = target.prepared(job.preparation.clone());
         let mut target = target.below(&self.serving.allowed).claimed(claim).until(stop);
         if let Some(more) = &job.more {
             target = target.only(more.range.map(|(start, end)| start..end)).keep_going(more.keep_going);
+            target = target.read_again(more.verify);
             target = if more.put_back { target.put_back() } else { target };
         }
         let Some(donor) = &job.donor else { return target };
@@ -498,8 +474,12 @@ fn is_restored(outcome: &JobOutcome) -> bool {
     matches!(outcome, JobOutcome::Restored { .. })
 }
 
+fn is_revoked(outcome: &JobOutcome) -> bool {
+    matches!(outcome, JobOutcome::Failed { kind: FailureKind::Revoked, .. })
+}
+
 fn restored(report: Report, undo: Option<Slot>) -> JobOutcome {
-    let Report { written, kept, compared, tracked, audited, zeroed, fetched, notes, .. } = report;
+    let Report { written, kept, compared, tracked, audited, zeroed, fetched, notes, verified, .. } = report;
     let (copied, rescued, lost) = (report.copied, report.rescued, report.lost);
     let hole =
         |Hole { range, why }: Hole| LostRange { offset: range.start, len: range.end - range.start, why };
@@ -518,6 +498,7 @@ fn restored(report: Report, undo: Option<Slot>) -> JobOutcome {
         lost,
         holes,
         undo,
+        verified,
     }
 }
 

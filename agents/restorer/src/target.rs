@@ -48,6 +48,7 @@ pub struct Target {
     allowed: Option<Vec<PathBuf>>,
     claim: Claim,
     stop: Option<Stop>,
+    is_read_again: bool,
 }
 
 /// What a target is checked against.
@@ -80,6 +81,7 @@ impl Target {
             allowed: None,
             claim,
             stop: None,
+            is_read_again: false,
         }
     }
 
@@ -159,6 +161,16 @@ impl Target {
     pub fn until(mut self, stop: Stop) -> Self {
         self.stop = Some(stop);
         self
+    }
+
+    /// What was written is read again, from the device, and compared.
+    pub(crate) fn read_again(mut self, is_asked: bool) -> Self {
+        self.is_read_again = is_asked;
+        self
+    }
+
+    pub(crate) fn is_read_again(&self) -> bool {
+        self.is_read_again
     }
 
     /// What ends it early.

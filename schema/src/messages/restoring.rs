@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Payload, at_most, inside_volume, is_false};
+use super::{FailureKind, Payload, at_most, inside_volume, is_false};
 use crate::limits::VOLUME_NAME_MAX;
 use crate::names::Slot;
 use crate::{FormatError, JobId, Result};
@@ -142,4 +142,27 @@ pub struct LostRange {
     pub len: u64,
     /// Names the chunk, and every copy and what is wrong with it.
     pub why: String,
+}
+
+/// What came of reading again what was restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verified {
+    /// The target holds what the snapshot holds.
+    Equal,
+    /// It does not.
+    Differs {
+        /// Bytes in chunks, or runs of zeroes, in which something differs.
+        bytes: u64,
+        /// Where the first of them begins, in bytes of the volume.
+        start: u64,
+        /// Where it ends.
+        end: u64,
+    },
+    /// Not all of it was read.
+    Unread {
+        /// What to do about it.
+        kind: FailureKind,
+        /// For the operator: names the volume and the target.
+        why: String,
+    },
 }

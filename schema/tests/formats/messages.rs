@@ -83,6 +83,7 @@ fn jobs() -> Vec<Sample> {
         lost: 0,
         holes: Vec::new(),
         undo: None,
+        verified: None,
     };
     let lost = JobOutcome::Restored {
         written: 1,
@@ -98,7 +99,16 @@ fn jobs() -> Vec<Sample> {
         lost: 4096,
         holes: vec![LostRange { offset: 8192, len: 4096, why: "packs/00/0: not found".into() }],
         undo: Some(slot()),
+        verified: None,
     };
+    let again = |said| {
+        let mut outcome = restored(0, 0, 0, 0);
+        if let JobOutcome::Restored { verified, .. } = &mut outcome {
+            *verified = Some(said);
+        }
+        outcome
+    };
+    let unread = Verified::Unread { kind: FailureKind::Device, why: "not all of it was read".into() };
     let asked = RestoreJob { donor: Some("/dev/vg1/first".into()), ..restore(Preparation::default()) };
     let asked = asked.asking(More {
         range: Some((4096, 12_288)),
@@ -136,6 +146,9 @@ fn jobs() -> Vec<Sample> {
         sample("-Sealed", done(sealed(Vec::new(), None)), b""),
         sample("-Noted", done(noted), b""),
         sample("-Restored", done(restored(0, 0, 0, 0)), b""),
+        sample("-Equal", done(again(Verified::Equal)), b""),
+        sample("-Differs", done(again(Verified::Differs { bytes: 8192, start: 4096, end: 12_288 })), b""),
+        sample("-Unread", done(again(unread)), b""),
         sample("-Compared", done(restored(4, 5, 0, 0)), b""),
         sample("-Tracked", done(restored(9, 5, 8, 2)), b""),
         sample("-Full", full, b""),

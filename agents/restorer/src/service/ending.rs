@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use agent::bus::Standing;
 use agent::{Failure, Queue, Stop, sessions};
-use schema::JobId;
 use schema::messages::{About, FailureKind, JobDone, JobOutcome, Message, RestoreJob};
 use schema::names::Slot;
 use schema::session::Session;
+use schema::{JobId, SessionId};
 
-use super::{Ended, Jobs, Over, failed, is_restored, undoable};
+use super::{Ended, Jobs, Over, failed, is_restored, is_revoked, undoable, unwanted_again};
 use crate::claim::Claim;
 use crate::hold;
 use crate::pipeline;
@@ -18,6 +18,8 @@ use crate::restorer::blocking;
 
 /// How long it is asked whether a job was lost: whoever cannot be asked gives it again.
 const LOST_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is tried to remove a note that does not hold.
+const FORGET_TRIES: u32 = 10;
 
 impl Jobs {
     /// How the job ended, when it has been done already, or is not wanted any more.
@@ -28,7 +30,27 @@ impl Jobs {
         })?;
         // What an agent has done counts for more than that somebody wanted no agent to begin it.
         let ended = sessions.into_iter().filter_map(|session| Some((job, session.volume, session.ended?)));
-        Ok(ended.max_by_key(|(.., outcome)| is_restored(outcome)))
+        Ok(ended.max_by_key(|(.., outcome)| (is_restored(outcome), !is_revoked(outcome))))
+    }
+
+    /// How a job that is noted to have ended is told, and whether what may be needed for an undo stays. That it was
+    /// stopped says whoever wanted no agent to begin it, and may have died before it saw that one had: what that one has
+    /// left says so.
+    pub(super) async fn as_noted(
+        &self,
+        job: &RestoreJob,
+        (id, volume, outcome): Ended,
+    ) -> Result<(Ended, bool), Failure> {
+        let JobOutcome::Failed { kind: kind @ FailureKind::Revoked, why } = outcome else {
+            return Ok(((id, volume, outcome), false));
+        };
+        let found = sessions::of_job(&self.restorer.repository, id).await;
+        let found = found.map_err(|failure| Failure { retry: true, ..failure })?;
+        if found.iter().all(|session| session.ended.is_some()) {
+            return Ok(((id, volume, JobOutcome::Failed { kind, why }), false));
+        }
+        let failure = unwanted_again(job, Failure::new(kind, why));
+        Ok(((id, volume, failed(job, self.left_behind(job, failure).await)), true))
     }
 
     /// Fails for now when a job would be told to have failed while somebody still writes to its target: an attempt that
@@ -109,26 +131,51 @@ impl Jobs {
         };
         if !self.is_new(job.job).await {
             tracing::warn!(job = %job.job, "a restore that is to be stopped was begun by another agent");
-            if let Some(note) = note
-                && let Err(why) = sessions::forget_end(repository, note).await
-            {
-                return Err(failure.context(why));
-            }
-            return Err(failure);
+            let Some(note) = note else { return Err(failure) };
+            return match self.forget_end(note).await {
+                Ok(()) => Err(failure),
+                Err(why) => Err(failure.context(why)),
+            };
         }
         tracing::warn!(job = %job.job, target, "a restore was stopped before it began");
         let ended = self.remember((job.job, volume, outcome));
-        Ok(Some(Over { ended, was_noted: false, claim: Claim::of(job.job), own: self.own.one() }))
+        let claim = Claim::of(job.job);
+        Ok(Some(Over { ended, was_noted: false, keeps_undo: false, claim, own: self.own.one() }))
+    }
+
+    /// Removes a note that does not hold. One that stays is told by whoever is given the job next.
+    async fn forget_end(&self, note: SessionId) -> Result<(), Failure> {
+        let mut tries = 1;
+        loop {
+            match sessions::forget_end(&self.restorer.repository, note).await {
+                Err(why) if why.retry && tries < FORGET_TRIES && !self.context().stop.is_raised() => {
+                    tracing::warn!(session = %note, %why, "cannot remove a note that does not hold yet");
+                }
+                ended => return ended,
+            }
+            tries += 1;
+            self.context().environment.sleep(pipeline::RETRY_PAUSE).await;
+        }
     }
 
     /// Tells that a job was lost, which nobody else does: it never comes again. What may be needed for an undo stays.
+    /// Another agent may have done it meanwhile, and noted that.
     pub(super) async fn end_lost(
         &self,
         job: &RestoreJob,
         failure: Failure,
         claim: &Claim,
     ) -> Result<(), Failure> {
+        let noted = self.noted(job.job).await;
         claim.let_go();
+        if let Ok(Some(ended)) = noted
+            && is_restored(&ended.2)
+        {
+            self.tell(ended).await?;
+            self.end_made(job).await;
+            self.end_attempts(job.job).await;
+            return Ok(());
+        }
         let outcome = failed(job, self.left_behind(job, failure).await);
         self.tell((job.job, String::new(), outcome)).await?;
         self.end_given_up(job.job).await;
@@ -166,13 +213,16 @@ impl Jobs {
         }
     }
 
-    /// Removes the volume that an agent, which died since or was not sure, had made for a job that failed. Returns what the
-    /// operator should know.
+    /// Removes the volume that an agent, which died since or was not sure, had made for a job that failed, and that no
+    /// agent has noted to be restored. Returns what the operator should know.
     pub(super) async fn unmake(&self, job: &RestoreJob) -> Vec<String> {
         if job.preparation.create.is_none() {
             return Vec::new();
         }
         let unmaking = async {
+            if self.noted(job.job).await?.is_some_and(|(.., outcome)| is_restored(&outcome)) {
+                return Ok(Vec::new());
+            }
             let root = self.restorer.root_at(job.slot).await?;
             // By force, since nothing is written to it.
             let forced = RestoreJob { force: true, ..job.clone() };
@@ -202,6 +252,20 @@ impl Jobs {
     /// come again.
     pub(super) async fn end_attempts(&self, job: JobId) {
         self.end_those(job, |session| session.ended.is_none()).await;
+    }
+
+    /// Ends the sessions of a job that is over, all but what may be needed for an undo.
+    pub(super) async fn end_all_but_undo(&self, job: JobId) {
+        self.end_those(job, |session| session.ended.is_some() || session.undo.is_empty()).await;
+    }
+
+    /// Ends what protects a job that its queue does not have any more. What may be needed for an undo stays where no note
+    /// says that it is over: a message server whose memory was put back to before may have lost it.
+    pub(super) async fn end_unqueued(&self, job: JobId) {
+        match self.noted(job).await {
+            Ok(Some(_)) => self.end_attempts(job).await,
+            Ok(None) | Err(_) => self.end_given_up(job).await,
+        }
     }
 
     /// Ends what protects a job that is given up, all but what may be needed for an undo.

@@ -111,7 +111,7 @@ async fn a_job_that_is_given_up_after_it_ended_is_told_as_it_ended() {
     let fixture = Fixture::plain().await;
     let root = fixture.volume(&noise(1, LEN)).await;
     let order = job(&fixture, &root, &fixture.path("x"));
-    let outcome = JobOutcome::Failed { kind: FailureKind::Revoked, why: "told already".into() };
+    let outcome = JobOutcome::Failed { kind: FailureKind::Device, why: "told already".into() };
     sessions::note_end(&fixture.repository, order.job, "v", "host", &outcome).await.unwrap();
     left(&fixture, order.job, vec![JobId::from_bytes([5; 16])]).await;
     delivered(&fixture, &order, 200).await;
@@ -121,6 +121,67 @@ async fn a_job_that_is_given_up_after_it_ended_is_told_as_it_ended() {
     assert!(left.len() == 1 && left[0].ended.is_some(), "{left:?}");
     fixture.context.stop.raise();
     agent.await.unwrap().unwrap();
+}
+
+/// Whoever noted that nobody is to begin it died before it saw that somebody had.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_stopped_after_it_was_begun_keeps_its_undo() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, LEN)).await;
+    for is_given_up in [false, true] {
+        let (undo, kept) = kept(&fixture).await;
+        let path = fixture.path("x");
+        std::fs::write(&path, b"half").unwrap();
+        let order = RestoreJob { force: true, ..job(&fixture, &root, &path) };
+        let order = order.asking(More { undo: Some(undo), ..More::default() });
+        let outcome = JobOutcome::Failed { kind: FailureKind::Revoked, why: "before it began".into() };
+        let note = sessions::note_end(&fixture.repository, order.job, "v", "host", &outcome).await.unwrap();
+        let session = left(&fixture, order.job, vec![undo]).await;
+        left(&fixture, order.job, Vec::new()).await;
+        match is_given_up {
+            true => delivered(&fixture, &order, 200).await,
+            false => send(&fixture, &order).await,
+        }
+        let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
+        let JobOutcome::Failed { kind, why } = done(&fixture, &order).await else { panic!("restored") };
+        assert!(kind == FailureKind::Revoked && why.contains("may have overwritten a part"), "{why}");
+        assert!(why.contains(&format!("lvkeep undo {}", kept.slot.session)), "{why}");
+        assert!(why.contains(&format!("lvkeep cancel {session}")), "{why}");
+        let expected = if is_given_up { 2 } else { 1 };
+        while sessions(&fixture).await.len() > expected {
+            tokio::task::yield_now().await;
+        }
+        let left = sessions(&fixture).await;
+        assert!(left.iter().any(|one| one.id == session), "{left:?}");
+        assert!(!is_given_up || left.iter().any(|one| one.id == note), "{left:?}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"half");
+        agent.abort();
+        let _ = agent.await;
+        for one in left {
+            sessions::revoke(&fixture.repository, &one).await.unwrap();
+        }
+    }
+}
+
+/// A message server whose memory was put back may say of a job that it has lost that it was settled.
+#[tokio::test(start_paused = true)]
+async fn what_an_undo_needs_stays_where_no_note_says_that_the_job_is_over() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, LEN)).await;
+    let mut volume = Volume::of(&fixture, LEN);
+    volume.retired = Some((fixture.context.bus.clone(), Queue::restores("host")));
+    let order = job(&fixture, &root, Path::new("vg/lv"));
+    let session = left(&fixture, order.job, vec![JobId::from_bytes([5; 16])]).await;
+    left(&fixture, order.job, Vec::new()).await;
+    let agent = tokio::spawn(volume.restorer(&fixture).run(serving(vec!["vg/*".into()])));
+    send(&fixture, &order).await;
+    while volume.steps().is_empty() || sessions(&fixture).await.len() > 1 {
+        tokio::task::yield_now().await;
+    }
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+    let left = sessions(&fixture).await;
+    assert!(left.len() == 1 && left[0].id == session, "{left:?}");
 }
 
 /// It came again while another agent did it, which ends it while this one keeps what stands there. A guest has written

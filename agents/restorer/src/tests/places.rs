@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::{fs, io};
 
-use agent::{Bus, Failure, Place, Queue, Stop, Targets, Wish, sessions};
+use agent::{Bus, Failure, Place, Queue, Repository, Stop, Targets, Wish, sessions};
 use async_trait::async_trait;
+use schema::JobId;
 use schema::messages::{
     About, FailureKind, JobDone, JobOutcome, Message, More, NewVolume, Preparation, RestoreJob, Safety,
-    SharedPlace, Zeroing,
+    SharedPlace, Verified, Zeroing,
 };
 use schema::names;
 
@@ -36,6 +37,8 @@ pub struct Volume {
     lies: bool,
     /// What is retired while it is made.
     pub retired: Option<(Arc<dyn Bus>, Queue)>,
+    /// How a job is noted to have ended while it is made.
+    pub noted: Option<(Repository, JobId, JobOutcome)>,
     log: Arc<Mutex<Vec<String>>>,
 }
 
@@ -44,8 +47,17 @@ impl Volume {
     pub fn of(fixture: &Fixture, size: usize) -> Self {
         let device = fixture.path("device");
         fs::write(&device, vec![0xee; size]).unwrap();
-        let (is_new, is_begun, log) = (false, false, Arc::default());
-        Self { device, is_busy: false, keeps_equal: true, is_new, is_begun, lies: false, retired: None, log }
+        Self {
+            device,
+            is_busy: false,
+            keeps_equal: true,
+            is_new: false,
+            is_begun: false,
+            lies: false,
+            retired: None,
+            noted: None,
+            log: Arc::default(),
+        }
     }
 
     fn say(&self, what: impl Into<String>) {
@@ -89,6 +101,9 @@ impl Place for Volume {
         self.say("make");
         if let Some((bus, queue)) = &self.retired {
             bus.retire(queue).await.unwrap();
+        }
+        if let Some((repository, job, outcome)) = &self.noted {
+            sessions::note_end(repository, *job, "v", "host", outcome).await.unwrap();
         }
         Ok(self.device.clone())
     }
@@ -354,6 +369,7 @@ async fn a_volume_that_was_made_is_not_made_again() {
         lost: 0,
         holes: Vec::new(),
         undo: None,
+        verified: None,
     };
     sessions::note_end(&fixture.repository, job, "v", "host", &outcome).await.unwrap();
     let restorer = volume.restorer(&fixture);
@@ -408,10 +424,15 @@ async fn what_an_agent_wrote_is_read_again_where_that_is_asked() {
         bus.publish(&Queue::restores("host"), Message::new(&About::nothing(), &order)).await.unwrap();
         let mut deliveries = bus.consume(&Queue::done(order.job), 1).await.unwrap();
         match deliveries.next().await.unwrap().message.read::<JobDone>().unwrap().outcome {
-            JobOutcome::Restored { .. } => assert!(!(verify && lies), "nobody looked"),
-            JobOutcome::Failed { kind, why } => {
-                assert!(verify && lies && kind == FailureKind::Device, "{why}");
-                assert!(why.contains("vg/lv") && why.contains("at offset"), "{why}");
+            JobOutcome::Restored { verified, notes, .. } => {
+                let chunk = CHUNK as u64;
+                let (bytes, start, end) = (chunk, 3 * chunk, 4 * chunk);
+                let expected = match lies {
+                    true => Verified::Differs { bytes, start, end },
+                    false => Verified::Equal,
+                };
+                assert_eq!(verified, verify.then_some(expected));
+                assert_eq!(notes, ["a note"]);
             }
             other => panic!("{other:?}"),
         }

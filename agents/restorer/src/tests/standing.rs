@@ -220,6 +220,26 @@ async fn a_job_that_the_message_server_has_lost_fails_and_keeps_its_undo() {
     agent.abort();
 }
 
+/// Another agent had restored it by then, and noted that, and died before the volume's tag was gone.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_was_restored_stays_although_its_job_was_lost() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, LEN)).await;
+    let order = created(&fixture, &root);
+    let mut volume = Volume::of(&fixture, LEN);
+    volume.is_begun = true;
+    volume.noted = Some((fixture.repository.clone(), order.job, restored()));
+    let restorer = Asked::restorer(&fixture, || Word::Lost).with_targets(Arc::new(volume.clone()));
+    let agent = tokio::spawn(restorer.run(serving(vec!["vg/*".into()])));
+    send(&fixture, &order).await;
+    assert_eq!(done(&fixture, &order).await, restored());
+    while volume.steps().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(volume.steps(), ["make", "over"]);
+    agent.abort();
+}
+
 /// It came to another agent while it waited here: that one has begun it, or ended it.
 #[tokio::test(start_paused = true)]
 async fn a_job_that_another_agent_has_is_not_told_to_be_stopped() {
@@ -338,5 +358,6 @@ fn restored() -> JobOutcome {
         lost: 0,
         holes: Vec::new(),
         undo: None,
+        verified: None,
     }
 }

@@ -1,0 +1,58 @@
+//! Reads again what was restored, while the target is held and the snapshot protected as for the restore.
+//!
+//! What comes of it is told beside what the restore did: the target is restored all the same.
+
+use agent::{Failure, Protection};
+use schema::JobId;
+use schema::messages::{FailureKind, Verified};
+use schema::root::Root;
+
+use crate::report::{Progress, Report};
+use crate::restorer::{Purpose, Restorer};
+use crate::target::Target;
+
+impl Restorer {
+    /// Reads a target from its device and compares it with the snapshot that was restored to it just now.
+    pub(crate) async fn read_again(
+        &self,
+        job: JobId,
+        root: &Root,
+        target: &Target,
+        protection: &Protection,
+        progress: &impl Fn(Progress),
+    ) -> Verified {
+        let name = target.path().display().to_string();
+        let comparing = async {
+            let purpose = Purpose::Compare(self.path_of(target, &name)?);
+            let session = protection.session().cloned();
+            self.to_target(job, root.clone(), self.keys(), session, purpose, progress).await
+        };
+        let stop = target.stop().unwrap_or(&self.context.stop);
+        let compared: Result<Report, Failure> = tokio::select! {
+            biased;
+            () = stop.raised() => Err(self.stopped(root, &name)),
+            compared = comparing => compared,
+        };
+        let failure = match compared {
+            Ok(Report { differences, .. }) => {
+                return differences.first.first().map_or(Verified::Equal, |first| Verified::Differs {
+                    bytes: differences.bytes,
+                    start: first.start,
+                    end: first.end,
+                });
+            }
+            // It was ended by the same flag.
+            Err(_) if stop.is_raised() => self.stopped(root, &name),
+            Err(failure) => protection.explained(root, failure).await,
+        };
+        let why = format!("{} was restored to {name}; reading it again failed: {}", root.volume, failure.why);
+        tracing::error!(%job, why);
+        Verified::Unread { kind: failure.kind, why }
+    }
+
+    fn stopped(&self, root: &Root, name: &str) -> Failure {
+        let by = if self.context.stop.is_raised() { "this agent was stopped" } else { "stopped, as asked" };
+        let id = root.slot.session;
+        Failure::new(FailureKind::Revoked, format!("{by}; `lvkeep verify {id} {name}` on its host reads it"))
+    }
+}
