@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 
 use super::cluster::World;
 use super::doom::Doom;
+use super::ledger::Ledger;
 use super::second::Second;
 
 /// One of how many sessions ends by the death of who drives it.
@@ -106,6 +107,11 @@ impl Person {
 
     fn second(&self) -> Option<&Second> {
         self.world.second.as_ref().filter(|_| self.of_copies)
+    }
+
+    /// What landed in the repository.
+    fn ledger(&self) -> &Ledger {
+        self.second().map_or(&self.world.ledger, |second| &second.ledger)
     }
 
     fn repository(&self) -> Repository {

@@ -102,7 +102,7 @@ pub(super) async fn remember(mut person: Person) {
                 world.trace.note(format_args!("{} cannot remember {}: {failure}", person.name, root.slot));
                 leave(&world, root.slot);
                 match failure.kind {
-                    FailureKind::Refused if world.ledger.is_proposed(root.slot) => {
+                    FailureKind::Refused if person.ledger().is_proposed(root.slot) => {
                         person.count("snapshots that were remembered too late");
                     }
                     FailureKind::Refused => {
