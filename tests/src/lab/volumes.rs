@@ -173,4 +173,15 @@ impl Volume {
     pub fn exists(&self) -> bool {
         super::command::succeeds("lvs", &[&self.path()])
     }
+
+    /// Whether it is gone, at once or when what LVM does in the background is over.
+    pub fn goes(&self) -> bool {
+        for _ in 0..60 {
+            if !self.exists() {
+                return true;
+            }
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
+        false
+    }
 }

@@ -13,7 +13,7 @@ fn told(mut report: Report) -> Report {
     report.ended_ms = 0;
     // What one attempt saw itself, another one knows from the record.
     let seen = |problem: &mut String| {
-        *problem = problem.replace("its frame is damaged", "it is recorded as damaged")
+        *problem = problem.replace("its frame cannot be read", "it is recorded as damaged")
     };
     report.snapshots_damaged.iter_mut().flat_map(|damaged| &mut damaged.problems).for_each(seen);
     report.found.sort_by(|a, b| (&a.key, &a.why).cmp(&(&b.key, &b.why)));

@@ -236,7 +236,10 @@ async fn a_volume_that_was_restored_stays_although_its_job_was_lost() {
     while volume.steps().len() < 2 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(volume.steps(), ["make", "over"]);
+    // However often it is said to be over, it is never ended as one that is not whole.
+    let mut steps = volume.steps();
+    steps.dedup();
+    assert_eq!(steps, ["make", "over"]);
     agent.abort();
 }
 
