@@ -147,10 +147,7 @@ pub async fn records(repository: &Repository) -> Result<Vec<(DamageId, Result<Da
             // Removed since the listing.
             Ok(None) => {}
             // One that the store alone does not give is like any other that cannot be read.
-            Err(failure)
-                if failure.kind == FailureKind::Store
-                    && !matches!(repository.store.get(names::CONFIG).await, Ok(Some(_))) =>
-            {
+            Err(failure) if failure.kind == FailureKind::Store && !repository.gives_others().await => {
                 return Err(failure);
             }
             Err(failure) => records.push((id, Err(failure))),

@@ -199,6 +199,11 @@ impl Repository {
         Ok((forgotten, slots))
     }
 
+    /// Whether the store gives the one object that is always there: what it does not give then is about that object alone.
+    pub async fn gives_others(&self) -> bool {
+        matches!(self.store.get(names::CONFIG).await, Ok(Some(_)))
+    }
+
     /// The slots of a volume that hold anything, tombstones as well.
     pub async fn decided_slots(&self, volume: VolumeKey) -> Result<Vec<Slot>, Failure> {
         let slot = |listed: Listed| Slot::parse_key(&listed.key).ok();

@@ -105,7 +105,7 @@ impl Report {
         self.once.extend(self.objects.extract_if(.., |one| one.key == key && one.why.starts_with(NOT_GIVEN)));
     }
 
-    /// The same of what only this attempt finds.
+    /// The same of an object of which another attempt at the check finds nothing any more.
     pub(crate) fn object_once(&mut self, key: impl Into<String>, why: impl Into<String>) {
         self.once.push(finding(key.into(), why.into()));
     }

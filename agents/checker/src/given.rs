@@ -72,20 +72,19 @@ impl Source {
                 return Ok(read);
             }
         };
-        // It is always there.
-        let other = self.repository.store.get(names::CONFIG).await;
+        let gives_others = self.repository.gives_others().await;
         let in_a_row = {
             let mut withheld = self.in_a_row();
             withheld.insert(key.to_owned());
             withheld.len()
         };
-        match other {
-            Ok(Some(_)) if in_a_row < IN_A_ROW_MAX => {
+        match gives_others {
+            true if in_a_row < IN_A_ROW_MAX => {
                 let why = format!("{NOT_GIVEN}: {failure}");
                 Ok(Err(Failure { why, retry: false, ..failure }))
             }
-            Ok(Some(_)) => Err(failure.context(format!("{in_a_row} objects in a row"))),
-            _ => Err(failure),
+            true => Err(failure.context(format!("{in_a_row} objects in a row"))),
+            false => Err(failure),
         }
     }
 

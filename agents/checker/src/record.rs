@@ -144,7 +144,7 @@ impl Checker {
             match is_unknown || lacking.contains(pack) {
                 true => report.object(names::pack(*pack), RECORDED),
                 false => {
-                    tracing::info!(%pack, "a pack of which nothing can be read lacks nobody: collections delete it")
+                    tracing::info!(%pack, "nobody lacks what a pack held of which nothing can be read: collections delete it")
                 }
             }
         }

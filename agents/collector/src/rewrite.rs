@@ -118,13 +118,12 @@ impl Rewriter<'_> {
     /// A part of an old pack. One that the store does not give, though it gives other objects, stays as it is, like one that
     /// is damaged.
     async fn read(&self, key: &str, range: Range<u64>) -> Result<Bytes, Failure> {
-        let store = &self.repository.store;
-        match store.get_range(key, range).await {
-            Err(error) if error.kind() == StoreErrorKind::Unavailable => match store.get(names::CONFIG).await
+        match self.repository.store.get_range(key, range).await {
+            Err(error)
+                if error.kind() == StoreErrorKind::Unavailable && self.repository.gives_others().await =>
             {
-                Ok(Some(_)) => Err(Failure::damaged(error.to_string())),
-                _ => Err(error.into()),
-            },
+                Err(Failure::damaged(error.to_string()))
+            }
             read => Ok(read?),
         }
     }

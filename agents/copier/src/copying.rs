@@ -93,7 +93,8 @@ async fn drive(
     let (from, to) = (&copier.from, &copier.to);
     let origin = Origin::of(root, from.repository.key.repo());
     let visible = session.visible().await?.warned();
-    let copies = Copies::new(&from.repository, copier.sources.values(), &to.repository, visible.iter());
+    let of_volume = copier.sources.values().filter(|one| one.volume == root.volume);
+    let copies = Copies::new(&from.repository, of_volume, &to.repository, visible.iter());
     if copies.of(root).is_some() {
         return Ok(Outcome::Present);
     }

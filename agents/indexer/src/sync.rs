@@ -128,12 +128,12 @@ async fn footer(repository: &Repository, pack: PackId) -> Result<Option<Footer>,
         Err(failure) if failure.kind == FailureKind::Store => failure,
         judged => return judged.map(Some),
     };
-    match repository.store.get(names::CONFIG).await {
-        Ok(Some(_)) => {
+    match repository.gives_others().await {
+        true => {
             tracing::warn!(%pack, %failure, "the store does not give a pack, and gives others; its chunks count as unknown");
             Ok(None)
         }
-        _ => Err(failure),
+        false => Err(failure),
     }
 }
 

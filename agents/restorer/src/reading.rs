@@ -82,8 +82,7 @@ impl Reading {
 
     /// Reads a target that is open for writing. Blocks.
     pub fn of(opened: &Opened) -> Result<Self, Failure> {
-        let itself = format!("/proc/self/fd/{}", opened.file.as_raw_fd());
-        let file = match open_direct(Path::new(&itself)) {
+        let file = match again(&opened.file, OFlags::RDONLY | OFlags::DIRECT) {
             Ok(file) => file,
             Err(why) => {
                 tracing::debug!(path = %opened.path.display(), %why, "no direct I/O: compared after a sync");
@@ -132,9 +131,14 @@ fn open_direct(path: &Path) -> Result<File, Errno> {
     open(path, OFlags::DIRECT)
 }
 
-/// Without waiting for anybody, should it have become a pipe.
+/// What is open, opened once more in another way.
+pub(crate) fn again(file: &File, flags: OFlags) -> Result<File, Errno> {
+    open(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())), flags)
+}
+
+/// Without waiting for anybody, should it have become a pipe; to be read, where the flags say nothing else.
 fn open(path: &Path, flags: OFlags) -> Result<File, Errno> {
-    let flags = flags | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).map(File::from)
 }
 

@@ -9,7 +9,6 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -17,12 +16,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use agent::buffer::ALIGN;
 use agent::{Failure, Place, Stop};
-use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
 use schema::limits::BLOCK;
 use schema::messages::FailureKind;
 
-use crate::reading::Reading;
+use crate::reading::{Reading, again};
 
 /// Bytes that are written at once where zeroes must be written.
 const ZEROES_LEN: usize = 256 << 10;
@@ -304,10 +303,8 @@ impl Opened {
     fn direct(&self) -> Option<&File> {
         let open = || {
             let is_device = self.file.metadata().is_ok_and(|found| found.file_type().is_block_device());
-            let itself = is_device.then(|| format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
-            let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-            match rustix::fs::open(itself, flags, Mode::empty()) {
-                Ok(file) => Some(File::from(file)),
+            match is_device.then(|| again(&self.file, OFlags::WRONLY | OFlags::DIRECT))? {
+                Ok(file) => Some(file),
                 Err(why) => {
                     tracing::debug!(path = %self.path.display(), %why, "written to through the page cache");
                     None
