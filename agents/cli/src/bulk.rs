@@ -12,7 +12,7 @@ use agent::{Failure, Repository, Stop};
 use anyhow::Context;
 use futures::future::join_all;
 use indexer::Wish;
-use restorer::{Differences, Restorer};
+use restorer::Restorer;
 use schema::names::Slot;
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -20,7 +20,6 @@ use tokio::sync::Notify;
 use crate::app::App;
 use crate::args::Role;
 use crate::embedded::{self, Embedded};
-use crate::exit::Differs;
 use crate::fan::{Line, Next};
 use crate::far::{Asked, Far};
 use crate::plan::{Plan, Planned, Surroundings};
@@ -286,16 +285,8 @@ impl Run<'_> {
                     .with_context(|| format!("restoring {} to {host}:{}", order.root.volume, order.target))
             }
         };
-        let outcome = match (outcome, by) {
-            (Ok(done), By::Us(ours)) if order.options.verify => {
-                let compared = compare(&ours.restorer, planned, |d, t| bar.set(d, t)).await;
-                self.verified(done.unverified(compared.err()))
-            }
-            (Ok(done), _) => self.verified(done),
-            (outcome, _) => outcome,
-        };
         bar.finish();
-        outcome
+        outcome.and_then(|done| self.verified(done))
     }
 
     /// Fails where what was restored was read again in vain, and says what its restore has left.
@@ -321,6 +312,7 @@ impl Run<'_> {
         if let Some(donor) = donor {
             target = target.after(restore::path(donor)?);
         }
+        target = target.read_again(order.options.verify);
         let done = restore::by_restorer(self.app, restorer, order, target, progress).await?;
         Ok(done.undone_by(kept))
     }
@@ -359,19 +351,6 @@ impl Run<'_> {
                 far.warn_of_no_reader().await;
             }
         }
-    }
-}
-
-/// Reads a target again and compares it.
-async fn compare(restorer: &Restorer, planned: &Planned, progress: impl Fn(u64, u64)) -> anyhow::Result<()> {
-    let (root, target) = (&planned.order.root, &planned.order.target);
-    let compared =
-        restorer.compare(root.clone(), &restore::path(target)?, |p| progress(p.done, p.total)).await;
-    let Differences { first, .. } =
-        compared.with_context(|| format!("comparing {target} with {}", root.volume))?;
-    match first.into_iter().next() {
-        None => Ok(()),
-        Some(first) => Err(Differs { target: target.clone(), volume: root.volume.clone(), first }.into()),
     }
 }
 

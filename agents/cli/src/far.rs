@@ -16,9 +16,8 @@ use schema::{JobId, SessionId};
 
 use crate::app::App;
 use crate::args::Role;
-use crate::exit::Differs;
 use crate::restore::{Done, Order};
-use crate::{backup, status, text, undo};
+use crate::{backup, restore, status, text, undo};
 
 /// How often agents are told that a job is to stop, a second apart.
 const TELLINGS: u32 = 10;
@@ -241,25 +240,16 @@ fn done(order: &Order, host: &str, outcome: JobOutcome, seconds: f64) -> anyhow:
     }
 }
 
-/// Why nobody knows that a target holds what was restored to it.
+/// Why nobody knows that a target holds what an agent restored to it.
 fn unverified(order: &Order, host: &str, verified: Option<Verified>) -> Option<anyhow::Error> {
     let Order { root, target, .. } = order;
-    match verified {
-        Some(Verified::Equal) => None,
-        Some(Verified::Differs { start, end, .. }) => {
-            let (target, volume) = (format!("{host}:{target}"), root.volume.clone());
-            Some(Differs { target, volume, first: start..end }.into())
-        }
-        Some(Verified::Unread { kind, why }) => Some(Failure::new(kind, why).into()),
-        None => {
-            let (volume, id) = (&root.volume, root.slot.session);
-            Some(
-                Failure::refused(format!(
-                    "{volume} was restored to {target}; the agent on {host} is too old to read again what it \
-                     restored: `lvkeep verify {id} {target}` there"
-                ))
-                .into(),
-            )
-        }
+    if let Some(verified) = verified {
+        return restore::why_unverified(order, &format!("{host}:{target}"), verified);
     }
+    let (volume, id) = (&root.volume, root.slot.session);
+    let why = format!(
+        "{volume} was restored to {target}; the agent on {host} is too old to read again what it restored: `lvkeep verify \
+         {id} {target}` there"
+    );
+    Some(Failure::refused(why).into())
 }

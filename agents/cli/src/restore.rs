@@ -12,7 +12,7 @@ use clap::error::ErrorKind;
 use indexer::Wish;
 use restorer::{Report, Restorer, Target};
 use schema::keys::Identity;
-use schema::messages::Preparation;
+use schema::messages::{Preparation, Verified};
 use schema::root::Root;
 use serde::Serialize;
 use volume_lvm::Tools;
@@ -21,6 +21,7 @@ use volume_lvm::target::LvmTargets;
 use crate::app::App;
 use crate::args::{Cli, RestoreArgs, RestoreOptions};
 use crate::embedded::{self, Embedded};
+use crate::exit::Differs;
 use crate::far::{Asked, Far};
 use crate::progress::Display;
 use crate::{bulk, bus, cat, open, plan, select, snapback, text, undo, verify};
@@ -308,7 +309,21 @@ pub async fn by_restorer(
     let started = app.environment.elapsed();
     let restored = restorer.restore(order.root.clone(), to, |p| progress(p.done, p.total)).await;
     let report = restored.with_context(|| format!("restoring {} to {}", order.root.volume, order.target))?;
-    Ok(Done::new(order, report, app.environment.elapsed().saturating_sub(started).as_secs_f64()))
+    let why = report.verified.clone().and_then(|verified| why_unverified(order, &order.target, verified));
+    let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
+    Ok(Done::new(order, report, seconds).unverified(why))
+}
+
+/// Why nobody knows that a target, named so, holds what was restored to it and read again.
+pub fn why_unverified(order: &Order, target: &str, verified: Verified) -> Option<anyhow::Error> {
+    match verified {
+        Verified::Equal => None,
+        Verified::Differs { start, end, .. } => {
+            let (target, volume) = (target.to_owned(), order.root.volume.clone());
+            Some(Differs { target, volume, first: start..end }.into())
+        }
+        Verified::Unread { kind, why } => Some(Failure::new(kind, why).into()),
+    }
 }
 
 /// The identity that this process has.

@@ -164,7 +164,7 @@ impl Target {
     }
 
     /// What was written is read again, from the device, and compared.
-    pub(crate) fn read_again(mut self, is_asked: bool) -> Self {
+    pub fn read_again(mut self, is_asked: bool) -> Self {
         self.is_read_again = is_asked;
         self
     }
