@@ -11,6 +11,7 @@ mod channel;
 mod claim;
 mod compare;
 mod differences;
+mod direct;
 mod helping;
 mod hold;
 mod holes;

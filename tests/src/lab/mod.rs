@@ -59,9 +59,9 @@ pub fn rounds(usual: u64) -> u64 {
 }
 
 /// How far the steps at which something is ended lie apart: `long` in a long run, which has time for all that matter. An
-/// ordinary one ends at each third of those; which they are depends on the seed.
+/// ordinary one ends at each fifth of those; which they are depends on the seed.
 pub fn every(long: usize) -> usize {
-    if crate::is_long() { long } else { 3 * long }
+    if crate::is_long() { long } else { 5 * long }
 }
 
 /// The first of steps that lie so far apart.
