@@ -246,8 +246,9 @@ impl Restorer {
         let result = match (result, again) {
             (Err(failure), _) => Err(protection.explained(&root, failure).await),
             (Ok(report), Some(target)) => {
-                let verified = self.read_again(ids.job, &root, &target, &protection, progress).await;
-                Ok(Report { verified: Some(verified), ..report })
+                let (verified, differences) =
+                    self.read_again(ids.job, &root, &target, &protection, progress).await;
+                Ok(Report { verified: Some(verified), differences, ..report })
             }
             (done, None) => done,
         };
