@@ -61,6 +61,12 @@ pub trait Targets: fmt::Debug + Send + Sync + 'static {
         Ok(target.into())
     }
 
+    /// The name of the place that `target` means, as [`Place::name`] gives it; none when it is a file or an ordinary
+    /// device.
+    fn name_of(&self, _target: &str) -> Result<Option<String>, Failure> {
+        Ok(None)
+    }
+
     /// A place that another agent of this host has made and readied, to write to it as well; none when `path` is not
     /// its device. Such a place is not made, readied or ended here.
     fn shared(&self, _place: &SharedPlace, _path: &Path) -> Option<Arc<dyn Place>> {

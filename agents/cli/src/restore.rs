@@ -24,7 +24,8 @@ use crate::embedded::{self, Embedded};
 use crate::exit::Differs;
 use crate::far::{Asked, Far};
 use crate::progress::Display;
-use crate::{bulk, bus, cat, open, plan, select, snapback, text, undo, verify};
+use crate::verify::Compared;
+use crate::{bulk, bus, cat, open, plan, select, snapback, text, undo};
 
 /// Holes that are printed for people; `--json` has all that were named.
 const SHOWN: usize = 10;
@@ -87,6 +88,9 @@ pub struct Done {
     /// Why nobody knows that the target holds it, where that was asked for.
     #[serde(skip)]
     unverified: Option<anyhow::Error>,
+    /// What reading it again has found, where this process did so.
+    #[serde(skip)]
+    compared: Option<Compared>,
 }
 
 /// What cannot be read any more, as it is printed.
@@ -198,7 +202,6 @@ async fn restore_all(
         kept = keep_all(app, &all, &repository, &restorer) => kept?,
         error = work.role_failed() => return Err(error),
     };
-    let work = &*work;
     in_turn(app, &all, !args.also.is_empty(), async |number, order: &Order, donor: Option<&str>| {
         let (mut target, kept) = match targets.get(number) {
             Some((target, kept)) => (target.clone(), kept.clone()),
@@ -210,11 +213,7 @@ async fn restore_all(
         if let Some(donor) = donor {
             target = target.after(path(donor)?);
         }
-        let done = one(app, &restorer, order, target, kept).await?;
-        if order.options.verify {
-            verify::compare(app, work, &order.root, &order.target).await?;
-        }
-        Ok(done)
+        one(app, &restorer, order, target.read_again(order.options.verify), kept).await
     })
     .await
 }
@@ -289,7 +288,10 @@ pub async fn one(
     bar.finish();
     let done = restored?.undone_by(undo);
     app.print(&done, || done.text())?;
-    Ok(done)
+    if let Some(compared) = &done.compared {
+        app.print(compared, || compared.text())?;
+    }
+    done.verified()
 }
 
 /// The path at which what a restore to `target` writes is read.
@@ -309,9 +311,16 @@ pub async fn by_restorer(
     let started = app.environment.elapsed();
     let restored = restorer.restore(order.root.clone(), to, |p| progress(p.done, p.total)).await;
     let report = restored.with_context(|| format!("restoring {} to {}", order.root.volume, order.target))?;
-    let why = report.verified.clone().and_then(|verified| why_unverified(order, &order.target, verified));
     let seconds = app.environment.elapsed().saturating_sub(started).as_secs_f64();
-    Ok(Done::new(order, report, seconds).unverified(why))
+    let Some(verified) = report.verified.clone() else { return Ok(Done::new(order, report, seconds)) };
+    let compared = match verified {
+        Verified::Equal | Verified::Differs { .. } => {
+            Some(Compared::new(&order.root, &order.target, &report.differences))
+        }
+        Verified::Unread { .. } => None,
+    };
+    let why = why_unverified(order, &order.target, verified);
+    Ok(Done { compared, ..Done::new(order, report, seconds).unverified(why) })
 }
 
 /// Why nobody knows that a target, named so, holds what was restored to it and read again.
@@ -415,6 +424,7 @@ impl Done {
             undo: None,
             seconds,
             unverified: None,
+            compared: None,
         }
     }
 

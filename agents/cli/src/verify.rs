@@ -1,5 +1,6 @@
 //! `verify`: a target against a snapshot, or a snapshot against the repository.
 
+use std::ops;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -21,7 +22,7 @@ const SHOWN: usize = 10;
 
 /// What was found, as it is printed.
 #[derive(Debug, Serialize)]
-struct Compared {
+pub struct Compared {
     snapshot: String,
     volume: String,
     target: String,
@@ -57,35 +58,38 @@ pub async fn run(app: &App, args: &VerifyArgs) -> anyhow::Result<()> {
 }
 
 /// Compares a target with a snapshot, prints what was found, and fails when something differs.
-pub async fn compare(app: &App, work: &Embedded, root: &Root, target: &str) -> anyhow::Result<()> {
+async fn compare(app: &App, work: &Embedded, root: &Root, target: &str) -> anyhow::Result<()> {
     let path = restore::path(target)?;
     let restorer = restore::make(app, work, None);
     let display = Display::new(app);
     let bar = display.bar(&root.volume);
     let compared = restorer.compare(root.clone(), &path, |p| bar.set(p.done, p.total)).await;
     bar.finish();
-    let Differences { bytes, first, .. } =
-        compared.with_context(|| format!("comparing {target} with {}", root.volume))?;
-    let compared = Compared {
-        snapshot: root.slot.session.to_string(),
-        volume: root.volume.clone(),
-        target: target.to_owned(),
-        size: root.size,
-        bytes_differing: bytes,
-        first_differences: first
-            .iter()
-            .map(|range| Range { offset: range.start, len: range.end - range.start })
-            .collect(),
-    };
+    let differences = compared.with_context(|| format!("comparing {target} with {}", root.volume))?;
+    let compared = Compared::new(root, target, &differences);
     app.print(&compared, || compared.text())?;
-    match first.into_iter().next() {
+    match differences.first.into_iter().next() {
         None => Ok(()),
         Some(first) => Err(Differs { target: target.to_owned(), volume: root.volume.clone(), first }.into()),
     }
 }
 
 impl Compared {
-    fn text(&self) -> String {
+    /// A target was compared with a snapshot.
+    pub fn new(root: &Root, target: &str, differences: &Differences) -> Self {
+        let range = |range: &ops::Range<u64>| Range { offset: range.start, len: range.end - range.start };
+        Self {
+            snapshot: root.slot.session.to_string(),
+            volume: root.volume.clone(),
+            target: target.to_owned(),
+            size: root.size,
+            bytes_differing: differences.bytes,
+            first_differences: differences.first.iter().map(range).collect(),
+        }
+    }
+
+    /// The same for people.
+    pub fn text(&self) -> String {
         let head = format!("{} @ {}: {}", self.volume, self.snapshot, self.target);
         if self.bytes_differing == 0 {
             return format!("{head} is the same ({})", text::size(self.size));

@@ -248,15 +248,16 @@ impl Claim {
     }
 
     /// The job is over, and nobody can be given it again. Its volume is ended while it is held: whoever gets hold of it
-    /// would else find one that was begun, and remove it.
-    pub async fn end(&self) {
+    /// would else find one that was begun, and remove it. Whether there was one to be ended.
+    pub async fn end(&self) -> bool {
         let place = self.state().place.take();
-        if let Some(place) = place
+        if let Some(place) = &place
             && let Some(note) = place.over().await
         {
             tracing::warn!(target = place.name(), note);
         }
         self.let_go();
+        place.is_some()
     }
 
     /// Lets go of the target.

@@ -1,9 +1,10 @@
 //! What keeps a target that several agents write to from being written to when its restore is over.
 //!
 //! The kernel decides, not a clock. Whoever writes holds a lock of the file or device. The owner shares its own lock
-//! while others may join, and takes it back before the end: that waits for everybody, a hung process included. Taking
-//! a lock back is two steps for the kernel, and another restore may come in between. A device's owner has it
-//! exclusively as well; a file carries a mark, which every other restore removes before its first change.
+//! while others may join, and takes it back before the end: that waits for everybody, a hung process included. Sharing
+//! a lock, and taking it back, is two steps for the kernel, and another restore may come in between. A device's owner
+//! has it exclusively as well; a file carries a mark, which every other restore removes before its first change. Whoever
+//! only looks whether a target is locked comes in between for a moment, too, which costs nobody the target.
 
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -22,6 +23,8 @@ use crate::target::known_to_kernel;
 const MARK: &str = "user.lvkeep.shared";
 /// More bytes than a mark has.
 const MARK_MAX: usize = 64;
+/// How often it is tried to share a lock that somebody else has: who only looks has it for less.
+const SHARE_TRIES: u32 = 64;
 /// Tells one running kernel from another.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -59,10 +62,22 @@ impl Hold {
             return Ok(None);
         }
         let hold = Self { file, path: opened.path.clone(), mark };
-        match flock(&hold.file, FlockOperation::NonBlockingLockShared) {
+        match hold.shared(std::thread::yield_now) {
             Ok(()) if hold.is_marked() => Ok(Some(hold)),
             Ok(()) | Err(Errno::WOULDBLOCK) => Err(Taken::Lost),
             Err(_) => Ok(None),
+        }
+    }
+
+    /// Has the shared lock, unless somebody else has the target, who then has it for longer than `wait` gives away.
+    fn shared(&self, mut wait: impl FnMut()) -> Result<(), Errno> {
+        let mut tries = 1;
+        loop {
+            match flock(&self.file, FlockOperation::NonBlockingLockShared) {
+                Err(Errno::WOULDBLOCK) if tries < SHARE_TRIES && self.is_marked() => tries += 1,
+                shared => return shared,
+            }
+            wait();
         }
     }
 
@@ -84,7 +99,7 @@ impl Hold {
             }
             Ok(()) => Err(Taken::Lost),
             // The attempt may have cost the shared lock, and then somebody else may have it: by force, of a device.
-            Err(_) => match flock(&self.file, FlockOperation::NonBlockingLockShared) {
+            Err(_) => match self.shared(std::thread::yield_now) {
                 Err(Errno::WOULDBLOCK) => Err(Taken::Lost),
                 _ => Err(Taken::Shared),
             },
@@ -189,6 +204,33 @@ mod tests {
         assert!(matches!(hold.take_back(), Err(Taken::Lost)), "it has it");
         drop(other);
         assert!(matches!(hold.take_back(), Err(Taken::Lost)), "it had it");
+    }
+
+    /// An agent that waits for the target looks now and then whether it is still locked.
+    #[test]
+    fn who_only_looks_costs_nobody_the_target() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("target");
+        let owner = opened(&path);
+        let hold = Hold::share(&owner, SessionId::from_bytes([1; 16])).unwrap().unwrap();
+        let device = Hold { file: opened(&path).file, path: path.clone(), mark: None };
+        flock(&owner.file, FlockOperation::Unlock).unwrap();
+        for hold in [&hold, &device] {
+            let looking = opened(&path).file;
+            flock(&looking, FlockOperation::NonBlockingLockExclusive).unwrap();
+            let mut looking = Some(looking);
+            hold.shared(|| drop(looking.take())).unwrap();
+            assert!(looking.is_none());
+            flock(&hold.file, FlockOperation::Unlock).unwrap();
+        }
+        let other = opened(&path).file;
+        flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let mut waits = 0;
+        assert_eq!(hold.shared(|| waits += 1), Err(Errno::WOULDBLOCK), "it stays");
+        assert!(waits > 0);
+        // Another restore.
+        unmark(&other);
+        assert_eq!(hold.shared(|| flock(&other, FlockOperation::Unlock).unwrap()), Err(Errno::WOULDBLOCK));
     }
 
     /// By force, a device may be restored to that is open exclusively.

@@ -124,10 +124,15 @@ impl Restorer {
         }
     }
 
-    /// The path of a target that is named beside this one, which an agent may read.
+    /// The path of what this target, or one beside it, is by this name, where an agent restores to that: whatever name of
+    /// a volume it is, what the volume itself is called decides.
     pub(crate) fn path_of(&self, target: &Target, name: &str) -> Result<PathBuf, Failure> {
         let path = self.read_at(&Target::new(name, false))?;
-        target.check_donor(name, &path).map(|()| path)
+        let place = match &self.targets {
+            Some(targets) => targets.name_of(name)?,
+            None => None,
+        };
+        target.check_named(name, place.as_deref(), &path).map(|()| path)
     }
 
     /// Where what stood there first is kept, and the snapshot of what stands there now.

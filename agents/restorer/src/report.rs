@@ -51,7 +51,7 @@ pub struct Report {
     pub chunks: u64,
     /// Chunks whose best copy was missing or damaged, read from another: the repository needs repair.
     pub rescued: u64,
-    /// Where a target that is only compared differs.
+    /// Where a target that is only compared, or was read again, differs.
     pub differences: Differences,
     /// What the operator should know of the target.
     pub notes: Vec<String>,

@@ -246,14 +246,17 @@ impl Restorer {
         let result = match (result, again) {
             (Err(failure), _) => Err(protection.explained(&root, failure).await),
             (Ok(report), Some(target)) => {
-                let verified = self.read_again(ids.job, &root, &target, &protection, progress).await;
-                Ok(Report { verified: Some(verified), ..report })
+                let (verified, differences) =
+                    self.read_again(ids.job, &root, &target, &protection, progress).await;
+                Ok(Report { verified: Some(verified), differences, ..report })
             }
             (done, None) => done,
         };
         // Until the job is over, somebody may go on with it, and what it reads, and what was kept for its undo, must be
-        // there then.
-        let is_to_go_on = !undo.is_empty() || (result.is_err() && self.context.stop.is_raised());
+        // there then. It may have overwritten a part when its agent is stopped, or when another restore came between.
+        let was_taken = claim.as_ref().is_some_and(|claim| claim.is_busy() && claim.has_held());
+        let is_cut_off = result.is_err() && (was_taken || self.context.stop.is_raised());
+        let is_to_go_on = !undo.is_empty() || is_cut_off;
         // Who is not to do it has overwritten nothing, and earlier attempts have sessions of their own.
         let is_to_go_on = is_to_go_on && claim.is_none_or(|claim| claim.doubt().is_none());
         if let Some(own) = own.filter(|_| !(is_of_job && is_to_go_on)) {

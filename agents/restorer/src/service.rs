@@ -106,7 +106,6 @@ struct Jobs {
 /// A job that is over, and what is held until everybody knows.
 struct Over {
     ended: Ended,
-    was_noted: bool,
     /// What may be needed for an undo stays protected.
     keeps_undo: bool,
     claim: Claim,
@@ -134,21 +133,20 @@ impl Handler for Jobs {
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
         let job: RestoreJob = message.read()?;
         // Nobody else has the target before it is told how the job ended, and nobody can be given it again.
-        let Some(Over { ended, was_noted, keeps_undo, claim, own: _own }) = self.over(&job, ticket).await?
-        else {
+        let Some(Over { ended, keeps_undo, claim, own: _own }) = self.over(&job, ticket).await? else {
             if let Some(ticket) = ticket.take() {
                 ticket.leave();
             }
             return Ok(Outcome::Held);
         };
-        let made = was_noted && job.preparation.create.is_some() && is_restored(&ended.2);
+        let is_made = was_made(&job, &ended.2);
         self.tell(ended).await?;
         let confirmed = match ticket.take() {
             Some(ticket) => ticket.confirmed().await,
             None => Ok(()),
         };
-        claim.end().await;
-        if made {
+        // Of another attempt, also where that was one of this agent's.
+        if !claim.end().await && is_made {
             self.end_made(&job).await;
         }
         match confirmed {
@@ -174,6 +172,9 @@ impl Handler for Jobs {
                 let ((.., outcome), keeps_undo) = self.as_noted(&job, noted).await?;
                 if !keeps_undo {
                     self.end_attempts(job.job).await;
+                }
+                if was_made(&job, &outcome) {
+                    self.end_made(&job).await;
                 }
                 outcome
             }
@@ -201,9 +202,7 @@ impl Jobs {
         let _running = self.begin(job.job, &stop, ticket).await?;
         let (claim, own) = (Claim::of(job.job).delivered(ticket.as_ref()), self.own.one());
         let failure = match self.ending(job, &claim, &stop, ticket).await {
-            Ok((ended, was_noted, keeps_undo)) => {
-                return Ok(Some(Over { ended, was_noted, keeps_undo, claim, own }));
-            }
+            Ok((ended, keeps_undo)) => return Ok(Some(Over { ended, keeps_undo, claim, own })),
             Err(failure) => failure,
         };
         match claim.doubt() {
@@ -239,36 +238,35 @@ impl Jobs {
         Err(failure)
     }
 
-    /// How the job ended, by whoever it was done, whether the bucket said so already, and whether what may be needed for
-    /// an undo stays protected.
+    /// How the job ended, by whoever it was done, and whether what may be needed for an undo stays protected.
     async fn ending(
         &self,
         job: &RestoreJob,
         claim: &Claim,
         stop: &Stop,
         ticket: &Option<Ticket>,
-    ) -> Result<(Ended, bool, bool), Failure> {
+    ) -> Result<(Ended, bool), Failure> {
         if let Some(ended) = self.ended(job.job) {
-            return Ok((ended, false, false));
+            return Ok((ended, false));
         }
         if let Some(noted) = self.noted(job.job).await? {
             self.check_is_left(job, claim, &noted.2).await?;
             let (mut ended, keeps_undo) = self.as_noted(job, noted).await?;
             if keeps_undo {
                 self.end_given_up(job.job).await;
-                return Ok((ended, true, true));
+                return Ok((ended, true));
             }
             self.end_attempts(job.job).await;
             if let JobOutcome::Failed { why, .. } = &mut ended.2 {
                 self.unmake(job).await.iter().for_each(|note| *why = format!("{why}\n{note}"));
             }
-            return Ok((self.remember(ended), true, false));
+            return Ok((self.remember(ended), false));
         }
         let (volume, outcome) = self.outcome(job, claim, stop, ticket).await?;
         self.check_is_left(job, claim, &outcome).await?;
         let ended = self.remember((job.job, volume, outcome));
         self.note(&ended).await;
-        Ok((ended, false, false))
+        Ok((ended, false))
     }
 
     /// Begins a job. One that came again while it is being done here waits for its end.
@@ -472,6 +470,11 @@ impl Jobs {
 
 fn is_restored(outcome: &JobOutcome) -> bool {
     matches!(outcome, JobOutcome::Restored { .. })
+}
+
+/// Whether a volume was made for the job, and is whole.
+fn was_made(job: &RestoreJob, outcome: &JobOutcome) -> bool {
+    job.preparation.create.is_some() && is_restored(outcome)
 }
 
 fn is_revoked(outcome: &JobOutcome) -> bool {

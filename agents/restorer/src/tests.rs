@@ -14,3 +14,4 @@ mod snapback;
 mod standing;
 mod targets;
 mod tracking;
+mod verifying;

@@ -7,6 +7,7 @@ use schema::JobId;
 use schema::messages::{FailureKind, Verified};
 use schema::root::Root;
 
+use crate::differences::Differences;
 use crate::report::{Progress, Report};
 use crate::restorer::{Purpose, Restorer};
 use crate::target::Target;
@@ -20,7 +21,7 @@ impl Restorer {
         target: &Target,
         protection: &Protection,
         progress: &impl Fn(Progress),
-    ) -> Verified {
+    ) -> (Verified, Differences) {
         let name = target.path().display().to_string();
         let comparing = async {
             let purpose = Purpose::Compare(self.path_of(target, &name)?);
@@ -30,29 +31,31 @@ impl Restorer {
         let stop = target.stop().unwrap_or(&self.context.stop);
         let compared: Result<Report, Failure> = tokio::select! {
             biased;
-            () = stop.raised() => Err(self.stopped(root, &name)),
+            () = stop.raised() => Err(stopped(root, &name)),
             compared = comparing => compared,
         };
-        let failure = match compared {
-            Ok(Report { differences, .. }) => {
-                return differences.first.first().map_or(Verified::Equal, |first| Verified::Differs {
-                    bytes: differences.bytes,
-                    start: first.start,
-                    end: first.end,
-                });
-            }
-            // It was ended by the same flag.
-            Err(_) if stop.is_raised() => self.stopped(root, &name),
-            Err(failure) => protection.explained(root, failure).await,
-        };
+        let failure =
+            match compared {
+                Ok(Report { differences, .. }) => {
+                    let verified = differences.first.first().map_or(Verified::Equal, |first| {
+                        Verified::Differs { bytes: differences.bytes, start: first.start, end: first.end }
+                    });
+                    return (verified, differences);
+                }
+                // It was ended by the same flag.
+                Err(_) if stop.is_raised() => stopped(root, &name),
+                Err(failure) => protection.explained(root, failure).await,
+            };
         let why = format!("{} was restored to {name}; reading it again failed: {}", root.volume, failure.why);
         tracing::error!(%job, why);
-        Verified::Unread { kind: failure.kind, why }
+        (Verified::Unread { kind: failure.kind, why }, Differences::default())
     }
+}
 
-    fn stopped(&self, root: &Root, name: &str) -> Failure {
-        let by = if self.context.stop.is_raised() { "this agent was stopped" } else { "stopped, as asked" };
-        let id = root.slot.session;
-        Failure::new(FailureKind::Revoked, format!("{by}; `lvkeep verify {id} {name}` on its host reads it"))
-    }
+/// Who stopped it, and why, others know.
+fn stopped(root: &Root, name: &str) -> Failure {
+    let id = root.slot.session;
+    let why =
+        format!("stopped before all of it was read again; `lvkeep verify {id} {name}` on its host reads it");
+    Failure::new(FailureKind::Revoked, why)
 }

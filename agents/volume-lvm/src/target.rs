@@ -132,6 +132,14 @@ impl Targets for LvmTargets {
             .map_err(|why| Failure::refused(format!("cannot read what stands on {target}: {why}")))
     }
 
+    fn name_of(&self, target: &str) -> Result<Option<String>, Failure> {
+        match self.places.meaning(target, false) {
+            Ok(Meaning::Volume { vg, lv, .. }) => Ok(Some(format!("{vg}/{lv}"))),
+            Ok(Meaning::Path) => Ok(None),
+            Err(why) => Err(Failure::refused(format!("cannot tell what {target} is: {why}"))),
+        }
+    }
+
     fn shared(&self, place: &SharedPlace, path: &Path) -> Option<Arc<dyn Place>> {
         Some(Arc::new(SharedVolume::find(place, path)?))
     }

@@ -75,6 +75,7 @@ impl Jobs {
         let target = self.target(job, Claim::default(), Stop::default());
         match self.restorer.path_of(&target, job.target()) {
             Ok(path) => blocking(move || Ok(hold::is_locked(&path))).await,
+            // Nothing is there, or this agent does not restore to it by this name: both are told at once.
             Err(_) => Ok(false),
         }
     }
@@ -140,7 +141,7 @@ impl Jobs {
         tracing::warn!(job = %job.job, target, "a restore was stopped before it began");
         let ended = self.remember((job.job, volume, outcome));
         let claim = Claim::of(job.job);
-        Ok(Some(Over { ended, was_noted: false, keeps_undo: false, claim, own: self.own.one() }))
+        Ok(Some(Over { ended, keeps_undo: false, claim, own: self.own.one() }))
     }
 
     /// Removes a note that does not hold. One that stays is told by whoever is given the job next.
@@ -166,16 +167,24 @@ impl Jobs {
         failure: Failure,
         claim: &Claim,
     ) -> Result<(), Failure> {
-        let noted = self.noted(job.job).await;
-        claim.let_go();
-        if let Ok(Some(ended)) = noted
-            && is_restored(&ended.2)
-        {
-            self.tell(ended).await?;
+        let noted = loop {
+            match self.noted(job.job).await {
+                Ok(noted) => break noted,
+                // Nobody is told what is not known.
+                Err(why) if self.context().stop.is_raised() => return Err(why),
+                Err(why) => tracing::warn!(job = %job.job, %why, "cannot tell yet how a lost restore ended"),
+            }
+            self.context().environment.sleep(pipeline::RETRY_PAUSE).await;
+        };
+        if let Some(ended) = noted.filter(|(.., outcome)| is_restored(outcome)) {
+            // While it is held, as by `Claim::end`.
             self.end_made(job).await;
+            claim.let_go();
+            self.tell(ended).await?;
             self.end_attempts(job.job).await;
             return Ok(());
         }
+        claim.let_go();
         let outcome = failed(job, self.left_behind(job, failure).await);
         self.tell((job.job, String::new(), outcome)).await?;
         self.end_given_up(job.job).await;
@@ -263,8 +272,9 @@ impl Jobs {
     /// says that it is over: a message server whose memory was put back to before may have lost it.
     pub(super) async fn end_unqueued(&self, job: JobId) {
         match self.noted(job).await {
-            Ok(Some(_)) => self.end_attempts(job).await,
-            Ok(None) | Err(_) => self.end_given_up(job).await,
+            Ok(Some(noted)) if !is_revoked(&noted.2) => self.end_attempts(job).await,
+            // Whoever noted that it was stopped may not have known that it was begun.
+            Ok(_) | Err(_) => self.end_given_up(job).await,
         }
     }
 

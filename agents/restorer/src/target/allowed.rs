@@ -51,17 +51,15 @@ impl Target {
         }
     }
 
-    /// Fails when a further target of the snapshot, which is at this path by now, is not one to be restored to.
-    pub(crate) fn check_donor(&self, name: &str, path: &Path) -> Result<(), Failure> {
-        let donor = Self { path: name.into(), ..self.clone() };
-        // A logical volume, also by the name that LVM gives its device.
-        let lv = donor.path.strip_prefix("/dev").unwrap_or(&donor.path).to_string_lossy();
-        let as_volume = donor.check_place(&lv);
-        if as_volume.is_ok() || !donor.path.is_absolute() {
-            return as_volume;
+    /// Fails when what is named so is not to be restored to, as a restore to it would: it is this place, or else what is
+    /// at this path by now.
+    pub(crate) fn check_named(&self, name: &str, place: Option<&str>, path: &Path) -> Result<(), Failure> {
+        let named = Self { path: name.into(), ..self.clone() };
+        if let Some(place) = place {
+            return named.check_place(place);
         }
-        donor.check_spelling()?;
-        donor.check_allowed(&path.canonicalize().map_err(|why| donor.cannot_open(&why))?)
+        named.check_spelling()?;
+        named.check_allowed(&path.canonicalize().map_err(|why| named.cannot_open(&why))?)
     }
 }
 

@@ -16,7 +16,7 @@ use schema::{JobId, SessionId};
 
 use super::asked::{done, job, keep, sealed, send};
 use super::fixture::{Fixture, noise, serving};
-use super::places::Volume;
+use super::places::{BY_MAPPER, Volume};
 use crate::claim::Claim;
 use crate::hold;
 
@@ -54,7 +54,7 @@ pub async fn kept(fixture: &Fixture) -> (JobId, Root) {
 }
 
 /// Has a job delivered so often in vain.
-async fn delivered(fixture: &Fixture, job: &RestoreJob, times: usize) {
+pub async fn delivered(fixture: &Fixture, job: &RestoreJob, times: usize) {
     send(fixture, job).await;
     let mut deliveries = fixture.context.bus.consume(&Queue::restores("host"), 1).await.unwrap();
     for _ in 0..times {
@@ -163,25 +163,66 @@ async fn a_job_that_was_stopped_after_it_was_begun_keeps_its_undo() {
     }
 }
 
-/// A message server whose memory was put back may say of a job that it has lost that it was settled.
+/// A message server whose memory was put back may say of a job that it has lost that it was settled. Whoever noted that
+/// it was stopped may have known as little of who had begun it.
 #[tokio::test(start_paused = true)]
 async fn what_an_undo_needs_stays_where_no_note_says_that_the_job_is_over() {
+    let revoked = JobOutcome::Failed { kind: FailureKind::Revoked, why: "before it began".into() };
+    let failed = JobOutcome::Failed { kind: FailureKind::Device, why: "it is full".into() };
+    for (noted, stays) in [(None, true), (Some(revoked), true), (Some(failed), false)] {
+        let fixture = Fixture::plain().await;
+        let root = fixture.volume(&noise(1, LEN)).await;
+        let mut volume = Volume::of(&fixture, LEN);
+        volume.retired = Some((fixture.context.bus.clone(), Queue::restores("host")));
+        let order = job(&fixture, &root, Path::new("vg/lv"));
+        volume.noted = noted.clone().map(|outcome| (fixture.repository.clone(), order.job, outcome));
+        let session = left(&fixture, order.job, vec![JobId::from_bytes([5; 16])]).await;
+        left(&fixture, order.job, Vec::new()).await;
+        let agent = tokio::spawn(volume.restorer(&fixture).run(serving(vec!["vg/*".into()])));
+        send(&fixture, &order).await;
+        let expected = usize::from(stays) + usize::from(noted.is_some());
+        while volume.steps().is_empty() || sessions(&fixture).await.len() > expected {
+            tokio::task::yield_now().await;
+        }
+        fixture.context.stop.raise();
+        agent.await.unwrap().unwrap();
+        let left = sessions(&fixture).await;
+        assert!(left.len() == expected, "{noted:?}: {left:?}");
+        assert_eq!(left.iter().any(|one| one.id == session), stays, "{noted:?}: {left:?}");
+    }
+}
+
+/// By whichever of its names it was to be restored to.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_somebody_writes_to_is_not_told_to_be_stopped() {
     let fixture = Fixture::plain().await;
     let root = fixture.volume(&noise(1, LEN)).await;
-    let mut volume = Volume::of(&fixture, LEN);
-    volume.retired = Some((fixture.context.bus.clone(), Queue::restores("host")));
-    let order = job(&fixture, &root, Path::new("vg/lv"));
-    let session = left(&fixture, order.job, vec![JobId::from_bytes([5; 16])]).await;
-    left(&fixture, order.job, Vec::new()).await;
-    let agent = tokio::spawn(volume.restorer(&fixture).run(serving(vec!["vg/*".into()])));
-    send(&fixture, &order).await;
-    while volume.steps().is_empty() || sessions(&fixture).await.len() > 1 {
-        tokio::task::yield_now().await;
+    let stopped = JobOutcome::Failed { kind: FailureKind::Revoked, why: "before it began".into() };
+    let minute = Duration::from_secs(60);
+    for (name, is_given_up) in [("vg/lv", false), (BY_MAPPER, false), (BY_MAPPER, true)] {
+        let volume = Volume::of(&fixture, LEN);
+        let order = job(&fixture, &root, Path::new(name));
+        sessions::note_end(&fixture.repository, order.job, "v", "host", &stopped).await.unwrap();
+        let session = left(&fixture, order.job, Vec::new()).await;
+        let writing = std::fs::File::options().write(true).open(&volume.device).unwrap();
+        Claim::default().lock(&writing, &volume.device).unwrap();
+        match is_given_up {
+            true => delivered(&fixture, &order, 200).await,
+            false => send(&fixture, &order).await,
+        }
+        let agent = tokio::spawn(volume.restorer(&fixture).run(serving(vec!["vg/*".into()])));
+        let told = fixture.context.environment.timeout(minute, done(&fixture, &order)).await;
+        assert_eq!(told, None, "{name}, is given up: {is_given_up}");
+        assert!(sessions(&fixture).await.iter().any(|one| one.id == session), "it protects who writes");
+        drop(writing);
+        let JobOutcome::Failed { kind, .. } = done(&fixture, &order).await else { panic!("restored") };
+        assert_eq!(kind, FailureKind::Revoked);
+        agent.abort();
+        let _ = agent.await;
+        for one in sessions(&fixture).await {
+            sessions::revoke(&fixture.repository, &one).await.unwrap();
+        }
     }
-    fixture.context.stop.raise();
-    agent.await.unwrap().unwrap();
-    let left = sessions(&fixture).await;
-    assert!(left.len() == 1 && left[0].id == session, "{left:?}");
 }
 
 /// It came again while another agent did it, which ends it while this one keeps what stands there. A guest has written

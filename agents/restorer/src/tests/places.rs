@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::{fs, io};
 
+use agent::faults::store::FaultyStore;
 use agent::{Bus, Failure, Place, Queue, Repository, Stop, Targets, Wish, sessions};
 use async_trait::async_trait;
 use schema::JobId;
 use schema::messages::{
-    About, FailureKind, JobDone, JobOutcome, Message, More, NewVolume, Preparation, RestoreJob, Safety,
-    SharedPlace, Verified, Zeroing,
+    About, FailureKind, JobDone, JobOutcome, Message, NewVolume, Preparation, RestoreJob, Safety,
+    SharedPlace, Zeroing,
 };
 use schema::names;
 
@@ -20,7 +21,7 @@ use super::fixture::{CHUNK, Fixture, noise, serving};
 use super::snapback::put_back;
 use crate::claim::Claim;
 use crate::restorer::{Ids, Purpose};
-use crate::{Restorer, Target};
+use crate::{Restorer, Target, hold};
 
 const MIB: usize = 1 << 20;
 
@@ -34,12 +35,17 @@ pub struct Volume {
     pub is_new: bool,
     pub is_begun: bool,
     /// It holds something else than it was given when it is ended.
-    lies: bool,
+    pub lies: bool,
+    /// Raised when it is ended.
+    pub stops: Option<Stop>,
     /// What is retired while it is made.
     pub retired: Option<(Arc<dyn Bus>, Queue)>,
     /// How a job is noted to have ended while it is made.
     pub noted: Option<(Repository, JobId, JobOutcome)>,
+    /// The store cannot be reached from then on.
+    pub crashes: Option<FaultyStore>,
     log: Arc<Mutex<Vec<String>>>,
+    held: Arc<Mutex<Vec<bool>>>,
 }
 
 impl Volume {
@@ -54,9 +60,12 @@ impl Volume {
             is_new: false,
             is_begun: false,
             lies: false,
+            stops: None,
             retired: None,
             noted: None,
+            crashes: None,
             log: Arc::default(),
+            held: Arc::default(),
         }
     }
 
@@ -70,19 +79,35 @@ impl Volume {
         log.iter().filter(|line| !line.starts_with("zero")).cloned().collect()
     }
 
+    /// Whether somebody had it each time that it was over.
+    pub fn held_when_over(&self) -> Vec<bool> {
+        self.held.lock().unwrap().clone()
+    }
+
     pub fn restorer(&self, fixture: &Fixture) -> Restorer {
         fixture.restorer().with_targets(Arc::new(self.clone()))
     }
 }
 
+/// What device-mapper calls it is a name of it, too.
+pub const BY_MAPPER: &str = "/dev/mapper/vg-lv";
+
+fn is_volume(name: &str) -> bool {
+    ["vg/lv", BY_MAPPER].contains(&name)
+}
+
 #[async_trait]
 impl Targets for Volume {
     async fn find(&self, wish: &Wish<'_>) -> Result<Option<Arc<dyn Place>>, Failure> {
-        Ok((wish.target == "vg/lv").then(|| Arc::new(self.clone()) as Arc<dyn Place>))
+        Ok(is_volume(wish.target).then(|| Arc::new(self.clone()) as Arc<dyn Place>))
     }
 
     fn read_at(&self, name: &str) -> Result<PathBuf, Failure> {
-        Ok(if name == "vg/lv" { self.device.clone() } else { PathBuf::from(name) })
+        Ok(if is_volume(name) { self.device.clone() } else { PathBuf::from(name) })
+    }
+
+    fn name_of(&self, target: &str) -> Result<Option<String>, Failure> {
+        Ok(is_volume(target).then(|| "vg/lv".to_owned()))
     }
 
     fn shared(&self, place: &SharedPlace, path: &Path) -> Option<Arc<dyn Place>> {
@@ -105,6 +130,7 @@ impl Place for Volume {
         if let Some((repository, job, outcome)) = &self.noted {
             sessions::note_end(repository, *job, "v", "host", outcome).await.unwrap();
         }
+        self.crashes.iter().for_each(FaultyStore::crash);
         Ok(self.device.clone())
     }
 
@@ -150,11 +176,13 @@ impl Place for Volume {
             let device = File::options().write(true).open(&self.device).unwrap();
             device.write_all_at(&[0x55], 3 * CHUNK as u64).unwrap();
         }
+        self.stops.iter().for_each(Stop::raise);
         vec!["a note".to_owned()]
     }
 
     async fn over(&self) -> Option<String> {
         self.say("over");
+        self.held.lock().unwrap().push(hold::is_locked(&self.device));
         None
     }
 }
@@ -398,50 +426,6 @@ async fn a_volume_that_was_made_is_not_made_again() {
     assert_eq!(volume.steps(), ["over"]);
     fixture.context.stop.raise();
     agent.await.unwrap().unwrap();
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_an_agent_wrote_is_read_again_where_that_is_asked() {
-    for (verify, lies) in [(true, false), (true, true), (false, true)] {
-        let fixture = Fixture::plain().await;
-        let root = fixture.volume(&noise(1, MIB)).await;
-        let volume = Volume { lies, ..Volume::of(&fixture, MIB) };
-        let restorer = volume.restorer(&fixture);
-        let agent = tokio::spawn(async move { restorer.run(serving(vec!["vg/*".into()])).await });
-        let order = RestoreJob {
-            job: fixture.context.environment.job_id(),
-            slot: root.slot,
-            target: "vg/lv".into(),
-            force: false,
-            preparation: Preparation::default(),
-            full: false,
-            untracked: false,
-            donor: None,
-            more: None,
-        };
-        let order = order.asking(More { verify, ..More::default() });
-        let bus = &fixture.context.bus;
-        bus.publish(&Queue::restores("host"), Message::new(&About::nothing(), &order)).await.unwrap();
-        let mut deliveries = bus.consume(&Queue::done(order.job), 1).await.unwrap();
-        match deliveries.next().await.unwrap().message.read::<JobDone>().unwrap().outcome {
-            JobOutcome::Restored { verified, notes, .. } => {
-                let chunk = CHUNK as u64;
-                let (bytes, start, end) = (chunk, 3 * chunk, 4 * chunk);
-                let expected = match lies {
-                    true => Verified::Differs { bytes, start, end },
-                    false => Verified::Equal,
-                };
-                assert_eq!(verified, verify.then_some(expected));
-                assert_eq!(notes, ["a note"]);
-            }
-            other => panic!("{other:?}"),
-        }
-        while !fixture.sessions().await.is_empty() {
-            tokio::task::yield_now().await;
-        }
-        fixture.context.stop.raise();
-        agent.await.unwrap().unwrap();
-    }
 }
 
 #[tokio::test(start_paused = true)]

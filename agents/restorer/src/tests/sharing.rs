@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use agent::counters::Counters;
-use agent::{Audit, Changes, Context, Queue, Service, Topic, sessions};
+use agent::{Audit, Changes, Context, Queue, Service, Topic, forgetting, sessions};
 use schema::messages::{
     About, AskSpan, AskTarget, FailureKind, JobDone, JobOutcome, Message, More, Payload, Preparation,
     RestoreJob, SharedTarget, Span, SpanNow, StopRestore, TargetShared,
@@ -380,6 +380,34 @@ async fn a_job_whose_agent_died_is_not_over_while_somebody_who_helped_writes() {
         let JobOutcome::Failed { why, .. } = done(&fixture, job).await else { panic!("it was restored") };
         assert!(why.contains(if is_stopped { "stopped, as asked" } else { "there is no snapshot" }), "{why}");
         assert_eq!(std::fs::read(&path).unwrap(), b"half of it");
+    }
+    agents.stop(&fixture).await;
+}
+
+/// It had most of it by then; its snapshot was forgotten meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_target_was_taken_away_goes_on_although_its_snapshot_was_forgotten() {
+    let fixture = Fixture::plain().await;
+    let content = content();
+    let root = fixture.volume(&content).await;
+    let agents = Agents::start(&fixture, 1);
+    let path = fixture.path("x");
+    fixture.store_is_open.send_replace(false);
+    let job = send(&fixture, &root, &path, false).await;
+    Hand::called(&fixture).await;
+    forgetting::forget(&fixture.repository, &root, "a test").await.unwrap();
+    // As another restore does that came between.
+    hold::unmark(&opened(&path));
+    fixture.store_is_open.send_replace(true);
+    let outcome = done(&fixture, job).await;
+    assert!(matches!(outcome, JobOutcome::Restored { .. }), "{outcome:?}");
+    assert_eq!(
+        fixture.context.counters.messages_retried.get() + agents.counters[0].messages_retried.get(),
+        1
+    );
+    assert!(std::fs::read(&path).unwrap() == content);
+    while !fixture.sessions().await.is_empty() {
+        tokio::task::yield_now().await;
     }
     agents.stop(&fixture).await;
 }

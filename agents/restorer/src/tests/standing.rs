@@ -3,19 +3,22 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent::bus::{Broadcasts, BusError, Deliveries, Delivery, Requests, Settle, Ticket};
-use agent::{Bus, Queue, Service, Topic, sessions};
+use agent::faults::store::{FaultyStore, StoreFaults};
+use agent::{Bus, Environment, Queue, Service, Topic, sessions};
 use async_trait::async_trait;
+use object_store::memory::InMemory;
 use schema::messages::{
-    About, FailureKind, JobOutcome, Message, More, NewVolume, Preparation, RestoreJob, StopRestore,
+    About, FailureKind, JobDone, JobOutcome, Message, More, NewVolume, Preparation, RestoreJob, StopRestore,
 };
 
 use super::asked::{done, job, send};
-use super::ending::{kept, left, sessions};
-use super::fixture::{Fixture, noise, serving};
+use super::ending::{delivered, kept, left, sessions};
+use super::fixture::{Fixture, TestEnvironment, noise, serving};
 use super::places::Volume;
 use crate::claim::Claim;
 use crate::{Restorer, hold};
@@ -35,6 +38,8 @@ enum Word {
 struct Asked {
     inner: Arc<dyn Bus>,
     word: Arc<dyn Fn() -> Word + Send + Sync>,
+    /// So often it does not take that a job is done.
+    refused: Arc<AtomicU32>,
 }
 
 impl fmt::Debug for Asked {
@@ -45,8 +50,17 @@ impl fmt::Debug for Asked {
 
 impl Asked {
     fn restorer(fixture: &Fixture, word: impl Fn() -> Word + Send + Sync + 'static) -> Restorer {
+        Self::refusing(fixture, 0, word)
+    }
+
+    fn refusing(
+        fixture: &Fixture,
+        refused: u32,
+        word: impl Fn() -> Word + Send + Sync + 'static,
+    ) -> Restorer {
         let mut restorer = fixture.restorer();
-        restorer.context.bus = Arc::new(Self { inner: fixture.context.bus.clone(), word: Arc::new(word) });
+        let (inner, refused) = (fixture.context.bus.clone(), Arc::new(AtomicU32::new(refused)));
+        restorer.context.bus = Arc::new(Self { inner, word: Arc::new(word), refused });
         restorer
     }
 }
@@ -54,6 +68,12 @@ impl Asked {
 #[async_trait]
 impl Bus for Asked {
     async fn publish(&self, queue: &Queue, message: Message) -> Result<(), BusError> {
+        let fewer = |refused: u32| refused.checked_sub(1);
+        if message.read::<JobDone>().is_ok()
+            && self.refused.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok()
+        {
+            return Err(BusError::Unsendable { subject: queue.to_string(), why: "not yet".into() });
+        }
         self.inner.publish(queue, message).await
     }
 
@@ -223,16 +243,28 @@ async fn a_job_that_the_message_server_has_lost_fails_and_keeps_its_undo() {
 /// Another agent had restored it by then, and noted that, and died before the volume's tag was gone.
 #[tokio::test(start_paused = true)]
 async fn a_volume_that_was_restored_stays_although_its_job_was_lost() {
-    let fixture = Fixture::plain().await;
+    let environment: Arc<dyn Environment> = Arc::new(TestEnvironment::default());
+    let store = FaultyStore::new(Arc::new(InMemory::new()), environment, StoreFaults::default());
+    let fixture = Fixture::new(Arc::new(store.clone()), false).await;
     let root = fixture.volume(&noise(1, LEN)).await;
     let order = created(&fixture, &root);
     let mut volume = Volume::of(&fixture, LEN);
     volume.is_begun = true;
     volume.noted = Some((fixture.repository.clone(), order.job, restored()));
+    volume.crashes = Some(store.clone());
     let restorer = Asked::restorer(&fixture, || Word::Lost).with_targets(Arc::new(volume.clone()));
     let agent = tokio::spawn(restorer.run(serving(vec!["vg/*".into()])));
     send(&fixture, &order).await;
+    let hour = Duration::from_secs(3600);
+    let told = fixture.context.environment.timeout(hour, done(&fixture, &order)).await;
+    assert_eq!(told, None, "while nobody knows how it ended");
+    store.recover();
     assert_eq!(done(&fixture, &order).await, restored());
+    assert_eq!(
+        volume.held_when_over().first(),
+        Some(&true),
+        "whoever had it before would take it for one that was begun"
+    );
     while volume.steps().len() < 2 {
         tokio::task::yield_now().await;
     }
@@ -274,6 +306,42 @@ async fn a_job_that_another_agent_has_is_not_told_to_be_stopped() {
         agent.abort();
         let _ = agent.await;
     }
+}
+
+/// Whoever had restored it died before its tag was gone.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_was_restored_is_ended_although_its_job_is_given_up() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, LEN)).await;
+    let order = created(&fixture, &root);
+    let mut volume = Volume::of(&fixture, LEN);
+    volume.is_begun = true;
+    sessions::note_end(&fixture.repository, order.job, "v", "host", &restored()).await.unwrap();
+    delivered(&fixture, &order, 200).await;
+    let agent = tokio::spawn(volume.restorer(&fixture).run(serving(vec!["vg/*".into()])));
+    assert_eq!(done(&fixture, &order).await, restored());
+    assert_eq!(volume.steps(), ["over"]);
+    agent.abort();
+}
+
+/// Its end could not be told the first time, so that it comes again.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_was_restored_is_ended_when_its_job_is_remembered() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, LEN)).await;
+    let mut volume = Volume::of(&fixture, LEN);
+    volume.is_new = true;
+    let order = created(&fixture, &root);
+    let restorer = Asked::refusing(&fixture, 2, || Word::Queued).with_targets(Arc::new(volume.clone()));
+    let agent = tokio::spawn(restorer.run(serving(vec!["vg/*".into()])));
+    send(&fixture, &order).await;
+    assert!(matches!(done(&fixture, &order).await, JobOutcome::Restored { .. }));
+    while !fixture.sessions().await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    // By whoever gave it up, and by whoever remembered it.
+    assert_eq!(volume.steps(), ["make", "ready ee", "end true", "over", "over"]);
+    agent.abort();
 }
 
 fn created(fixture: &Fixture, root: &schema::root::Root) -> RestoreJob {

@@ -175,6 +175,18 @@ async fn files_and_devices_are_left_to_others_and_no_tool_is_asked() {
     assert!(failure.why.contains("vg0/web") && failure.why.contains("lvs"), "{failure}");
 }
 
+/// An agent's configuration allows it by that, whichever name a job has for it.
+#[test]
+fn a_volume_is_known_by_its_own_name() {
+    let host = Host::with(&[web()]);
+    let dev = host.folder.path().join("dev");
+    let name = |target: &Path| host.targets.name_of(target.to_str().unwrap()).unwrap();
+    for target in ["vg0/web".into(), dev.join("vg0/web"), dev.join("mapper/vg0-web")] {
+        assert_eq!(name(&target).as_deref(), Some("vg0/web"), "{target:?}");
+    }
+    assert_eq!((name(Path::new("/srv/images/web")), name(Path::new("/dev/null"))), (None, None));
+}
+
 #[tokio::test]
 async fn a_volume_is_filled_and_what_is_empty_reads_as_zero() {
     let host = Host::with(&[web()]);
