@@ -70,7 +70,8 @@ impl Restorer {
         let (queue, at_once) = (Queue::restores(&serving.host), serving.at_once.max(1));
         self.sharing = Some(Sharing::of(&serving));
         let (restorer, serving, own) = (Arc::new(self), Arc::new(serving), Own::default());
-        let helping = Helping { restorer: restorer.clone(), serving: serving.clone(), own: own.clone() };
+        let worker = u64::from_le_bytes(context.environment.random());
+        let helping = Helping { restorer: restorer.clone(), serving: serving.clone(), own: own.clone(), worker };
         let jobs =
             Jobs { restorer, serving, ended: Arc::default(), running: Running::default(), own, attempt: 0 };
         let consumers = (0..at_once).map(|_| agent::consume(&context, &queue, WINDOW, jobs.clone()));
@@ -421,6 +422,7 @@ impl Jobs {
         let target = Target::new(job.target(), job.force).full(job.full).untracked(job.untracked);
         let target = target.prepared(job.preparation.clone());
         let mut target = target.below(&self.serving.allowed).claimed(claim).until(stop);
+        target = target.fetching(job.fetches.map(|fetches| fetches as usize));
         if let Some(more) = &job.more {
             target = target.only(more.range.map(|(start, end)| start..end)).keep_going(more.keep_going);
             target = target.read_again(more.verify);

@@ -1,6 +1,7 @@
 //! Restores of small repositories that are built by hand, from memory and from a directory.
 
 mod asked;
+mod bounded;
 mod comparing;
 mod counting;
 mod damage;
@@ -14,3 +15,6 @@ mod snapback;
 mod standing;
 mod targets;
 mod tracking;
+
+pub(crate) use counting::Counting;
+pub(crate) use fixture::TestEnvironment;

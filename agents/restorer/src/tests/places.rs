@@ -302,6 +302,7 @@ async fn an_agent_restores_to_places_that_it_allows() {
             full: false,
             untracked: false,
             donor: None,
+            fetches: None,
             more: None,
         };
         let bus = &fixture.context.bus;
@@ -385,6 +386,7 @@ async fn a_volume_that_was_made_is_not_made_again() {
         full: false,
         untracked: false,
         donor: None,
+        fetches: None,
         more: None,
     };
     let bus = &fixture.context.bus;
@@ -417,6 +419,7 @@ async fn what_an_agent_wrote_is_read_again_where_that_is_asked() {
             full: false,
             untracked: false,
             donor: None,
+            fetches: None,
             more: None,
         };
         let order = order.asking(More { verify, ..More::default() });
