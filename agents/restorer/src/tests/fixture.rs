@@ -137,7 +137,8 @@ impl Fixture {
         let environment: Arc<dyn Environment> = Arc::new(TestEnvironment::default());
         let is_open = watch::Sender::new(true);
         let counting = Counting::new(inner, is_open.clone());
-        let (reads, in_flight, slow) = (counting.reads.clone(), counting.in_flight.clone(), counting.slow.clone());
+        let (reads, in_flight, slow) =
+            (counting.reads.clone(), counting.in_flight.clone(), counting.slow.clone());
         let store = Store::new(Arc::new(counting), "repo", "test:repo", environment.clone());
         let identity = encrypted.then(|| Arc::new(Identity::generate()));
         let recipients = identity.as_ref().map(|identity| identity.recipients()).unwrap_or_default();
