@@ -152,7 +152,8 @@ fn a_check_that_was_cut_off_goes_on_where_it_was_whatever_it_reads() {
         damaged.machine.run(&["check", asked]).fails(3, &["later version"]);
         std::fs::write(&path, &whole).expect("the pack is back");
         if asked == "--read-data=1/1" {
-            let other: u64 = (1..=2).map(|number| read(&[&format!("--read-data={number}/2")]) - structure).sum();
+            let other: u64 =
+                (1..=2).map(|number| read(&[&format!("--read-data={number}/2")]) - structure).sum();
             assert_eq!(other, all, "another share begins at its own beginning");
         }
         assert_eq!(read(&[asked]) - structure, all - middle as u64, "{asked}");
