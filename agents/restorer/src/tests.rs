@@ -15,6 +15,7 @@ mod snapback;
 mod standing;
 mod targets;
 mod tracking;
+mod waiting;
 
 pub(crate) use counting::Counting;
 pub(crate) use fixture::TestEnvironment;

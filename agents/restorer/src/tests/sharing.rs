@@ -102,7 +102,7 @@ async fn send_as(job: JobId, fixture: &Fixture, root: &Root, target: &Path, forc
 }
 
 /// How the job ends, should it end within this time.
-async fn ended(fixture: &Fixture, job: JobId, limit: Duration) -> Option<JobOutcome> {
+pub(super) async fn ended(fixture: &Fixture, job: JobId, limit: Duration) -> Option<JobOutcome> {
     let mut deliveries = fixture.context.bus.consume(&Queue::done(job), 1).await.unwrap();
     let delivery = fixture.context.environment.timeout(limit, deliveries.next()).await?.unwrap();
     let done: JobDone = delivery.message.read().unwrap();
