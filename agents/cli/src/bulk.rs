@@ -269,11 +269,11 @@ impl Run<'_> {
                 None => None,
             };
             let outcome = match &by {
-                _ if matches!(share, Some(None)) => Err(Failure::refused(NO_SHARE).into()),
                 By::Us(ours) if ours.early.stop.is_raised() => Err(ours.early.ended()),
                 By::Agents(_) if self.app.stop.is_raised() => {
                     Err(embedded::interrupted().context("it was not begun").into())
                 }
+                _ if matches!(share, Some(None)) => Err(Failure::refused(NO_SHARE).into()),
                 by => {
                     let donor = donor.map(|donor| donor.order.target.as_str());
                     let share = share.as_ref().and_then(Option::as_ref);
