@@ -1,6 +1,7 @@
 //! A repository: a store and its writer key. What roots, markers, footers and maps need, in one place.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use schema::config::{CHUNKER_BLOCK_ALIGNED, Config, ConfigHead};
@@ -12,7 +13,7 @@ use schema::pack::{self, PackFooter, PackHeader, TRAILER_LEN};
 use schema::root::Root;
 use schema::{Domain, FormatError, Object, PackId, RepoId, VolumeKey};
 
-use crate::store::{Created, Listed, Store, StoreError};
+use crate::store::{Created, Limit, Listed, Store, StoreError};
 use crate::{Environment, Failure};
 
 /// Bytes read from a pack's end in the hope that its footer is inside.
@@ -348,6 +349,11 @@ impl Repository {
             keys.push(key);
         }
         Ok(keys)
+    }
+
+    /// The same, which is read from no more often at once than this allows.
+    pub fn limited(&self, limit: Arc<Limit>) -> Self {
+        Self { store: self.store.limited(limit), ..self.clone() }
     }
 
     /// A data key as it is stored.

@@ -21,6 +21,9 @@ use schema::config::StorePromise;
 use crate::Environment;
 
 mod deleting;
+mod limit;
+
+pub use limit::Limit;
 
 /// Tries of an operation that may be repeated; with doubling pauses they span about 25 seconds.
 const TRIES: u32 = 8;
@@ -92,6 +95,8 @@ pub struct Store {
     prefix: Path,
     location: Arc<str>,
     environment: Arc<dyn Environment>,
+    /// The narrowest first.
+    limits: Arc<[Arc<Limit>]>,
 }
 
 impl fmt::Debug for Store {
@@ -108,7 +113,8 @@ impl Store {
         location: &str,
         environment: Arc<dyn Environment>,
     ) -> Self {
-        Self { inner, batches: None, prefix: Path::from(prefix), location: location.into(), environment }
+        let (prefix, location, limits) = (Path::from(prefix), location.into(), Arc::default());
+        Self { inner, batches: None, prefix, location, environment, limits }
     }
 
     /// What messages call it.
@@ -162,8 +168,11 @@ impl Store {
     /// The whole object, or none.
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
         let path = self.path(key);
-        let got = self.repeat("reading", key, || async { body(self.inner.get(&path).await?).await }).await;
-        absent(got)
+        let get = || async {
+            let _turn = self.turn().await;
+            body(self.inner.get(&path).await?).await
+        };
+        absent(self.repeat("reading", key, get).await)
     }
 
     /// A range of an object; an object that ends before the range does is an error that no other try helps.
@@ -175,6 +184,7 @@ impl Store {
         }
         let got = self
             .repeat("reading", key, || async {
+                let _turn = self.turn().await;
                 let options =
                     GetOptions { range: Some(GetRange::Bounded(range.clone())), ..Default::default() };
                 match self.inner.get_opts(&path, options).await {
@@ -210,6 +220,7 @@ impl Store {
     pub async fn get_suffix(&self, key: &str, len: u64) -> Result<(Bytes, u64), StoreError> {
         let path = self.path(key);
         self.repeat("reading", key, || async {
+            let _turn = self.turn().await;
             if len == 0 {
                 return Ok((Bytes::new(), self.inner.head(&path).await?.size));
             }
@@ -231,8 +242,11 @@ impl Store {
     /// An object's size, or none.
     pub async fn head(&self, key: &str) -> Result<Option<u64>, StoreError> {
         let path = self.path(key);
-        absent(self.repeat("looking for", key, || self.inner.head(&path)).await)
-            .map(|found| found.map(|m| m.size))
+        let head = || async {
+            let _turn = self.turn().await;
+            self.inner.head(&path).await
+        };
+        absent(self.repeat("looking for", key, head).await).map(|found| found.map(|m| m.size))
     }
 
     /// All objects below a folder, in no order.

@@ -12,7 +12,7 @@ use agent::{Failure, Repository, Stop};
 use anyhow::Context;
 use futures::future::join_all;
 use indexer::Wish;
-use restorer::Restorer;
+use restorer::{Budget, Restorer, Share};
 use schema::names::Slot;
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -75,6 +75,10 @@ struct Queue {
 }
 
 type Outcome = anyhow::Result<Done>;
+
+/// Why a volume was not begun.
+const NO_SHARE: &str = "it was not begun: all of the plan's requests to the store (fetches_at_once) belong to restores \
+                        that may still go on, and of which nobody has said how they ended";
 
 /// `lvkeep restore --plan`.
 pub async fn run(app: &App, path: &Path) -> anyhow::Result<()> {
@@ -185,15 +189,19 @@ async fn carry_out(
     };
     let display = Display::new(app);
     let overall = Overall::new(&display, plan.orders.iter().map(|planned| planned.order.root.size));
-    let run = Run { app, plan, repository, display: &display, overall: &overall };
     let queues: Vec<(Option<&str>, Queue)> = numbers
         .into_iter()
         .map(|(host, numbers)| (host, Queue { line: Mutex::new(Line::new(numbers)), ended: Notify::new() }))
         .collect();
+    let lanes = |(host, queue): &(Option<&str>, Queue)| plan.at_once(*host).min(queue.line().len());
+    let budget = plan.fetches_at_once.map(|most| Budget::new(most, queues.iter().map(lanes).sum()));
+    let budget = budget.as_ref();
+    let run = Run { app, plan, repository, budget, display: &display, overall: &overall };
     let far = |host| context.as_ref().map(|context| Far { app, context, repository, host });
     let (mut by_agents, mut by_us) = (Vec::new(), Vec::new());
-    for (host, queue) in &queues {
-        for _ in 0..plan.at_once(*host).min(queue.line().len()) {
+    for one in &queues {
+        let (host, queue) = one;
+        for _ in 0..lanes(one) {
             match (host.and_then(far), ours) {
                 (Some(far), _) => by_agents.push(run.lane(queue, By::Agents(far))),
                 (None, Some(ours)) => by_us.push(run.lane(queue, By::Us(ours))),
@@ -243,6 +251,8 @@ struct Run<'a> {
     app: &'a App,
     plan: &'a Plan,
     repository: &'a Repository,
+    /// Requests to the store, where they are limited.
+    budget: Option<&'a Budget>,
     display: &'a Display,
     overall: &'a Overall,
 }
@@ -254,22 +264,33 @@ impl Run<'_> {
         while let Some((number, donor)) = queue.next().await {
             let Some(planned) = self.plan.orders.get(number) else { break };
             let donor = donor.and_then(|donor| self.plan.orders.get(donor));
+            let share = match self.budget {
+                Some(budget) => Some(budget.share(number).await),
+                None => None,
+            };
             let outcome = match &by {
                 By::Us(ours) if ours.early.stop.is_raised() => Err(ours.early.ended()),
                 By::Agents(_) if self.app.stop.is_raised() => {
                     Err(embedded::interrupted().context("it was not begun").into())
                 }
-                by => self.one(number, planned, donor.map(|donor| donor.order.target.as_str()), by).await,
+                _ if matches!(share, Some(None)) => Err(Failure::refused(NO_SHARE).into()),
+                by => {
+                    let donor = donor.map(|donor| donor.order.target.as_str());
+                    let share = share.as_ref().and_then(Option::as_ref);
+                    self.one(number, planned, Asked { donor, share, put_back: false }, by).await
+                }
             };
+            drop(share);
             queue.line().ended(number, planned.order.root.slot, outcome.is_ok());
             queue.ended.notify_waiters();
             self.tell(number, planned, &outcome);
             ended.push((number, outcome));
         }
+        self.budget.inspect(|budget| budget.leave());
         ended
     }
 
-    async fn one(&self, number: usize, planned: &Planned, donor: Option<&str>, by: &By<'_>) -> Outcome {
+    async fn one(&self, number: usize, planned: &Planned, asked: Asked<'_>, by: &By<'_>) -> Outcome {
         let order = &planned.order;
         let bar = self.display.bar(&order.root.volume);
         let progress = |done, total| {
@@ -277,9 +298,9 @@ impl Run<'_> {
             self.overall.set(number, done);
         };
         let outcome = match by {
-            By::Us(ours) => self.by_us(ours, order, donor, progress).await,
+            By::Us(ours) => self.by_us(ours, order, asked, progress).await,
             By::Agents(far) => {
-                let restored = far.restore(order, Asked { donor, put_back: false }, progress).await;
+                let restored = far.restore(order, asked, progress).await;
                 let host = far.host;
                 restored
                     .with_context(|| format!("restoring {} to {host}:{}", order.root.volume, order.target))
@@ -303,10 +324,11 @@ impl Run<'_> {
         &self,
         ours: &Ours,
         order: &Order,
-        donor: Option<&str>,
+        Asked { donor, share, .. }: Asked<'_>,
         progress: impl Fn(u64, u64),
     ) -> Outcome {
         let (restorer, target) = (&ours.restorer, order.to().until(ours.early.stop.clone()));
+        let target = target.fetching(share.map(Share::most));
         let (mut target, kept) =
             undo::keep(self.app, self.repository, restorer, order, target, &progress).await?;
         if let Some(donor) = donor {

@@ -2,13 +2,13 @@
 //! far as it is asked for.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agent::{Failure, Repository};
 use anyhow::Context as _;
-use checker::{Checker, Content, DamagedSnapshot, Finding, Progress, Report, Settings};
+use checker::{Checker, Content, DamagedSnapshot, Finding, Progress, Report, Settings, Share, Stopped};
 use schema::PackId;
 use serde::Serialize;
 
@@ -59,6 +59,8 @@ struct Damaged {
 pub struct Job {
     /// What of the content is read.
     pub content: Content,
+    /// Where another command that read the same has stopped.
+    pub stopped: Option<Stopped>,
     /// Whether damage is recorded.
     pub record: bool,
     /// Whether snapshots are marked with what of them is lost.
@@ -75,17 +77,11 @@ pub async fn run(app: &App, args: &CheckArgs) -> anyhow::Result<()> {
     }
     app.stop_on_signals()?;
     let repository = app.repository().await?;
-    let cursor = Cursor::of(app, &repository);
-    let content = content(args, &cursor);
-    let job = Job { content, record: !args.no_record, mark: false };
-    let has_cursor = !matches!(content, Content::Share(_));
-    let note = |after| {
-        if has_cursor {
-            cursor.set(after)
-        }
-    };
-    let (report, _) = check(app, &repository, &job, &note).await?;
-    if matches!(content, Content::All { .. }) && !report.is_behind {
+    let cursor = Cursor::of(app, &repository, args.read_data);
+    let (content, stopped) = content(args, &cursor);
+    let job = Job { content, stopped, record: !args.no_record, mark: false };
+    let (report, _) = check(app, &repository, &job, &|after| cursor.set(after)).await?;
+    if matches!(content, Content::All { .. } | Content::Share(_)) && !report.is_behind {
         cursor.clear();
     }
     conclude(app, &Checked::of(report))
@@ -110,17 +106,19 @@ pub async fn check(
 ) -> anyhow::Result<(Report, u64)> {
     let identity = open::identity(&app.settings, repository.key.repo())?.map(Arc::new);
     let work = Embedded::reading_all(app).await?;
-    let Job { content, record, mark } = *job;
+    let Job { content, stopped, record, mark } = *job;
     let settings = Settings { host: app.settings.host.value.clone(), content, record };
     let (index, stop) = (work.index.clone(), work.context.stop.clone());
-    let checker = Checker::new(work.repository.clone(), index, identity, settings, stop);
+    let checker = Checker::new(work.repository.clone(), index, identity, settings, stop).behind(stopped);
     let bar = Display::new(app).bar("content");
-    let noted = AtomicU64::new(0);
+    let (noted, latest) = (AtomicU64::new(0), Mutex::new(None));
     let progress = |progress: Progress<'_>| {
         bar.set(progress.done, progress.total);
         let now = app.environment.elapsed();
         let is_due = now >= Duration::from_millis(noted.load(Ordering::Relaxed)) + NOTE;
-        if let Some(after) = progress.after.filter(|_| is_due || progress.done == progress.total) {
+        let Some(after) = progress.after else { return };
+        *latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(after);
+        if is_due {
             noted.store(now.as_millis() as u64, Ordering::Relaxed);
             note(after);
         }
@@ -131,27 +129,39 @@ pub async fn check(
         Ok::<_, Failure>((report, marked))
     };
     let checked = checked.await;
+    // However it ended, nothing is read twice.
+    if let Some(after) = latest.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        note(after);
+    }
     bar.finish();
     work.finish().await;
     Ok(checked?)
 }
 
-fn content(args: &CheckArgs, cursor: &Cursor) -> Content {
+/// What is read, and where another command has stopped that read the same share.
+fn content(args: &CheckArgs, cursor: &Cursor) -> (Content, Option<Stopped>) {
     let after = || if args.restart { None } else { cursor.get() };
     match args.read_data {
-        None => Content::None,
-        Some(ReadData::Percent(100)) => Content::All { after: after() },
-        Some(ReadData::Percent(percent)) => Content::Percent { percent, after: after() },
-        Some(ReadData::Share(share)) => Content::Share(share),
+        None => (Content::None, None),
+        Some(ReadData::Percent(100)) => (Content::All { after: after() }, None),
+        Some(ReadData::Percent(percent)) => (Content::Percent { percent, after: after() }, None),
+        Some(ReadData::Share(share)) => {
+            (Content::Share(share), after().map(|behind| Stopped { behind, done: 0 }))
+        }
     }
 }
 
-/// Where the last check of content ended, on this host. Only a shorter way: without it, checks begin at the start.
+/// Where the last check of content ended, on this host. Only a shorter way: without it, checks begin at the start. Each
+/// fixed share has one of its own, until all of it was read.
 struct Cursor(PathBuf);
 
 impl Cursor {
-    fn of(app: &App, repository: &Repository) -> Self {
-        Self(app.settings.cache.value.join(repository.key.repo().to_string()).join("check-cursor"))
+    fn of(app: &App, repository: &Repository, read: Option<ReadData>) -> Self {
+        let name = match read {
+            Some(ReadData::Share(Share { number, of })) => format!("check-cursor-{number}-{of}"),
+            Some(ReadData::Percent(_)) | None => "check-cursor".to_owned(),
+        };
+        Self(app.settings.cache.value.join(repository.key.repo().to_string()).join(name))
     }
 
     fn get(&self) -> Option<PackId> {

@@ -90,8 +90,8 @@ fn head(roots: &[Root], now_ms: u64) -> String {
          # The keys of a volume are the options of `lvkeep restore`; host is the one whose agents write.\n\n\
          # Volumes of each host at once. [hosts.NAME] has its own.\n\
          volumes_at_once = {}\n\
-         # Requests to the store at once, for what the command itself restores.\n\
-         #fetches_at_once = 8\n",
+         # Reads of the store at once, of all hosts and the command together.\n\
+         #fetches_at_once = 16\n",
         roots.len(),
         text::time(now_ms),
         plan::AT_ONCE,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agent::{Context as AgentContext, Failure, Queue, Repository, Topic, sessions};
 use anyhow::bail;
-use restorer::{Hole, Report};
+use restorer::{Hole, Report, Share};
 use schema::messages::{
     About, FailureKind, JobOutcome, LostRange, Message, More, Progress, RestoreJob, RestoreWaits,
     StopRestore, Verified,
@@ -44,6 +44,8 @@ pub struct Asked<'a> {
     pub donor: Option<&'a str>,
     /// What was kept for an undo is put back.
     pub put_back: bool,
+    /// How many requests to the store it may have at once.
+    pub share: Option<&'a Share<'a>>,
 }
 
 impl Far<'_> {
@@ -61,7 +63,13 @@ impl Far<'_> {
         let mut heard = context.bus.subscribe(&Topic::progress(job)).await.map_err(Failure::from)?;
         let about = About { session: None, volume: volume.clone() };
         let queue = Queue::restores(self.host);
-        context.bus.publish(&queue, Message::new(&about, &message)).await.map_err(Failure::from)?;
+        let published = context.bus.publish(&queue, Message::new(&about, &message)).await;
+        // From now on until its end is told, an agent may be at it.
+        let lost = |failure: Failure| {
+            asked.share.inspect(|share| share.lose());
+            anyhow::Error::from(failure)
+        };
+        published.map_err(|why| lost(why.into()))?;
         let (kept, said) = (OnceLock::new(), OnceLock::new());
         let hear = async {
             while let Ok(message) = heard.next().await {
@@ -83,7 +91,7 @@ impl Far<'_> {
         let outcome = tokio::select! {
             biased;
             outcome = backup::end_of(context, job) => outcome?,
-            why = self.stopped(job, order, &note) => return Err(why.into()),
+            why = self.stopped(job, order, &note) => return Err(lost(why)),
             () = hear => unreachable!("progress has no end"),
         };
         if let Some(note) = note.into_inner() {
@@ -110,6 +118,7 @@ impl Far<'_> {
             full: options.full,
             untracked: options.no_tracking,
             donor: asked.donor.map(str::to_owned),
+            fetches: asked.share.map(|share| u32::try_from(share.most()).unwrap_or(u32::MAX)),
             more: None,
         };
         job.asking(More {

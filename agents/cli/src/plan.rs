@@ -86,7 +86,7 @@ pub struct Surroundings<'a> {
 pub struct Plan {
     /// What is restored, in this order.
     pub orders: Vec<Planned>,
-    /// Requests to the store at once, of this process.
+    /// Reads of content and maps in the store at once, of all who restore.
     pub fetches_at_once: Option<usize>,
     at_once: usize,
     hosts: BTreeMap<String, usize>,

@@ -46,7 +46,7 @@ pub async fn run(app: &App, args: &RepairArgs) -> anyhow::Result<()> {
     // What is in the cache may be of packs that are not as they were.
     embedded::rebuild(app, &repository).await?;
     let content = if args.read_data { Content::All { after: None } } else { Content::None };
-    let job = Job { content, record: true, mark: true };
+    let job = Job { content, stopped: None, record: true, mark: true };
     let (report, marked) = check::check(app, &repository, &job, &|_| ()).await?;
     let (damaged, snapshots) = (report.damaged.len(), report.snapshots);
     let withheld = match report.damaged.iter().filter(|damaged| damaged.is_withheld()).count() {

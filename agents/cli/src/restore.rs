@@ -380,7 +380,7 @@ async fn by_agents(app: &App, args: &RestoreArgs, host: &str) -> anyhow::Result<
     let far = Far { app, context: &context, repository: &repository, host };
     let restoring =
         in_turn(app, &all, !args.also.is_empty(), async |_, order: &Order, donor: Option<&str>| {
-            far_one(&far, order, Asked { donor, put_back: false }).await
+            far_one(&far, order, Asked { donor, ..Asked::default() }).await
         });
     let warned = async {
         if args.options.undo {

@@ -210,7 +210,7 @@ fn same_of_run<'a>(
     let start = run.first().map_or(0, |place| place.offset);
     let end = run.last().map_or(0, |place| place.range().end);
     let found = reading.read(&(start..end), buffer)?;
-    let ids = work.repository.key.chunk_ids();
+    let ids = work.source.repository.key.chunk_ids();
     let there = move |place: &'a Place| {
         let from = (place.offset - start) as usize;
         (place, &found[from..from + place.len as usize])

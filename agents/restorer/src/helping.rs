@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use agent::store::Limit;
 use agent::{BusError, Context, Failure, Place, Service, Stop, Topic};
 use schema::SessionId;
 use schema::messages::{
@@ -73,6 +74,8 @@ pub(crate) struct Helping {
     pub serving: Arc<Serving>,
     /// What goes before.
     pub own: Own,
+    /// Tells this process from others that help: what it was given and has not heard of is still its own.
+    pub worker: u64,
 }
 
 /// A target that is open to be written to beside its owner.
@@ -81,7 +84,8 @@ struct Joined {
     opened: Opened,
     source: Source,
     session: SessionId,
-    worker: u64,
+    /// Of its requests to the store.
+    limit: Arc<Limit>,
 }
 
 impl Helping {
@@ -163,8 +167,12 @@ impl Helping {
     }
 
     async fn ask(&self, joined: &Joined, now: SpanNow) -> Result<Option<Range<u64>>, Failure> {
-        let ask = Message::new(&About::nothing(), &AskSpan { worker: joined.worker, now });
+        let is_idle = now == SpanNow::Idle;
+        let ask = Message::new(&About::nothing(), &AskSpan { worker: self.worker, now });
         let answer: Span = self.request(joined.session, ask).await?.read()?;
+        if is_idle {
+            joined.limit.set(answer.fetches.map_or(usize::MAX, |fetches| fetches as usize));
+        }
         Ok(answer.range.map(|(offset, len)| offset..offset.saturating_add(len)))
     }
 
@@ -183,8 +191,7 @@ impl Helping {
     async fn join(&self, session: SessionId, target: SharedTarget) -> Result<Joined, Failure> {
         let restorer = &self.restorer;
         let root = restorer.root_at(target.slot).await?;
-        let keys = restorer.keys();
-        keys.check()?;
+        restorer.keys(&restorer.repository).check()?;
         let place = self.place(&target)?;
         let path = Target::new(&target.path, true).below(&self.serving.allowed);
         let forbidden = restorer.settings.forbidden.clone();
@@ -206,11 +213,11 @@ impl Helping {
             Ok(Opened { place, len, ..Opened::new(file, path.path().to_owned(), volume, before) })
         })
         .await?;
-        let map = restorer.map(root)?;
+        // With a span comes how many.
+        let limit = Arc::new(Limit::none());
         // The owner's session protects the snapshot.
-        let source = Source { map, keys: keys.into(), session: None };
-        let worker = u64::from_le_bytes(restorer.context.environment.random());
-        Ok(Joined { target, opened, source, session, worker })
+        let source = restorer.source(restorer.reads(Some(&limit)), root, None)?;
+        Ok(Joined { target, opened, source, session, limit })
     }
 
     /// The logical volume that the target is.

@@ -46,7 +46,9 @@ impl Restorer {
         progress: impl Fn(u64, u64),
     ) -> Result<Option<Slot>, Failure> {
         // What would be refused only afterwards.
-        self.keys().check().map_err(|why| why.context(format!("cannot restore {}", root.volume)))?;
+        self.keys(&self.repository)
+            .check()
+            .map_err(|why| why.context(format!("cannot restore {}", root.volume)))?;
         let Some(held) = self.hold(root, target, undo).await? else { return Ok(None) };
         let name = target.path().display();
         let kept = self.kept(&held, target, undo, progress).await;

@@ -7,6 +7,7 @@
 //! bounded by [`Settings::memory`] whatever the volume's size and whatever maps, frames and the index claim.
 
 mod batch;
+mod budget;
 mod channel;
 mod claim;
 mod compare;
@@ -16,6 +17,7 @@ mod helping;
 mod hold;
 mod holes;
 mod keeping;
+mod lending;
 mod pipeline;
 mod plan;
 mod pool;
@@ -35,6 +37,7 @@ mod tracked;
 mod unit;
 mod verify;
 
+pub use budget::{Budget, Share};
 pub use differences::Differences;
 pub use report::{Hole, Progress, Report};
 pub use restorer::{Restorer, SAMPLE, Settings};

@@ -10,6 +10,7 @@ use agent::index::IndexClient;
 use agent::keys::DataKeys;
 use agent::maps::MapReader;
 use agent::sessions::OpenSession;
+use agent::store::Limit;
 use agent::{Audit, Context, Failure, Place, Protection, ReadBy, Repository, Stop, Targets, Wish};
 use schema::keys::Identity;
 use schema::limits::LEAF_SPAN;
@@ -48,7 +49,7 @@ pub struct Settings {
     /// Bytes of fetched frames in flight, 2 MiB to 1 GiB, of all restores at once. Plaintext adds half a MiB per thread,
     /// comparing a target two MiB per thread.
     pub memory: u64,
-    /// Concurrent range requests to the store.
+    /// Reads of content and maps in the store at once, of all restores.
     pub fetches: usize,
     /// Threads that decode and write.
     pub threads: usize,
@@ -93,6 +94,8 @@ pub(crate) enum Purpose {
 pub struct Restorer {
     pub(crate) context: Context,
     pub(crate) repository: Repository,
+    /// The same, for what takes many requests.
+    reads: Repository,
     pub(crate) index: IndexClient,
     pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) settings: Settings,
@@ -112,8 +115,9 @@ impl Restorer {
         settings: Settings,
     ) -> Self {
         let turns = Turns::new(&settings);
+        let reads = repository.limited(Limit::new(settings.fetches).into());
         let (protection, targets, sharing) = (None, None, None);
-        Self { context, repository, index, identity, settings, turns, protection, targets, sharing }
+        Self { context, repository, reads, index, identity, settings, turns, protection, targets, sharing }
     }
 
     /// All that it reads is protected by this, which began before anybody looked where chunks are, and by no session of
@@ -185,8 +189,14 @@ impl Restorer {
         self.run_as(self.fresh_ids(), root, Purpose::Sample, &|_| {}).await
     }
 
-    pub(crate) fn keys(&self) -> DataKeys {
-        DataKeys::new(self.repository.clone(), self.identity.clone())
+    /// Where content and maps are read, by all restores together no more often at once than the settings allow, and by
+    /// this one no more often than its own limit does.
+    pub(crate) fn reads(&self, limit: Option<&Arc<Limit>>) -> Repository {
+        limit.map_or_else(|| self.reads.clone(), |limit| self.reads.limited(limit.clone()))
+    }
+
+    pub(crate) fn keys(&self, reads: &Repository) -> DataKeys {
+        DataKeys::new(reads.clone(), self.identity.clone())
     }
 
     fn fresh_ids(&self) -> Ids {
@@ -201,9 +211,13 @@ impl Restorer {
         purpose: Purpose,
         progress: &impl Fn(Progress),
     ) -> Result<Report, Failure> {
-        let keys = self.keys();
+        let limit = match &purpose {
+            Purpose::Restore(target) => target.limit().cloned(),
+            _ => None,
+        };
+        let reads = self.reads(limit.as_ref());
         if !matches!(purpose, Purpose::Compare(_)) {
-            keys.check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
+            self.keys(&reads).check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
         }
         let (claim, again) = match &purpose {
             Purpose::Restore(target) => {
@@ -240,7 +254,7 @@ impl Restorer {
         };
         let session = protection.session().cloned();
         let result = match checked {
-            Ok(()) => self.to_target(ids.job, root.clone(), keys, session, purpose, progress).await,
+            Ok(()) => self.to_target(ids.job, root.clone(), reads, session, purpose, progress).await,
             Err(failure) => Err(failure),
         };
         let result = match (result, again) {
@@ -291,19 +305,20 @@ impl Restorer {
         &self,
         job: JobId,
         root: Root,
-        keys: DataKeys,
+        reads: Repository,
         session: Option<Arc<OpenSession>>,
         purpose: Purpose,
         progress: &impl Fn(Progress),
     ) -> Result<Report, Failure> {
-        let source = Source { map: self.map(root.clone())?, keys: keys.into(), session };
+        let source = self.source(reads.clone(), root.clone(), session)?;
         let all = 0..root.size;
-        let (mut stop, mut claim) = (self.context.stop.clone(), None);
+        let (mut stop, mut claim, mut limit) = (self.context.stop.clone(), None, None);
         let task = match purpose {
             Purpose::Restore(target) => {
                 stop = target.stop().cloned().unwrap_or(stop);
                 claim = Some(target.claim().clone());
-                self.open(job, root, target).await?
+                limit = target.limit().cloned();
+                self.open(&reads, job, root, target).await?
             }
             Purpose::Verify => Task::new(Sink::Discard, all),
             Purpose::Sample => Task::new(Sink::Discard, 0..root.size.min(SAMPLE)),
@@ -317,7 +332,7 @@ impl Restorer {
         let work = self.work(source, task);
         let audited = self.audit(&work, tracked, &stop).await;
         let shared = match &claim {
-            Some(claim) => self.share(&work, claim).await?,
+            Some(claim) => self.share(&work, claim, limit).await?,
             None => None,
         };
         let running = pipeline::run(&work, &stop, progress);
@@ -361,15 +376,20 @@ impl Restorer {
         Ok(report)
     }
 
-    /// Reads the map of a snapshot.
-    pub(crate) fn map(&self, root: Root) -> Result<Arc<MapReader>, Failure> {
-        Ok(Arc::new(MapReader::new(self.repository.clone(), self.index.clone(), root)?.thorough()))
+    /// What reads a snapshot. A session protects it, unless somebody else's does.
+    pub(crate) fn source(
+        &self,
+        reads: Repository,
+        root: Root,
+        session: Option<Arc<OpenSession>>,
+    ) -> Result<Source, Failure> {
+        let map = MapReader::new(reads.clone(), self.index.clone(), root)?.thorough();
+        Ok(Source { map: map.into(), keys: self.keys(&reads).into(), session, repository: reads })
     }
 
     pub(crate) fn work(&self, source: Source, task: Task) -> Arc<Work> {
         Arc::new(Work {
             volume: source.map.root().volume.clone(),
-            repository: self.repository.clone(),
             source,
             part: task.part,
             spans: task.spans,
@@ -386,7 +406,13 @@ impl Restorer {
     }
 
     /// Opens a target, and says what is to be done to it.
-    async fn open(&self, job: JobId, root: Root, target: Target) -> Result<Task, Failure> {
+    async fn open(
+        &self,
+        reads: &Repository,
+        job: JobId,
+        root: Root,
+        target: Target,
+    ) -> Result<Task, Failure> {
         let part = target.part(&root)?;
         if !target.keeps_going() {
             holes::refuse(&self.repository, &root, &part).await?;
@@ -425,7 +451,7 @@ impl Restorer {
             self.check_standing(&order.target).await?;
             // Before what knows it may be removed.
             let tracked = match order.target.is_tracked() {
-                true => self.find_changes(&order.root, &*place, &opened.file).await,
+                true => self.find_changes(reads, &order.root, &*place, &opened.file).await,
                 false => Found::default(),
             };
             place.ready(&opened.file).await?;

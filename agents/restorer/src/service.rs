@@ -36,9 +36,15 @@ use crate::stopping::{Begun, Running};
 use crate::target::Target;
 
 mod ending;
+mod waiting;
 
-/// Bytes of jobs taken from the queue at once; the next job may as well go to another agent.
-const WINDOW: usize = 4 << 10;
+#[cfg(test)]
+pub(crate) use waiting::WAITING_MAX;
+use waiting::{Aside, Busy};
+
+/// Bytes of jobs that were taken from the queue and are not over: some that wait, and one that is done. It is too little
+/// for jobs to be taken before somebody can do them, which may as well go to another agent.
+const WINDOW: usize = 256 << 10;
 /// Holes that are told: a message holds them.
 const HOLES_TOLD: usize = 200;
 /// Ended jobs that are remembered.
@@ -70,12 +76,23 @@ impl Restorer {
         let (queue, at_once) = (Queue::restores(&serving.host), serving.at_once.max(1));
         self.sharing = Some(Sharing::of(&serving));
         let (restorer, serving, own) = (Arc::new(self), Arc::new(serving), Own::default());
-        let helping = Helping { restorer: restorer.clone(), serving: serving.clone(), own: own.clone() };
-        let jobs =
-            Jobs { restorer, serving, ended: Arc::default(), running: Running::default(), own, attempt: 0 };
-        let consumers = (0..at_once).map(|_| agent::consume(&context, &queue, WINDOW, jobs.clone()));
+        let worker = u64::from_le_bytes(context.environment.random());
+        let helping =
+            Helping { restorer: restorer.clone(), serving: serving.clone(), own: own.clone(), worker };
+        let (running, (aside, waiting)) = (Running::default(), Aside::new());
+        let jobs = Jobs {
+            restorer,
+            serving,
+            ended: Arc::default(),
+            running: running.clone(),
+            own,
+            aside,
+            attempt: 0,
+        };
+        let places = vec![jobs; at_once].into_iter();
+        let consumers = places.map(|jobs| agent::consume(&context, &queue, WINDOW, jobs));
         let working = future::try_join(future::try_join_all(consumers), helping.run());
-        let (served, ()) = tokio::join!(working, jobs.running.hear(&context));
+        let (served, (), ()) = tokio::join!(working, running.hear(&context), waiting.run());
         served.map(drop)
     }
 
@@ -99,8 +116,17 @@ struct Jobs {
     ended: Arc<Mutex<VecDeque<Ended>>>,
     running: Running,
     own: Own,
+    aside: Aside,
     /// How often the job in hand was delivered.
     attempt: u64,
+}
+
+/// What became of a job that was tried.
+enum Tried {
+    /// It is over; none when somebody else has ended it.
+    Over(Option<Over>),
+    /// Another restore has its target.
+    Busy(Busy),
 }
 
 /// A job that is over, and what is held until everybody knows.
@@ -132,30 +158,17 @@ impl Handler for Jobs {
 
     async fn handle(&mut self, message: &Message, ticket: &mut Option<Ticket>) -> Result<Outcome, Failure> {
         let job: RestoreJob = message.read()?;
-        // Nobody else has the target before it is told how the job ended, and nobody can be given it again.
-        let Some(Over { ended, keeps_undo, claim, own: _own }) = self.over(&job, ticket).await? else {
-            if let Some(ticket) = ticket.take() {
-                ticket.leave();
-            }
+        if self.running.has(job.job) && self.set_aside_again(&job, ticket) {
             return Ok(Outcome::Held);
-        };
-        let is_made = was_made(&job, &ended.2);
-        self.tell(ended).await?;
-        let confirmed = match ticket.take() {
-            Some(ticket) => ticket.confirmed().await,
-            None => Ok(()),
-        };
-        // Of another attempt, also where that was one of this agent's.
-        if !claim.end().await && is_made {
-            self.end_made(&job).await;
         }
-        match confirmed {
-            Ok(()) if keeps_undo => self.end_all_but_undo(job.job).await,
-            Ok(()) => self.end_sessions(job.job).await,
-            // What says that it ended stays for whoever gets it then.
-            Err(why) => tracing::warn!(job = %job.job, %why, "a restore that ended may come again"),
-        }
-        Ok(Outcome::Held)
+        let over = match self.tried(&job, ticket).await? {
+            Tried::Over(over) => over,
+            Tried::Busy(busy) => match self.set_aside_busy(&job, busy, ticket) {
+                None => return Ok(Outcome::Held),
+                Some(busy) => self.until_left(&job, busy, ticket).await?,
+            },
+        };
+        self.finish(&job, over, ticket).await.map(|()| Outcome::Held)
     }
 
     fn attempts(&self) -> u64 {
@@ -192,17 +205,49 @@ impl Jobs {
         &self.restorer.context
     }
 
-    /// Does the job, or finds it done; none when whoever else was given it has ended it meanwhile.
-    ///
-    /// When another restore has its target, it fails for now, and only once that one has let go: handed back before, the
-    /// job would be given up after some attempts, while somebody still writes. It must be handed back then, and not be
-    /// tried here, because the queue alone knows whether the other one has ended it.
-    async fn over(&self, job: &RestoreJob, ticket: &Option<Ticket>) -> Result<Option<Over>, Failure> {
+    /// Tells how the job ended; nothing when somebody else does. Nobody else has the target before, and nobody can be
+    /// given the job again.
+    async fn finish(
+        &self,
+        job: &RestoreJob,
+        over: Option<Over>,
+        ticket: &mut Option<Ticket>,
+    ) -> Result<(), Failure> {
+        let Some(Over { ended, keeps_undo, claim, own: _own }) = over else {
+            if let Some(ticket) = ticket.take() {
+                ticket.leave();
+            }
+            return Ok(());
+        };
+        let is_made = was_made(job, &ended.2);
+        self.tell(ended).await?;
+        let confirmed = match ticket.take() {
+            Some(ticket) => ticket.confirmed().await,
+            None => Ok(()),
+        };
+        // Of another attempt, also where that was one of this agent's.
+        if !claim.end().await && is_made {
+            self.end_made(job).await;
+        }
+        match confirmed {
+            Ok(()) if keeps_undo => self.end_all_but_undo(job.job).await,
+            Ok(()) => self.end_sessions(job.job).await,
+            // What says that it ended stays for whoever gets it then.
+            Err(why) => tracing::warn!(job = %job.job, %why, "a restore that ended may come again"),
+        }
+        Ok(())
+    }
+
+    /// Does the job, or finds it done. When another restore has its target, it has to wait until that one has let go:
+    /// handed back before, it would be given up after some attempts, while somebody still writes.
+    async fn tried(&self, job: &RestoreJob, ticket: &Option<Ticket>) -> Result<Tried, Failure> {
         let stop = Stop::default();
-        let _running = self.begin(job.job, &stop, ticket).await?;
+        let begun = self.begin(job.job, &stop, ticket).await?;
         let (claim, own) = (Claim::of(job.job).delivered(ticket.as_ref()), self.own.one());
         let failure = match self.ending(job, &claim, &stop, ticket).await {
-            Ok((ended, keeps_undo)) => return Ok(Some(Over { ended, keeps_undo, claim, own })),
+            Ok((ended, keeps_undo)) => {
+                return Ok(Tried::Over(Some(Over { ended, keeps_undo, claim, own })));
+            }
             Err(failure) => failure,
         };
         match claim.doubt() {
@@ -210,32 +255,20 @@ impl Jobs {
                 tracing::warn!(job = %job.job, %failure, "a restore was ended by another agent");
                 claim.let_go();
                 self.end_unqueued(job.job).await;
-                return Ok(None);
+                return Ok(Tried::Over(None));
             }
-            Some(Doubt::Lost) => return self.end_lost(job, failure, &claim).await.map(|()| None),
+            Some(Doubt::Lost) => {
+                return self.end_lost(job, failure, &claim).await.map(|()| Tried::Over(None));
+            }
             Some(Doubt::Unsure) | None => {}
         }
         let (is_busy, standing) = (claim.is_busy(), claim.standing());
         // Whoever waits may help.
         drop((claim, own));
-        let is_new = is_busy && self.is_new(job.job).await;
-        while is_busy && !self.context().stop.is_raised() && matches!(self.is_locked(job).await, Ok(true)) {
-            if is_new && stop.is_raised() {
-                return self.end_waiting(job, failure, standing.as_ref()).await;
-            }
-            self.tell_waits(job.job, &failure).await;
-            for _ in 0..BUSY_BEATS {
-                tokio::select! {
-                    () = self.wait(job.job, ticket) => {}
-                    () = stop.raised(), if is_new => break,
-                }
-            }
+        match is_busy {
+            true => Ok(Tried::Busy(Busy { failure, standing, stop, begun })),
+            false => self.unless_lost(job, failure, standing.as_ref()).await.map(Tried::Over),
         }
-        if self.is_lost(standing.as_ref()).await && !matches!(self.is_locked(job).await, Ok(true)) {
-            let failure = failure.context("the message server has lost the job, which never comes again");
-            return self.end_lost(job, failure, &Claim::of(job.job)).await.map(|()| None);
-        }
-        Err(failure)
     }
 
     /// How the job ended, by whoever it was done, and whether what may be needed for an undo stays protected.
@@ -419,6 +452,7 @@ impl Jobs {
         let target = Target::new(job.target(), job.force).full(job.full).untracked(job.untracked);
         let target = target.prepared(job.preparation.clone());
         let mut target = target.below(&self.serving.allowed).claimed(claim).until(stop);
+        target = target.fetching(job.fetches.map(|fetches| fetches as usize));
         if let Some(more) = &job.more {
             target = target.only(more.range.map(|(start, end)| start..end)).keep_going(more.keep_going);
             target = target.read_again(more.verify);

@@ -7,17 +7,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent::store::Limit;
 use agent::{Answerer, Context, Failure, Service, Stop, Topic};
 use async_trait::async_trait;
 use futures::future;
 use schema::SessionId;
 use schema::limits::LEAF_SPAN;
-use schema::messages::{About, AskSpan, AskTarget, Message, SharedTarget, Span, TargetShared};
+use schema::messages::{About, AskSpan, AskTarget, Message, SharedTarget, Span, SpanNow, TargetShared};
 use schema::root::Root;
 
 use crate::claim::Claim;
 use crate::compare::Compare;
 use crate::hold::{self, Hold, Taken};
+use crate::lending::Lending;
 use crate::pipeline;
 use crate::restorer::{Report, Restorer, blocking};
 use crate::service::Serving;
@@ -55,13 +57,25 @@ pub(crate) struct Shared {
     target: SharedTarget,
     hold: Arc<Hold>,
     claim: Claim,
+    parts: Arc<Parts>,
+}
+
+/// What of a restore whoever helps has.
+struct Parts {
     spans: Arc<Spans>,
+    /// Of its requests to the store, where these are limited.
+    lending: Option<Lending>,
 }
 
 impl Restorer {
     /// Shares the target of a job, where it has several spans and nobody can write to it behind the job's back. Not
     /// where only its owner knows what need not be read or fetched, or keeps what is overwritten.
-    pub(crate) async fn share(&self, work: &Work, claim: &Claim) -> Result<Option<Shared>, Failure> {
+    pub(crate) async fn share(
+        &self,
+        work: &Work,
+        claim: &Claim,
+        limit: Option<Arc<Limit>>,
+    ) -> Result<Option<Shared>, Failure> {
         let (Some(sharing), Sink::Target(opened)) = (&self.sharing, &work.sink) else { return Ok(None) };
         let (root, spans) = (work.source.map.root(), Spans::of(&work.part, sharing.leaves));
         let knows_more = work.tracked.get().is_some() || work.donor.is_some() || work.snapback.is_some();
@@ -85,7 +99,7 @@ impl Restorer {
             target,
             hold,
             claim: claim.clone(),
-            spans: work.spans.clone(),
+            parts: Parts { spans: work.spans.clone(), lending: limit.map(Lending::of) }.into(),
         }))
     }
 }
@@ -126,7 +140,7 @@ impl Shared {
         // Answered until the target is taken back, also when the agent is stopped.
         let context = Context { stop: Stop::default(), ..self.context.clone() };
         let owner =
-            Owner { about: self.about.clone(), target: self.target.clone(), spans: self.spans.clone() };
+            Owner { about: self.about.clone(), target: self.target.clone(), parts: self.parts.clone() };
         let service = Service::restore(self.session);
         let (served, ()) = future::join(agent::serve(&context, &service, owner), self.ring()).await;
         if let Err(failure) = served {
@@ -140,21 +154,22 @@ impl Shared {
         // Whoever hears of it asks at once.
         self.context.environment.sleep(LOOK_PAUSE).await;
         loop {
-            if self.spans.want_help()
+            if self.parts.want_help()
                 && let Err(why) =
                     self.context.bus.broadcast(&Topic::shared(&self.sharing.host), message.clone()).await
             {
                 tracing::debug!(%why, "cannot ask for help");
             }
             self.context.environment.sleep(self.sharing.beat).await;
-            self.spans.age();
+            self.parts.age();
         }
     }
 
     /// Waits until nobody else writes to the target.
     async fn close(&self) -> Result<(), Failure> {
-        self.spans.close();
-        let helped = self.spans.helped();
+        let Parts { spans, lending } = &*self.parts;
+        spans.close();
+        let helped = spans.helped();
         if helped.requests + helped.kept + helped.zeroed > 0 {
             let (volume, written) = (&self.about.volume, helped.written);
             tracing::info!(volume, written, kept = helped.kept, "other agents of this host restored a part");
@@ -163,7 +178,10 @@ impl Shared {
         loop {
             let hold = self.hold.clone();
             match blocking(move || Ok(hold.take_back())).await.unwrap_or(Err(Taken::Shared)) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    lending.iter().for_each(Lending::end);
+                    return Ok(());
+                }
                 Err(Taken::Lost) => return Err(self.claim.busy(self.hold.path())),
                 Err(Taken::Shared) => looks += 1,
             }
@@ -184,7 +202,36 @@ impl Shared {
 struct Owner {
     about: About,
     target: SharedTarget,
-    spans: Arc<Spans>,
+    parts: Arc<Parts>,
+}
+
+impl Parts {
+    /// Whether somebody could help.
+    fn want_help(&self) -> bool {
+        self.spans.want_help() && self.lending.as_ref().is_none_or(Lending::has_some)
+    }
+
+    fn age(&self) {
+        self.spans.age();
+        self.lending.iter().for_each(Lending::age);
+    }
+
+    /// What one who helps is to do, and with how many requests to the store at once.
+    fn answer(&self, ask: AskSpan) -> Span {
+        let (worker, is_idle) = (ask.worker, ask.now == SpanNow::Idle);
+        let is_over = matches!(ask.now, SpanNow::Done { .. } | SpanNow::Failed { .. });
+        let mut fetches = None;
+        if let Some(lending) = self.lending.as_ref().filter(|_| is_idle) {
+            let lent = if self.spans.has_for(worker) { lending.lend(worker) } else { None };
+            let Some(lent) = lent else { return Span { range: None, fetches } };
+            fetches = Some(u32::try_from(lent).unwrap_or(u32::MAX));
+        }
+        let range = self.spans.answer(ask).map(|span| (span.start, span.end - span.start));
+        if let Some(lending) = self.lending.as_ref().filter(|_| is_over || (is_idle && range.is_none())) {
+            lending.pause(worker);
+        }
+        Span { range, fetches }
+    }
 }
 
 #[async_trait]
@@ -193,8 +240,6 @@ impl Answerer for Owner {
         if message.read::<AskTarget>().is_ok() {
             return Ok(Message::new(&self.about, &self.target));
         }
-        let ask: AskSpan = message.read()?;
-        let range = self.spans.answer(ask).map(|span| (span.start, span.end - span.start));
-        Ok(Message::new(&self.about, &Span { range }))
+        Ok(Message::new(&self.about, &self.parts.answer(message.read::<AskSpan>()?)))
     }
 }

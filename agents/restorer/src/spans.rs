@@ -136,6 +136,13 @@ impl Spans {
         !state.closed && state.spans.iter().any(|span| span.hands == Hands::Nobody)
     }
 
+    /// Whether there is a span for one who helps.
+    pub fn has_for(&self, worker: u64) -> bool {
+        let state = self.state();
+        let is_its = |span: &Span| matches!(&span.hands, Hands::Worker { worker: of, .. } if *of == worker);
+        !state.closed && state.spans.iter().any(|span| span.hands == Hands::Nobody || is_its(span))
+    }
+
     /// What one who helps is to do.
     pub fn answer(&self, ask: AskSpan) -> Option<Range<u64>> {
         let mut state = self.state();

@@ -38,6 +38,11 @@ impl Running {
         Some(Begun(self.clone(), job))
     }
 
+    /// Whether a job is being done, or waits.
+    pub fn has(&self, job: JobId) -> bool {
+        self.table().contains_key(&job)
+    }
+
     /// Hears which jobs nobody wants any more, until the context's flag is raised. Whoever asks for it asks again.
     pub async fn hear(&self, context: &Context) {
         while !context.stop.is_raised() {

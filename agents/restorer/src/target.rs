@@ -10,7 +10,9 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use agent::store::Limit;
 use agent::{Failure, Stop, mounts};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
 use rustix::io::Errno;
@@ -49,6 +51,7 @@ pub struct Target {
     claim: Claim,
     stop: Option<Stop>,
     is_read_again: bool,
+    limit: Option<Arc<Limit>>,
 }
 
 /// What a target is checked against.
@@ -82,6 +85,7 @@ impl Target {
             claim,
             stop: None,
             is_read_again: false,
+            limit: None,
         }
     }
 
@@ -167,6 +171,17 @@ impl Target {
     pub fn read_again(mut self, is_asked: bool) -> Self {
         self.is_read_again = is_asked;
         self
+    }
+
+    /// With no more reads of content and maps in the store at once than this, and one at least.
+    pub fn fetching(mut self, most: Option<usize>) -> Self {
+        self.limit = most.map(|most| Limit::new(most).into());
+        self
+    }
+
+    /// What its reads of the store are limited by, beside those of all others.
+    pub(crate) fn limit(&self) -> Option<&Arc<Limit>> {
+        self.limit.as_ref()
     }
 
     pub(crate) fn is_read_again(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Restores of small repositories that are built by hand, from memory and from a directory.
 
 mod asked;
+mod bounded;
 mod comparing;
 mod counting;
 mod damage;
@@ -15,3 +16,7 @@ mod standing;
 mod targets;
 mod tracking;
 mod verifying;
+mod waiting;
+
+pub(crate) use counting::Counting;
+pub(crate) use fixture::TestEnvironment;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use agent::maps::MapReader;
 use agent::repository::AtSlot;
-use agent::{Base, Changes, Failure, Place, Stop};
+use agent::{Base, Changes, Failure, Place, Repository, Stop};
 use rustix::fs::{SeekFrom, seek};
 use schema::limits::BLOCK;
 use schema::map::{Content, Geometry, Leaf};
@@ -60,12 +60,18 @@ struct Audited {
 
 impl Restorer {
     /// What changed on a target since one of the repository's snapshots: the one that is restored, or the newest.
-    pub(crate) async fn find_changes(&self, root: &Root, place: &dyn Place, device: &File) -> Found {
+    pub(crate) async fn find_changes(
+        &self,
+        reads: &Repository,
+        root: &Root,
+        place: &dyn Place,
+        device: &File,
+    ) -> Found {
         let mut bases = place.bases();
         bases.sort_by_key(|base| (base.session != root.slot.session, Reverse(base.session)));
         let mut whys = Vec::new();
         for base in bases {
-            match self.changes_since(root, place, device, &base).await {
+            match self.changes_since(reads, root, place, device, &base).await {
                 Ok(tracked) => return Found { tracked: Some(Arc::new(tracked)), notes: Vec::new() },
                 Err(why) => whys.push(format!("since {}: {why}", base.session)),
             }
@@ -83,6 +89,7 @@ impl Restorer {
 
     async fn changes_since(
         &self,
+        reads: &Repository,
         root: &Root,
         place: &dyn Place,
         device: &File,
@@ -105,7 +112,7 @@ impl Restorer {
             Changes::Since { .. } => return Err("its changes are about another snapshot".to_owned()),
             Changes::Unknown { why } => return Err(why.unwrap_or_else(|| "nothing is kept of it".to_owned())),
         };
-        let map = MapReader::new(self.repository.clone(), self.index.clone(), found);
+        let map = MapReader::new(reads.clone(), self.index.clone(), found);
         let map = map.map_err(|failure| failure.why)?;
         Tracked::new(map, &ranges).ok_or_else(|| "the list of changes is out of order".to_owned())
     }
@@ -276,7 +283,7 @@ fn is_there(
         let bytes = reading.read(&part, buffer)?;
         // A chunk is never longer than one read.
         let same = match id {
-            Some(id) => work.repository.key.chunk_ids().id(Domain::Data, bytes) == id,
+            Some(id) => work.source.repository.key.chunk_ids().id(Domain::Data, bytes) == id,
             None => bytes.iter().all(|byte| *byte == 0),
         };
         if !same {

@@ -40,8 +40,6 @@ const WINDOWS_MAX: usize = 8;
 pub(crate) struct Work {
     /// The volume, for messages.
     pub volume: String,
-    /// Where packs are.
-    pub repository: Repository,
     /// What is restored.
     pub source: Source,
     /// The bytes of the volume that are wanted.
@@ -71,6 +69,8 @@ pub(crate) struct Work {
 /// A snapshot that is restored.
 #[derive(Clone)]
 pub(crate) struct Source {
+    /// Where packs are, read from as often at once as the restore may.
+    pub repository: Repository,
     /// Its map.
     pub map: Arc<MapReader>,
     /// Opens content.
@@ -82,8 +82,6 @@ pub(crate) struct Source {
 /// What all restores of a restorer take turns at.
 #[derive(Clone)]
 pub(crate) struct Turns {
-    /// To fetch.
-    pub fetching: Arc<Semaphore>,
     /// To decode and write.
     pub decoding: Arc<Semaphore>,
     /// To read a target, or to decode and write past the page cache, which waits for the disk half of the time.
@@ -234,7 +232,6 @@ impl Turns {
     pub fn new(settings: &Settings) -> Self {
         let bytes = settings.memory.clamp(2 << 20, 1 << 30);
         Self {
-            fetching: Arc::new(Semaphore::new(settings.fetches.max(1))),
             decoding: Arc::new(Semaphore::new(settings.threads.max(1))),
             waiting: Arc::new(Semaphore::new(2 * settings.threads.max(1))),
             windows: Arc::new(Semaphore::new(WINDOWS_MAX)),
@@ -270,11 +267,8 @@ async fn run_zero(work: &Arc<Work>, range: Range<u64>) -> Result<Report, Failure
 }
 
 async fn run_fetch(work: &Arc<Work>, window: &Arc<Window>, fetch: Fetch) -> Result<Report, Failure> {
-    let got = {
-        let _turn = work.turns.fetching.acquire().await;
-        let name = names::pack(fetch.pack);
-        work.unless_halted(work.repository.store.get_range(&name, fetch.range.clone())).await?
-    };
+    let (store, name) = (&work.source.repository.store, names::pack(fetch.pack));
+    let got = work.unless_halted(store.get_range(&name, fetch.range.clone())).await?;
     let Decoded { mut report, failed } = match got {
         Ok(bytes) => decode(work, window, fetch.frames, fetch.range.start, bytes).await?,
         Err(error) => unfetched(work, &fetch, error.into()).await?,
@@ -287,7 +281,7 @@ async fn run_fetch(work: &Arc<Work>, window: &Arc<Window>, fetch: Fetch) -> Resu
 
 /// A range that could not be fetched. When the pack was cut off, frames before its end can still be read one by one.
 async fn unfetched(work: &Arc<Work>, fetch: &Fetch, error: Failure) -> Result<Decoded, Failure> {
-    let size = work.unless_halted(work.repository.store.head(&names::pack(fetch.pack))).await?;
+    let size = work.unless_halted(work.source.repository.store.head(&names::pack(fetch.pack))).await?;
     let failed = fetch.frames.iter().map(|frame| {
         let end = range_of(&frame.copy).end;
         let why = match size {
@@ -340,7 +334,7 @@ async fn decode(
     };
     work.blocking(move |work| {
         let Turns { openers, buffers, .. } = &work.turns;
-        let make = || Ok(Opener::new(work.repository.key.chunk_ids())?);
+        let make = || Ok(Opener::new(work.source.repository.key.chunk_ids())?);
         openers
             .lend(make, |opener| buffers.lend(|| Ok(Aligned::new()), |buffer| step(opener, buffer, work)))??
     })
@@ -498,11 +492,7 @@ async fn from_any(
 
 /// Reads one copy by itself. The outer result is the restore's, the inner one the copy's.
 async fn one_copy(work: &Arc<Work>, wanted: &Wanted, copy: Copy) -> Result<Result<Report, Failure>, Failure> {
-    let got = {
-        let _turn = work.turns.fetching.acquire().await;
-        work.unless_halted(work.repository.read_frame(&copy)).await?
-    };
-    let bytes = match got {
+    let bytes = match work.unless_halted(work.source.repository.read_frame(&copy)).await? {
         Ok(bytes) => bytes,
         Err(failure) => return Ok(Err(failure)),
     };

@@ -26,7 +26,7 @@ impl Restorer {
         let comparing = async {
             let purpose = Purpose::Compare(self.path_of(target, &name)?);
             let session = protection.session().cloned();
-            self.to_target(job, root.clone(), self.keys(), session, purpose, progress).await
+            self.to_target(job, root.clone(), self.reads(target.limit()), session, purpose, progress).await
         };
         let stop = target.stop().unwrap_or(&self.context.stop);
         let compared: Result<Report, Failure> = tokio::select! {

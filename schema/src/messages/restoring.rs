@@ -34,6 +34,10 @@ pub struct RestoreJob {
     /// fetched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub donor: Option<String>,
+    /// Reads of content and maps in the store at once, at most, also of all who help: its share of what somebody shares
+    /// out. An agent that does not know of it reads as often as its own limit allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetches: Option<u32>,
     /// What not every agent can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub more: Option<Box<More>>,

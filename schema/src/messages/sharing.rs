@@ -94,7 +94,7 @@ pub enum Zeroing {
 /// A restorer that helps says what it does, and asks what to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AskSpan {
-    /// Tells one who helps from the next; drawn when the help begins.
+    /// Tells one who helps from the next; drawn when its process begins.
     pub worker: u64,
     /// What it does.
     pub now: SpanNow,
@@ -160,6 +160,9 @@ pub struct SpanFigures {
 pub struct Span {
     /// Offset and bytes; none when there is nothing to do.
     pub range: Option<(u64, u64)>,
+    /// Reads of content and maps in the store at once, at most, while the span is restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetches: Option<u32>,
 }
 payload!(Span, span => match span.range {
     Some((offset, len)) => inside_volume(offset).and_then(|()| inside_volume(len)),

@@ -429,7 +429,7 @@ fn spans_lie_inside_of_a_volume() {
     use schema::limits::VOLUME_MAX;
     use schema::messages::{AskSpan, Span, SpanNow};
     let span = |offset, len| {
-        let span = Span { range: Some((offset, len)) };
+        let span = Span { range: Some((offset, len)), fetches: None };
         Message::new(&About::nothing(), &span).read::<Span>().is_ok()
     };
     let ask = |offset| {

@@ -61,6 +61,7 @@ fn jobs() -> Vec<Sample> {
             full: false,
             untracked: false,
             donor: None,
+            fetches: None,
             more: None,
         }
     };
@@ -120,6 +121,7 @@ fn jobs() -> Vec<Sample> {
     let verified = restore(Preparation::default()).asking(More { verify: true, ..More::default() });
     let full = RestoreJob { full: true, ..restore(Preparation::default()) };
     let untracked = RestoreJob { untracked: true, ..restore(Preparation::default()) };
+    let limited = RestoreJob { fetches: Some(4), ..restore(Preparation::default()) };
     let sealed = |notes, post_failed| JobOutcome::Sealed {
         slot: slot(),
         generation: 2,
@@ -154,6 +156,7 @@ fn jobs() -> Vec<Sample> {
         sample("-Full", full, b""),
         sample("-Verified", verified, b""),
         sample("-Untracked", untracked, b""),
+        sample("-Fetches", limited, b""),
         sample("-Failed", done(JobOutcome::Failed { kind: FailureKind::Damaged, why: "lost".into() }), b""),
         sample("", progress, b""),
     ]
@@ -291,8 +294,9 @@ fn sharing() -> Vec<Sample> {
         sample("-Working", ask(SpanNow::Working { offset, done: 1 << 20 }), b""),
         sample("-Done", ask(SpanNow::Done { offset, figures }), b""),
         sample("-Failed", ask(SpanNow::Failed { offset, why: "lost".into() }), b""),
-        sample("", Span { range: Some((offset, 1 << 30)) }, b""),
-        sample("-None", Span { range: None }, b""),
+        sample("", Span { range: Some((offset, 1 << 30)), fetches: None }, b""),
+        sample("-None", Span { range: None, fetches: None }, b""),
+        sample("-Fetches", Span { range: Some((offset, 1 << 30)), fetches: Some(3) }, b""),
     ]
 }
 
@@ -340,6 +344,7 @@ fn an_old_agent_is_told_no_target_that_it_would_overwrite() {
         full: false,
         untracked: false,
         donor: None,
+        fetches: None,
         more: None,
     };
     let seen =

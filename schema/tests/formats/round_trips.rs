@@ -217,7 +217,7 @@ proptest! {
         let place = is_zero.then(|| SharedPlace { name: path.clone(), size, zeroing });
         same(SharedTarget { slot, path, file, place, is_zero, compares: !is_zero });
         same(AskSpan { worker, now: SpanNow::Working { offset, done } });
-        same(Span { range: Some((offset, len)) });
+        same(Span { range: Some((offset, len)), fetches: None });
     }
 
     #[test]

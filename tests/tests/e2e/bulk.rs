@@ -129,7 +129,9 @@ fn an_agent_that_dies_is_replaced_by_another_of_its_host() {
     std::fs::create_dir(place.place("new")).expect("a folder for targets");
     let folder = Path::new(&place.place("new")).canonicalize().expect("the folder");
     let images: Vec<String> = (0..8).map(|number| site.operator.place(&format!("{number}.img"))).collect();
-    let mut plan = "volumes_at_once = 1\n[hosts.new]\nvolumes_at_once = 3\n".to_owned();
+    // Fewer requests than volumes at once.
+    let head = "volumes_at_once = 1\nfetches_at_once = 3\n[hosts.new]\nvolumes_at_once = 3\n";
+    let mut plan = head.to_owned();
     for (number, image) in images.iter().enumerate() {
         random_file(image, 24 << 20, number as u64);
         let target = folder.join(number.to_string()).display().to_string();

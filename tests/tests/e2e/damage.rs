@@ -119,6 +119,52 @@ fn a_check_of_content_goes_on_where_it_ended() {
     damaged.machine.run(&["check", "--read-data=0"]).fails(2, &["0"]);
 }
 
+/// What a later version wrote ends a check in the middle, so that it is known where.
+#[test]
+fn a_check_that_was_cut_off_goes_on_where_it_was_whatever_it_reads() {
+    let damaged = prepared();
+    let data = |pack: &schema::PackId| {
+        let (header, footer) =
+            damaged.archive.block_on(damaged.archive.repository().read_footer(*pack)).expect("a footer");
+        (header.kind == Domain::Data).then(|| (*pack, footer.entries[0].offset as usize))
+    };
+    let mut packs: Vec<_> = damaged.archive.packs().expect("a listing").iter().filter_map(data).collect();
+    packs.sort_unstable();
+    let middle = packs.len() / 2;
+    assert!(middle > 2, "{packs:?}");
+    let (pack, start) = packs[middle];
+    let path = format!("{}/{}", damaged.repo, names::pack(pack));
+    let whole = std::fs::read(&path).expect("a pack");
+    let mut later = whole.clone();
+    later[start + 2] += 1;
+    let check = blake3::hash(&later[start..start + 45]);
+    later[start + 45..start + 48].copy_from_slice(&check.as_bytes()[..3]);
+    let read = |arguments: &[&str]| {
+        let found = damaged.machine.json(&[&["check"][..], arguments].concat());
+        found["packs_read"].as_u64().expect("a number")
+    };
+    let structure = read(&[]);
+    let all = packs.len() as u64;
+    for asked in ["--read-data=1/1", "--read-data", "--read-data=100%"] {
+        std::fs::write(&path, &later).expect("a later version writes");
+        damaged.machine.run(&["check", asked]).fails(3, &["later version"]);
+        // It comes to the same place again, having read nothing else.
+        damaged.machine.run(&["check", asked]).fails(3, &["later version"]);
+        std::fs::write(&path, &whole).expect("the pack is back");
+        if asked == "--read-data=1/1" {
+            let other: u64 =
+                (1..=2).map(|number| read(&[&format!("--read-data={number}/2")]) - structure).sum();
+            assert_eq!(other, all, "another share begins at its own beginning");
+        }
+        assert_eq!(read(&[asked]) - structure, all - middle as u64, "{asked}");
+        assert_eq!(read(&[asked]) - structure, all, "{asked}: it was read to its end");
+    }
+    std::fs::write(&path, &later).expect("a later version writes");
+    damaged.machine.run(&["check", "--read-data=1/1"]).fails(3, &["later version"]);
+    std::fs::write(&path, &whole).expect("the pack is back");
+    assert_eq!(read(&["--read-data=1/1", "--restart"]) - structure, all);
+}
+
 #[test]
 fn a_flipped_bit_in_the_map_is_named() {
     let damaged = prepared();

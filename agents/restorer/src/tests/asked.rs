@@ -30,6 +30,7 @@ pub fn job(fixture: &Fixture, root: &Root, target: &Path) -> RestoreJob {
         full: false,
         untracked: false,
         donor: None,
+        fetches: None,
         more: None,
     }
 }

@@ -26,7 +26,7 @@ use schema::root::{Root, Statistics, Tracking};
 use schema::{ChunkId, Domain, PackId, ReadingId};
 use tokio::sync::watch;
 
-use super::counting::Counting;
+use super::counting::{Counting, InFlight};
 use crate::{Report, Restorer, Serving, Settings, Target};
 
 pub const CHUNK: usize = 64 << 10;
@@ -111,6 +111,10 @@ pub struct Fixture {
     pub identity: Option<Arc<Identity>>,
     pub data_key: Option<DataKey>,
     pub reads: Arc<AtomicU64>,
+    /// Of those.
+    pub in_flight: Arc<InFlight>,
+    /// Milliseconds that each takes.
+    pub slow: Arc<AtomicU64>,
     /// While this is false, reads of packs wait.
     pub store_is_open: watch::Sender<bool>,
     pub folder: tempfile::TempDir,
@@ -131,9 +135,10 @@ impl Fixture {
 
     pub async fn new(inner: Arc<dyn ObjectStore>, encrypted: bool) -> Self {
         let environment: Arc<dyn Environment> = Arc::new(TestEnvironment::default());
-        let reads = Arc::new(AtomicU64::new(0));
         let is_open = watch::Sender::new(true);
-        let counting = Counting { inner, reads: reads.clone(), is_open: is_open.clone() };
+        let counting = Counting::new(inner, is_open.clone());
+        let (reads, in_flight, slow) =
+            (counting.reads.clone(), counting.in_flight.clone(), counting.slow.clone());
         let store = Store::new(Arc::new(counting), "repo", "test:repo", environment.clone());
         let identity = encrypted.then(|| Arc::new(Identity::generate()));
         let recipients = identity.as_ref().map(|identity| identity.recipients()).unwrap_or_default();
@@ -170,6 +175,8 @@ impl Fixture {
             identity,
             data_key,
             reads,
+            in_flight,
+            slow,
             store_is_open: is_open,
             folder,
             index,

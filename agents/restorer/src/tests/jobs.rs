@@ -36,6 +36,7 @@ async fn send_as(job: JobId, fixture: &Fixture, root: &Root, target: &Path, forc
         full: false,
         untracked: false,
         donor: None,
+        fetches: None,
         more: None,
     };
     let message = Message::new(&About::nothing(), &payload);
@@ -76,6 +77,7 @@ async fn a_job_is_done_and_told() {
         full: false,
         untracked: false,
         donor: None,
+        fetches: None,
         more: None,
     };
     let message = Message::new(&About::nothing(), &payload);

@@ -330,6 +330,7 @@ async fn an_agent_restores_to_places_that_it_allows() {
             full: false,
             untracked: false,
             donor: None,
+            fetches: None,
             more: None,
         };
         let bus = &fixture.context.bus;
@@ -413,6 +414,7 @@ async fn a_volume_that_was_made_is_not_made_again() {
         full: false,
         untracked: false,
         donor: None,
+        fetches: None,
         more: None,
     };
     let bus = &fixture.context.bus;

@@ -22,13 +22,13 @@ use super::places::Volume;
 use super::tracking;
 use crate::{Restorer, Settings, hold};
 
-const MIB: usize = 1 << 20;
+pub(super) const MIB: usize = 1 << 20;
 const LEAF: usize = 64 * MIB;
 /// Spans of a leaf each: the owner begins two, and others find two more.
-const LEAVES: usize = 4;
+pub(super) const LEAVES: usize = 4;
 
 /// A volume with a MiB of content in every leaf.
-fn content() -> Vec<u8> {
+pub(super) fn content() -> Vec<u8> {
     let mut content = vec![0; LEAVES * LEAF];
     for leaf in 0..LEAVES {
         content[leaf * LEAF..leaf * LEAF + MIB].copy_from_slice(&noise(leaf as u64 + 1, MIB));
@@ -37,13 +37,13 @@ fn content() -> Vec<u8> {
 }
 
 /// Agents of one host, each with counters of its own.
-struct Agents {
+pub(super) struct Agents {
     counters: Vec<Arc<Counters>>,
     running: Vec<JoinHandle<()>>,
 }
 
 impl Agents {
-    fn start(fixture: &Fixture, count: usize) -> Self {
+    pub fn start(fixture: &Fixture, count: usize) -> Self {
         let allowed = vec![fixture.folder.path().to_path_buf()];
         Self::of((0..count).map(|_| fixture.restorer()), allowed)
     }
@@ -61,11 +61,11 @@ impl Agents {
     }
 
     /// Bytes that each has written.
-    fn written(&self) -> Vec<u64> {
+    pub fn written(&self) -> Vec<u64> {
         self.counters.iter().map(|counters| counters.bytes_restored.get()).collect()
     }
 
-    async fn stop(self, fixture: &Fixture) {
+    pub async fn stop(self, fixture: &Fixture) {
         fixture.context.stop.raise();
         for agent in self.running {
             agent.await.unwrap();
@@ -94,6 +94,7 @@ async fn send_as(job: JobId, fixture: &Fixture, root: &Root, target: &Path, forc
         full: false,
         untracked: false,
         donor: None,
+        fetches: None,
         more: None,
     };
     let message = Message::new(&About::nothing(), &order.asking(more));
@@ -101,7 +102,7 @@ async fn send_as(job: JobId, fixture: &Fixture, root: &Root, target: &Path, forc
 }
 
 /// How the job ends, should it end within this time.
-async fn ended(fixture: &Fixture, job: JobId, limit: Duration) -> Option<JobOutcome> {
+pub(super) async fn ended(fixture: &Fixture, job: JobId, limit: Duration) -> Option<JobOutcome> {
     let mut deliveries = fixture.context.bus.consume(&Queue::done(job), 1).await.unwrap();
     let delivery = fixture.context.environment.timeout(limit, deliveries.next()).await?.unwrap();
     let done: JobDone = delivery.message.read().unwrap();
@@ -109,7 +110,7 @@ async fn ended(fixture: &Fixture, job: JobId, limit: Duration) -> Option<JobOutc
     Some(done.outcome)
 }
 
-async fn done(fixture: &Fixture, job: JobId) -> JobOutcome {
+pub(super) async fn done(fixture: &Fixture, job: JobId) -> JobOutcome {
     ended(fixture, job, Duration::from_secs(3600)).await.expect("an end")
 }
 
