@@ -64,6 +64,10 @@ pub struct Holes {
     pub found_ms: u64,
     /// Offset and length in bytes of each, in order, with something between any two of them.
     pub ranges: Vec<(u64, u64)>,
+    /// Some of what makes them is recorded nowhere, for lack of room or because records could not be written: only who
+    /// reads all content knows when they are gone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_unrecorded: bool,
 }
 
 impl Holes {
@@ -85,6 +89,10 @@ impl Object for Holes {
         at_most("holes", found.ranges.len(), HOLES_MAX)?;
         Ok(found)
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn at_most(what: &'static str, found: usize, limit: usize) -> Result<()> {

@@ -15,7 +15,7 @@ use agent::store::Store;
 use agent::{Answerer, Context, Environment, Failure, Repository, Stop};
 use async_trait::async_trait;
 use bytes::Bytes;
-use checker::{Checker, Content, Mended, Mender, Progress, Report, Serving, Settings};
+use checker::{Checker, Content, Marked, Mended, Mender, Progress, Report, Serving, Settings};
 use conductor::Conductor;
 use futures::TryStreamExt;
 use hasher::{ContentKey, Hasher};
@@ -24,12 +24,14 @@ use object_store::memory::InMemory;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use reader::{Files, Reader};
 use restorer::{Restorer, Target};
-use schema::ChunkId;
 use schema::keys::{DataKey, Identity, WriterKey};
 use schema::messages::{
-    About, Answer, Answers, Ask, BackupJob, Copy, JobDone, JobOutcome, Locate, Located, Message, Seek, Sought,
+    About, Answer, Answers, Ask, BackupJob, Copy, FailureKind, JobDone, JobOutcome, Locate, Located, Message,
+    Seek, Sought,
 };
+use schema::pack::PackEntry;
 use schema::root::Root;
+use schema::{ChunkId, PackId};
 use storer::Storer;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -56,23 +58,44 @@ pub struct Rot {
 #[derive(Clone)]
 struct Footers {
     repository: Repository,
+    known: BTreeMap<PackId, Vec<PackEntry>>,
     copies: BTreeMap<ChunkId, Vec<Copy>>,
+    /// Whether there is a pack that the store does not give.
+    is_withheld: bool,
 }
 
 impl Footers {
     async fn of(repository: Repository) -> Result<Self, Failure> {
-        let mut copies: BTreeMap<ChunkId, Vec<Copy>> = BTreeMap::new();
-        let mut packs = repository.list_packs().await?;
+        let (known, copies) = Default::default();
+        let mut index = Self { repository, known, copies, is_withheld: false };
+        index.look().await?;
+        Ok(index)
+    }
+
+    /// Packs do not change: what was read once is known.
+    async fn look(&mut self) -> Result<(), Failure> {
+        let mut packs = self.repository.list_packs().await?;
         packs.sort_unstable();
-        for (pack, _) in packs {
-            // What cannot be read holds nothing that an index could know.
-            let Ok((_, footer)) = repository.read_footer(pack).await else { continue };
-            for entry in footer.entries {
-                let copy = Copy { pack, offset: entry.offset, len: entry.len };
-                copies.entry(entry.id).or_default().push(copy);
+        self.known.retain(|known, _| packs.iter().any(|(pack, _)| pack == known));
+        self.is_withheld = false;
+        for (pack, _) in
+            packs.into_iter().filter(|(pack, _)| !self.known.contains_key(pack)).collect::<Vec<_>>()
+        {
+            match self.repository.read_footer(pack).await {
+                Ok((_, footer)) => drop(self.known.insert(pack, footer.entries)),
+                Err(failure) if failure.kind == FailureKind::Store => self.is_withheld = true,
+                // What cannot be read holds nothing that an index could know.
+                Err(_) => {}
             }
         }
-        Ok(Self { repository, copies })
+        self.copies.clear();
+        for (pack, entries) in &self.known {
+            for entry in entries {
+                let copy = Copy { pack: *pack, offset: entry.offset, len: entry.len };
+                self.copies.entry(entry.id).or_default().push(copy);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -80,7 +103,11 @@ impl Footers {
 impl Answerer for Footers {
     async fn answer(&mut self, message: &Message) -> Result<Message, Failure> {
         if let Ok(seek) = message.read::<Seek>() {
-            *self = Self::of(self.repository.clone()).await?;
+            self.look().await?;
+            if self.is_withheld {
+                let why = "the store does not give a pack, which may hold it";
+                return Err(Failure { retry: true, ..Failure::new(FailureKind::Store, why) });
+            }
             let copies = seek.ids.iter().map(|id| self.copies.get(id).cloned().unwrap_or_default());
             return Ok(Message::new(&About::nothing(), &Sought { copies: copies.collect(), by: 1 }));
         }
@@ -300,12 +327,17 @@ impl Rot {
         report
     }
 
-    /// Mends, checks, and marks.
+    /// Mends, checks everything, and marks.
     pub async fn repair(&self) -> Result<(Mended, Report), Failure> {
+        self.repair_with(Content::All { after: None }).await
+    }
+
+    /// Mends, checks, and marks.
+    pub async fn repair_with(&self, content: Content) -> Result<(Mended, Report), Failure> {
         let (identity, context) = (Some(self.identity.clone()), self.context());
         let stop = context.stop.clone();
         let mended = Mender::new(self.repository.clone(), identity, HOST.to_owned(), stop).mend().await?;
-        let checker = self.checker(&context, Content::All { after: None }).await?;
+        let checker = self.checker(&context, content).await?;
         let report = checker.check(None, &|_| ()).await?;
         checker.mark(&report).await?;
         context.stop.raise();
@@ -313,7 +345,7 @@ impl Rot {
     }
 
     /// Marks snapshots with what a report says is lost of them.
-    pub async fn mark(&self, report: &Report) -> Result<u64, Failure> {
+    pub async fn mark(&self, report: &Report) -> Result<Marked, Failure> {
         let context = self.context();
         let index = IndexClient::new(context.bus.clone(), self.environment.clone(), 1);
         let settings = Settings { host: HOST.to_owned(), content: Content::None, record: false };

@@ -25,6 +25,8 @@ pub struct Damages {
     chunks: BTreeMap<ChunkId, Vec<PackId>>,
     /// Packs in which something is damaged for which there was no room: no copy in them is relied on.
     doubted: BTreeSet<PackId>,
+    /// Whether something is recorded that is not minded here.
+    is_incomplete: bool,
 }
 
 impl Damages {
@@ -33,8 +35,11 @@ impl Damages {
         let mut found = Self::default();
         for (id, record) in records(repository).await? {
             match record {
-                Ok(record) => drop(found.add(id, &record)),
-                Err(failure) => tracing::warn!(%id, %failure, "a record of damage is passed over"),
+                Ok(record) => found.is_incomplete |= !found.add(id, &record),
+                Err(failure) => {
+                    tracing::warn!(%id, %failure, "a record of damage is passed over");
+                    found.is_incomplete = true;
+                }
             }
         }
         Ok(found)
@@ -102,6 +107,11 @@ impl Damages {
     /// Whether this has minded a record.
     pub fn has_read(&self, id: &DamageId) -> bool {
         self.records.contains(id)
+    }
+
+    /// Whether a record was passed over, because it could not be read or for lack of room.
+    pub fn is_incomplete(&self) -> bool {
+        self.is_incomplete
     }
 
     /// Whether nothing is recorded.

@@ -77,12 +77,21 @@ pub struct Report {
     pub settled: u64,
     /// Objects of which another attempt at the same check finds nothing any more: it does not read them again.
     pub(crate) once: Vec<Finding>,
+    /// Whether everything that is recorded as damaged was minded.
+    pub(crate) minds_all: bool,
+    /// Whether all content was read.
+    pub(crate) has_read_all: bool,
 }
 
 impl Report {
     /// Whether nothing is wrong.
     pub fn is_clean(&self) -> bool {
         self.objects.is_empty() && self.damaged.is_empty()
+    }
+
+    /// Whether what was not found is not there: as far as all that is damaged is recorded, or in any case.
+    pub(crate) fn knows_damage(&self, is_recorded: bool) -> bool {
+        self.unrecorded.is_none() && (self.has_read_all || self.minds_all && is_recorded)
     }
 
     /// Adds what was found of snapshots before.
@@ -129,6 +138,8 @@ pub struct DamagedSnapshot {
     pub problems: Vec<String>,
     /// What of `lost` is so for good, as far as is known: the rest is what the store does not give now.
     pub(crate) gone: Vec<Range<u64>>,
+    /// Whether there is such a rest.
+    is_withheld: bool,
     more: u64,
     /// Its root, where that can be read: by it, it is recognised where it is brought back.
     pub(crate) root: Option<Box<Root>>,
@@ -136,7 +147,8 @@ pub struct DamagedSnapshot {
 
 impl DamagedSnapshot {
     pub(crate) fn new(slot: Slot, volume: Option<String>) -> Self {
-        Self { slot, volume, lost: Vec::new(), problems: Vec::new(), gone: Vec::new(), more: 0, root: None }
+        let (lost, problems, gone) = Default::default();
+        Self { slot, volume, lost, problems, gone, is_withheld: false, more: 0, root: None }
     }
 
     /// Notes a problem, and what cannot be read because of it, or [only now](Problem::is_withheld). Ranges may come in any
@@ -146,15 +158,16 @@ impl DamagedSnapshot {
             true => self.problems.push(why),
             false => self.more += 1,
         }
-        if !is_withheld {
-            add(&mut self.gone, range.clone());
+        match is_withheld {
+            true => self.is_withheld = true,
+            false => add(&mut self.gone, range.clone()),
         }
         add(&mut self.lost, range);
     }
 
     /// Whether something of it cannot be read only because the store does not give it now.
     pub fn is_withheld(&self) -> bool {
-        self.gone != self.lost
+        self.is_withheld
     }
 
     pub(crate) fn of(self, root: &Root) -> Self {
@@ -167,6 +180,7 @@ impl DamagedSnapshot {
         self.problems.splice(0..0, earlier.problems);
         self.lost.extend(earlier.lost);
         self.gone.extend(earlier.gone);
+        self.is_withheld |= earlier.is_withheld;
         self.volume = earlier.volume.or(self.volume.take());
         self.root = earlier.root.or(self.root.take());
         self.join();
@@ -263,5 +277,20 @@ mod tests {
         assert_eq!(damaged.problems.len(), NAMED + 1);
         assert_eq!(damaged.problems[NAMED], "and 3 more");
         assert_eq!(DamagedSnapshot::new(slot, None).finish(), None);
+    }
+
+    /// Of a root that is not given no range is known.
+    #[test]
+    fn what_is_not_given_is_known_without_a_range() {
+        let slot = Slot { volume: VolumeKey::from_bytes([1; 16]), session: SessionId::from_bytes([2; 16]) };
+        let of = |is_withheld| {
+            let mut damaged = DamagedSnapshot::new(slot, None);
+            damaged.add(Problem { range: 0..0, why: "no answer".into(), is_withheld });
+            damaged.finish().expect("something is wrong")
+        };
+        assert!(of(true).is_withheld() && !of(false).is_withheld());
+        let mut later = of(false);
+        later.absorb(of(true));
+        assert!(later.is_withheld() && later.lost.is_empty());
     }
 }

@@ -36,6 +36,7 @@ use schema::messages::FailureKind;
 use schema::names::Slot;
 
 pub use findings::{DamagedSnapshot, Finding, Progress, Report};
+pub use holes::Marked;
 pub use mend::{Mended, Mender};
 pub use scope::{Content, Share, Stopped};
 pub use service::{Service, Serving};
@@ -132,6 +133,8 @@ impl Checker {
         found.report.objects.extend(once);
         found.report.unrecorded = self.unrecorded.why();
         found.report.is_behind = self.unrecorded.is_pending();
+        let is_all = matches!(self.settings.content, Content::All { after: None }) && self.stopped.is_none();
+        found.report.has_read_all = is_all && found.report.unopened == 0;
         Ok(found.report)
     }
 
@@ -145,11 +148,13 @@ impl Checker {
     async fn structure(&self) -> Result<Found, Failure> {
         let mut report = Report::default();
         let mut recorded = Damages::load(&self.source.repository).await?;
+        report.minds_all = !recorded.is_incomplete();
         // Snapshots before packs: what they stand on is listed.
         let slots = self.source.repository.visible_slots(None).await?;
         let mut packs = self.footers(&recorded, &mut report).await?;
         self.small_objects(&packs, &mut report).await?;
         self.structure_frames(&recorded, &mut packs, &mut report).await?;
+        self.recorded_frames(&recorded, &mut packs).await?;
         let lost = Walk::new(self, &packs, &recorded).all(&slots, &mut report).await?;
         self.tell_recorded(&recorded, &packs, &lost, &mut report);
         let damage = packs.damage().chain(lost.iter().map(|(id, packs)| (*id, packs.clone())));

@@ -4,18 +4,19 @@ mod judging;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use agent::damage::Damages;
 use agent::looks::Looks;
 use agent::repository::AtSlot;
-use agent::{Failure, maps};
+use agent::Failure;
 use bytes::Bytes;
 use futures::future::join_all;
 use schema::limits::{DAMAGED_CHUNKS_MAX, NODE_FANOUT};
 use schema::map::{self, Geometry, Leaf, Node};
 use schema::messages::{About, Copy};
-use schema::names::{self, Slot};
+use schema::names::Slot;
 use schema::root::Root;
 use schema::{ChunkId, FormatError, PackId};
 
@@ -44,6 +45,8 @@ pub(crate) struct Walk<'a> {
     again: bool,
     /// Whether chunks cannot be sought.
     is_blind: AtomicBool,
+    /// Packs that the store has not given since the walk began, and how often in a row.
+    withheld: Mutex<BTreeMap<PackId, usize>>,
     /// Whether something of the snapshot was passed over, because it was told before.
     passed_over: bool,
     lost: Lost,
@@ -82,6 +85,7 @@ impl<'a> Walk<'a> {
             clean,
             again: false,
             is_blind: AtomicBool::new(false),
+            withheld: Mutex::default(),
             passed_over: false,
             lost: Lost::new(),
             rescued,
@@ -269,9 +273,7 @@ impl<'a> Walk<'a> {
             wrong.lost.insert(part.id, judged.bad);
             return Ok(None);
         }
-        let source = &self.checker.source;
-        let read = || maps::read_structure(&source.repository, part.id, &judged.whole);
-        match source.given(&names::pack(judged.whole[0].pack), read).await? {
+        match self.read_copies(part.id, &judged.whole).await? {
             Ok(bytes) => Ok(Some(bytes)),
             Err(failure) if is_lost(&failure) && is_told(is_withheld(&failure)) => {
                 wrong.is_passed_over = true;

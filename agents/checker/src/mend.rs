@@ -23,7 +23,7 @@ use schema::session::{Session, SessionKind};
 use schema::{KeyId, PackId, SessionId};
 
 use crate::Source;
-use crate::given::Footer;
+use crate::given::{Footer, is_withheld};
 
 /// What the session of a repair says that it works on.
 const VOLUME: &str = "(repair)";
@@ -40,6 +40,8 @@ pub struct Mended {
     pub unsalvaged: Vec<(PackId, String)>,
     /// Data keys that were stored again.
     pub keys: Vec<KeyId>,
+    /// Data keys of which nobody knows whether they should be, and why.
+    pub keys_withheld: Vec<(KeyId, String)>,
 }
 
 impl Mended {
@@ -164,11 +166,17 @@ impl Mender {
                     self.source.repository.store.create(&name, key.sealed.clone()).await?;
                     mended.keys.push(key.id);
                 }
-                true if self.source.keys.is_lost(key.id).await? => {
-                    self.source.repository.store.put(&name, key.sealed.clone()).await?;
-                    mended.keys.push(key.id);
-                }
-                true => {}
+                true => match self.source.given(&name, || self.source.keys.is_lost(key.id)).await? {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        self.source.repository.store.put(&name, key.sealed.clone()).await?;
+                        mended.keys.push(key.id);
+                    }
+                    Err(failure) if is_withheld(&failure) => {
+                        mended.keys_withheld.push((key.id, failure.to_string()));
+                    }
+                    Err(failure) => return Err(failure),
+                },
             }
             seen.insert(key.id);
         }

@@ -18,7 +18,7 @@ use schema::{KeyId, Object, SessionId};
 
 use crate::Checker;
 use crate::findings::Report;
-use crate::given::{Footer, is_damage, is_lost};
+use crate::given::{Footer, is_damage, is_lost, is_withheld};
 use crate::packs::{Named, Packs};
 
 /// Objects that are read at once.
@@ -215,7 +215,7 @@ impl Checker {
             let Err(failure) = opens().await? else { continue };
             match (packs.keys.get(&id), packs.nameless) {
                 (Some(named), _) => {
-                    let needed = self.needed_for(id, *named).await?;
+                    let needed = self.needed_for(id, *named, is_withheld(&failure)).await?;
                     report.object(key, format!("{failure}; {needed}"));
                 }
                 (None, Some(torn)) => {
@@ -237,7 +237,7 @@ impl Checker {
     }
 
     /// What a key that does not open where it is stored is needed for, and where it still may be had.
-    async fn needed_for(&self, id: KeyId, named: Named) -> Result<String, Failure> {
+    async fn needed_for(&self, id: KeyId, named: Named, is_withheld: bool) -> Result<String, Failure> {
         let pack = names::pack(named.by);
         let packs = match named.more {
             0 => format!("{pack} alone names it"),
@@ -259,6 +259,10 @@ impl Checker {
         let size = self.source.given_once(&key, || async { Ok(store.head(&key).await?) }).await?;
         let is_empty = matches!(size, Ok(Some(0)));
         let then = match (is_whole, is_empty) {
+            (true, _) if is_withheld => {
+                "the copy in that footer opens, so that nothing is lost. `lvkeep repair` leaves what the store does not \
+                 give: if it never does again, delete it by hand, and `lvkeep repair` stores it again"
+            }
             (true, false) => {
                 "the copy in that footer opens, so that nothing is lost (`lvkeep repair` stores it again)"
             }

@@ -1,17 +1,18 @@
 //! What the footers of all packs say, and which copies in packs are none.
 
+mod reading;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent::Failure;
 use agent::damage::Damages;
 use futures::stream::{self, StreamExt};
 use schema::limits::DAMAGED_CHUNKS_MAX;
-use schema::messages::{Copy, FailureKind};
+use schema::messages::Copy;
 use schema::pack::{PackFooter, PackHeader};
 use schema::{ChunkId, Domain, KeyId, PackId, SessionId, names};
 
 use crate::findings::{Progress, Report, Trouble};
-use crate::frames::Checked;
 use crate::given::Footer;
 use crate::{Checker, Found};
 
@@ -31,6 +32,8 @@ pub(crate) struct Packs {
     unreadable: BTreeSet<PackId>,
     /// Packs whose footer the store does not give.
     withheld: BTreeSet<PackId>,
+    /// Whether it does not give one, either, that is recorded as one of which nothing can be read.
+    withholds_recorded: bool,
     /// Packs whose footer was put together from the frames, and the chunks that were found so.
     torn: BTreeMap<PackId, BTreeSet<ChunkId>>,
     /// Frames that are no copies.
@@ -71,6 +74,12 @@ impl Packs {
     /// Whether there are packs whose footer the store does not give.
     pub(crate) fn is_kept_back(&self) -> bool {
         !self.withheld.is_empty()
+    }
+
+    /// Whether there are packs that an index cannot look into, because the store does not give them. On those that are
+    /// recorded nobody relies: what is lost with them is.
+    pub(crate) fn hinders_seeking(&self) -> bool {
+        self.is_kept_back() || self.withholds_recorded
     }
 
     /// Whether a listing shows the pack.
@@ -221,6 +230,7 @@ impl Checker {
                 if let Ok(Footer::Unreadable(_) | Footer::Withheld(_)) = footer {
                     packs.nameless.get_or_insert(pack);
                 }
+                packs.withholds_recorded |= matches!(footer, Ok(Footer::Withheld(_)));
                 continue;
             }
             match footer? {
@@ -319,98 +329,6 @@ impl Checker {
             () = self.source.stop.raised() => self.source.go_on(),
         }
     }
-
-    /// Reads the frames of one pack; how many are no copies, or one for a pack of which nothing can be read any more.
-    async fn frames_of(
-        &self,
-        pack: PackId,
-        size: u64,
-        recorded: &Damages,
-        packs: &mut Packs,
-        report: &mut Report,
-    ) -> Result<usize, Failure> {
-        if packs.unreadable.contains(&pack) {
-            return Ok(0);
-        }
-        // Whoever goes on behind it may be given it, and does not read it.
-        if packs.withheld.contains(&pack) {
-            report.only_once(&names::pack(pack));
-            return Ok(0);
-        }
-        // Structure is read in every attempt.
-        let is_once = packs.structure.binary_search(&(pack, size)).is_err();
-        let tell = |report: &mut Report, why: String| match is_once {
-            true => report.object_once(names::pack(pack), why),
-            false => report.object(names::pack(pack), why),
-        };
-        let (header, footer) = match self.source.read_footer(pack).await? {
-            Footer::Whole(header, footer) => (header, footer),
-            Footer::Torn(header, footer, why) => {
-                if !packs.torn.contains_key(&pack) {
-                    packs.is_torn(pack, &footer, why, report);
-                }
-                (header, footer)
-            }
-            Footer::Unreadable(why) => {
-                packs.is_unreadable(pack, why, report);
-                return Ok(1);
-            }
-            Footer::Withheld(why) => {
-                packs.is_withheld(pack, &why, report);
-                if is_once {
-                    report.only_once(&names::pack(pack));
-                }
-                return Ok(0);
-            }
-            Footer::Gone => return Ok(0),
-        };
-        let checked = self.source.check_frames(pack, &header, &footer).await?;
-        if checked.is_gone {
-            return Ok(0);
-        }
-        let Checked { mut bad, keyless, withheld, .. } = checked;
-        if withheld.is_empty() {
-            report.packs_read += 1;
-            report.bytes_read += size;
-        }
-        let mut unknown: BTreeSet<ChunkId> = keyless.iter().map(|(id, _)| *id).collect();
-        // Nobody has a key that is gone; another identity may open one that this does not.
-        let (lost, sealed): (Vec<_>, Vec<_>) =
-            keyless.into_iter().partition(|(_, why)| why.kind == FailureKind::Damaged);
-        bad.extend(lost.into_iter().map(|(id, why)| (id, format!("no key opens it: {why}"))));
-        if let Some((id, why)) = sealed.first() {
-            report.unopened += sealed.len() as u64;
-            report.unopened_in += 1;
-            let why = format!(
-                "chunk {id} cannot be opened with this identity ({why}){}: what stands on it cannot be restored with it",
-                and_more(sealed.len())
-            );
-            tell(report, why);
-        }
-        let not_given: BTreeSet<ChunkId> = withheld.iter().map(|(id, _)| *id).collect();
-        bad.extend(withheld.into_iter().map(|(id, why)| (id, why.to_string())));
-        unknown.extend(bad.iter().map(|(id, _)| *id));
-        let whole = footer.entries.iter().map(|entry| entry.id).filter(|id| recorded.has(id, &pack));
-        packs.proven.extend(whole.filter(|id| !unknown.contains(id)).map(|id| (id, pack)));
-        let old: Vec<ChunkId> = bad.iter().map(|(id, _)| *id).filter(|id| recorded.has(id, &pack)).collect();
-        let healed = self.healed(&old, packs, recorded).await?;
-        bad.retain(|(id, _)| !healed.contains(id));
-        let count = bad.len();
-        if let Some((id, why)) = bad.first() {
-            tell(report, format!("chunk {id}: {why}{}", and_more(count)));
-        }
-        bad.iter().for_each(|(id, _)| packs.is_bad(*id, pack));
-        let kept = bad.iter().filter(|(id, _)| not_given.contains(id) && packs.is_named(id));
-        packs.not_given.extend(kept.map(|(id, _)| (*id, pack)).collect::<Vec<_>>());
-        if packs.is_full {
-            self.too_much();
-        }
-        Ok(count)
-    }
-}
-
-fn and_more(count: usize) -> String {
-    if count > 1 { format!(", and {} more", count - 1) } else { String::new() }
 }
 
 #[cfg(test)]

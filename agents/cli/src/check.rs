@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use agent::{Failure, Repository};
 use anyhow::Context as _;
-use checker::{Checker, Content, DamagedSnapshot, Finding, Progress, Report, Settings, Share, Stopped};
+use checker::{
+    Checker, Content, DamagedSnapshot, Finding, Marked, Progress, Report, Settings, Share, Stopped,
+};
 use schema::PackId;
 use serde::Serialize;
 
@@ -96,14 +98,13 @@ pub fn conclude(app: &App, checked: &Checked) -> anyhow::Result<()> {
     }
 }
 
-/// Checks, and tells now and then behind which pack another check may go on. What was found, and how many snapshots are
-/// marked.
+/// Checks, and tells now and then behind which pack another check may go on. What was found, and what marking came to.
 pub async fn check(
     app: &App,
     repository: &Repository,
     job: &Job,
     note: &(impl Fn(PackId) + Sync),
-) -> anyhow::Result<(Report, u64)> {
+) -> anyhow::Result<(Report, Marked)> {
     let identity = open::identity(&app.settings, repository.key.repo())?.map(Arc::new);
     let work = Embedded::reading_all(app).await?;
     let Job { content, stopped, record, mark } = *job;
@@ -125,7 +126,7 @@ pub async fn check(
     };
     let checked = async {
         let report = checker.check(work.protection.clone(), &progress).await?;
-        let marked = if mark { checker.mark(&report).await? } else { 0 };
+        let marked = if mark { checker.mark(&report).await? } else { Marked::default() };
         Ok::<_, Failure>((report, marked))
     };
     let checked = checked.await;

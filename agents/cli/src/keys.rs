@@ -1,12 +1,14 @@
 //! `key show|add|check`: who can open the repository, and proof that somebody can.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use agent::store::Listed;
 use agent::{Failure, Repository, Roots};
 use anyhow::Context;
 use indexer::Wish;
-use schema::keys::{DataKey, Identity, SealedKey};
+use schema::keys::{DataKey, Identity, WriterKey};
+use schema::messages::FailureKind;
 use schema::names;
 use schema::root::Root;
 use serde::Serialize;
@@ -23,6 +25,21 @@ struct Shown {
     recipients: Vec<String>,
     generation: u32,
     data_keys: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Added {
+    recipients: Vec<String>,
+    resealed: u64,
+    writer_key: PathBuf,
+    unopened: Vec<Unopened>,
+}
+
+/// A data key that does not open.
+#[derive(Debug, Serialize)]
+struct Unopened {
+    key: String,
+    why: String,
 }
 
 /// `lvkeep key show`.
@@ -53,7 +70,7 @@ pub async fn show(app: &App) -> anyhow::Result<()> {
     })
 }
 
-/// `lvkeep key add`: reseals every data key and the writer key to one more recipient.
+/// `lvkeep key add`: reseals every data key that opens, and the writer key, to one more recipient.
 pub async fn add(app: &App, recipient: &str, key_out: Option<&Path>) -> anyhow::Result<()> {
     let store = open::store(&app.settings.repo.value, false, app.environment.clone())?;
     let head = Repository::head(&store).await?;
@@ -69,42 +86,77 @@ pub async fn add(app: &App, recipient: &str, key_out: Option<&Path>) -> anyhow::
         .encode_requiring(&head.read_features, &head.write_features, &key, app.environment.random())
         .map_err(Failure::from)?;
     repository.store.put(names::CONFIG, bytes.into()).await.map_err(Failure::from)?;
-    let mut resealed = 0;
-    for listed in repository.store.list(names::KEYS).await.map_err(Failure::from)? {
-        let sealed = repository.sealed_key(&listed.key).await?;
-        let data = unseal(&repository, &sealed, &identity, &listed.key)?;
-        let again = data.seal(&key).map_err(Failure::from)?;
-        repository.store.put(&listed.key, again.sealed).await.map_err(Failure::from)?;
-        resealed += 1;
-    }
+    // What is stored from here on is sealed to all, whatever becomes of the keys that are there.
     let usual = KeyFiles::of(head.repo)?.writer;
     let path = key_out.map_or_else(|| app.settings.key.value.clone().unwrap_or(usual), Path::to_owned);
     open::write_secret(&path, &key.to_file(), true)?;
-    let value =
-        serde_json::json!({ "recipients": key.recipients(), "resealed": resealed, "writer_key": path });
-    app.print(&value, || {
+    let mut resealed = 0;
+    let mut unopened = Vec::new();
+    for (name, opened) in open_all(&repository, &identity).await? {
+        match reseal(&repository, &key, &name, opened).await {
+            Ok(()) => resealed += 1,
+            Err(why) => unopened.push(Unopened { key: name, why: why.to_string() }),
+        }
+    }
+    let added = Added { recipients: key.recipients().to_vec(), resealed, writer_key: path, unopened };
+    app.print(&added, || {
+        let everything = if added.unopened.is_empty() { "everything" } else { "what is resealed" };
+        let path = added.writer_key.display();
         format!(
-            "{recipient} opens everything now ({resealed} data keys resealed)\n\
-             Give every host the new writer key {}; until then what it stores is not sealed to the new recipient,\n\
-             and `lvkeep key check` with the new identity says so.",
-            path.display()
+            "{recipient} opens {everything} now ({resealed} data keys resealed)\n\
+             Give every host the new writer key {path}; until then what it stores is not sealed to the new recipient,\n\
+             and `lvkeep key check` with the new identity says so."
         )
-    })
+    })?;
+    conclude(&added.unopened, "so that they are not sealed to the new recipient; once they do, add it again")
 }
 
-fn unseal(
+/// What stands below `keys/`, opened, and why it does not open where that is so. Fails only when the store cannot be asked.
+async fn open_all(
     repository: &Repository,
-    sealed: &SealedKey,
     identity: &Identity,
+) -> Result<Vec<(String, Result<DataKey, Failure>)>, Failure> {
+    let mut keys = Vec::new();
+    for Listed { key, .. } in repository.store.list(names::KEYS).await? {
+        let opened = repository
+            .sealed_key(&key)
+            .await
+            .and_then(|sealed| Ok(DataKey::unseal(repository.key.family(), &sealed, identity)?));
+        match opened {
+            Err(failure) if failure.kind == FailureKind::Store && !repository.gives_others().await => {
+                return Err(failure);
+            }
+            opened => keys.push((key, opened)),
+        }
+    }
+    Ok(keys)
+}
+
+async fn reseal(
+    repository: &Repository,
+    key: &WriterKey,
     name: &str,
-) -> anyhow::Result<DataKey> {
-    DataKey::unseal(repository.key.family(), sealed, identity)
-        .map_err(Failure::from)
-        .with_context(|| name.to_owned())
+    opened: Result<DataKey, Failure>,
+) -> Result<(), Failure> {
+    Ok(repository.store.put(name, opened?.seal(key)?.sealed).await?)
+}
+
+/// Fails when there are data keys that do not open.
+fn conclude(unopened: &[Unopened], so: &str) -> anyhow::Result<()> {
+    if unopened.is_empty() {
+        return Ok(());
+    }
+    let each: Vec<String> = unopened.iter().map(|one| format!("{}: {}", one.key, one.why)).collect();
+    let why = format!(
+        "{} data keys do not open, {so}. `lvkeep check` says what needs them, and whether packs have copies that open. {}",
+        unopened.len(),
+        each.join("; ")
+    );
+    Err(Failure::damaged(why).into())
 }
 
 /// `lvkeep key check`: the identity opens the writer key and every data key, and what each volume's newest snapshot
-/// begins with.
+/// begins with. What does not open hides nothing else.
 pub async fn check(app: &App, path: &Path) -> anyhow::Result<()> {
     app.stop_on_signals()?;
     let identity = Arc::new(open::read_identity(path)?);
@@ -114,7 +166,13 @@ pub async fn check(app: &App, path: &Path) -> anyhow::Result<()> {
     if !head.encrypted {
         return Err(Failure::refused("this repository is not encrypted: no identity is needed").into());
     }
-    let keys = repository.open_keys(&identity).await?.len();
+    let (mut keys, mut unopened) = (0, Vec::new());
+    for (key, opened) in open_all(&repository, &identity).await? {
+        match opened {
+            Ok(_) => keys += 1,
+            Err(why) => unopened.push(Unopened { key, why: why.to_string() }),
+        }
+    }
     let repository = app.repository().await?;
     let mut newest = std::collections::BTreeMap::new();
     let Roots { readable, damaged } = select::roots(&repository, None).await?;
@@ -134,13 +192,20 @@ pub async fn check(app: &App, path: &Path) -> anyhow::Result<()> {
         chunks += report.chunks;
     }
     work.finish().await;
-    let value = serde_json::json!({ "data_keys": keys, "volumes": newest.len(), "chunks": chunks });
+    let value = serde_json::json!({
+        "data_keys": keys,
+        "unopened": unopened,
+        "volumes": newest.len(),
+        "chunks": chunks,
+    });
     app.print(&value, || {
+        let all = if unopened.is_empty() { "all " } else { "" };
         format!(
-            "{} opens the writer key, all {keys} data keys, and {chunks} chunks of {} volumes",
+            "{} opens the writer key, {all}{keys} data keys, and {chunks} chunks of {} volumes",
             path.display(),
             newest.len()
         )
     })?;
-    select::conclude(app, &damaged)
+    select::conclude(app, &damaged)?;
+    conclude(&unopened, "so that what they alone have sealed cannot be restored with it")
 }

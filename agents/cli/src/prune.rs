@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use agent::Repository;
 use collector::{Announce, Collector, Limits, Patience, Report, Settings, Waiting};
+use schema::names;
 use serde::Serialize;
 
 use crate::app::App;
@@ -52,6 +53,13 @@ impl Waits {
     }
 }
 
+/// A pack that the store does not give.
+#[derive(Debug, Serialize)]
+struct Withheld {
+    pack: String,
+    why: String,
+}
+
 #[derive(Debug, Serialize)]
 struct Pruned {
     dry_run: bool,
@@ -71,6 +79,8 @@ struct Pruned {
     bytes_scattered: u64,
     bytes_held_by_sessions: u64,
     bytes_damaged: u64,
+    bytes_withheld: u64,
+    packs_withheld: Vec<Withheld>,
     packs_locked: usize,
     snapshots_locked: usize,
     waits_for: Vec<Waits>,
@@ -151,6 +161,12 @@ fn pruned(args: &PruneArgs, report: &Report) -> Pruned {
         bytes_scattered: sums.scattered,
         bytes_held_by_sessions: sums.held,
         bytes_damaged: sums.damaged,
+        bytes_withheld: sums.withheld,
+        packs_withheld: report
+            .withheld
+            .iter()
+            .map(|(pack, why)| Withheld { pack: names::pack(*pack), why: why.clone() })
+            .collect(),
         packs_locked: report.swept.locked.len(),
         snapshots_locked: report.swept.locked_roots.len(),
         waits_for: report.waits.iter().map(Waits::from).collect(),
@@ -188,6 +204,8 @@ fn describe(pruned: &Pruned) -> String {
     left(pruned.bytes_scattered, "no longer needed, in packs that mostly are (--repack-below)");
     left(pruned.bytes_held_by_sessions, "in packs that open sessions write to");
     left(pruned.bytes_damaged, "in damaged packs, which are never deleted (`lvkeep check`)");
+    left(pruned.bytes_withheld, "in packs that the store does not give, though it gives others");
+    lines.extend(pruned.packs_withheld.iter().map(|one| format!("NOT GIVEN {}: {}", one.pack, one.why)));
     for waits in &pruned.waits_for {
         lines.push(format!("waits for {}", waits.line()));
     }

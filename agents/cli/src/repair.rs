@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use checker::{Content, Mender};
+use agent::Failure;
+use checker::{Content, Marked, Mender, Report};
 use schema::names;
 use serde::Serialize;
 
@@ -18,7 +19,11 @@ struct Repaired {
     packs_salvaged: Vec<Salvaged>,
     packs_not_salvaged: Vec<Unsalvaged>,
     keys_restored: Vec<String>,
+    keys_not_looked_into: Vec<Unread>,
     snapshots_marked: u64,
+    /// Marks that stay because not all damage is known.
+    marks_kept: u64,
+    marks_failed: Vec<String>,
     #[serde(flatten)]
     checked: Checked,
 }
@@ -35,6 +40,12 @@ struct Unsalvaged {
     why: String,
 }
 
+#[derive(Debug, Serialize)]
+struct Unread {
+    key: String,
+    why: String,
+}
+
 /// `lvkeep repair`.
 pub async fn run(app: &App, args: &RepairArgs) -> anyhow::Result<()> {
     app.stop_on_signals()?;
@@ -48,13 +59,7 @@ pub async fn run(app: &App, args: &RepairArgs) -> anyhow::Result<()> {
     let content = if args.read_data { Content::All { after: None } } else { Content::None };
     let job = Job { content, stopped: None, record: true, mark: true };
     let (report, marked) = check::check(app, &repository, &job, &|_| ()).await?;
-    let (damaged, snapshots) = (report.damaged.len(), report.snapshots);
-    let withheld = match report.damaged.iter().filter(|damaged| damaged.is_withheld()).count() {
-        0 => String::new(),
-        some => format!(
-            "; of {some} of them the store does not give something now, by which no mark was changed: run this again later"
-        ),
-    };
+    let said = Said::of(&report, &marked);
     let repaired = Repaired {
         packs_salvaged: mended
             .packs
@@ -67,17 +72,61 @@ pub async fn run(app: &App, args: &RepairArgs) -> anyhow::Result<()> {
             .map(|(pack, why)| Unsalvaged { pack: names::pack(pack), why })
             .collect(),
         keys_restored: mended.keys.iter().map(|id| names::key(*id)).collect(),
-        snapshots_marked: marked,
+        keys_not_looked_into: mended
+            .keys_withheld
+            .into_iter()
+            .map(|(id, why)| Unread { key: names::key(id), why })
+            .collect(),
+        snapshots_marked: marked.snapshots,
+        marks_kept: marked.kept,
+        marks_failed: marked.failures,
         checked: Checked::of(report),
     };
     app.print(&repaired, || repaired.text())?;
-    let failure = repaired.checked.failure_of(format!(
-        "{damaged} of {snapshots} snapshots have holes, which are marked; a backup of a volume that still has what is lost \
-         heals them{withheld}"
-    ));
+    let failure = match (repaired.checked.failure_of(said.text()), &repaired.marks_failed[..]) {
+        (failure, []) => failure,
+        (None, failed) => Some(Failure::damaged(failed.join(". "))),
+        (Some(failure), failed) => {
+            Some(Failure { why: format!("{}. {}", failure.why, failed.join(". ")), ..failure })
+        }
+    };
     match failure {
         None => Ok(()),
         Some(failure) => Err(failure.into()),
+    }
+}
+
+/// Snapshots, of which this is said.
+struct Said {
+    snapshots: u64,
+    damaged: usize,
+    marked: u64,
+    withheld: usize,
+}
+
+impl Said {
+    fn of(report: &Report, marked: &Marked) -> Self {
+        let withheld = report.damaged.iter().filter(|damaged| damaged.is_withheld()).count();
+        let (snapshots, damaged) = (report.snapshots, report.damaged.len());
+        Self { snapshots, damaged, marked: marked.snapshots, withheld }
+    }
+
+    fn text(&self) -> String {
+        let Self { snapshots, damaged, marked, withheld } = self;
+        let marked = match marked {
+            0 => String::new(),
+            some => format!(
+                "; {some} are marked with what of them is lost, and a backup of a volume that still has it heals them"
+            ),
+        };
+        let withheld = match withheld {
+            0 => String::new(),
+            some => format!(
+                "; of {some} of them the store does not give something now, by which no mark was changed: run this again \
+                 later"
+            ),
+        };
+        format!("{damaged} of {snapshots} snapshots cannot be read whole{marked}{withheld}")
     }
 }
 
@@ -90,7 +139,35 @@ impl Repaired {
         let stay = self.packs_not_salvaged.iter();
         lines.extend(stay.map(|one| format!("NOT SALVAGED {}: {}", one.pack, one.why)));
         lines.extend(self.keys_restored.iter().map(|key| format!("{key} was stored again from a footer")));
+        let unread = self.keys_not_looked_into.iter();
+        lines.extend(unread.map(|one| format!("NOT LOOKED INTO {}: {}", one.key, one.why)));
+        lines.extend(self.marks_failed.iter().map(|why| format!("NOT MARKED: {why}")));
+        if self.marks_kept > 0 {
+            lines.push(format!(
+                "{} snapshots in which nothing was found stay marked, because not all damage is known: `lvkeep repair \
+                 --read-data` finds out",
+                self.marks_kept
+            ));
+        }
         lines.push(self.checked.text());
         lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing is said to be marked that is not, and what may be given again is said to be.
+    #[test]
+    fn what_is_marked_is_said_and_what_is_withheld() {
+        for (marked, withheld, says_marked, says_again) in
+            [(0, 1, false, true), (1, 0, true, false), (1, 1, true, true)]
+        {
+            let text = Said { snapshots: 5, damaged: 2, marked, withheld }.text();
+            assert!(text.starts_with("2 of 5 snapshots"), "{text}");
+            assert_eq!(text.contains("marked with"), says_marked, "{text}");
+            assert_eq!(text.contains("again later"), says_again, "{text}");
+        }
     }
 }

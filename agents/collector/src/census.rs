@@ -44,6 +44,8 @@ pub enum Stays {
     /// Its footer or all of it is damaged, or a chunk of which there is no other copy: what it holds may be wanted by
     /// whoever mends it.
     Damaged,
+    /// The store does not give it, so that nobody knows what it holds.
+    Withheld,
     /// An open session stored chunks in it.
     Session,
 }
@@ -85,7 +87,7 @@ pub(crate) struct Census {
 pub(crate) async fn list_and_mark(sources: &Sources<'_>) -> Result<Census, Failure> {
     let budget = sources.budget;
     let store = &sources.repository.store;
-    sources.footers.read_damages().await?;
+    sources.footers.begin().await?;
     let markers: BTreeSet<Slot> = slots(&store.list(names::FORGOTTEN).await?);
     let mut packs: Vec<Holding> =
         sources.repository.list_packs().await?.into_iter().map(|(id, size)| Holding::new(id, size)).collect();
@@ -212,6 +214,7 @@ async fn judge(
                 None
             }
             Found::Unreadable => Some(Stays::Damaged),
+            Found::Withheld => Some(Stays::Withheld),
             Found::Pack(pack) => stays(pack, holding.size, open, is_recorded),
         };
         // What was found about other chunks holds.

@@ -36,6 +36,8 @@ pub(crate) enum Found {
     Pack(Arc<Pack>),
     /// It exists, and not even its frames can be read.
     Unreadable,
+    /// The store does not give it, though it gives others: nobody knows what it holds.
+    Withheld,
     /// It is not there any more.
     Gone,
 }
@@ -49,6 +51,8 @@ pub(crate) struct Footers {
     max: usize,
     /// A pack whose footer is torn is read as a whole: one at a time.
     whole: futures::lock::Mutex<()>,
+    /// Packs that the store did not give since [`Self::begin`], and what it said.
+    withheld: Mutex<BTreeMap<PackId, String>>,
 }
 
 #[derive(Default)]
@@ -60,16 +64,22 @@ struct Kept {
 impl Footers {
     /// Keeps footers with `max` entries together.
     pub(crate) fn new(repository: Repository, max: usize) -> Self {
-        let (damages, kept) = Default::default();
-        Self { repository, damages, kept, max, whole: Default::default() }
+        let (damages, kept, whole, withheld) = Default::default();
+        Self { repository, damages, kept, max, whole, withheld }
     }
 
-    /// Reads the damage that is recorded by now. Fails when any of it cannot be known: of two copies the damaged one
-    /// would stay.
-    pub(crate) async fn read_damages(&self) -> Result<(), Failure> {
+    /// Begins a mark: reads the damage that is recorded by now, and asks anew for what was not given. Fails when any
+    /// damage cannot be known: of two copies the damaged one would stay.
+    pub(crate) async fn begin(&self) -> Result<(), Failure> {
         let damages = Damages::load_all(&self.repository).await?;
         *self.damages.lock().unwrap_or_else(PoisonError::into_inner) = damages.into();
+        self.withheld.lock().unwrap_or_else(PoisonError::into_inner).clear();
         Ok(())
+    }
+
+    /// Packs that the store does not give, and what it says.
+    pub(crate) fn withheld(&self) -> BTreeMap<PackId, String> {
+        self.withheld.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The damage that was recorded when it was read last.
@@ -91,6 +101,10 @@ impl Footers {
         if let Some(kept) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).packs.get(&pack) {
             return Ok(Found::Pack(kept.clone()));
         }
+        // Each try takes as long as the store's patience, and each pass reads all footers.
+        if self.withheld.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&pack) {
+            return Ok(Found::Withheld);
+        }
         let intact = match self.repository.read_intact_footer(pack).await {
             Err(failure) if failure.kind == FailureKind::Damaged => {
                 let _one = self.whole.lock().await;
@@ -102,15 +116,27 @@ impl Footers {
             Ok((header, footer)) => return Ok(Found::Pack(self.keep(pack, Pack { header, footer }))),
             Err(failure) => failure,
         };
-        let exists = self.repository.store.head(&names::pack(pack)).await?.is_some();
-        match (exists, failure.kind) {
-            (false, _) => Ok(Found::Gone),
-            (true, FailureKind::Damaged | FailureKind::Refused) => {
+        let head = self.repository.store.head(&names::pack(pack)).await;
+        match (head.map_err(Failure::from), failure.kind) {
+            (Ok(None), _) => Ok(Found::Gone),
+            (Ok(Some(_)), FailureKind::Damaged | FailureKind::Refused) => {
                 tracing::warn!(%pack, %failure, "a pack cannot be read; it stays");
                 Ok(Found::Unreadable)
             }
-            (true, _) => Err(failure),
+            (Ok(Some(_)), FailureKind::Store) => self.not_given(pack, failure).await,
+            (Err(head), _) if head.kind == FailureKind::Store => self.not_given(pack, head).await,
+            (Ok(Some(_)) | Err(_), _) => Err(failure),
         }
+    }
+
+    /// One object must not keep everything else from being collected; nothing is said of it.
+    async fn not_given(&self, pack: PackId, failure: Failure) -> Result<Found, Failure> {
+        if !self.repository.gives_others().await {
+            return Err(failure);
+        }
+        tracing::warn!(%pack, %failure, "the store does not give a pack, and gives others; it stays");
+        self.withheld.lock().unwrap_or_else(PoisonError::into_inner).insert(pack, failure.to_string());
+        Ok(Found::Withheld)
     }
 
     fn keep(&self, id: PackId, pack: Pack) -> Arc<Pack> {

@@ -20,6 +20,8 @@ mod structure;
 mod sweep;
 mod verdict;
 
+use std::collections::BTreeMap;
+
 use agent::{Failure, Repository, Stop};
 use schema::PackId;
 use schema::epoch::{Epoch, Verdict};
@@ -82,6 +84,8 @@ pub struct Report {
     pub new_bytes: u64,
     /// Sessions that must end before anything more can be done.
     pub waits: Vec<Waiting>,
+    /// Packs that the store does not give, and what it says: they stay, and nothing is known of what they hold.
+    pub withheld: BTreeMap<PackId, String>,
 }
 
 /// A collector of one repository.
@@ -145,6 +149,7 @@ impl Collector {
         }
         let (census, plan) = self.census().await?;
         note(&mut report, &census, &plan);
+        report.withheld = self.footers.withheld();
         report.rewritten = plan.rewrite.len() as u64;
         Ok(report)
     }
@@ -178,6 +183,7 @@ impl Collector {
     async fn propose(&self, number: u64, report: &mut Report) -> Result<Option<Epoch>, Failure> {
         let (mut census, plan) = self.census().await?;
         note(report, &census, &plan);
+        report.withheld = self.footers.withheld();
         census.forgotten.truncate(FORGOTTEN_MAX);
         let packs: Vec<_> = plan.rewrite.iter().map(|place| &census.packs[*place]).collect();
         let rewritten = rewrite::rewrite(&self.sources(), &self.settings.announce, &packs).await?;
@@ -206,7 +212,7 @@ impl Collector {
                     return Ok(Ended::Not);
                 }
                 go_on(&self.stop)?;
-                let verdict = self.decide(&epoch).await?;
+                let verdict = self.decide(&epoch, report).await?;
                 (epoch, verdict)
             }
         };
@@ -222,11 +228,12 @@ impl Collector {
     }
 
     /// Steps 5 and 6. A verdict that came meanwhile holds.
-    async fn decide(&self, epoch: &Epoch) -> Result<Verdict, Failure> {
+    async fn decide(&self, epoch: &Epoch, report: &mut Report) -> Result<Verdict, Failure> {
         if let Some(verdict) = agent::epochs::verdict(&self.repository, epoch.number).await? {
             return Ok(verdict);
         }
         let delete: Vec<PackId> = verdict::mark_again_and_reprieve(&self.sources(), epoch).await?;
+        report.withheld.extend(self.footers.withheld());
         go_on(&self.stop)?;
         epochs::create_verdict(&self.repository, Verdict { number: epoch.number, delete }).await
     }

@@ -13,12 +13,12 @@ use agent::repository::AtSlot;
 use agent::{Failure, Repository, Stop};
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
-use schema::ChunkId;
 use schema::limits::{MAP_DEPTH_MAX, NODE_FANOUT};
 use schema::map::{Content, Geometry, Leaf, Node};
 use schema::messages::FailureKind;
 use schema::names::Slot;
 use schema::root::Root;
+use schema::{ChunkId, names};
 
 use crate::budget::Budget;
 use crate::footers::Footers;
@@ -133,14 +133,34 @@ impl Walk<'_> {
             return Err(failure);
         }
         match self.sources.repository.at_slot(root.slot).await? {
-            AtSlot::Snapshot(_) => Err(failure.context(format!(
-                "the map of {} ({}) cannot be read, so that nobody knows what it needs: nothing is deleted (`lvkeep \
-                 check` says more; a snapshot that is lost can be forgotten)",
-                root.volume, root.slot.session
-            ))),
+            AtSlot::Snapshot(_) => Err(self.unknown(root, failure)),
             AtSlot::Tombstone => self.check_swept(root.slot).await,
             AtSlot::Nothing => Err(not_there(root.slot)),
         }
+    }
+
+    /// A part of a map is in no pack that can be read. It may be in one that the store does not give now: then nothing is
+    /// lost as far as is known, and the second mark ends its collection with an empty verdict all the same.
+    fn unknown(&self, root: &Root, failure: Failure) -> Failure {
+        let map = format!("the map of {} ({})", root.volume, root.slot.session);
+        let withheld = self.sources.footers.withheld();
+        let Some((pack, said)) = withheld.first_key_value() else {
+            return failure.context(format!(
+                "{map} cannot be read, so that nobody knows what it needs: nothing is deleted (`lvkeep check` says more; a \
+                 snapshot that is lost can be forgotten)"
+            ));
+        };
+        let others = match withheld.len() - 1 {
+            0 => String::new(),
+            more => format!(" and {more} other packs"),
+        };
+        let why = format!(
+            "{map} cannot be read while the store does not give {}{others}, so that nothing is deleted; run `lvkeep prune` \
+             again when it does: {said}",
+            names::pack(*pack)
+        );
+        let kind = if self.second_of.is_some() { failure.kind } else { FailureKind::Store };
+        Failure { kind, why, ..failure }
     }
 
     /// Whether a snapshot that was listed may be a tombstone by now. Whoever sweeps one that this epoch keeps goes by a

@@ -47,6 +47,8 @@ pub struct Sums {
     pub held: u64,
     /// In packs that stay because they are damaged.
     pub damaged: u64,
+    /// In packs that stay because the store does not give them.
+    pub withheld: u64,
 }
 
 /// Decides. The packs with the least to move per byte gained come first.
@@ -57,6 +59,7 @@ pub fn plan(packs: &[Holding], limits: Limits) -> Plan {
         plan.sums.total += holding.size;
         match holding.stays {
             Some(Stays::Damaged) => plan.sums.damaged += holding.size,
+            Some(Stays::Withheld) => plan.sums.withheld += holding.size,
             Some(Stays::Session) => plan.sums.held += holding.size,
             None if holding.live_bytes > 0 => partly.push((place, holding)),
             None if plan.dead.len() < CONDEMNED_MAX => {
@@ -113,12 +116,13 @@ mod tests {
             holding(5, 100, 51),
             Holding { stays: Some(Stays::Session), ..holding(6, 100, 0) },
             Holding { stays: Some(Stays::Damaged), ..holding(7, 100, 0) },
+            Holding { stays: Some(Stays::Withheld), ..holding(8, 100, 0) },
         ];
         let plan = plan(&packs, Limits { max_repack: 45, repack_below: 50 });
         assert_eq!(plan.dead, [packs[0].pack]);
         assert_eq!(plan.rewrite, [2, 3]);
         let sums = Sums {
-            total: 700,
+            total: 800,
             dead: 100,
             rewritten: 200,
             moved: 40,
@@ -126,6 +130,7 @@ mod tests {
             scattered: 49,
             held: 100,
             damaged: 100,
+            withheld: 100,
         };
         assert_eq!(plan.sums, sums);
     }

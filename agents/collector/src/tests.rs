@@ -5,3 +5,4 @@ mod holds;
 mod interleaved;
 mod moment;
 mod refusing;
+mod withheld;

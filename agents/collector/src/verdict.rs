@@ -27,7 +27,7 @@ pub(crate) async fn mark_again_and_reprieve(
     sources: &Sources<'_>,
     epoch: &Epoch,
 ) -> Result<Vec<PackId>, Failure> {
-    sources.footers.read_damages().await?;
+    sources.footers.begin().await?;
     // Packs before snapshots, both after the last session that was waited for has ended.
     let listed = epochs::packs(sources.repository).await?;
     let existing = epochs::roots(sources.repository).await?;
@@ -143,7 +143,7 @@ impl Risk {
         let mut condemned = std::pin::pin!(condemned);
         let mut delete = Vec::new();
         while let Some((id, found)) = condemned.try_next().await? {
-            // A damaged pack stays, and nothing relies on what is in it.
+            // A damaged pack stays, and one that is not given, and nothing relies on what is in it.
             let Found::Pack(pack) = found else { continue };
             if !self.is_known(id, &pack) {
                 continue;

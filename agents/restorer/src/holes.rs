@@ -58,7 +58,7 @@ mod tests {
     fn only_holes_of_the_part_count_and_the_first_are_named() {
         let slot = Slot { volume: VolumeKey::from_bytes([1; 16]), session: SessionId::from_bytes([2; 16]) };
         let ranges = (0..20).map(|n| (n * 100, 10)).collect();
-        let holes = Holes { version: 1, slot, found_ms: 0, ranges };
+        let holes = Holes { version: 1, slot, found_ms: 0, ranges, is_unrecorded: false };
         assert_eq!(inside(&holes, &(10..100)), []);
         assert_eq!(inside(&holes, &(109..201)), [(100, 10), (200, 10)]);
         assert_eq!(named(&[(0, 10), (100, 10)]), "0+10, 100+10");

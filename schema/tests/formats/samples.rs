@@ -265,7 +265,7 @@ pub fn damage() -> Damage {
 
 pub fn holes() -> Holes {
     let ranges = vec![(4096, 65_536), (64 << 20, 4096)];
-    Holes { version: Holes::VERSION, slot: slot(), found_ms: 1_700_000_090_000, ranges }
+    Holes { version: Holes::VERSION, slot: slot(), found_ms: 1_700_000_090_000, ranges, is_unrecorded: false }
 }
 
 /// A check that an agent is at.

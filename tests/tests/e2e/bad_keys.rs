@@ -13,6 +13,24 @@ fn repository(name: &str) -> Machine {
     machine
 }
 
+/// One object that is no key keeps nobody from opening the others, nor from letting somebody else open them.
+#[test]
+fn a_key_that_does_not_open_stops_no_other() {
+    let (one, other) = (repository("one"), repository("other"));
+    let (key, identity, new) = (one.place("key"), one.place("identity"), one.place("new-key"));
+    let empty = "keys/00000000000000000000000000000000";
+    std::fs::write(format!("{}/{empty}", one.place("repo")), b"").expect("an empty object");
+    let made = other.json(&["--key", &other.place("key"), "--repo", &other.place("repo"), "key", "show"]);
+    let recipient = made["recipients"][0].as_str().expect("a recipient");
+    one.run(&["--key", &key, "key", "check", &identity]).fails(6, &[empty]);
+    let add = ["--identity", &identity, "key", "add", recipient, "--key-out", &new];
+    let added = one.run(&add).fails(6, &[empty, "new recipient"]);
+    assert!(added.out.contains("1 data keys resealed"), "{added}");
+    assert!(std::fs::metadata(&new).expect("the new writer key").len() > 0);
+    std::fs::remove_file(format!("{}/{empty}", one.place("repo"))).expect("it goes");
+    one.run(&["--key", &new, "key", "check", &other.place("identity")]).ok();
+}
+
 #[test]
 fn keys_that_do_not_fit_are_refused_by_name() {
     let (one, other) = (repository("one"), repository("other"));

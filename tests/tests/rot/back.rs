@@ -46,7 +46,8 @@ impl Lost {
     async fn forgotten(&self, is_marked: bool) -> Rot {
         let (rot, slot) = (self.fork().await, self.root().slot);
         if is_marked {
-            let holes = Holes { version: 1, slot, found_ms: 0, ranges: vec![(0, 4096)] };
+            let holes =
+                Holes { version: 1, slot, found_ms: 0, ranges: vec![(0, 4096)], is_unrecorded: false };
             rot.put(&slot.holes(), &holes).await.expect("a mark");
         }
         forgetting::forget(&rot.repository, self.root(), "a test").await.expect("it is forgotten");
@@ -149,7 +150,7 @@ async fn a_repair_leaves_marks_of_what_it_did_not_look_at() {
     clean.damaged.clear();
     let new = schema::names::Slot { session: rot.repository.environment().session_id(), ..lost.root().slot };
     for slot in [new, lost.root().slot] {
-        let holes = Holes { version: 1, slot, found_ms: 0, ranges: vec![(0, 4096)] };
+        let holes = Holes { version: 1, slot, found_ms: 0, ranges: vec![(0, 4096)], is_unrecorded: false };
         rot.put(&slot.holes(), &holes).await.expect("a mark");
     }
     rot.mark(&clean).await.expect("marks");
@@ -175,7 +176,7 @@ async fn a_snapshot_that_is_listed_and_not_there_is_named() {
         store.hide(Some(&key));
         Arc::new(store)
     });
-    let holes = Holes { version: 1, slot, found_ms: 0, ranges: vec![(0, 4096)] };
+    let holes = Holes { version: 1, slot, found_ms: 0, ranges: vec![(0, 4096)], is_unrecorded: false };
     rot.put(&slot.holes(), &holes).await.expect("a mark");
     let report = hiding.check(ALL).await.expect("a report");
     let damaged: Vec<_> = report.damaged.iter().map(|damaged| damaged.slot).collect();

@@ -6,6 +6,7 @@ mod agents;
 mod back;
 mod cancelled;
 mod keys;
+mod marking;
 mod older;
 mod takeover;
 mod withheld;
@@ -232,7 +233,11 @@ async fn put_small_objects(victim: &Victim, rot: &Rot, number: u64, gone: Slot) 
     rot.put(&names::session(session.id), &session).await?;
     marks::hold(&rot.repository, victim.older.slot, None, "a test").await?;
     let slot = if number == 1 { victim.older.slot } else { victim.bad.0.slot };
-    rot.put(&slot.holes(), &Holes { version: 1, slot, found_ms: 0, ranges: vec![(0, 4096)] }).await?;
+    rot.put(
+        &slot.holes(),
+        &Holes { version: 1, slot, found_ms: 0, ranges: vec![(0, 4096)], is_unrecorded: false },
+    )
+    .await?;
     let packs = vec![PackId::from_bytes([9; 16])];
     let damage = Damage { version: 1, found_ms: 0, host: "host".into(), packs, chunks: vec![] };
     rot.put(&names::damage(environment.damage_id()), &damage).await?;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use checker::{Content, Report};
 use futures::FutureExt;
 use schema::check::Content as Asked;
-use schema::damage::{Damage, DamagedChunk, Holes};
+use schema::damage::{Damage, DamagedChunk};
 use schema::messages::FailureKind;
 use schema::pack::PACK_HEADER_LEN;
 use schema::{Domain, PackId, names};
@@ -18,13 +18,13 @@ use super::agents::{ask, checked, damaged, packs, when};
 use super::{ALL, Victim, flipped, is_named, victim};
 
 /// A repository of these objects over a store that does as it is told. From now on time is virtual.
-async fn faulty(victim: &Victim, objects: &Objects) -> (Rot, FaultyStore) {
+pub(super) async fn faulty(victim: &Victim, objects: &Objects) -> (Rot, FaultyStore) {
     let rot = victim.rot.with(objects).await.expect("a repository");
     tokio::time::pause();
     over(&rot)
 }
 
-fn over(rot: &Rot) -> (Rot, FaultyStore) {
+pub(super) fn over(rot: &Rot) -> (Rot, FaultyStore) {
     let environment = rot.repository.store.environment().clone();
     let mut store = None;
     let rot = rot.over(|bucket| {
@@ -44,7 +44,7 @@ fn lost(report: &Report) -> Vec<(schema::names::Slot, Vec<std::ops::Range<u64>>)
     report.damaged.iter().map(|damaged| (damaged.slot, damaged.lost.clone())).collect()
 }
 
-async fn records(rot: &Rot) -> Vec<Damage> {
+pub(super) async fn records(rot: &Rot) -> Vec<Damage> {
     let records = agent::damage::records(&rot.repository).await.expect("a listing");
     records.into_iter().map(|(_, record)| record.expect("a record")).collect()
 }
@@ -96,34 +96,96 @@ async fn what_is_given_again_is_taken_back() {
     assert!(is_named(&report, &key) && report.recorded == 1, "{report:?}");
     store.withhold_nothing();
     let report = rot.check(ALL).await.expect("a report");
-    assert!(report.objects.is_empty() && report.settled == 1, "{report:?}");
+    assert!(report.is_clean() && report.settled == 1, "{report:?}");
     let report = rot.check(ALL).await.expect("a report");
     assert!(report.is_clean() && records(&rot).await.is_empty(), "{report:?}");
 }
 
-/// What the store gives again later is no hole, and no reason to take a mark away.
+/// Nobody relies on a pack that is recorded as one of which nothing can be read: that it is not given, either, hides
+/// nothing and stops nobody.
 #[tokio::test]
-async fn what_is_not_given_changes_no_marks() {
+async fn a_pack_that_is_given_up_and_not_given_stops_nothing() {
     let victim = victim().await;
     let (key, _) = victim.pack(Domain::Data);
-    let slot = victim.bad.0.slot;
-    let (rot, store) = faulty(&victim, &victim.objects).await;
+    let mut objects = victim.objects.clone();
+    objects.insert(key.clone(), objects[&key].slice(..60));
+    let (rot, store) = faulty(&victim, &objects).await;
+    let (_, before) = rot.repair().await.expect("a repair");
+    assert!(!before.damaged.is_empty(), "{before:?}");
     store.withhold(&key, None);
-    for before in [None, Some(vec![(0, 4096)])] {
-        if let Some(ranges) = before.clone() {
-            let holes = Holes { version: 1, slot, found_ms: 0, ranges };
-            rot.put(&slot.holes(), &holes).await.expect("a mark");
-        }
-        let (_, report) = rot.repair().await.expect("a repair");
-        let one = report.damaged.iter().find(|damaged| damaged.slot == slot).expect("it is named");
-        assert!(one.is_withheld() && !one.lost.is_empty(), "{one:?}");
-        let marked = rot.repository.read::<Holes>(&slot.holes()).await.expect("a read");
-        assert_eq!(marked.map(|holes| holes.ranges), before);
+    let report = rot.check(ALL).await.expect("a report");
+    assert_eq!(lost(&report), lost(&before));
+    assert!(report.damaged.iter().all(|damaged| !damaged.is_withheld()), "{report:?}");
+}
+
+/// One key that is not given is named, and another one that is gone comes back.
+#[tokio::test]
+async fn a_key_that_is_not_given_stops_no_repair() {
+    let victim = victim().await;
+    let all: Vec<&String> = victim.brought.iter().filter(|key| key.starts_with("keys/")).collect();
+    let [withheld, gone] = all[..] else { panic!("two backups have stored something: {all:?}") };
+    let mut objects = victim.objects.clone();
+    objects.remove(gone);
+    let (rot, store) = faulty(&victim, &objects).await;
+    store.withhold(withheld, None);
+    let (mended, report) = rot.repair().await.expect("a repair");
+    let [(id, why)] = &mended.keys_withheld[..] else { panic!("{mended:?}") };
+    assert!(names::key(*id) == *withheld && why.contains("does not give"), "{why}");
+    assert_eq!(mended.keys.iter().map(|id| names::key(*id)).collect::<Vec<_>>(), [gone.clone()]);
+    let told = report.objects.iter().find(|one| one.key == *withheld).expect("it is named");
+    assert!(told.why.contains("leaves what the store does not give"), "{told:?}");
+}
+
+/// A pack of parts of maps that is not given any more after it was read is asked for a few times, and not once for each
+/// part and snapshot.
+#[tokio::test]
+async fn a_pack_of_maps_that_is_gone_silent_holds_no_walk_up() {
+    let victim = victim().await;
+    let (key, _) = victim.pack(Domain::Structure);
+    let rot = victim.rot.with(&victim.objects).await.expect("a repository");
+    for _ in 0..6 {
+        rot.backup("vm/bad", &victim.path).await.expect("a snapshot of the same");
     }
-    store.withhold_nothing();
-    let (_, report) = rot.repair().await.expect("a repair");
-    assert!(report.damaged.is_empty(), "{report:?}");
-    assert!(rot.repository.read::<Holes>(&slot.holes()).await.expect("a read").is_none());
+    // Damage in content makes it look at maps again.
+    let mut objects = rot.objects().await;
+    let (data, frames) = victim.pack(Domain::Data);
+    objects.insert(data.clone(), flipped(&objects[&data], frames[0].0 + frames[0].1 / 2));
+    let (rot, store) = faulty(&victim, &objects).await;
+    let report = rot.check_with(ALL, |progress| {
+        if progress.done > 0 {
+            store.withhold(&key, None);
+        }
+    });
+    let before = rot.repository.environment().elapsed();
+    let report = report.await.expect("a report");
+    let patience = rot.repository.environment().elapsed() - before;
+    let withheld = report.damaged.iter().filter(|damaged| damaged.is_withheld()).count();
+    assert!(withheld >= 7, "{report:?}");
+    // On the clock of the simulation: less than a pause for each.
+    assert!(patience.as_secs() < 60 * 5, "{patience:?}");
+}
+
+/// A check that is not given keeps nobody from seeing the others, nor from asking for another one.
+#[tokio::test]
+async fn a_check_that_is_not_given_hides_no_other() {
+    let victim = victim().await;
+    let (rot, store) = faulty(&victim, &victim.objects).await;
+    let environment = rot.repository.environment();
+    let jobs = [environment.job_id(), environment.job_id()];
+    for job in jobs {
+        rot.put(&names::check(job), &super::open_check(job)).await.expect("a check");
+    }
+    store.withhold(&names::check(jobs[0]), None);
+    let all = checker::jobs::list_all(&rot.repository).await.expect("all checks");
+    assert_eq!(
+        all.iter().filter(|(_, read)| read.is_err()).map(|(job, _)| *job).collect::<Vec<_>>(),
+        [jobs[0]]
+    );
+    let read = checker::jobs::list(&rot.repository).await.expect("those that can be read");
+    assert_eq!(read.iter().map(|check| check.job).collect::<Vec<_>>(), [jobs[1]]);
+    // Of a store that gives nothing, nothing is known.
+    store.withhold(names::CONFIG, None);
+    checker::jobs::list_all(&rot.repository).await.expect_err("nothing is known");
 }
 
 #[tokio::test]

@@ -103,7 +103,8 @@ async fn what_comes_back_is_the_same_and_is_no_newer_than_it_was() {
     let (world, root) = forgotten().await;
     let repository = &world.repository;
     marks::label(repository, &root, "me", |labels| labels.tags = vec!["kept".into()]).await.unwrap();
-    let holes = Holes { version: Holes::VERSION, slot: root.slot, found_ms: 0, ranges: vec![(4096, 8192)] };
+    let (slot, ranges) = (root.slot, vec![(4096, 8192)]);
+    let holes = Holes { version: Holes::VERSION, slot, found_ms: 0, ranges, is_unrecorded: true };
     let key = root.slot.holes();
     repository.store.put(&key, repository.seal(&key, &holes).unwrap()).await.unwrap();
     // A backup that was made meanwhile has the same generation.

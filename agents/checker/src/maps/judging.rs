@@ -1,15 +1,21 @@
 //! Tells copies of a chunk apart: those that may be relied on, and what is wrong with the others.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 
-use agent::Failure;
+use agent::{Failure, maps};
+use bytes::Bytes;
 use schema::messages::{About, Copy};
 use schema::root::Root;
 use schema::{ChunkId, PackId, names};
 
 use super::Walk;
 use crate::findings::Trouble;
-use crate::given::is_lost;
+use crate::given::{is_lost, is_withheld};
+
+/// Parts of a pack in a row that the store does not give, after which no other one is asked for.
+const ASKED_MAX: usize = 4;
 
 /// The copies of a chunk.
 #[derive(Default)]
@@ -36,7 +42,10 @@ impl Walk<'_> {
             let (listed, others): (Vec<Copy>, Vec<Copy>) =
                 copies.into_iter().partition(|copy| self.packs.lists(&copy.pack));
             let mut one = Judged::default();
-            listed.iter().for_each(|copy| one.take(copy, self.packs.trouble(id, copy, self.recorded)));
+            for copy in &listed {
+                let trouble = self.packs.trouble(id, copy, self.recorded);
+                one.take(copy, trouble.or_else(|| self.not_given(&copy.pack)));
+            }
             if one.whole.is_empty() {
                 let tried: Vec<PackId> = listed.iter().chain(&others).map(|copy| copy.pack).collect();
                 one = self.judge_sought(&about, id, tried).await?;
@@ -55,7 +64,7 @@ impl Walk<'_> {
             return self.judge_located(about, id).await;
         }
         match self.judge_all(about, id, tried).await {
-            Err(failure) if failure.retry && self.packs.is_kept_back() => {
+            Err(failure) if failure.retry && self.hinders_seeking() => {
                 // Before it failed, the index may have learned of packs that are newer than the listing.
                 let judged = self.judge_located(about, id).await?;
                 if judged.whole.is_empty() {
@@ -100,9 +109,13 @@ impl Walk<'_> {
         for copy in copies {
             let size = match self.packs.size(&copy.pack) {
                 Some(size) => Some(size),
+                None if self.not_given(&copy.pack).is_some() => {
+                    judged.take(copy, Some(Trouble::WITHHELD));
+                    continue;
+                }
                 None => {
                     let (store, key) = (&self.checker.source.repository.store, names::pack(copy.pack));
-                    match self.checker.source.given(&key, || async { Ok(store.head(&key).await?) }).await? {
+                    match self.ask(copy.pack, || async { Ok(store.head(&key).await?) }).await? {
                         Err(failure) if is_lost(&failure) => {
                             judged.take(copy, Some(Trouble::WITHHELD));
                             continue;
@@ -112,11 +125,66 @@ impl Walk<'_> {
                 }
             };
             match size {
-                Some(size) => judged.take(copy, self.packs.trouble_in(id, copy, size, self.recorded)),
+                Some(size) => {
+                    let trouble = self.packs.trouble_in(id, copy, size, self.recorded);
+                    judged.take(copy, trouble.or_else(|| self.not_given(&copy.pack)));
+                }
                 None => judged.gone.push(copy.pack),
             }
         }
         Ok(judged)
+    }
+
+    /// Reads a chunk of structure from any of these copies.
+    pub(super) async fn read_copies(
+        &self,
+        id: ChunkId,
+        copies: &[Copy],
+    ) -> Result<Result<Bytes, Failure>, Failure> {
+        let mut last = Failure::damaged(format!("chunk {id} has no copy"));
+        for copy in copies {
+            let read =
+                || maps::read_structure(&self.checker.source.repository, id, std::slice::from_ref(copy));
+            match self.ask(copy.pack, read).await? {
+                // Whether it is lost is not known while one of its copies is not given.
+                Err(failure) if is_lost(&failure) => {
+                    last = if is_withheld(&last) { last } else { failure };
+                }
+                read => return Ok(read),
+            }
+        }
+        Ok(Err(last))
+    }
+
+    /// Reads something of a pack, with patience only as long as the store may be about to give it.
+    async fn ask<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        pack: PackId,
+        read: impl Fn() -> F,
+    ) -> Result<Result<T, Failure>, Failure> {
+        let (source, key) = (&self.checker.source, names::pack(pack));
+        let is_first = !self.withheld().contains_key(&pack);
+        let read =
+            if is_first { source.given(&key, read).await? } else { source.given_once(&key, read).await? };
+        match &read {
+            Err(failure) if is_withheld(failure) => *self.withheld().entry(pack).or_default() += 1,
+            _ => drop(self.withheld().remove(&pack)),
+        }
+        Ok(read)
+    }
+
+    /// What is wrong with every copy in a pack of which the store has not given several parts in a row.
+    fn not_given(&self, pack: &PackId) -> Option<Trouble> {
+        (self.withheld().get(pack).copied() >= Some(ASKED_MAX)).then_some(Trouble::WITHHELD)
+    }
+
+    /// Whether there are packs that an index may not be able to look into.
+    fn hinders_seeking(&self) -> bool {
+        self.packs.hinders_seeking() || !self.withheld().is_empty()
+    }
+
+    fn withheld(&self) -> MutexGuard<'_, BTreeMap<PackId, usize>> {
+        self.withheld.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
