@@ -25,7 +25,7 @@ mod limit;
 
 pub use limit::Limit;
 
-/// Tries of an operation that may be repeated; with doubling pauses they span about 25 seconds.
+/// Tries of an operation that may be repeated; the doubling pauses between them are 13 seconds in all.
 const TRIES: u32 = 8;
 /// The first pause between tries.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -306,6 +306,8 @@ impl Store {
                 Ok(None)
                     if try_number < TRIES
                         && (error.is_transient() || error.kind == StoreErrorKind::Exists) => {}
+                // Something stands there; what, is not known before it can be read.
+                Err(unread) if error.kind == StoreErrorKind::Exists => return Err(unread),
                 Ok(None) | Err(_) => return Err(error),
             }
             tracing::debug!(%error, try_number, "a conditional write left nothing; trying again");

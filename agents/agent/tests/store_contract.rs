@@ -243,6 +243,15 @@ async fn create_gives_up_by_name() {
     assert_eq!((error.kind(), handle.injected().false_exists), (StoreErrorKind::Exists, 8));
     assert!(error.to_string().contains("test/slot"), "{error}");
 
+    // Who has won is not known while nobody can read it, which another time may be.
+    let (handle, store) = faulty(StoreFaults::default());
+    store.put("slot", THEIRS).await.unwrap();
+    handle.withhold("repo/slot", None);
+    let error = store.create("slot", MINE).await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("reading test/slot"), "{error}");
+    handle.withhold_nothing();
+    assert_eq!(store.create("slot", MINE).await.unwrap(), Created::Lost(THEIRS));
+
     for (refusal, kind) in [
         (Refusal::Everything, StoreErrorKind::Denied),
         (Refusal::Writes, StoreErrorKind::Denied),

@@ -67,9 +67,9 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// `kill -9`.
-    pub fn kill(&mut self) {
-        self.process.kill();
+    /// `kill -9`; whether that ended it.
+    pub fn kill(&mut self) -> bool {
+        self.process.kill()
     }
 
     /// Starts it again on the same port with the same files; what it had in memory is gone.

@@ -1,5 +1,6 @@
 //! One child process: what it prints goes to files, it is waited for, and it ends with this value.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -108,10 +109,14 @@ impl Process {
         kill_process(pid, signal).expect("our own child takes a signal");
     }
 
-    /// `kill -9`, and waits until it is gone.
-    pub fn kill(&mut self) {
+    /// `kill -9`, and waits until it is gone. Whether that ended it: it may have come to its end before.
+    pub fn kill(&mut self) -> bool {
+        if self.has_ended() {
+            return false;
+        }
         self.signal(Signal::KILL);
-        self.child.wait().expect("a child can be waited for");
+        let status = self.child.wait().expect("a child can be waited for");
+        status.signal() == Some(Signal::KILL.as_raw())
     }
 
     /// Waits for its end.

@@ -103,9 +103,9 @@ impl Seaweed {
         assert!(made.is_ok_and(|made| made), "bucket {name} is made");
     }
 
-    /// `kill -9`.
-    pub fn kill(&mut self) {
-        self.process.kill();
+    /// `kill -9`; whether that ended it.
+    pub fn kill(&mut self) -> bool {
+        self.process.kill()
     }
 
     /// Starts it again on the same ports with the same files.

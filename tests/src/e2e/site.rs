@@ -97,9 +97,9 @@ fn launch(machine: &Machine, arguments: &[String]) -> Process {
 }
 
 impl Agent {
-    /// `kill -9`.
-    pub fn kill(&mut self) {
-        self.process.kill();
+    /// `kill -9`; whether that ended it.
+    pub fn kill(&mut self) -> bool {
+        self.process.kill()
     }
 
     /// Starts it again as it was, with what its machine has on disk.

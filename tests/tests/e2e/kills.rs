@@ -142,7 +142,7 @@ fn the_object_store_is_killed() {
 #[test]
 fn everything_is_killed_at_once() {
     Crew::start().survive(|crew| {
-        crew.agents.values_mut().for_each(Agent::kill);
+        crew.agents.values_mut().for_each(|agent| assert!(agent.kill(), "an agent had ended by itself"));
         crew.site.nats.kill();
         crew.site.weed.kill();
         crew.site.weed.start_again();

@@ -51,6 +51,19 @@ async fn a_commit_whose_answer_is_wrong_or_lost_is_settled_by_reading() {
     }
 }
 
+/// What stands in the slot, its own commit perhaps, is not known before it can be read. That costs a session, not the job.
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_is_taken_and_cannot_be_read_for_now_is_worth_another_try() {
+    let world = World::new().await;
+    let session = begin(&world, 9).await;
+    world.snapshot(&world.root(9, 1, 0)).await;
+    world.faults.withhold(&world.slot(9).snapshot(), None);
+    let failure = session.commit(&world.root(9, 1, 0)).await.unwrap_err();
+    assert!(failure.retry && failure.kind == FailureKind::Store, "{failure:?}");
+    world.faults.withhold_nothing();
+    assert!(matches!(session.abandon().await.unwrap(), AtSlot::Snapshot(_)));
+}
+
 /// Nobody may hear of a commit that is not there: what the next run needs without it would be removed.
 #[tokio::test(start_paused = true)]
 async fn a_commit_that_the_store_swallowed_is_an_error() {
