@@ -124,7 +124,7 @@ struct Jobs {
 /// What became of a job that was tried.
 enum Tried {
     /// It is over; none when somebody else has ended it.
-    Over(Option<Over>),
+    Over(Option<Box<Over>>),
     /// Another restore has its target.
     Busy(Busy),
 }
@@ -210,10 +210,10 @@ impl Jobs {
     async fn finish(
         &self,
         job: &RestoreJob,
-        over: Option<Over>,
+        over: Option<Box<Over>>,
         ticket: &mut Option<Ticket>,
     ) -> Result<(), Failure> {
-        let Some(Over { ended, keeps_undo, claim, own: _own }) = over else {
+        let Some(Over { ended, keeps_undo, claim, own: _own }) = over.map(|over| *over) else {
             if let Some(ticket) = ticket.take() {
                 ticket.leave();
             }
@@ -246,7 +246,7 @@ impl Jobs {
         let (claim, own) = (Claim::of(job.job).delivered(ticket.as_ref()), self.own.one());
         let failure = match self.ending(job, &claim, &stop, ticket).await {
             Ok((ended, keeps_undo)) => {
-                return Ok(Tried::Over(Some(Over { ended, keeps_undo, claim, own })));
+                return Ok(Tried::Over(Some(Box::new(Over { ended, keeps_undo, claim, own }))));
             }
             Err(failure) => failure,
         };

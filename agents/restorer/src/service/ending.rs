@@ -103,7 +103,7 @@ impl Jobs {
         job: &RestoreJob,
         failure: Failure,
         standing: Option<&Standing>,
-    ) -> Result<Option<Over>, Failure> {
+    ) -> Result<Option<Box<Over>>, Failure> {
         if let Some(standing) = standing {
             match standing.is_queued().await {
                 Ok(true) => {}
@@ -141,7 +141,7 @@ impl Jobs {
         tracing::warn!(job = %job.job, target, "a restore was stopped before it began");
         let ended = self.remember((job.job, volume, outcome));
         let claim = Claim::of(job.job);
-        Ok(Some(Over { ended, keeps_undo: false, claim, own: self.own.one() }))
+        Ok(Some(Box::new(Over { ended, keeps_undo: false, claim, own: self.own.one() })))
     }
 
     /// Removes a note that does not hold. One that stays is told by whoever is given the job next.

@@ -145,7 +145,7 @@ impl Jobs {
         job: &RestoreJob,
         busy: Busy,
         ticket: &Option<Ticket>,
-    ) -> Result<Option<Over>, Failure> {
+    ) -> Result<Option<Box<Over>>, Failure> {
         let Busy { failure, standing, stop, begun: _begun } = busy;
         let is_new = self.is_new(job.job).await;
         while !self.context().stop.is_raised() && matches!(self.is_locked(job).await, Ok(true)) {
@@ -169,7 +169,7 @@ impl Jobs {
         job: &RestoreJob,
         failure: Failure,
         standing: Option<&Standing>,
-    ) -> Result<Option<Over>, Failure> {
+    ) -> Result<Option<Box<Over>>, Failure> {
         if self.is_lost(standing).await && !matches!(self.is_locked(job).await, Ok(true)) {
             let failure = failure.context("the message server has lost the job, which never comes again");
             return self.end_lost(job, failure, &Claim::of(job.job)).await.map(|()| None);
