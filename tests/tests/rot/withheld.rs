@@ -131,7 +131,7 @@ async fn a_key_that_is_not_given_stops_no_repair() {
     let (mended, report) = rot.repair().await.expect("a repair");
     let [(id, why)] = &mended.keys_withheld[..] else { panic!("{mended:?}") };
     assert!(names::key(*id) == *withheld && why.contains("does not give"), "{why}");
-    assert_eq!(mended.keys.iter().map(|id| names::key(*id)).collect::<Vec<_>>(), std::slice::from_ref(&gone));
+    assert_eq!(mended.keys.iter().map(|id| names::key(*id)).collect::<Vec<_>>(), std::slice::from_ref(gone));
     let told = report.objects.iter().find(|one| one.key == *withheld).expect("it is named");
     assert!(told.why.contains("leaves what the store does not give"), "{told:?}");
 }
