@@ -2,6 +2,7 @@
 
 pub mod e2e;
 pub mod lab;
+pub mod old;
 pub mod pausing;
 pub mod rot;
 pub mod sim;

@@ -124,13 +124,18 @@ impl Running {
             return Ended::Well(ran);
         }
         let says = |words: &[&str]| words.iter().any(|words| ran.err.contains(words));
-        let store_was_away = away.contains(&Server::Store);
+        let [store_was_away, bus_was_away] =
+            [Server::Store, Server::Bus].map(|server| away.contains(&server));
         // Agents have all the time in the world, and commands that read or collect have minutes.
         let reason = match (what, ran.code()) {
+            // One that could not ask; whoever has asked is answered.
+            (What::Backup { .. }, FAILED) if bus_was_away && says(&["cannot connect to the NATS server"]) => {
+                Some("the bus was away")
+            }
             (What::Backup { .. }, _) => None,
             (_, STORE_FAILED) if store_was_away => Some("the store was away"),
             (What::Prune { by_bus: true }, FAILED)
-                if away.contains(&Server::Bus) && says(&["NATS server", "message bus"]) =>
+                if bus_was_away && says(&["NATS server", "message bus"]) =>
             {
                 Some("the bus was away")
             }
