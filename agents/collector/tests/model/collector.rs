@@ -1,7 +1,7 @@
 //! The steps of a collector, as this crate takes them.
 
 use crate::world::{
-    Bounds, Broken, COLLECTORS, Epoch, SESSIONS, Set, Slot, Stage, Step, World, has, members,
+    Bounds, Broken, COLLECTORS, Epoch, SESSIONS, Set, Slot, Stage, Step, World, has, members, rewritten,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,7 +51,8 @@ pub fn steps(bounds: &Bounds, world: &World, number: usize, epochs: usize) -> Ve
         Step::MarkingAgain => vec![CollectorStep::MarkAgain],
         Step::Reprieving => subsets(epoch.condemned & collector.listed)
             .filter(|delete| {
-                *delete == 0 || !collector.needed || collector.listed & !bounds.others & !delete != 0
+                let stays = |chunk| collector.listed & bounds.holding(chunk) & !delete != 0;
+                *delete == 0 || members(collector.needed).all(stays)
             })
             .map(CollectorStep::Reprieve)
             .collect(),
@@ -74,7 +75,7 @@ fn proposals(bounds: &Bounds, world: &World, number: usize) -> Vec<CollectorStep
         .filter(|condemned| condemned | collector.forgotten != 0)
         .map(CollectorStep::CreateEpoch)
         .collect();
-    if bounds.rewrite && !collector.rewrote && world.copies(bounds) != 0 && number + 1 < COLLECTORS {
+    if bounds.rewrite && !collector.rewrote && world.copies(bounds, 0) != 0 && number + 1 < COLLECTORS {
         steps.push(CollectorStep::Rewrite);
     }
     steps
@@ -94,7 +95,8 @@ fn revocation(bounds: &Bounds, world: &World, session: usize) -> CollectorStep {
 }
 
 fn subsets(set: Set) -> impl Iterator<Item = Set> {
-    (0..=Set::MAX).filter(move |subset| subset & !set == 0)
+    let next = move |subset: &Set| Some(subset.wrapping_sub(set) & set).filter(|next| *next != 0);
+    std::iter::successors(Some(0), next)
 }
 
 fn open_sessions(world: &World) -> Set {
@@ -140,7 +142,7 @@ pub fn take(bounds: &Bounds, world: &mut World, number: usize, step: CollectorSt
             collector.step = Step::Proposing;
         }
         CollectorStep::Rewrite => {
-            world.packs |= 1 << (6 + number);
+            world.land(bounds, rewritten(number));
             collector.rewrote = true;
         }
         CollectorStep::CreateEpoch(condemned) => {
@@ -185,12 +187,14 @@ pub fn take(bounds: &Bounds, world: &mut World, number: usize, step: CollectorSt
                 Some(Broken::MarksFromFreshForgotten) => world.markers,
                 _ => world.epochs[at].forgotten,
             };
-            collector.needed =
-                world.snapshots() & !forgotten != 0 && bounds.broken != Some(Broken::SkipsSecondMark);
+            collector.needed = match bounds.broken {
+                Some(Broken::SkipsSecondMark) => 0,
+                _ => bounds.needs(world.snapshots() & !forgotten),
+            };
             collector.step = Step::Reprieving;
         }
         CollectorStep::Reprieve(delete) => {
-            (collector.delete, collector.listed, collector.needed) = (delete, 0, false);
+            (collector.delete, collector.listed, collector.needed) = (delete, 0, 0);
             collector.step = Step::Deciding;
         }
         CollectorStep::CreateVerdict => {
@@ -223,17 +227,17 @@ pub fn finishes(bounds: &Bounds, world: &World) -> bool {
     let mut world = world.clone();
     for _ in 0..120 {
         let step = match world.collectors[FRESH].step {
-            Step::Idle if is_clean(&world) => return true,
+            Step::Idle if is_clean(bounds, &world) => return true,
             Step::Idle if world.is_finished(world.latest()) && world.latest() + 1 >= world.epochs.len() => {
                 return false;
             }
             Step::Idle => CollectorStep::Latest,
             Step::Proposing => {
-                // Everything goes but one pack, and that as well where no snapshot stays.
-                let stays = world.snapshots() & !world.collectors[FRESH].forgotten != 0;
-                let copies = world.copies(bounds);
-                let keep = if stays { copies & copies.wrapping_neg() } else { 0 };
-                CollectorStep::CreateEpoch(world.packs & !keep)
+                // Everything goes but one copy of each chunk that a snapshot needs which stays.
+                let needed = bounds.needs(world.snapshots() & !world.collectors[FRESH].forgotten);
+                let first = |copies: Set| copies & copies.wrapping_neg();
+                let kept = members(needed).fold(0, |set, chunk| set | first(world.copies(bounds, chunk)));
+                CollectorStep::CreateEpoch(world.packs & !kept)
             }
             // Of what may be deleted, everything.
             _ => match steps(bounds, &world, FRESH, 0).into_iter().next_back() {
@@ -247,8 +251,8 @@ pub fn finishes(bounds: &Bounds, world: &World) -> bool {
     false
 }
 
-fn is_clean(world: &World) -> bool {
-    let needed = u32::from(world.snapshots() != 0);
+fn is_clean(bounds: &Bounds, world: &World) -> bool {
+    let needed = bounds.needs(world.snapshots()).count_ones();
     world.is_finished(world.latest())
         && world.markers & world.snapshots() & !world.held() == 0
         && world.packs.count_ones() <= needed

@@ -4,6 +4,7 @@
 //! The steps have the names that the code has. Ordinary runs are small; `LVKEEP_TEST_LONG=1` explores more. Each
 //! shortcut that was ever tempting must be caught.
 
+mod claims;
 mod collector;
 mod hold;
 mod session;
@@ -12,12 +13,13 @@ mod world;
 use collector::CollectorStep;
 use session::SessionStep;
 use stateright::{Checker, HasDiscoveries, Model, Property};
-use world::{Bounds, Broken, Epoch, Hold, SNAPSHOTS, Slot, World, has, members};
+use world::{Bounds, Broken, Epoch, Hold, Index, SNAPSHOTS, Set, Slot, World, has, members};
 
 const NEVER_COLLECT_LIVE: &str = "never-collect-live";
 const ONE_WINNER: &str = "one-winner";
 const SEALED_IS_READABLE: &str = "sealed-is-readable";
 const HELD_STAYS: &str = "held-stays";
+const STORED_ONCE: &str = "while claims stand, a chunk is stored once";
 const PROGRESS: &str = "progress";
 const READ_TO_THE_END: &str = "what a restore reads stays until it ends";
 
@@ -32,7 +34,7 @@ pub enum Action {
     Forget(usize),
     /// Whoever holds snapshot 0 takes a step.
     Hold,
-    /// An upload that was given up lands.
+    /// An upload that was given up lands, or, with an index, any.
     PackLandsLate(usize),
     /// A commit that was given up reaches its slot.
     CommitLandsLate(usize),
@@ -43,7 +45,8 @@ impl Model for Bounds {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        let mut world = World { packs: self.packs, decided: 1, ..World::default() };
+        let announced = if self.index.is_some() { self.packs } else { 0 };
+        let mut world = World { packs: self.packs, announced, decided: 1, ..World::default() };
         world.slots[0] = Slot::Snapshot;
         vec![world]
     }
@@ -60,8 +63,8 @@ impl Model for Bounds {
             let steps = collector::steps(self, world, number, self.epochs);
             actions.extend(steps.into_iter().map(|step| Action::Collector(number, step)));
         }
-        let forgettable = (0..SNAPSHOTS).filter(|n| has(world.snapshots() & !world.markers, *n));
-        actions.extend(forgettable.map(Action::Forget));
+        let forgettable = world.snapshots() & !world.markers & self.forgettable;
+        actions.extend(members(forgettable).map(Action::Forget));
         if self.holds && hold::next(self, world).is_some() {
             actions.push(Action::Hold);
         }
@@ -75,10 +78,7 @@ impl Model for Bounds {
             Action::Collector(number, step) => collector::take(self, &mut world, number, step),
             Action::Forget(snapshot) => world.markers |= 1 << snapshot,
             Action::Hold => world.hold = hold::next(self, &world)?,
-            Action::PackLandsLate(pack) => {
-                world.packs |= 1 << pack;
-                world.uploads &= !(1 << pack);
-            }
+            Action::PackLandsLate(pack) => world.land(self, 1 << pack),
             Action::CommitLandsLate(number) => {
                 world.sessions[number].late = false;
                 session::commit(&mut world, number);
@@ -92,14 +92,14 @@ impl Model for Bounds {
         vec![
             Property::always(NEVER_COLLECT_LIVE, |bounds: &Bounds, world: &World| {
                 let sweeps_unforgotten = |epoch: &Epoch| epoch.forgotten & !world.markers != 0;
-                (world.live() == 0 || world.copies(bounds) != 0)
+                world.has_all(bounds, bounds.needs(world.live()))
                     && !world.epochs.iter().any(sweeps_unforgotten)
             }),
             Property::always(SEALED_IS_READABLE, |bounds: &Bounds, world: &World| {
-                world.snapshots() & !world.markers == 0 || world.copies(bounds) != 0
+                world.has_all(bounds, bounds.needs(world.snapshots() & !world.markers))
             }),
             Property::always(READ_TO_THE_END, |bounds: &Bounds, world: &World| {
-                world.copies(bounds) != 0 || !session::is_reading(bounds, world)
+                world.has_all(bounds, session::reads(bounds, world))
             }),
             Property::always(HELD_STAYS, |_, world: &World| {
                 world.hold != Hold::Held
@@ -109,8 +109,9 @@ impl Model for Bounds {
                 !world.two_winners && world.sessions.iter().all(|s| !(s.committed && s.revoked))
             }),
             Property::always(PROGRESS, |bounds: &Bounds, world: &World| {
-                !bounds.progress || collector::finishes(bounds, world)
+                !bounds.progress || collector::finishes(bounds, world) && claims::all_end(bounds, world)
             }),
+            Property::always(STORED_ONCE, claims::are_stored_once),
             Property::sometimes("something is swept while a snapshot lives", |_, world: &World| {
                 world.swept && world.live() != 0
             }),
@@ -130,8 +131,11 @@ const SMALL: Bounds = Bounds {
     restores: 0,
     collectors: 1,
     epochs: 1,
+    chunks: [1, 1],
+    index: None,
     packs: 1,
     others: 0,
+    forgettable: (1 << SNAPSHOTS) - 1,
     late_commits: true,
     late_packs: true,
     rewrite: true,
@@ -219,6 +223,47 @@ fn a_hold_and_two_collections() {
     holds("a hold, one collector, two epochs", Bounds { holds: true, epochs: 2, ..SMALL });
 }
 
+/// Two sessions that claim one chunk, beside a collector.
+const CLAIMS: Bounds = Bounds {
+    sessions: 2,
+    index: Some(Index::Forgets),
+    late_commits: false,
+    late_packs: false,
+    rewrite: false,
+    unforget: false,
+    progress: false,
+    ..SMALL
+};
+
+/// A chunk that is stored, and one that is new.
+const BOTH: Set = 0b11;
+const NEW: Set = 0b10;
+
+#[test]
+fn a_session_that_asks_an_index_and_two_collections() {
+    let bounds = Bounds { sessions: 1, chunks: [BOTH, 0], epochs: 2, progress: true, ..CLAIMS };
+    holds("one session, an index, two chunks, one collector, two epochs", bounds);
+}
+
+#[test]
+fn two_sessions_that_wait_for_each_other() {
+    let bounds = Bounds { progress: true, forgettable: 1, ..CLAIMS };
+    holds("two sessions, an index, one collector, one epoch", bounds);
+}
+
+#[test]
+fn two_sessions_and_an_index_that_keeps_claims() {
+    let bounds = Bounds { index: Some(Index::Keeps), ..CLAIMS };
+    holds("two sessions, an index that keeps claims, one collector, one epoch", bounds);
+}
+
+#[test]
+fn two_sessions_that_claim_two_chunks() {
+    let forgettable = if is_long() { CLAIMS.forgettable } else { 1 };
+    let bounds = Bounds { chunks: [NEW, BOTH], forgettable, ..CLAIMS };
+    holds("two sessions, an index, two chunks, one collector, one epoch", bounds);
+}
+
 #[test]
 fn larger_bounds() {
     if !is_long() {
@@ -228,6 +273,8 @@ fn larger_bounds() {
     holds("one session, two collectors, two epochs", Bounds { collectors: 2, epochs: 2, ..plain });
     holds("two sessions, one collector, two epochs", Bounds { sessions: 2, epochs: 2, ..plain });
     holds("two sessions, two collectors, one epoch", Bounds { sessions: 2, collectors: 2, ..plain });
+    let both = Bounds { chunks: [BOTH, BOTH], forgettable: 1, ..CLAIMS };
+    holds("two sessions that need both chunks, an index, one collector, one epoch", both);
 }
 
 #[test]
@@ -254,6 +301,14 @@ fn each_shortcut_is_caught() {
     for broken in [Broken::ChoosesParentBeforeItsObject, Broken::DeletesBeforeWaiting] {
         is_caught(broken, restore, &[READ_TO_THE_END]);
     }
+    let one = Bounds { sessions: 1, chunks: [BOTH, 0], ..CLAIMS };
+    is_caught(Broken::BelievesTheIndex, one, LIVE);
+    is_caught(Broken::CountsWhatIsCondemned, one, LIVE);
+    is_caught(Broken::BelievesAnnouncements, CLAIMS, LIVE);
+    is_caught(Broken::BelievesAPromise, CLAIMS, &[SEALED_IS_READABLE]);
+    is_caught(Broken::NeverAsksAgain, one, &[PROGRESS]);
+    is_caught(Broken::NeverAsksAgain, CLAIMS, &[PROGRESS]);
+    is_caught(Broken::GivesEveryClaim, Bounds { index: Some(Index::Keeps), ..CLAIMS }, &[STORED_ONCE]);
     let held = Bounds { holds: true, ..plain };
     for broken in [Broken::LooksBeforeItHolds, Broken::ListsHoldsBeforeMarkers, Broken::SweepsWhatIsHeld] {
         is_caught(broken, held, &[HELD_STAYS]);

@@ -1,6 +1,7 @@
 //! The steps of a session, as `agent::sessions` takes them.
 
-use crate::world::{Bounds, Broken, Session, Set, Slot, Stage, World, has, members};
+use crate::claims::{self, Claim};
+use crate::world::{Bounds, Broken, Session, Set, Slot, Stage, World, has, members, upload};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SessionStep {
@@ -14,6 +15,8 @@ pub enum SessionStep {
     CountNone,
     StorePack,
     StoreUnanswered,
+    /// What it makes of the index, for a chunk.
+    Claim(usize, Claim),
     Commit,
     CommitUnanswered,
     End,
@@ -46,9 +49,10 @@ pub fn steps(bounds: &Bounds, world: &World, number: usize) -> Vec<SessionStep> 
     }
     match session.stage {
         Stage::ParentChosen if has(bounds.restores, number) => vec![SessionStep::End],
-        Stage::ParentChosen if session.has_chunk => vec![SessionStep::CountNone],
+        Stage::ParentChosen if bounds.index.is_some() => claims::steps(bounds, world, number),
+        Stage::ParentChosen if session.has != 0 => vec![SessionStep::CountNone],
         // A copy counts when its pack was listed, or exists when it is asked for, and is not condemned.
-        Stage::ParentChosen if session.seen != 0 || world.copies(bounds) & !session.condemned != 0 => {
+        Stage::ParentChosen if session.seen != 0 || world.copies(bounds, 0) & !session.condemned != 0 => {
             vec![SessionStep::CountPack, SessionStep::CountNone]
         }
         Stage::ParentChosen => vec![SessionStep::CountNone],
@@ -84,12 +88,11 @@ fn snapshots(world: &World) -> Vec<SessionStep> {
     if steps.is_empty() { vec![SessionStep::End] } else { steps }
 }
 
-/// Whether a restore that nobody declared dead is reading its snapshot.
-pub fn is_reading(bounds: &Bounds, world: &World) -> bool {
-    members(bounds.restores).any(|number| {
-        let session = &world.sessions[number];
-        session.object && session.has_chunk && session.stage == Stage::ParentChosen
-    })
+/// The chunks that restores are reading which nobody declared dead.
+pub fn reads(bounds: &Bounds, world: &World) -> Set {
+    let reading = members(bounds.restores).map(|number| &world.sessions[number]);
+    let reading = reading.filter(|session| session.object && session.stage == Stage::ParentChosen);
+    reading.fold(0, |set, session| set | session.has)
 }
 
 fn parents(bounds: &Bounds, world: &World, number: usize) -> Vec<SessionStep> {
@@ -140,26 +143,24 @@ pub fn take(bounds: &Bounds, world: &mut World, number: usize, step: SessionStep
                 count_seen(bounds, session);
             }
         }
-        SessionStep::ChooseParent(_) | SessionStep::Unforget(_) => {
-            session.has_chunk = true;
+        SessionStep::ChooseParent(snapshot) | SessionStep::Unforget(snapshot) => {
+            session.has = bounds.needs(1 << snapshot);
             session.stage = next(session.stage);
         }
         SessionStep::ChooseNone => session.stage = next(session.stage),
-        SessionStep::CountPack => {
-            session.has_chunk = true;
-            session.stage = Stage::Committing;
-        }
+        SessionStep::CountPack => session.stage = Stage::Committing,
         SessionStep::CountNone => {
-            session.stage = if session.has_chunk { Stage::Committing } else { Stage::Storing };
+            session.stage = if session.has != 0 { Stage::Committing } else { Stage::Storing };
         }
         SessionStep::StorePack => {
             session.stage = Stage::Committing;
-            world.packs |= pack(number, session.upload_unanswered);
+            world.packs |= upload(number, 0, session.upload_unanswered);
         }
         SessionStep::StoreUnanswered => {
             session.upload_unanswered = true;
-            world.uploads |= pack(number, false);
+            world.uploads |= upload(number, 0, false);
         }
+        SessionStep::Claim(chunk, claim) => claims::take(bounds, world, number, chunk, claim),
         SessionStep::Commit => {
             session.stage = Stage::Ending;
             commit(world, number);
@@ -175,14 +176,12 @@ pub fn take(bounds: &Bounds, world: &mut World, number: usize, step: SessionStep
     }
 }
 
-/// Of packs that hold the chunk it does not matter which one counts.
+/// Of packs that hold the chunk it does not matter which one counts, unless an index names one of them.
 fn count_seen(bounds: &Bounds, session: &mut Session) {
-    session.seen = Set::from(session.seen & !bounds.others & !session.condemned != 0);
-}
-
-/// The pack of a session's first or second upload: each has a fresh name.
-fn pack(number: usize, again: bool) -> Set {
-    1 << (2 + 2 * number + usize::from(again))
+    session.seen &= !session.condemned;
+    if bounds.index.is_none() {
+        session.seen = Set::from(session.seen & bounds.holding(0) != 0);
+    }
 }
 
 /// A commit arrives at the store, now or late.

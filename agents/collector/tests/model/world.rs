@@ -1,23 +1,31 @@
-//! The world of the model: one chunk that every pack holds and every snapshot needs, which is the hardest case, and
-//! packs of other chunks that nobody needs, for collections in which only those go.
+//! The world of the model: a chunk that is there from the start and that every snapshot needs, which is the hardest
+//! case; where that is explored, a second one, which is new and which the snapshots of sessions need as well; and packs
+//! of other chunks that nobody needs, for collections in which only those go. A pack holds one chunk.
 //!
-//! Packs and snapshots are bits. Snapshot 0 and the first packs exist from the start; snapshot 1 + i is the slot of
-//! session i. Whatever may take long is a step of its own, and any step may come late or never: that is a slow process,
-//! a dead one, or one that comes back. What a first mark condemns, and what is reprieved beyond need, is arbitrary: that
+//! Packs, chunks and snapshots are bits. Snapshot 0 and the first packs exist from the start; snapshot 1 + i is the
+//! slot of session i. Whatever may take long is a step of its own, and any step may come late or never: that is a slow
+//! process, a dead one, or one that comes back. What a first mark condemns, and what is reprieved beyond need, is arbitrary: that
 //! stands for marks that are stale in any way, and for packs of many chunks.
+
+use crate::claims;
 
 pub const SESSIONS: usize = 2;
 pub const SNAPSHOTS: usize = 1 + SESSIONS;
 /// The last collector is nobody's but the one that shows progress.
 pub const COLLECTORS: usize = 3;
 pub const EPOCHS: usize = 6;
+pub const CHUNKS: usize = 2;
 
-/// Bits: of packs, of snapshots, or of sessions.
-pub type Set = u8;
+/// Bits: of packs, of chunks, of snapshots, or of sessions.
+pub type Set = u16;
 
 /// Members of a set.
-pub fn members(set: Set) -> impl Iterator<Item = usize> {
-    (0..8).filter(move |bit| set >> bit & 1 == 1)
+pub fn members(mut set: Set) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let member = (set != 0).then(|| set.trailing_zeros() as usize)?;
+        set &= set - 1;
+        Some(member)
+    })
 }
 
 /// Whether a set has a member.
@@ -33,10 +41,16 @@ pub struct Bounds {
     pub restores: Set,
     pub collectors: usize,
     pub epochs: usize,
+    /// The chunks that each session's snapshot needs.
+    pub chunks: [Set; SESSIONS],
+    /// Sessions ask an index; without one they store whatever does not count.
+    pub index: Option<Index>,
     /// Packs that exist at the start.
     pub packs: Set,
     /// Those of them that hold other chunks, which nobody needs.
     pub others: Set,
+    /// Snapshots that somebody may forget.
+    pub forgettable: Set,
     /// A commit may be unanswered and land late.
     pub late_commits: bool,
     /// The upload of a pack may be unanswered and land late.
@@ -52,7 +66,43 @@ pub struct Bounds {
     pub broken: Option<Broken>,
 }
 
-/// Shortcuts, each of which loses data.
+impl Bounds {
+    /// The chunks that some of these snapshots need.
+    pub fn needs(&self, snapshots: Set) -> Set {
+        let of = |snapshot: usize| snapshot.checked_sub(1).map_or(1, |session| self.chunks[session]);
+        members(snapshots).fold(0, |set, snapshot| set | of(snapshot))
+    }
+
+    /// The packs that would hold a chunk.
+    pub fn holding(&self, chunk: usize) -> Set {
+        let uploads = (0..SESSIONS).fold(0, |set, n| set | upload(n, chunk, false) | upload(n, chunk, true));
+        match chunk {
+            0 => 0b11 & !self.others | uploads | (0..COLLECTORS).fold(0, |set, n| set | rewritten(n)),
+            _ => uploads,
+        }
+    }
+}
+
+/// An index with claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Index {
+    /// It forgets no claim, and whoever asks of what was claimed is told so.
+    Keeps,
+    /// It may forget claims and packs at any time.
+    Forgets,
+}
+
+/// The pack of a session's first or second upload of a chunk: each has a fresh name.
+pub fn upload(session: usize, chunk: usize, again: bool) -> Set {
+    1 << (2 + 4 * chunk + 2 * session + usize::from(again))
+}
+
+/// The pack that a collector writes.
+pub fn rewritten(collector: usize) -> Set {
+    1 << (2 + 4 * CHUNKS + collector)
+}
+
+/// Shortcuts, each of which loses data, stores it twice, or waits for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
     /// What the first mark condemned is deleted.
@@ -91,6 +141,18 @@ pub enum Broken {
     SealsBeforeStored,
     /// A collector waits for dead sessions, too.
     NeverRevokes,
+    /// A chunk counts because the index names a pack, which nobody has seen.
+    BelievesTheIndex,
+    /// A chunk counts because somebody else was told to store it.
+    BelievesAPromise,
+    /// A chunk counts because its pack was announced, though it may be gone.
+    BelievesAnnouncements,
+    /// A pack counts that is there, and that the epoch condemns.
+    CountsWhatIsCondemned,
+    /// The index tells everybody to store a chunk that it does not know.
+    GivesEveryClaim,
+    /// Whoever waits for what was promised waits for ever.
+    NeverAsksAgain,
 }
 
 /// A hold of snapshot 0, and the look for its marker.
@@ -146,10 +208,12 @@ pub struct Session {
     pub object: bool,
     pub condemned: Set,
     pub swept: Set,
-    /// Packs that its listing showed; once the epoch is read as well, whether one of them counts.
+    /// Packs that its listing showed and that count; without an index, whether there is one.
     pub seen: Set,
-    /// The chunk counts as stored.
-    pub has_chunk: bool,
+    /// Chunks that count as stored.
+    pub has: Set,
+    /// Chunks that it has asked an index for, and that are on their way, from this session or from another one.
+    pub waits: Set,
     pub upload_unanswered: bool,
     pub commit_unanswered: bool,
     /// A commit is on its way.
@@ -182,7 +246,7 @@ pub struct Collector {
     pub forgotten: Set,
     pub awaited: Set,
     pub listed: Set,
-    pub needed: bool,
+    pub needed: Set,
     pub delete: Set,
     pub rewrote: bool,
 }
@@ -203,8 +267,10 @@ pub struct World {
     pub epochs: [Epoch; EPOCHS],
     pub sessions: [Session; SESSIONS],
     pub collectors: [Collector; COLLECTORS],
-    /// Packs whose upload is unanswered and may still land.
+    /// Packs whose upload is unanswered and may still land; with an index, all that storers are to upload.
     pub uploads: Set,
+    /// With an index, packs that were announced at some time, also those that are gone.
+    pub announced: Set,
     /// Slots that were decided once.
     pub decided: Set,
     /// A slot changed after it was decided, other than from a snapshot to a tombstone.
@@ -228,9 +294,23 @@ impl World {
         Set::from(matches!(self.hold, Hold::Written | Hold::Held))
     }
 
-    /// Packs that hold the chunk.
-    pub fn copies(&self, bounds: &Bounds) -> Set {
-        self.packs & !bounds.others
+    /// Packs that hold a chunk.
+    pub fn copies(&self, bounds: &Bounds, chunk: usize) -> Set {
+        self.packs & bounds.holding(chunk)
+    }
+
+    /// Whether there is a copy of each of these chunks.
+    pub fn has_all(&self, bounds: &Bounds, chunks: Set) -> bool {
+        members(chunks).all(|chunk| self.copies(bounds, chunk) != 0)
+    }
+
+    /// An upload arrives at the store.
+    pub fn land(&mut self, bounds: &Bounds, pack: Set) {
+        self.packs |= pack;
+        self.uploads &= !pack;
+        if bounds.index.is_some() {
+            self.announced |= pack;
+        }
     }
 
     pub fn latest(&self) -> usize {
@@ -301,12 +381,17 @@ impl World {
             if !is_early {
                 session.swept = 0;
             }
-            if !is_early && (session.stage != Stage::ParentChosen || session.has_chunk) {
+            if !is_early
+                && (session.stage != Stage::ParentChosen || session.has != 0 && bounds.index.is_none())
+            {
                 (session.condemned, session.seen) = (0, 0);
             }
             if matches!(session.stage, Stage::Committing | Stage::Ending | Stage::Ended) {
-                session.has_chunk = false;
+                session.has = 0;
             }
+        }
+        if bounds.index.is_some() {
+            claims::normalize(bounds, self);
         }
     }
 }
