@@ -97,10 +97,11 @@ impl Older for Progress {
 
 impl Older for RestoreJob {
     fn strip(&mut self, strip: &mut Strip<'_>) {
-        let Self { full, untracked, donor, more, .. } = self;
+        let Self { full, untracked, donor, fetches, more, .. } = self;
         strip.field("full", full);
         strip.field("untracked", untracked);
         strip.field("donor", donor);
+        strip.field("fetches", fetches);
         // With all that it asks for (`verify` came later still).
         strip.field("more", more);
     }

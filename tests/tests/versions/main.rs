@@ -27,6 +27,7 @@ fn must_pass_over(role: Role) -> &'static [&'static str] {
         Role::Restorer => &[
             "JobDone.kept",
             "RestoreJob.donor",
+            "RestoreJob.fetches",
             "RestoreJob.full",
             "RestoreJob.more",
             "RestoreJob.untracked",

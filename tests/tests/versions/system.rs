@@ -297,6 +297,7 @@ impl System {
             full: false,
             untracked: false,
             donor: None,
+            fetches: Some(2),
             more: None,
         }
     }
@@ -323,7 +324,6 @@ impl System {
             match self.checked(job).await.end {
                 Some(End::Checked(report)) => return Ok(*report),
                 Some(End::Failed { why, .. }) => return Err(why),
-                Some(other) => panic!("{other:?}"),
                 None => self.wait(Duration::from_secs(10)).await,
             }
         }
