@@ -7,10 +7,10 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
+use agent::Failure;
 use agent::damage::Damages;
 use agent::looks::Looks;
 use agent::repository::AtSlot;
-use agent::Failure;
 use bytes::Bytes;
 use futures::future::join_all;
 use schema::limits::{DAMAGED_CHUNKS_MAX, NODE_FANOUT};
