@@ -19,7 +19,7 @@ use crate::claim::Claim;
 use crate::compare::Compare;
 use crate::hold::{self, Hold, Taken};
 use crate::pipeline;
-use crate::restorer::{Report, Restorer, blocking};
+use crate::restorer::{Report, Restorer};
 use crate::service::Serving;
 use crate::sink::{Opened, Sink};
 use crate::spans::Spans;
@@ -162,7 +162,13 @@ impl Shared {
         let mut looks = 0;
         loop {
             let hold = self.hold.clone();
-            match blocking(move || Ok(hold.take_back())).await.unwrap_or(Err(Taken::Shared)) {
+            match self
+                .context
+                .environment
+                .on_a_thread(move || hold.take_back())
+                .await
+                .unwrap_or(Err(Taken::Shared))
+            {
                 Ok(()) => return Ok(()),
                 Err(Taken::Lost) => return Err(self.claim.busy(self.hold.path())),
                 Err(Taken::Shared) => looks += 1,
