@@ -4,6 +4,7 @@
 //! `LVKEEP_SIM_SEED=n` runs one seed and prints all that happens; `LVKEEP_TEST_LONG=1` runs many more seeds;
 //! `LVKEEP_SIM_FROM=n` begins with another seed than 0.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,7 @@ struct Total {
     restored: usize,
     done: Counts,
     faults: Counts,
+    peaks: BTreeMap<&'static str, u64>,
     virtual_time: Duration,
     awake: Duration,
 }
@@ -64,6 +66,10 @@ impl Total {
         self.restored += report.restored;
         self.done.merge(&report.done);
         self.faults.merge(&report.faults);
+        for (family, peak) in &report.peaks {
+            let most = self.peaks.entry(family).or_insert(0);
+            *most = (*most).max(*peak);
+        }
         self.virtual_time += report.took;
         self.awake += report.awake;
     }
@@ -71,13 +77,14 @@ impl Total {
 
 impl fmt::Display for Total {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { runs, sealed, tracked, failed, restored, done, faults, virtual_time, awake } = self;
+        let Self { runs, sealed, tracked, failed, restored, done, faults, peaks, virtual_time, awake } = self;
         let (sessions, days) = (done.of("sessions"), virtual_time.as_secs() / 86400);
         let (total, minutes) = (faults.total(), awake.as_secs_f64() / 60.0);
         writeln!(f, "{sessions} sessions in {runs} runs of {days} days in all, {total} faults")?;
         writeln!(f, "{minutes:>9.0} minutes awake, with {:.1} faults in each", total as f64 / minutes)?;
         writeln!(f, "{sealed:>9} backups sealed, {tracked} of them tracked; {failed} failed")?;
         writeln!(f, "{restored:>9} snapshots restored in the end")?;
+        writeln!(f, "queues at most, in per cent of their limits: {peaks:?}")?;
         write!(f, "{done}\nfaults:\n{faults}")
     }
 }
@@ -113,6 +120,9 @@ fn months_pass_under_faults() {
     assert!(*sealed > 4500 && *tracked > sealed / 4 && *restored > 400, "{total}");
     assert!(*failed > 0 && *failed < sealed / 50, "{total}");
     assert!(done.of("sessions") >= 10_000 && done.of("packs deleted") > 5000, "{total}");
+    assert!(done.of("snapshots walked through") > 200, "{total}");
+    assert!(faults.of("sessions that could not read something") > 20, "{total}");
+    assert!(done.of("snapshots forgotten by policies") > 200, "{total}");
     assert!(done.of("snapshots restored") > 1000 && done.of("snapshots copied") > 1000, "{total}");
     assert!(done.of("copies forgotten") > 1000 && done.of("copies brought back") > 200, "{total}");
     assert!(done.of("verdicts on copies") > 200 && done.of("packs of copies deleted") > 1000, "{total}");
@@ -323,8 +333,8 @@ fn without_an_audit_a_list_that_lies_makes_a_wrong_snapshot() {
 #[tokio::test(start_paused = true)]
 async fn what_was_sent_is_not_in_its_senders_memory_any_more() {
     let environment: Arc<dyn Environment> = Arc::new(SimEnvironment::new(1));
-    let trace = Arc::new(Trace::new(environment.clone(), false, std::path::Path::new("/nowhere")));
-    let server = Server::new(environment.clone(), 1 << 20);
+    let trace = Arc::new(Trace::new(environment.clone(), false, &[]));
+    let server = Server::new(environment.clone(), 1 << 20, 1 << 20);
     let late = Accident::Late(0, Duration::from_secs(3600));
     let wires = Wires::new(environment.clone(), trace, server, BusFaults::default(), late);
     let pool = Pool::new(1, 4096);

@@ -23,7 +23,7 @@ use crate::compare::Compare;
 use crate::hold;
 use crate::pipeline;
 use crate::reading::Reading;
-use crate::restorer::{Progress, Restorer, blocking};
+use crate::restorer::{Progress, Restorer};
 use crate::service::Serving;
 use crate::sink::{Before, Opened, Sink};
 use crate::spans::figures;
@@ -200,19 +200,20 @@ impl Helping {
             true => Before::Empty,
             false => Before::Content,
         };
-        let opened = blocking(move || {
-            let file = path.open_beside(place.is_some(), &forbidden)?;
-            if hold::identity(&file, path.path())? != expected {
-                let path = path.path().display();
-                return Err(Failure::refused(format!(
-                    "cannot help to restore to {path}: it is another file here"
-                )));
-            }
-            hold::join(&file, path.path())?;
-            let len = file.metadata().ok().filter(|found| found.is_file()).map(|found| found.len());
-            Ok(Opened { place, len, ..Opened::new(file, path.path().to_owned(), volume, before) })
-        })
-        .await?;
+        let opened = restorer
+            .blocking(move || {
+                let file = path.open_beside(place.is_some(), &forbidden)?;
+                if hold::identity(&file, path.path())? != expected {
+                    let path = path.path().display();
+                    return Err(Failure::refused(format!(
+                        "cannot help to restore to {path}: it is another file here"
+                    )));
+                }
+                hold::join(&file, path.path())?;
+                let len = file.metadata().ok().filter(|found| found.is_file()).map(|found| found.len());
+                Ok(Opened { place, len, ..Opened::new(file, path.path().to_owned(), volume, before) })
+            })
+            .await?;
         // With a span comes how many.
         let limit = Arc::new(Limit::none());
         // The owner's session protects the snapshot.
@@ -240,14 +241,16 @@ impl Helping {
         }
         let opened = opened.again()?;
         let (compares, part) = (target.compares, span.clone());
-        let task = blocking(move || {
-            let compare = match compares {
-                true => Compare::ToSkip(Reading::of(&opened)?),
-                false => Compare::Nothing,
-            };
-            Ok(Task { compare, ..Task::new(Sink::Target(opened), part) })
-        })
-        .await?;
+        let task = self
+            .restorer
+            .blocking(move || {
+                let compare = match compares {
+                    true => Compare::ToSkip(Reading::of(&opened)?),
+                    false => Compare::Nothing,
+                };
+                Ok(Task { compare, ..Task::new(Sink::Target(opened), part) })
+            })
+            .await?;
         let work = self.restorer.work(source.clone(), task);
         let (latest, enough) = (watch::Sender::new(0), Stop::default());
         let progress = |now: Progress| {
@@ -256,7 +259,7 @@ impl Helping {
         let restoring = async {
             let report = pipeline::run(&work, &enough, &progress).await?;
             let work = work.clone();
-            blocking(move || work.sink.sync()).await?;
+            self.restorer.blocking(move || work.sink.sync()).await?;
             Ok(figures(&report))
         };
         // Also while a slow device syncs: a span of which nobody speaks is given to somebody else.

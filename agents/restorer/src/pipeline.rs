@@ -168,11 +168,9 @@ async fn in_turn(
 
 /// Makes durable what is written so far. It takes no turn: it waits for the device alone.
 async fn synced(work: Arc<Work>) -> Result<Report, Failure> {
-    let volume = work.volume.clone();
-    match tokio::task::spawn_blocking(move || work.sink.sync()).await {
-        Ok(result) => result.map(|()| Report::default()),
-        Err(why) => Err(Failure::new(FailureKind::Other, format!("restoring {volume}: {why}"))),
-    }
+    let (volume, environment) = (work.volume.clone(), work.environment.clone());
+    let done = environment.on_a_thread(move || work.sink.sync()).await;
+    done.map_err(|failure| failure.context(format!("restoring {volume}")))?.map(|()| Report::default())
 }
 
 /// Somebody asked for an end.

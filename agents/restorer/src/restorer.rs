@@ -324,7 +324,7 @@ impl Restorer {
             Purpose::Sample => Task::new(Sink::Discard, 0..root.size.min(SAMPLE)),
             Purpose::Read(range, out) => return self.to_channel(source, range, out, progress).await,
             Purpose::Compare(path) => {
-                let reading = blocking(move || Reading::open(&path, root.volume, root.size)).await?;
+                let reading = self.blocking(move || Reading::open(&path, root.volume, root.size)).await?;
                 Task { compare: Compare::ToTell(reading), ..Task::new(Sink::Discard, all) }
             }
         };
@@ -344,7 +344,7 @@ impl Restorer {
             return result;
         }
         let is_to_go_on = self.context.stop.clone();
-        let ended = blocking(move || {
+        let ended = self.blocking(move || {
             let finish = || work.zero_behind(&stop).and_then(|()| work.sink.finish());
             let result = result.and_then(|report| finish().map(|()| report));
             if result.is_err() && !(goes_on && is_to_go_on.is_raised()) {
@@ -376,6 +376,15 @@ impl Restorer {
         Ok(report)
     }
 
+    /// Does a step that waits for a file or device.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        step: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let done = self.context.environment.on_a_thread(step).await;
+        done.map_err(|failure| failure.context("a restore"))?
+    }
+
     /// What reads a snapshot. A session protects it, unless somebody else's does.
     pub(crate) fn source(
         &self,
@@ -390,6 +399,7 @@ impl Restorer {
     pub(crate) fn work(&self, source: Source, task: Task) -> Arc<Work> {
         Arc::new(Work {
             volume: source.map.root().volume.clone(),
+            environment: self.context.environment.clone(),
             source,
             part: task.part,
             spans: task.spans,
@@ -431,14 +441,15 @@ impl Restorer {
             };
             let opened = self.opened(&order.target, open).await?;
             let standing = self.check_standing(&order.target).await;
-            return blocking(move || match standing {
-                Ok(()) => order.begun(order.target.begin(opened, &order.root)?),
-                Err(failure) => {
-                    opened.unmake();
-                    Err(failure)
-                }
-            })
-            .await;
+            return self
+                .blocking(move || match standing {
+                    Ok(()) => order.begun(order.target.begin(opened, &order.root)?),
+                    Err(failure) => {
+                        opened.unmake();
+                        Err(failure)
+                    }
+                })
+                .await;
         };
         let claim = order.target.claim().clone();
         let opening = async {
@@ -456,7 +467,7 @@ impl Restorer {
             };
             place.ready(&opened.file).await?;
             let opened = Opened { place: Some(place.clone()), ..opened };
-            let task = blocking(move || order.begun(opened)).await?;
+            let task = self.blocking(move || order.begun(opened)).await?;
             Ok(Task { tracked, ..task })
         };
         match opening.await {
@@ -481,7 +492,7 @@ impl Restorer {
         let Context { environment, stop, .. } = &self.context;
         let (stop, mut is_said) = (target.stop().unwrap_or(stop), false);
         loop {
-            let opened = blocking(open.clone()).await;
+            let opened = self.blocking(open.clone()).await;
             if !target.claim().has_to_wait() {
                 return opened;
             }
@@ -550,13 +561,4 @@ async fn end_place(place: Option<&dyn Place>, restored: bool) -> Vec<String> {
 fn with_notes(failure: Failure, notes: &[String]) -> Failure {
     let why = std::iter::once(failure.why.as_str()).chain(notes.iter().map(String::as_str));
     Failure { why: why.collect::<Vec<_>>().join("\n"), ..failure }
-}
-
-pub(crate) async fn blocking<T: Send + 'static>(
-    step: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    match tokio::task::spawn_blocking(step).await {
-        Ok(result) => result,
-        Err(why) => Err(Failure::new(FailureKind::Other, format!("a restore's thread ended: {why}"))),
-    }
 }

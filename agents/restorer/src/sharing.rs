@@ -21,7 +21,7 @@ use crate::compare::Compare;
 use crate::hold::{self, Hold, Taken};
 use crate::lending::Lending;
 use crate::pipeline;
-use crate::restorer::{Report, Restorer, blocking};
+use crate::restorer::{Report, Restorer};
 use crate::service::Serving;
 use crate::sink::{Opened, Sink};
 use crate::spans::Spans;
@@ -177,7 +177,8 @@ impl Shared {
         let mut looks = 0;
         loop {
             let hold = self.hold.clone();
-            match blocking(move || Ok(hold.take_back())).await.unwrap_or(Err(Taken::Shared)) {
+            let taken = self.context.environment.on_a_thread(move || hold.take_back()).await;
+            match taken.unwrap_or(Err(Taken::Shared)) {
                 Ok(()) => {
                     lending.iter().for_each(Lending::end);
                     return Ok(());

@@ -12,7 +12,7 @@ use agent::counters::Counters;
 use agent::keys::DataKeys;
 use agent::maps::MapReader;
 use agent::sessions::OpenSession;
-use agent::{Failure, Repository, Stop};
+use agent::{Environment, Failure, Repository, Stop};
 use bytes::Bytes;
 use schema::chunk::{FrameHeader, Opener};
 use schema::keys::FrameKey;
@@ -40,6 +40,8 @@ const WINDOWS_MAX: usize = 8;
 pub(crate) struct Work {
     /// The volume, for messages.
     pub volume: String,
+    /// Whose threads work.
+    pub environment: Arc<dyn Environment>,
     /// What is restored.
     pub source: Source,
     /// The bytes of the volume that are wanted.
@@ -215,10 +217,8 @@ impl Work {
         step: impl FnOnce(&Self) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let work = self.clone();
-        match tokio::task::spawn_blocking(move || step(&work)).await {
-            Ok(result) => result,
-            Err(why) => Err(Failure::new(FailureKind::Other, format!("restoring {}: {why}", self.volume))),
-        }
+        let done = self.environment.on_a_thread(move || step(&work)).await;
+        done.map_err(|failure| failure.context(format!("restoring {}", self.volume)))?
     }
 }
 

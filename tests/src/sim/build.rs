@@ -35,6 +35,11 @@ pub fn scratch() -> std::io::Result<tempfile::TempDir> {
     }
 }
 
+/// A folder to restore to. Not beside the caches: those may be below /dev, where no file is restored to.
+pub fn targets() -> Result<tempfile::TempDir, Failure> {
+    tempfile::tempdir().map_err(|why| Failure::refused(format!("no folder to restore to: {why}")))
+}
+
 /// What the targets of restores are read as, before they are overwritten.
 pub fn target_name(restorer: usize) -> String {
     format!("/dev/vg/target{restorer}")
@@ -45,10 +50,11 @@ pub async fn build(
     plan: Plan,
     loud: bool,
     folder: &std::path::Path,
-) -> Result<(Arc<World>, Arc<History>, Option<Arc<Identity>>), Failure> {
+) -> Result<(Arc<World>, Arc<History>), Failure> {
     let clock = Arc::new(SimEnvironment::new(plan.seed));
     let environment: Arc<dyn Environment> = clock.clone();
-    let trace = Arc::new(Trace::new(environment.clone(), loud, folder));
+    let targets = targets()?;
+    let trace = Arc::new(Trace::new(environment.clone(), loud, &[folder, targets.path()]));
     let history = History::new(trace.clone());
     let store = FaultyStore::new(
         history.clone(),
@@ -69,7 +75,11 @@ pub async fn build(
         true => None,
         false => Some(Second::build(&plan, &trace, &environment, &repository.key).await?),
     };
-    let server = Server::new(environment.clone(), plan.chunk_queue);
+    let holds = match plan.sabotage {
+        Some(Sabotage::IgnoresLimits) => usize::MAX,
+        _ => plan.chunk_queue,
+    };
+    let server = Server::new(environment.clone(), plan.chunk_queue, holds);
     let (bus, accident) = (plan.bus.clone(), plan.accident.clone());
     let wires = Wires::new(environment.clone(), trace.clone(), server, bus, accident);
     let sources = sources(&plan, &environment);
@@ -87,9 +97,11 @@ pub async fn build(
         store,
         ledger: history.ledger().clone(),
         repository,
+        identity,
         second,
         sources,
         folder,
+        targets,
         crashed: Mutex::default(),
         over: Stop::default(),
         kept: Mutex::default(),
@@ -99,7 +111,7 @@ pub async fn build(
         done: Mutex::default(),
         faults: Mutex::default(),
     };
-    Ok((Arc::new(world), history, identity))
+    Ok((Arc::new(world), history))
 }
 
 /// What readers call a volume's source.
@@ -132,8 +144,14 @@ fn sources(plan: &Plan, environment: &Arc<dyn Environment>) -> Vec<Arc<Sources>>
             _ => Content::new(random, &templates, volume.size, volume.runs),
         };
         first.get_or_insert_with(|| content.clone());
-        let source =
-            Source::new(&source_name(number), volume.live, volume.vague, volume.tracking, content.clone());
+        let source = Source::new(
+            &source_name(number),
+            volume.live,
+            volume.vague,
+            volume.tracking,
+            volume.bad,
+            content.clone(),
+        );
         if let Some(reads) = volume.changes_after {
             let mut next = content;
             next.scribble(random, &templates);
@@ -145,13 +163,14 @@ fn sources(plan: &Plan, environment: &Arc<dyn Environment>) -> Vec<Arc<Sources>>
     for number in 0..plan.life.restorers {
         let random = &mut StdRng::seed_from_u64(plan.seed ^ 0x7a26 ^ (number as u64) << 32);
         let content = Content::new(random, &templates, TARGET, 2);
-        let target = Source::new(&target_name(number), false, false, Tracking::None, content);
+        let target = Source::new(&target_name(number), false, false, Tracking::None, 0, content);
         by_host.entry(number % plan.hosts).or_default().push(target);
     }
     (0..plan.hosts)
         .map(|host| {
             let stale = plan.sabotage == Some(Sabotage::ReadsWhatWas);
-            Sources::new(environment.clone(), by_host.remove(&host).unwrap_or_default(), stale)
+            let skips = plan.sabotage == Some(Sabotage::SkipsWhatCannotBeRead);
+            Sources::new(environment.clone(), by_host.remove(&host).unwrap_or_default(), stale, skips)
         })
         .collect()
 }

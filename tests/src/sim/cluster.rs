@@ -14,12 +14,15 @@ use agent::rate::RateLimit;
 use agent::store::Store;
 use agent::{Context, Environment, Failure, Queue, Repository, Stop, Volumes};
 use conductor::Conductor;
+use conductor::retention::{Policies, Policy, Rules};
 use hasher::{ContentKey, Hasher};
 use indexer::Indexer;
 use reader::Reader;
 use schema::JobId;
+use schema::keys::Identity;
 use schema::session::{Session, SessionKind};
 use storer::Storer;
+use tempfile::TempDir;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::bucket::RoleBucket;
@@ -53,12 +56,16 @@ pub struct World {
     pub ledger: Arc<Ledger>,
     /// The repository, with a store of its own.
     pub repository: Repository,
+    /// Opens content, where that is encrypted.
+    pub identity: Option<Arc<Identity>>,
     /// Where snapshots are copied to, over months.
     pub second: Option<Second>,
     /// The sources of each host, the targets of restores among them.
     pub sources: Vec<Arc<Sources>>,
     /// A folder for caches.
     pub folder: PathBuf,
+    /// A folder for the files that restorers write.
+    pub targets: TempDir,
     /// Lives of roles that ended by a crash, as their context's host names them.
     pub crashed: Mutex<BTreeSet<String>>,
     /// Nobody begins anything any more.
@@ -324,6 +331,12 @@ async fn keep(world: Arc<World>, place: Arc<Place>) {
     }
 }
 
+/// What conductors forget after each session.
+fn policies(plan: &Plan) -> Policies {
+    let keep = |last| Policy { volumes: "*".into(), rules: Rules { last, ..Rules::default() } };
+    Policies::new(plan.life.policy.map(keep).into_iter().collect())
+}
+
 /// One life of a role.
 async fn live(
     world: Arc<World>,
@@ -382,7 +395,8 @@ async fn live(
         }
         Role::Conductor(_) => {
             let repository = world.repository(&name);
-            Conductor::new(context, repository, index, plan.conducting.clone()).run().await
+            let conductor = Conductor::new(context, repository, index, plan.conducting.clone());
+            conductor.with_retention(policies(plan)).run().await
         }
     }
 }

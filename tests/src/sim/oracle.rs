@@ -17,13 +17,13 @@ use indexer::Indexer;
 use restorer::{Restorer, Target};
 use rustix::fs::{SeekFrom, seek};
 use schema::JobId;
-use schema::keys::Identity;
 use schema::messages::{FailureKind, JobOutcome};
 use schema::names::{self, Slot};
 use schema::root::Root;
 use schema::session::SessionKind;
 
 use super::bucket::History;
+use super::build::targets;
 use super::client::{Job, What};
 use super::cluster::World;
 use super::content::{BLOCK, Content};
@@ -34,18 +34,19 @@ use super::second::Second;
 const COLLECTIONS: u32 = 8;
 
 /// Checks everything; what is broken is noted in the trace. Says how many snapshots were restored.
-pub async fn check(world: &World, history: &History, identity: Option<Arc<Identity>>, jobs: &[Job]) -> usize {
+pub async fn check(world: &World, history: &History, jobs: &[Job]) -> usize {
     let kept = world.kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let jobs = [jobs, &kept].concat();
     outcomes(world, &jobs);
     sessions(world, history, &jobs).await;
-    let mut restored = ended_well(world, &world.repository, &world.ledger, identity.clone()).await;
+    what_policies_keep(world, &world.ledger);
+    let mut restored = ended_well(world, &world.repository, &world.ledger).await;
     if let Some(second) = &world.second {
         second_sessions(world, second).await;
         if let Err(failure) = come_back(world, second).await {
             world.trace.wrong(format!("progress: copies cannot be brought back: {failure}"));
         }
-        restored += ended_well(world, &second.repository, &second.ledger, identity).await;
+        restored += ended_well(world, &second.repository, &second.ledger).await;
     }
     restored
 }
@@ -68,12 +69,7 @@ fn nothing_is_missing(world: &World, ledger: &Ledger, restored: &BTreeSet<Slot>)
 }
 
 /// What must hold in a bucket when nobody is at work any more.
-async fn ended_well(
-    world: &World,
-    repository: &Repository,
-    ledger: &Ledger,
-    identity: Option<Arc<Identity>>,
-) -> usize {
+async fn ended_well(world: &World, repository: &Repository, ledger: &Ledger) -> usize {
     let bucket = repository.store.location();
     if world.plan.life.collectors > 0
         && let Err(failure) = collected(world, repository, ledger).await
@@ -87,7 +83,7 @@ async fn ended_well(
             return 0;
         }
     };
-    let restored = match readable(world, repository, identity, &roots).await {
+    let restored = match readable(world, repository, &roots).await {
         Ok(restored) => restored,
         Err(failure) => {
             world.trace.wrong(format!("sealed-is-readable: {bucket} could not be checked: {failure}"));
@@ -194,9 +190,15 @@ fn outcomes(world: &World, jobs: &[Job]) {
     }
 }
 
-/// `no-silent-skip`: what was sealed for a job is its source, as it was when the job was submitted or later.
+/// `no-silent-skip`: what was sealed for a job is its source, as it was when the job was submitted or later, and all of
+/// it could be read.
 fn is_of(world: &World, job: &Job, root: &Root) {
     let (source, slot) = (job.what.source(), root.slot);
+    if let Some(at) = world.source(&source).and_then(|source| source.broken(slot.session)) {
+        let wrong =
+            format!("no-silent-skip: {slot} was sealed, and {source} could not be read at offset {at}");
+        world.trace.wrong(wrong);
+    }
     if root.source != source {
         return world
             .trace
@@ -220,7 +222,8 @@ fn failed(world: &World, job: &Job, kind: FailureKind, why: &str) {
     };
     let expected = match (kind, job.what) {
         (FailureKind::Device, What::Volume(number)) => {
-            world.plan.volumes[number].changes_after.is_some() && why.contains(&source)
+            let changes = world.plan.volumes[number].changes_after.is_some();
+            (changes || cannot_be_read(world, &source, why)) && why.contains(&source)
         }
         (FailureKind::Store, _) => world.was_away(&job.time),
         (FailureKind::Revoked, _) => world.was_cancelled(job.job) || declared_dead(),
@@ -228,6 +231,31 @@ fn failed(world: &World, job: &Job, kind: FailureKind, why: &str) {
     };
     if !expected {
         world.trace.wrong(format!("progress: job {} of {source} failed: {kind:?} {why}", job.job));
+    }
+}
+
+/// Whether this says where a source could not be read.
+fn cannot_be_read(world: &World, source: &str, why: &str) -> bool {
+    let places = world.source(source).map(|source| source.all_broken()).unwrap_or_default();
+    places.iter().any(|at| why.contains(&format!("cannot read {source} at offset {at}: ")))
+}
+
+/// `never-collect-live`: of what is as new as a policy keeps nothing was ever forgotten.
+fn what_policies_keep(world: &World, ledger: &Ledger) {
+    let Some(last) = world.plan.life.policy else { return };
+    let mut of_volumes: BTreeMap<String, Vec<Root>> = BTreeMap::new();
+    for root in ledger.commits() {
+        of_volumes.entry(root.volume.clone()).or_default().push(root);
+    }
+    for (volume, mut roots) in of_volumes {
+        roots.sort_by_key(|root| (root.generation, root.slot));
+        let kept = roots.iter().rev().take(last as usize);
+        for root in kept.filter(|root| ledger.is_forgotten(root.slot)) {
+            let slot = root.slot;
+            world.trace.wrong(format!(
+                "never-collect-live: {slot} of {volume} is kept by policy, and was forgotten"
+            ));
+        }
     }
 }
 
@@ -270,12 +298,7 @@ async fn collected(world: &World, repository: &Repository, ledger: &Ledger) -> R
 }
 
 /// `sealed-is-readable` and `restored-equals-read`, from a bucket alone. Says what could be restored.
-async fn readable(
-    world: &World,
-    repository: &Repository,
-    identity: Option<Arc<Identity>>,
-    roots: &[Root],
-) -> Result<BTreeSet<Slot>, Failure> {
+async fn readable(world: &World, repository: &Repository, roots: &[Root]) -> Result<BTreeSet<Slot>, Failure> {
     let mut restored = BTreeSet::new();
     let bus = Arc::new(LocalBus::new(world.environment.clone(), 1 << 20));
     let (environment, stop) = (world.environment.clone(), Stop::default());
@@ -294,10 +317,8 @@ async fn readable(
     let serving = tokio::spawn(indexer.run());
     let index = IndexClient::new(context.bus.clone(), context.environment.clone(), 1);
     let settings = restorer::Settings { threads: 1, ..restorer::Settings::default() };
-    let restorer = Restorer::new(context, repository.clone(), index, identity, settings);
-    // Not beside the caches: those may be below /dev, where no file is restored to.
-    let folder =
-        tempfile::tempdir().map_err(|why| Failure::refused(format!("no folder to restore to: {why}")))?;
+    let restorer = Restorer::new(context, repository.clone(), index, world.identity.clone(), settings);
+    let folder = targets()?;
     for root in roots {
         let path = folder.path().join(root.slot.session.to_string());
         match restorer.restore(root.clone(), Target::new(&path, false), |_| ()).await {
@@ -321,7 +342,7 @@ async fn readable(
 }
 
 /// What was restored against what was read.
-fn compare(world: &World, root: &Root, path: &std::path::Path) -> Result<(), String> {
+pub fn compare(world: &World, root: &Root, path: &std::path::Path) -> Result<(), String> {
     let held = world.source(&root.source).and_then(|source| source.held(root.reading));
     let held = held.ok_or_else(|| format!("nobody read {} as {}", root.source, root.reading))?;
     let allowed = match root.changed_while_read {

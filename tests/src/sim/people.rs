@@ -7,6 +7,7 @@ mod collecting;
 mod copying;
 mod forgetting;
 mod reading;
+mod restoring;
 mod undoing;
 
 use std::sync::{Arc, PoisonError};
@@ -42,7 +43,9 @@ impl People {
         let life = &world.plan.life;
         if !life.leaps.is_empty() {
             people.spawn(leap(world.clone()));
-            people.spawn(forgetting::forget(Person::new(world, "forgetter", 0)));
+            if life.policy.is_none() {
+                people.spawn(forgetting::forget(Person::new(world, "forgetter", 0)));
+            }
             people.spawn(forgetting::remember(Person::new(world, "rememberer", 0)));
             people.spawn(forgetting::hold(Person::new(world, "holder", 0)));
             people.spawn_local(copying::copy(Person::new(world, "copier", 0)));
@@ -54,7 +57,7 @@ impl People {
             people.spawn(collecting::collect(Person::new(world, "collector", number)));
         }
         for number in 0..life.restorers {
-            people.spawn(reading::restore(Person::new(world, "restorer", number), number));
+            people.spawn_local(reading::restore(Person::new(world, "restorer", number), number));
         }
         Self(people)
     }

@@ -35,6 +35,8 @@ pub struct VolumePlan {
     pub vague: bool,
     /// What it knows of its changes.
     pub tracking: Tracking,
+    /// One of how many of its states has a place that cannot be read; 0: none.
+    pub bad: u64,
     /// Changes after so many reads.
     pub changes_after: Option<u64>,
     /// Whether such a change is allowed.
@@ -155,6 +157,7 @@ impl Plan {
             live: false,
             vague: false,
             tracking: Tracking::True(BLOCK),
+            bad: 0,
             changes_after: None,
             allow_changes: false,
             rounds: vec![
@@ -283,6 +286,7 @@ impl Plan {
             live,
             vague: random.random_range(0..4) == 0,
             tracking: Tracking::None,
+            bad: 0,
             changes_after: (random.random_range(0..6) == 0).then(|| random.random_range(1..20)),
             allow_changes: random.random_range(0..3) == 0,
             rounds,

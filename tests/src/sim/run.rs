@@ -2,6 +2,7 @@
 //!
 //! Every run ends: whatever waits is bounded in virtual time, and what takes longer is a broken invariant.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -44,6 +45,8 @@ pub struct Report {
     pub done: Counts,
     /// Faults that were injected.
     pub faults: Counts,
+    /// The most that any queue of a family held, in per cent of its limit.
+    pub peaks: BTreeMap<&'static str, u64>,
     /// Messages sent, and answers given.
     pub messages: u64,
     /// Answers and acknowledgements given.
@@ -91,8 +94,7 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
     let seed = plan.seed;
     let broken = |why: String| Broken { seed, wrong: vec![why] };
     let folder = scratch().map_err(|why| broken(format!("cannot make a folder: {why}")))?;
-    let (world, history, identity) =
-        build(plan, loud, folder.path()).await.map_err(|why| broken(why.to_string()))?;
+    let (world, history) = build(plan, loud, folder.path()).await.map_err(|why| broken(why.to_string()))?;
     let cluster = Arc::new(Cluster::start(&world));
     let (people, jobs) = (People::begin(&world), client::submit(&world));
     weather(&world, &cluster).await;
@@ -115,7 +117,7 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
     let leapt = world.plan.life.leaps.iter().map(|(_, time)| *time).sum();
     // What the oracle restores does not count.
     let done = done(&world);
-    let restored = oracle::check(&world, &history, identity, &jobs).await;
+    let restored = oracle::check(&world, &history, &jobs).await;
     let wrong = world.trace.wrongs();
     if !wrong.is_empty() {
         return Err(Broken { seed, wrong });
@@ -136,6 +138,7 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
         restored,
         done,
         faults,
+        peaks: world.wires.server().peaks(),
         messages,
         answers,
         accident,
@@ -154,6 +157,11 @@ fn done(world: &World) -> Counts {
     if let Some(second) = &world.second {
         done.merge(&second.counts());
     }
+    if world.plan.life.policy.is_some() {
+        let commits = world.ledger.commits();
+        let forgotten = commits.iter().filter(|root| world.ledger.is_forgotten(root.slot)).count();
+        done.add("snapshots forgotten by policies", forgotten as u64);
+    }
     done
 }
 
@@ -162,6 +170,8 @@ fn faults(world: &World) -> Counts {
     let mut faults = world.faults.lock().unwrap_or_else(PoisonError::into_inner).clone();
     world.wires.injected().iter().for_each(|injected| faults.add_bus(injected));
     faults.add_store(&world.store.injected());
+    let broken = world.sources.iter().map(|sources| sources.all_broken().len() as u64).sum();
+    faults.add("sessions that could not read something", broken);
     if let Some(second) = &world.second {
         faults.add_store(&second.store.injected());
     }
@@ -264,6 +274,9 @@ async fn drain(world: &World) {
         waited += step;
     }
     world.environment.sleep(Duration::from_secs(30)).await;
+    for over in world.wires.server().over() {
+        world.trace.wrong(format!("bounded: {over}"));
+    }
     for (queue, bytes) in world.wires.server().held() {
         world.trace.wrong(format!("bounded: queue {queue} still holds {bytes} bytes"));
     }

@@ -3,7 +3,7 @@
 //!
 //! Most of it is done to the bucket when every job has ended, beside all roles; some of it are roles that do not work.
 
-use agent::{Failure, Repository};
+use agent::{Failure, Repository, forgetting};
 use bytes::Bytes;
 use schema::chunk::{FrameHeader, Sealer};
 use schema::epoch::{Awaited, Epoch, Verdict};
@@ -26,6 +26,14 @@ pub enum Sabotage {
     Silence(&'static str),
     /// Readers open what a source was before it was last written to.
     ReadsWhatWas,
+    /// Readers take what cannot be read for zeroes.
+    SkipsWhatCannotBeRead,
+    /// The queue of new chunks takes whatever comes, and storers take nothing.
+    IgnoresLimits,
+    /// What was restored is something else a moment later.
+    SpoilsRestores,
+    /// Somebody forgets the newest snapshot, which a policy keeps.
+    ForgetsNewest,
     /// A pack that a snapshot needs is deleted.
     DeletesPack,
     /// The same, as a collection that takes it for garbage does it.
@@ -53,7 +61,11 @@ pub enum Sabotage {
 impl Sabotage {
     /// Whether a role does nothing.
     pub fn silences(&self, role: &str) -> bool {
-        matches!(self, Self::Silence(begin) if role.starts_with(begin))
+        match self {
+            Self::Silence(begin) => role.starts_with(begin),
+            Self::IgnoresLimits => role.starts_with("storer"),
+            _ => false,
+        }
     }
 
     /// Happens, if it is to happen when every job has ended.
@@ -64,7 +76,17 @@ impl Sabotage {
         let pack = || world.ledger.needed().first().copied().ok_or_else(|| nothing("pack"));
         let root = || world.ledger.commits().pop().ok_or_else(|| nothing("snapshot"));
         match *self {
-            Self::Silence(_) | Self::ReadsWhatWas => {}
+            Self::Silence(_)
+            | Self::IgnoresLimits
+            | Self::ReadsWhatWas
+            | Self::SkipsWhatCannotBeRead
+            | Self::SpoilsRestores => {}
+            Self::ForgetsNewest => {
+                let newest =
+                    world.ledger.commits().into_iter().max_by_key(|root| (root.generation, root.slot));
+                let newest = newest.ok_or_else(|| nothing("snapshot"))?;
+                forgetting::forget(repository, &newest, "a saboteur").await?;
+            }
             Self::DeletesPack => store.delete(&names::pack(pack()?)).await?,
             Self::CollectsPack => {
                 let pack = pack()?;

@@ -1,7 +1,8 @@
 //! The volumes of a host, in memory, and everything that they ever held: what the oracle compares with.
 //!
 //! A source is frozen while it is read, as an LVM snapshot is, or live, as a file is. A live one may change after a
-//! number of reads; whoever opened it before can find out. Opened again unchanged, a source is the same reading.
+//! number of reads; whoever opened it before can find out. Opened again unchanged, a source is the same reading. Some of
+//! what it held cannot be read at one place.
 //!
 //! A frozen one may know what changed since the state that an earlier session read, as long as that one's baseline is
 //! there: it outlives readers, goes with a session that was not committed, and with the next one that was.
@@ -27,6 +28,8 @@ pub struct Source {
     /// Says that more may hold data than does, so that zeroes are read too.
     vague: bool,
     tracking: Tracking,
+    /// One of how many of its states has a place that cannot be read; 0: none.
+    bad: u64,
     state: Mutex<State>,
 }
 
@@ -57,18 +60,28 @@ struct State {
     /// After so many reads the content becomes the next one.
     changes: BTreeMap<u64, Content>,
     baselines: BTreeMap<SessionId, Baseline>,
+    /// Sessions that met a place that cannot be read, and where.
+    broken: BTreeMap<SessionId, u64>,
 }
 
 impl Source {
     /// A source with its first content.
-    pub fn new(name: &str, live: bool, vague: bool, tracking: Tracking, content: Content) -> Arc<Self> {
+    pub fn new(
+        name: &str,
+        live: bool,
+        vague: bool,
+        tracking: Tracking,
+        bad: u64,
+        content: Content,
+    ) -> Arc<Self> {
         let state = State {
             versions: vec![Arc::new(content)],
             reads: 0,
             changes: BTreeMap::new(),
             baselines: BTreeMap::new(),
+            broken: BTreeMap::new(),
         };
-        Arc::new(Self { name: name.to_owned(), live, vague, tracking, state: Mutex::new(state) })
+        Arc::new(Self { name: name.to_owned(), live, vague, tracking, bad, state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -143,6 +156,25 @@ impl Source {
         Changes::Since { parent, ranges }
     }
 
+    /// Where a state cannot be read.
+    fn bad_place(&self, version: usize, content: &Content) -> Option<u64> {
+        let drawn = blake3::hash(format!("{} {version} is bad", self.name).as_bytes());
+        let [.., low, high] = *drawn.as_bytes();
+        let is_bad = self.bad > 0 && u64::from(u16::from_le_bytes([low, high])).is_multiple_of(self.bad);
+        let parts = if is_bad { content.allocated(0..content.size()) } else { Vec::new() };
+        parts.get(usize::from(drawn.as_bytes()[0]) % parts.len().max(1)).map(|part| part.start)
+    }
+
+    /// Where a session met a place that cannot be read.
+    pub fn broken(&self, session: SessionId) -> Option<u64> {
+        self.state().broken.get(&session).copied()
+    }
+
+    /// The places that sessions could not read.
+    pub fn all_broken(&self) -> Vec<u64> {
+        self.state().broken.values().copied().collect()
+    }
+
     /// The session is over.
     fn close(&self, session: SessionId, committed: bool) {
         let mut state = self.state();
@@ -172,6 +204,8 @@ pub struct Sources {
     by_name: BTreeMap<String, Arc<Source>>,
     /// Whoever opens one is given what it was before it was last written to.
     stale: bool,
+    /// What cannot be read reads as zero.
+    skips: bool,
 }
 
 impl Sources {
@@ -180,9 +214,10 @@ impl Sources {
         environment: Arc<dyn Environment>,
         sources: impl IntoIterator<Item = Arc<Source>>,
         stale: bool,
+        skips: bool,
     ) -> Arc<Self> {
         let by_name = sources.into_iter().map(|source| (source.name.clone(), source)).collect();
-        Arc::new(Self { environment, by_name, stale })
+        Arc::new(Self { environment, by_name, stale, skips })
     }
 }
 
@@ -190,6 +225,11 @@ impl Sources {
     /// A source by its name.
     pub fn source(&self, name: &str) -> Option<&Arc<Source>> {
         self.by_name.get(name)
+    }
+
+    /// The places that sessions could not read, of all of them.
+    pub fn all_broken(&self) -> Vec<u64> {
+        self.by_name.values().flat_map(|source| source.all_broken()).collect()
     }
 }
 
@@ -231,6 +271,9 @@ impl Volumes for Sources {
         Ok(Arc::new(Opened {
             environment: self.environment.clone(),
             source: source.clone(),
+            session: opening.session,
+            bad: source.bad_place(version, &content),
+            skips: self.skips,
             info,
             changes,
             version,
@@ -247,6 +290,10 @@ impl Volumes for Sources {
 struct Opened {
     environment: Arc<dyn Environment>,
     source: Arc<Source>,
+    session: SessionId,
+    /// Where it cannot be read.
+    bad: Option<u64>,
+    skips: bool,
     info: VolumeInfo,
     changes: Changes,
     version: usize,
@@ -304,6 +351,14 @@ impl Volume for Opened {
         self.environment.sleep(Duration::from_millis(u64::from(wait % 16))).await;
         self.seen().read(offset, &mut buffer.bytes_mut()[at..at + len]);
         let mut state = self.source.state();
+        if let Some(bad) = self.bad.filter(|bad| (offset..end).contains(bad)) {
+            state.broken.insert(self.session, bad);
+            if !self.skips {
+                let (source_name, why) = (self.info.name.clone(), "Input/output error (os error 5)".into());
+                return Err(VolumeError::CannotRead { source_name, offset: bad, why });
+            }
+            buffer.bytes_mut()[at..at + len].fill(0);
+        }
         state.reads += 1;
         let reads = state.reads;
         if let Some(next) = state.changes.remove(&reads) {

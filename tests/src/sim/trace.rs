@@ -1,7 +1,7 @@
 //! What happened, in order: a hash that two runs of one seed must share, and lines for whoever looks at one seed.
 //!
-//! It holds no lines: they are printed as they come, when a single seed is looked at. The folder of a run has another
-//! name each time, and is left out. The age library draws the headers of sealed keys itself, so that only runs without
+//! It holds no lines: they are printed as they come, when a single seed is looked at. The folders of a run have other
+//! names each time, and are left out. The age library draws the headers of sealed keys itself, so that only runs without
 //! encryption repeat exactly: those of an encrypted plan may take another course.
 
 use std::fmt;
@@ -15,7 +15,7 @@ use agent::Environment;
 pub struct Trace {
     environment: Arc<dyn Environment>,
     loud: bool,
-    folder: String,
+    folders: Vec<String>,
     inner: Mutex<Inner>,
 }
 
@@ -27,10 +27,10 @@ struct Inner {
 }
 
 impl Trace {
-    /// An empty trace of a run in a folder; a loud one prints every line.
-    pub fn new(environment: Arc<dyn Environment>, loud: bool, folder: &Path) -> Self {
-        let folder = folder.display().to_string();
-        Self { environment, loud, folder, inner: Mutex::default() }
+    /// An empty trace of a run in these folders; a loud one prints every line.
+    pub fn new(environment: Arc<dyn Environment>, loud: bool, folders: &[&Path]) -> Self {
+        let folders = folders.iter().map(|folder| folder.display().to_string()).collect();
+        Self { environment, loud, folders, inner: Mutex::default() }
     }
 
     /// The clock of the run, in milliseconds since 1970.
@@ -45,8 +45,8 @@ impl Trace {
     /// Notes what happened.
     pub fn note(&self, what: fmt::Arguments<'_>) {
         let mut line = format!("{:>9} {what}\n", self.environment.elapsed().as_millis());
-        if line.contains(&self.folder) {
-            line = line.replace(&self.folder, "<folder>");
+        for folder in self.folders.iter().filter(|folder| line.contains(*folder)).collect::<Vec<_>>() {
+            line = line.replace(folder, "<folder>");
         }
         if self.loud {
             eprint!("{line}");

@@ -1,5 +1,7 @@
 //! That a run fails, and by which invariant, when something is done that must never happen.
 
+use std::time::Duration;
+
 use schema::names;
 use tests::sim::{Plan, Sabotage, run};
 
@@ -53,6 +55,33 @@ fn sealed_is_readable_fails_when_a_chunk_is_in_no_pack() {
 #[test]
 fn no_silent_skip_fails_when_what_is_sealed_is_older_than_its_job() {
     breaks_calm(Sabotage::ReadsWhatWas, "no-silent-skip", "older than 1");
+}
+
+#[test]
+fn bounded_fails_when_a_queue_takes_more_than_its_limit() {
+    let plan = Plan { chunk_queue: 64 << 10, ..Plan::calm(7) };
+    breaks(plan, Sabotage::IgnoresLimits, "bounded", "and may hold 65536");
+}
+
+#[test]
+fn no_silent_skip_fails_when_what_cannot_be_read_is_sealed() {
+    let mut plan = Plan::calm(7);
+    plan.volumes[0].bad = 1;
+    breaks(plan, Sabotage::SkipsWhatCannotBeRead, "no-silent-skip", "could not be read at offset");
+}
+
+#[test]
+fn never_collect_live_fails_when_what_a_policy_keeps_is_forgotten() {
+    let mut plan = Plan::calm(7);
+    plan.life.policy = Some(1);
+    breaks(plan, Sabotage::ForgetsNewest, "never-collect-live", "is kept by policy");
+}
+
+#[test]
+fn restored_equals_read_fails_when_a_restore_in_between_is_something_else() {
+    let mut plan = Plan::calm(7);
+    (plan.life.restorers, plan.life.restoring) = (1, Duration::from_millis(400));
+    breaks(plan, Sabotage::SpoilsRestores, "restored-equals-read", "restored by restorer-0");
 }
 
 #[test]

@@ -14,7 +14,6 @@ use super::{Ended, Jobs, Over, failed, is_restored, is_revoked, undoable, unwant
 use crate::claim::Claim;
 use crate::hold;
 use crate::pipeline;
-use crate::restorer::blocking;
 
 /// How long it is asked whether a job was lost: whoever cannot be asked gives it again.
 const LOST_PATIENCE: Duration = Duration::from_secs(5);
@@ -74,7 +73,7 @@ impl Jobs {
     pub(super) async fn is_locked(&self, job: &RestoreJob) -> Result<bool, Failure> {
         let target = self.target(job, Claim::default(), Stop::default());
         match self.restorer.path_of(&target, job.target()) {
-            Ok(path) => blocking(move || Ok(hold::is_locked(&path))).await,
+            Ok(path) => self.restorer.blocking(move || Ok(hold::is_locked(&path))).await,
             // Nothing is there, or this agent does not restore to it by this name: both are told at once.
             Err(_) => Ok(false),
         }

@@ -1,5 +1,6 @@
-//! Those who read snapshots beside everything else: a restore's session, without the threads of a restorer, which
-//! would make a seed take another course each time.
+//! Those who restore snapshots beside everything else, most of them by the restorer. Some have a restore's session and
+//! walk the map by themselves, and ask the ledger about every frame: also of what was forgotten, which is nowhere
+//! restored from.
 //!
 //! What a session protects stays whole until it ends, also when the snapshot is forgotten meanwhile.
 
@@ -10,13 +11,17 @@ use agent::maps::MapReader;
 use agent::repository::AtSlot;
 use agent::sessions::OpenSession;
 use agent::{Failure, Repository};
+use rand::RngExt;
 use schema::ChunkId;
 use schema::map::Content;
 use schema::messages::Copy;
 use schema::names::{self, Slot};
 use schema::session::SessionKind;
 
-use super::{Person, undoing};
+use super::{Person, restoring, undoing};
+
+/// One of how many walks the map by itself.
+const WALKS: u32 = 4;
 
 /// Attempts on one leaf, and the pause between two: an index may be behind until it compares itself with the bucket.
 const TRIES: u32 = 80;
@@ -38,7 +43,12 @@ pub(super) async fn restore(mut person: Person, number: usize) {
                 }
             }
         }
+        let walks = world.ledger.is_forgotten(slot) || person.random.random_range(0..WALKS) == 0;
+        let is_fresh = person.random.random();
         let life = async {
+            if !walks {
+                return restoring::restore(&person, slot, is_fresh).await;
+            }
             let volume = slot.volume.to_string();
             let (protection, open) = person.protect(SessionKind::Restore, &volume, &[]).await?;
             let read = read(&person, &open, slot).await;
@@ -95,7 +105,7 @@ async fn read(person: &Person, open: &OpenSession, slot: Slot) -> Result<&'stati
             person.world.environment.sleep(PAUSE).await;
         }
     }
-    Ok("snapshots restored")
+    Ok("snapshots walked through")
 }
 
 async fn read_leaf(

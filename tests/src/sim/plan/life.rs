@@ -12,6 +12,9 @@ use super::{MIB, Plan, Round, Upset, VolumePlan, millis};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// One of how many states of a source cannot be read at one place.
+const BAD: u64 = 96;
+
 /// Operations of the store within which a collector that dies does so: some more than a collection takes.
 const OPERATIONS: u64 = 160;
 
@@ -26,6 +29,8 @@ pub struct Life {
     pub collecting: Collecting,
     /// Snapshots of a volume that are kept.
     pub keep: usize,
+    /// As many as this are kept by a policy of the conductors instead, and nobody else forgets anything.
+    pub policy: Option<u32>,
     /// Pause between two looks at what may be forgotten, at most.
     pub forgetting: Duration,
     /// Pause between two copies to the second repository, at most.
@@ -68,6 +73,7 @@ impl Plan {
         let days = random.random_range(30..75);
         let pace = random.random_range(8000..24_000);
         plan.life = Life::of(random, days, pace);
+        plan.life.policy = (seed % 3 == 2).then_some(1 + (plan.life.keep % 5) as u32);
         plan.storm = plan.life.leaps.iter().map(|(pause, _)| *pause).sum();
         plan.pack_size = random.random_range(64..512) << 10;
         plan.volumes = (0..random.random_range(3..9)).map(|_| small_volume(random, days, pace)).collect();
@@ -127,6 +133,7 @@ impl Life {
             collectors: random.random_range(1..3),
             collecting,
             keep: random.random_range(0..6),
+            policy: None,
             forgetting: pause(random, 4),
             copying: pause(random, 12),
             remembering: pause(random, 8),
@@ -157,6 +164,7 @@ fn small_volume(random: &mut StdRng, days: usize, pace: u64) -> VolumePlan {
         live: tracking == Tracking::None && random.random(),
         vague: random.random_range(0..4) == 0,
         tracking,
+        bad: BAD,
         changes_after: (random.random_range(0..6) == 0).then(|| random.random_range(1..60)),
         allow_changes: random.random_range(0..3) == 0,
         rounds,
