@@ -339,18 +339,6 @@ impl Repository {
         Ok(self.store.get_range(&names::pack(copy.pack), start..start + u64::from(copy.len)).await?)
     }
 
-    /// Opens every data key of the repository.
-    pub async fn open_keys(&self, identity: &Identity) -> Result<Vec<schema::keys::DataKey>, Failure> {
-        let mut keys = Vec::new();
-        for listed in self.store.list(names::KEYS).await? {
-            let sealed = self.sealed_key(&listed.key).await?;
-            let key = schema::keys::DataKey::unseal(self.key.family(), &sealed, identity)
-                .map_err(|e| Failure::from(e).context(&listed.key))?;
-            keys.push(key);
-        }
-        Ok(keys)
-    }
-
     /// The same, which is read from no more often at once than this allows.
     pub fn limited(&self, limit: Arc<Limit>) -> Self {
         Self { store: self.store.limited(limit), ..self.clone() }

@@ -66,16 +66,19 @@ async fn an_encrypted_repository_opens_with_its_writer_key_or_an_identity_of_it(
     let wrong = Repository::open(store.clone(), Some(other.unwrap().key), None).await;
     assert!(wrong.is_err(), "the writer key of another repository opens nothing");
 
-    // Data keys: each is opened and checked against its name.
+    // Data keys: each is known by its name.
     let data = DataKey::new(&[7; 48]);
     let sealed = data.seal(&key).unwrap();
     store.put(&names::key(sealed.id), sealed.sealed.clone()).await.unwrap();
-    let opened = repository.open_keys(&identity).await.unwrap();
-    assert_eq!(opened.iter().map(|key| key.id()).collect::<Vec<_>>(), [data.id()]);
+    let found = repository.sealed_key(&names::key(sealed.id)).await.unwrap();
+    assert_eq!(DataKey::unseal(key.family(), &found, &identity).unwrap().id(), data.id());
     let misplaced = names::key(schema::KeyId::from_bytes([9; 16]));
     store.put(&misplaced, sealed.sealed).await.unwrap();
-    let failure = repository.open_keys(&identity).await.unwrap_err();
-    assert!(failure.why.contains(&misplaced), "{failure}");
+    let found = repository.sealed_key(&misplaced).await.unwrap();
+    assert!(DataKey::unseal(key.family(), &found, &identity).is_err(), "another key stands there");
+    let missing = names::key(schema::KeyId::from_bytes([8; 16]));
+    let failure = repository.sealed_key(&missing).await.unwrap_err();
+    assert!(failure.why.contains(&missing), "{failure}");
 }
 
 #[tokio::test(start_paused = true)]
