@@ -254,7 +254,10 @@ impl Bus for OldBus {
 
     async fn broadcast(&self, topic: &Topic, message: Message) -> Result<(), BusError> {
         match is_later_topic(topic) {
-            true => Ok(self.pass_over(topic.name())),
+            true => {
+                self.pass_over(topic.name());
+                Ok(())
+            }
             false => self.inner.broadcast(topic, self.older(message)).await,
         }
     }
