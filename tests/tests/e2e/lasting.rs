@@ -19,7 +19,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use tests::e2e::{Archive, Machine, Ran, Site, eventually, random_file, same_bytes};
 use tests::is_long;
 
-use commands::{Ended, Lane, Running, What};
+use commands::{Ended, IS_SWEPT, Lane, Running, STAYS, What};
 use strikes::{Server, Servers};
 use told::{Forgets, Snapshots};
 
@@ -225,7 +225,8 @@ impl Use {
         let [named, forgotten] = [self.told.standing(draw), self.told.forgotten(draw)];
         match (choice, named, forgotten) {
             (0, Some(id), _) => {
-                let forgets = Forgets::Named(id.clone());
+                let in_doubt = self.told.get(&id).is_some_and(|told| told.may_be_forgotten);
+                let forgets = Forgets::Named { id: id.clone(), in_doubt };
                 self.told.forgetting(&forgets);
                 self.begin(What::Forget(forgets), &["forget", &id]);
             }
@@ -307,17 +308,18 @@ impl Use {
         if is_killed {
             return;
         }
-        let about = match &what {
-            What::Restore { id, .. } | What::Forget(Forgets::Named(id)) => self.told.get(id),
-            _ => None,
+        let may_be_forgotten = match &what {
+            What::Restore { id, .. } => self.told.get(id).is_some_and(|told| told.may_be_forgotten),
+            _ => false,
         };
-        let may_be_forgotten = about.is_some_and(|told| told.may_be_forgotten);
         match Running::judge(&what, ran, &away, may_be_forgotten) {
             Ended::Well(ran) => self.ended_well(what, &ran),
             Ended::Failed(reason) => {
                 self.count(reason, 1);
-                if let (What::Unforget { id }, "swept") = (&what, reason) {
-                    self.told.gone(id);
+                match (&what, reason) {
+                    (What::Unforget { id }, IS_SWEPT) => self.told.gone(id),
+                    (What::Forget(forgets), STAYS) => self.told.stays(forgets),
+                    _ => {}
                 }
             }
         }

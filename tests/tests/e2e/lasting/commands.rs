@@ -21,6 +21,10 @@ const FORGOTTEN: [&str; 4] =
 /// How `unforget` names one that a collection sweeps.
 const SWEPT: [&str; 3] = ["no forgotten snapshot has the id", "is being swept", "was swept by a collection"];
 
+/// Reasons that say more than that it did not work.
+pub const STAYS: &str = "the newest stays";
+pub const IS_SWEPT: &str = "swept";
+
 /// A command that runs.
 pub struct Running {
     pub what: What,
@@ -145,14 +149,11 @@ impl Running {
             {
                 Some("collected while it was read without protection")
             }
-            (What::Forget(Forgets::Named(_)), REFUSED) if says(&["is the newest of"]) => {
-                Some("the newest stays")
-            }
-            // By one that was killed, or by rules a moment ago.
-            (What::Forget(Forgets::Named(_)), REFUSED) if may_be_forgotten && says(&FORGOTTEN) => {
+            (What::Forget(Forgets::Named { .. }), REFUSED) if says(&["is the newest of"]) => Some(STAYS),
+            (What::Forget(Forgets::Named { in_doubt: true, .. }), REFUSED) if says(&FORGOTTEN) => {
                 Some("forgotten")
             }
-            (What::Unforget { .. }, REFUSED) if says(&SWEPT) => Some("swept"),
+            (What::Unforget { .. }, REFUSED) if says(&SWEPT) => Some(IS_SWEPT),
             (What::Cancel(_), REFUSED) if says(&["had committed snapshot", "no session"]) => {
                 Some("it had ended")
             }

@@ -27,8 +27,8 @@ pub struct Snapshots(BTreeMap<String, Told>);
 pub enum Forgets {
     /// What rules do not keep, and how many snapshots had been told of when it began.
     ByRules(usize),
-    /// This one.
-    Named(String),
+    /// This one, which somebody may have forgotten before.
+    Named { id: String, in_doubt: bool },
 }
 
 impl Snapshots {
@@ -74,8 +74,16 @@ impl Snapshots {
         for (id, told) in &mut self.0 {
             told.may_be_forgotten |= match forgets {
                 Forgets::ByRules(_) => true,
-                Forgets::Named(named) => id == named,
+                Forgets::Named { id: named, .. } => id == named,
             };
+        }
+    }
+
+    /// Whoever was told to forget did not.
+    pub fn stays(&mut self, forgets: &Forgets) {
+        let Forgets::Named { id, in_doubt } = forgets else { return };
+        if let Some(told) = self.0.get_mut(id) {
+            told.may_be_forgotten = *in_doubt;
         }
     }
 
