@@ -118,10 +118,10 @@ fn months_pass_under_faults() {
     // A run in which little happens proves little.
     let Total { sealed, tracked, failed, restored, done, faults, .. } = &total;
     assert!(*sealed > 4500 && *tracked > sealed / 4 && *restored > 400, "{total}");
-    assert!(*failed > 0 && *failed < sealed / 50, "{total}");
+    let unreadable = faults.of("sessions that could not read something");
+    assert!(unreadable > 20 && *failed > 0 && (*failed as u64) < *sealed as u64 / 50 + unreadable, "{total}");
     assert!(done.of("sessions") >= 10_000 && done.of("packs deleted") > 5000, "{total}");
     assert!(done.of("snapshots walked through") > 200, "{total}");
-    assert!(faults.of("sessions that could not read something") > 20, "{total}");
     assert!(done.of("snapshots forgotten by policies") > 200, "{total}");
     assert!(done.of("snapshots restored") > 1000 && done.of("snapshots copied") > 1000, "{total}");
     assert!(done.of("copies forgotten") > 1000 && done.of("copies brought back") > 200, "{total}");

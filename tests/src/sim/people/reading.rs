@@ -21,7 +21,7 @@ use schema::session::SessionKind;
 use super::{Person, restoring, undoing};
 
 /// One of how many walks the map by itself.
-const WALKS: u32 = 4;
+const WALKS: u32 = 6;
 
 /// Attempts on one leaf, and the pause between two: an index may be behind until it compares itself with the bucket.
 const TRIES: u32 = 80;
@@ -33,6 +33,10 @@ pub(super) async fn restore(mut person: Person, number: usize) {
     while person.pause(world.plan.life.restoring).await {
         let limit = person.next_life();
         let Ok(slots) = slots(&person).await else { continue };
+        let walks = person.random.random_range(0..WALKS) == 0;
+        // The restorer refuses what is forgotten.
+        let is_wanted = |slot: &Slot| walks || !world.ledger.is_forgotten(*slot);
+        let slots: Vec<Slot> = slots.into_iter().filter(is_wanted).collect();
         let Some(slot) = person.one_of(&slots) else { continue };
         if undoing::is_wanted(&mut person) {
             match undoing::overwrite(&mut person, number).await {
@@ -43,7 +47,6 @@ pub(super) async fn restore(mut person: Person, number: usize) {
                 }
             }
         }
-        let walks = world.ledger.is_forgotten(slot) || person.random.random_range(0..WALKS) == 0;
         let is_fresh = person.random.random();
         let life = async {
             if !walks {

@@ -13,7 +13,7 @@ use super::{MIB, Plan, Round, Upset, VolumePlan, millis};
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// One of how many states of a source cannot be read at one place.
-const BAD: u64 = 96;
+const BAD: u64 = 64;
 
 /// Operations of the store within which a collector that dies does so: some more than a collection takes.
 const OPERATIONS: u64 = 160;
