@@ -80,8 +80,8 @@ fn never_collect_live_fails_when_what_a_policy_keeps_is_forgotten() {
 #[test]
 fn restored_equals_read_fails_when_a_restore_in_between_is_something_else() {
     let mut plan = Plan::calm(7);
-    (plan.life.restorers, plan.life.restoring) = (1, Duration::from_millis(400));
-    breaks(plan, Sabotage::SpoilsRestores, "restored-equals-read", "restored by restorer-0");
+    (plan.life.restorers, plan.life.restoring) = (4, Duration::from_millis(100));
+    breaks(plan, Sabotage::SpoilsRestores, "restored-equals-read", "restored by restorer-");
 }
 
 #[test]
