@@ -1,8 +1,7 @@
-//! What is written to a target in one go: adjacent chunks, aligned in memory and on the target, so that it needs no page
-//! cache.
+//! What is written to a device in one go: adjacent chunks, aligned in memory and on the device, so that it needs no
+//! page cache.
 //!
-//! Where there is no way past the cache, chunks are written one by one: it gathers anyhow, and a copy more would buy
-//! nothing.
+//! A file is written chunk by chunk: the page cache gathers anyhow, and a copy more would buy nothing.
 
 use agent::Failure;
 use agent::buffer::ALIGN;
@@ -23,7 +22,7 @@ pub(crate) struct Batch<'a> {
 impl<'a> Batch<'a> {
     /// Nothing yet, for this sink.
     pub fn new(sink: &'a Sink, buffer: &'a mut Aligned) -> Self {
-        Self { sink, buffer: sink.is_direct().then_some(buffer), start: 0, len: 0 }
+        Self { sink, buffer: sink.is_device().then_some(buffer), start: 0, len: 0 }
     }
 
     /// Takes `bytes` for `offset`; writes what waits when these are not adjacent to it, or too much. Blocks.

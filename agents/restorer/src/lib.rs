@@ -12,7 +12,6 @@ mod channel;
 mod claim;
 mod compare;
 mod differences;
-mod direct;
 mod helping;
 mod hold;
 mod holes;

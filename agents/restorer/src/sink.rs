@@ -2,8 +2,8 @@
 //!
 //! Offsets never overlap between calls, so that any number of threads may write at once. Zero ranges of a fresh file
 //! are never written, so that it stays sparse; anywhere else they are punched out, or written when the target cannot
-//! do that: stale data never stays. A logical volume knows better, and is asked. What is aligned goes past the page
-//! cache (`direct.rs`), where a write that fails says so itself. Nothing is durable before [`Sink::finish`]. A file that
+//! do that: stale data never stays. A logical volume knows better, and is asked. What is aligned goes to a device past
+//! the page cache, where a write that fails says so itself. Nothing is durable before [`Sink::finish`]. A file that
 //! somebody removes, replaces or cuts off meanwhile fails the restore.
 
 use std::fs::File;
@@ -14,14 +14,14 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use agent::buffer::ALIGN;
 use agent::{Failure, Place, Stop};
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
 use schema::limits::BLOCK;
 use schema::messages::FailureKind;
 
-use crate::direct::Direct;
-use crate::reading::Reading;
+use crate::reading::{Reading, again};
 
 /// Bytes that are written at once where zeroes must be written.
 const ZEROES_LEN: usize = 256 << 10;
@@ -102,8 +102,8 @@ pub(crate) struct Opened {
     pub is_alone: bool,
     /// Bytes that it has from the first write to the end, where it is a file.
     pub len: Option<u64>,
-    /// The same past the page cache, where that is possible; opened when it is first written to.
-    pub direct: OnceLock<Option<Direct>>,
+    /// The same device past the page cache, where that is possible; opened when it is first written to.
+    pub direct: OnceLock<Option<File>>,
 }
 
 /// Ways to zero a range, the best first.
@@ -126,8 +126,8 @@ impl Sink {
         }
     }
 
-    /// Whether it is written to past the page cache.
-    pub fn is_direct(&self) -> bool {
+    /// Whether it is a device that is written to past the page cache.
+    pub fn is_device(&self) -> bool {
         matches!(self, Self::Target(opened) if opened.direct().is_some())
     }
 
@@ -294,15 +294,24 @@ impl Opened {
 
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
         self.check_whole()?;
-        let cannot = |why| self.cannot("write", offset, &why);
-        match self.direct() {
-            Some(direct) if direct.write(offset, bytes).map_err(cannot)? => Ok(()),
-            _ => self.file.write_all_at(bytes, offset).map_err(cannot),
-        }
+        let is_aligned = [bytes.as_ptr().addr(), bytes.len(), offset as usize].iter().all(|n| n % ALIGN == 0);
+        let file = self.direct().filter(|_| is_aligned).unwrap_or(&self.file);
+        file.write_all_at(bytes, offset).map_err(|why| self.cannot("write", offset, &why))
     }
 
-    fn direct(&self) -> Option<&Direct> {
-        self.direct.get_or_init(|| Direct::of(&self.file, &self.path)).as_ref()
+    /// A device past the page cache. Every block device takes what is aligned to a page.
+    fn direct(&self) -> Option<&File> {
+        let open = || {
+            let is_device = self.file.metadata().is_ok_and(|found| found.file_type().is_block_device());
+            match is_device.then(|| again(&self.file, OFlags::WRONLY | OFlags::DIRECT))? {
+                Ok(file) => Some(file),
+                Err(why) => {
+                    tracing::debug!(path = %self.path.display(), %why, "written to through the page cache");
+                    None
+                }
+            }
+        };
+        self.direct.get_or_init(open).as_ref()
     }
 
     /// Why something cannot be done at an offset.

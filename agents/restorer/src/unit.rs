@@ -86,7 +86,7 @@ pub(crate) struct Source {
 pub(crate) struct Turns {
     /// To decode and write.
     pub decoding: Arc<Semaphore>,
-    /// To read a target, or to decode and write past the page cache, which waits for the disk half of the time.
+    /// To read a target, or to decode and write to a device, which mostly waits for it.
     pub waiting: Arc<Semaphore>,
     /// To look at another window.
     pub windows: Arc<Semaphore>,
@@ -196,7 +196,7 @@ impl Work {
         self: &Arc<Self>,
         step: impl FnOnce(&Self) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        let turns = if self.sink.is_direct() { &self.turns.waiting } else { &self.turns.decoding };
+        let turns = if self.sink.is_device() { &self.turns.waiting } else { &self.turns.decoding };
         let _turn = turns.acquire().await;
         self.on_a_thread(step).await
     }

@@ -1,19 +1,17 @@
 //! What this machine takes for the work that no restore can avoid, with nothing around it.
 //!
 //! The data of an image, in chunks of 64 KiB that zstd -3 has compressed into one file, go back to a fresh file on all
-//! cores: read from the page cache, decompressed, verified by BLAKE3, written where they belong, in pieces of 1 MiB past
-//! the page cache; then the file is synced. Left out are decryption, maps, finding chunks, and whatever a store costs.
-//! Twice as many threads as cores take part, because each waits for the disk half of the time.
+//! cores: read from the page cache, decompressed, verified by BLAKE3, written where they belong; then the file is
+//! synced. Left out are decryption, maps, finding chunks, and whatever a store costs.
 
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use serde::Serialize;
 
 use super::hardware::{CHUNK, LEVEL, data_ranges, is_zero, read};
@@ -36,11 +34,6 @@ pub struct Limit {
     pub verify_seconds: f64,
     pub write_seconds: f64,
 }
-
-/// What is written in one go.
-const PIECE: usize = 1 << 20;
-/// What memory is aligned to for it.
-const ALIGN: usize = 4096;
 
 /// One compressed chunk, where it lies, and where it belongs.
 struct Chunk {
@@ -102,17 +95,16 @@ fn compress(image: &Path, pack: &Path) -> Result<Vec<Chunk>> {
     Ok(chunks)
 }
 
-fn restore(chunks: &[Chunk], pack: &Path, path: &Path, size: u64) -> Result<Limit> {
+fn restore(chunks: &[Chunk], pack: &Path, target: &Path, size: u64) -> Result<Limit> {
     let cores = thread::available_parallelism()?.get();
-    let (pack, target) = (File::open(pack)?, File::create(path)?);
+    let (pack, target) = (File::open(pack)?, File::create(target)?);
     target.set_len(size)?;
-    let direct = OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path)?;
     rustix::fs::sync();
-    let (next, pieces) = (AtomicUsize::new(0), pieces(chunks));
+    let next = AtomicUsize::new(0);
     let started = Instant::now();
     let parts = thread::scope(|scope| {
-        let worker = || scope.spawn(|| write(&pieces, &next, &pack, &target, &direct));
-        let workers: Vec<_> = (0..2 * cores).map(|_| worker()).collect();
+        let worker = || scope.spawn(|| write(chunks, &next, &pack, &target));
+        let workers: Vec<_> = (0..cores).map(|_| worker()).collect();
         let joined =
             workers.into_iter().map(|worker| worker.join().ok().context("a writing thread panicked")?);
         joined.collect::<Result<Vec<Limit>>>()
@@ -133,24 +125,10 @@ fn restore(chunks: &[Chunk], pack: &Path, path: &Path, size: u64) -> Result<Limi
     Ok(limit)
 }
 
-/// Adjacent chunks, as many as are written in one go.
-fn pieces(chunks: &[Chunk]) -> Vec<&[Chunk]> {
-    let adjacent = chunks.chunk_by(|one, next| one.at + one.len as u64 == next.at);
-    adjacent.flat_map(|run| run.chunks(PIECE / CHUNK)).collect()
-}
-
 /// One thread's part.
-fn write(
-    pieces: &[&[Chunk]],
-    next: &AtomicUsize,
-    pack: &File,
-    target: &File,
-    direct: &File,
-) -> Result<Limit> {
+fn write(chunks: &[Chunk], next: &AtomicUsize, pack: &File, target: &File) -> Result<Limit> {
     let mut decompressor = zstd::bulk::Decompressor::new()?;
-    let (mut packed, mut room) = (vec![0; zstd::zstd_safe::compress_bound(CHUNK)], vec![0; PIECE + ALIGN]);
-    let skip = room.as_ptr().align_offset(ALIGN);
-    let plain = &mut room[skip..skip + PIECE];
+    let (mut packed, mut plain) = (vec![0; zstd::zstd_safe::compress_bound(CHUNK)], vec![0; CHUNK]);
     let mut limit = Limit::default();
     let mut last = Instant::now();
     let mut lap = || -> Duration {
@@ -158,24 +136,17 @@ fn write(
         last = now;
         now - before
     };
-    while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-        let mut filled = 0;
-        for chunk in *piece {
-            lap();
-            let packed = &mut packed[..chunk.packed_len];
-            pack.read_exact_at(packed, chunk.packed_at)?;
-            limit.read_seconds += lap().as_secs_f64();
-            let len = decompressor.decompress_to_buffer(packed, &mut plain[filled..filled + chunk.len])?;
-            limit.decompress_seconds += lap().as_secs_f64();
-            let hash = blake3::hash(&plain[filled..filled + len]);
-            ensure!(hash == chunk.hash, "a chunk at {} came back as another", chunk.at);
-            limit.verify_seconds += lap().as_secs_f64();
-            filled += len;
-        }
-        let Some(first) = piece.first() else { continue };
-        let file = if filled % ALIGN == 0 { direct } else { target };
-        fallocate(target, FallocateFlags::KEEP_SIZE, first.at, filled as u64)?;
-        file.write_all_at(&plain[..filled], first.at)?;
+    while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+        lap();
+        let packed = &mut packed[..chunk.packed_len];
+        pack.read_exact_at(packed, chunk.packed_at)?;
+        limit.read_seconds += lap().as_secs_f64();
+        let len = decompressor.decompress_to_buffer(packed, &mut plain)?;
+        limit.decompress_seconds += lap().as_secs_f64();
+        let plain = &plain[..len];
+        ensure!(blake3::hash(plain) == chunk.hash, "a chunk at {} came back as another", chunk.at);
+        limit.verify_seconds += lap().as_secs_f64();
+        target.write_all_at(plain, chunk.at)?;
         limit.write_seconds += lap().as_secs_f64();
     }
     Ok(limit)
