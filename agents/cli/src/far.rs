@@ -69,7 +69,11 @@ impl Far<'_> {
             asked.share.inspect(|share| share.lose());
             anyhow::Error::from(failure)
         };
-        published.map_err(|why| lost(why.into()))?;
+        published.map_err(|why| match why.is_transient() {
+            true => lost(why.into()),
+            // Nobody can have been given it.
+            false => Failure::from(why).into(),
+        })?;
         let (kept, said) = (OnceLock::new(), OnceLock::new());
         let hear = async {
             while let Ok(message) = heard.next().await {
