@@ -5,7 +5,7 @@
 #![allow(clippy::disallowed_methods, reason = "a measurement needs a clock")]
 
 #[path = "../tests/support/mod.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "it is the tests', of which this uses a part")]
 mod support;
 
 use std::time::Instant;

@@ -128,7 +128,8 @@ pub(crate) fn join(file: &File, path: &Path) -> Result<(), Failure> {
     })
 }
 
-/// Whether somebody has a lock of what stands at a path, and may write to it. Blocks.
+/// Whether somebody has a lock of what stands at a path, and may write to it; also when this process lacks what it takes
+/// to see that. Blocks.
 pub(crate) fn is_locked(path: &Path) -> bool {
     let Ok(path) = path.canonicalize().map(known_to_kernel) else { return false };
     let kind = std::fs::metadata(&path).map(|found| found.file_type());
@@ -136,8 +137,15 @@ pub(crate) fn is_locked(path: &Path) -> bool {
         return false;
     }
     // For writing, since network file systems lock nothing else.
-    let Ok(file) = File::options().read(true).write(true).open(path) else { return false };
-    matches!(flock(&file, FlockOperation::NonBlockingLockExclusive), Err(Errno::WOULDBLOCK))
+    match File::options().read(true).write(true).open(path) {
+        Ok(file) => matches!(flock(&file, FlockOperation::NonBlockingLockExclusive), Err(Errno::WOULDBLOCK)),
+        Err(why) => is_lack(&why),
+    }
+}
+
+/// Whether a file could be opened if this machine had more to do it with.
+fn is_lack(why: &std::io::Error) -> bool {
+    matches!(Errno::from_io_error(why), Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
 /// Which file or device node it is.
@@ -251,6 +259,21 @@ mod tests {
         Claim::default().lock(&other.file, &path).unwrap();
         assert!(matches!(hold.take_back(), Err(Taken::Lost)));
         assert!(is_locked(&path));
+    }
+
+    /// A job must not be told to be over because an agent has no descriptor left to look.
+    #[test]
+    fn what_cannot_be_looked_at_for_want_of_descriptors_counts_as_locked() {
+        for (errno, expected) in [
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::NOMEM, true),
+            (Errno::NOENT, false),
+            (Errno::ACCESS, false),
+            (Errno::NXIO, false),
+        ] {
+            assert_eq!(is_lack(&errno.into()), expected, "{errno}");
+        }
     }
 
     #[test]

@@ -88,6 +88,7 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("holes-plain", holes().seal(&plain, &slot.holes(), NONCE).unwrap()),
         ("damage", damage().seal(&writer, &names::damage(damage_id()), NONCE).unwrap()),
         ("holes", holes().seal(&writer, &slot.holes(), NONCE).unwrap()),
+        ("holes-unrecorded", unrecorded_holes().seal(&writer, &slot.holes(), NONCE).unwrap()),
         ("check-plain", check().seal(&plain, &names::check(job()), NONCE).unwrap()),
         ("check", check().seal(&writer, &names::check(job()), NONCE).unwrap()),
         ("check-ended", ended_check().seal(&writer, &names::check(job()), NONCE).unwrap()),
@@ -255,6 +256,7 @@ fn objects_open() {
         opens(&format!("holes{plain}"), writer, &slot.holes(), &holes());
         opens(&format!("check{plain}"), writer, &names::check(job()), &check());
     }
+    opens("holes-unrecorded", &writer, &slot.holes(), &unrecorded_holes());
     opens("session-undo", &plain_writer(), &names::session(session_id()), &undoable_session());
     opens("session-ended", &plain_writer(), &names::session(session_id()), &ended_session());
     opens("check-ended", &writer, &names::check(job()), &ended_check());

@@ -206,7 +206,7 @@ proptest! {
 
     #[test]
     fn spans(worker: u64, done: u64, numbers: [u64; 4], slot in slot(), is_zero: bool, path in ".{0,60}",
-             offset in 0..=schema::limits::VOLUME_MAX, len in 0..=schema::limits::VOLUME_MAX) {
+             offset in 0..=schema::limits::VOLUME_MAX, len in 0..=schema::limits::VOLUME_MAX, fetches: Option<u32>) {
         fn same<T: Payload + PartialEq + std::fmt::Debug>(payload: T) {
             let message = Message::new(&About::nothing(), &payload).to_bytes().unwrap();
             assert_eq!(Message::from_bytes(message).unwrap().read::<T>().unwrap(), payload);
@@ -217,7 +217,7 @@ proptest! {
         let place = is_zero.then(|| SharedPlace { name: path.clone(), size, zeroing });
         same(SharedTarget { slot, path, file, place, is_zero, compares: !is_zero });
         same(AskSpan { worker, now: SpanNow::Working { offset, done } });
-        same(Span { range: Some((offset, len)), fetches: None });
+        same(Span { range: Some((offset, len)), fetches });
     }
 
     #[test]

@@ -268,6 +268,11 @@ pub fn holes() -> Holes {
     Holes { version: Holes::VERSION, slot: slot(), found_ms: 1_700_000_090_000, ranges, is_unrecorded: false }
 }
 
+/// Holes of which not all is recorded.
+pub fn unrecorded_holes() -> Holes {
+    Holes { is_unrecorded: true, ..holes() }
+}
+
 /// A check that an agent is at.
 pub fn check() -> Check {
     let worker = Worker {

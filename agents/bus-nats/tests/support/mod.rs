@@ -1,6 +1,6 @@
 //! A real nats-server for a test: on a free loopback port, in a directory of its own, killed when dropped.
 
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each of the test programs uses a part of it")]
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-use agent::{Queue, Stop, Topic};
+use agent::{Failure, Queue, Stop, Topic};
 use schema::JobId;
 use schema::messages::{About, FailureKind, JobOutcome, Message, RestoreJob, RestoreWaits, StopRestore};
 use schema::root::Root;
+use tokio::task::JoinHandle;
 
 use super::asked::job;
 use super::fixture::{CHUNK, Fixture, noise, serving};
@@ -31,19 +32,23 @@ fn held(path: &Path) -> File {
     file
 }
 
+/// An agent with one place.
+fn agent(fixture: &Fixture) -> JoinHandle<Result<(), Failure>> {
+    let allowed = vec![fixture.folder.path().to_path_buf()];
+    tokio::spawn(fixture.restorer().run(serving(allowed)))
+}
+
 fn is_restored(outcome: &JobOutcome) -> bool {
     matches!(outcome, JobOutcome::Restored { .. })
 }
 
-/// The agent has one place.
 #[tokio::test(start_paused = true)]
 async fn a_job_that_waits_keeps_no_other_from_being_done() {
     let fixture = Fixture::plain().await;
     let root = fixture.volume(&noise(1, 4 * CHUNK)).await;
     let (busy, free) = (fixture.path("busy"), fixture.path("free"));
     let other = held(&busy);
-    let allowed = vec![fixture.folder.path().to_path_buf()];
-    let agent = tokio::spawn(fixture.restorer().run(serving(allowed)));
+    let agent = agent(&fixture);
     let (waits, unwanted) = (send(&fixture, &root, &busy).await, send(&fixture, &root, &busy).await);
     let mut told = fixture.context.bus.subscribe(&Topic::progress(waits)).await.unwrap();
     assert!(is_restored(&done(&fixture, send(&fixture, &root, &free).await).await));
@@ -70,17 +75,16 @@ async fn an_agent_that_is_stopped_hands_back_what_waits() {
     let root = fixture.volume(&content).await;
     let path = fixture.path("x");
     let other = held(&path);
-    let allowed = vec![fixture.folder.path().to_path_buf()];
-    let agent = tokio::spawn(fixture.restorer().run(serving(allowed.clone())));
+    let first = agent(&fixture);
     let waits = send(&fixture, &root, &path).await;
     let mut told = fixture.context.bus.subscribe(&Topic::progress(waits)).await.unwrap();
     while told.next().await.unwrap().read::<RestoreWaits>().is_err() {}
     fixture.context.stop.raise();
-    agent.await.unwrap().unwrap();
+    first.await.unwrap().unwrap();
     assert_eq!(fixture.context.counters.messages_retried.get(), 1);
     drop(other);
     fixture.context.stop = Stop::default();
-    let agent = tokio::spawn(fixture.restorer().run(serving(allowed)));
+    let agent = agent(&fixture);
     assert!(is_restored(&done(&fixture, waits).await));
     assert!(std::fs::read(&path).unwrap() == content);
     fixture.context.stop.raise();
@@ -94,8 +98,7 @@ async fn no_more_jobs_wait_beside_the_places_than_there_is_room_for() {
     let root = fixture.volume(&noise(1, 4 * CHUNK)).await;
     let (busy, free) = (fixture.path("busy"), fixture.path("free"));
     let other = held(&busy);
-    let allowed = vec![fixture.folder.path().to_path_buf()];
-    let agent = tokio::spawn(fixture.restorer().run(serving(allowed)));
+    let agent = agent(&fixture);
     let mut waiting = Vec::new();
     for _ in 0..=crate::service::WAITING_MAX {
         waiting.push(send(&fixture, &root, &busy).await);
