@@ -303,7 +303,7 @@ pub enum JobOutcome {
         fetched: u64,
         /// What the operator should know of the target.
         notes: Vec<String>,
-        /// Bytes taken from another target of the same snapshot.
+        /// Bytes taken from another target of the same snapshot, or from another place of this one.
         #[serde(default, skip_serializing_if = "is_zero")]
         copied: u64,
         /// Chunks whose best copy was missing or damaged.

@@ -222,8 +222,11 @@ fn done(order: &Order, host: &str, outcome: JobOutcome, seconds: f64) -> anyhow:
             undo,
             verified,
         } => {
-            let hole =
-                |LostRange { offset, len, why }| Hole { range: offset..offset.saturating_add(len), why };
+            let hole = |LostRange { offset, len, why }| Hole {
+                range: offset..offset.saturating_add(len),
+                why,
+                more: 0,
+            };
             let holes = holes.into_iter().map(hole).collect();
             let report = Report {
                 size,

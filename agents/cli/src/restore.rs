@@ -27,9 +27,6 @@ use crate::progress::Display;
 use crate::verify::Compared;
 use crate::{bulk, bus, cat, open, plan, select, snapback, text, undo};
 
-/// Holes that are printed for people; `--json` has all that were named.
-const SHOWN: usize = 10;
-
 /// One volume that is restored, and how.
 #[derive(Clone)]
 pub struct Order {
@@ -485,7 +482,7 @@ impl Done {
             ));
         }
         if self.bytes_copied > 0 {
-            text.push_str(&format!("\n  {} taken from another target", text::size(self.bytes_copied)));
+            text.push_str(&format!("\n  {} taken from where they stood on a target", text::size(self.bytes_copied)));
         }
         for note in &self.notes {
             text.push_str(&format!("\n  {note}"));
@@ -493,11 +490,15 @@ impl Done {
         if let Some(undo) = &self.undo {
             text.push_str(&format!("\n  what stood there is kept as {undo}"));
         }
-        for hole in self.holes.iter().take(SHOWN) {
+        for hole in &self.holes {
             text.push_str(&format!("\n  LOST {}+{}: {}", hole.offset, hole.len, hole.why));
         }
-        if self.holes.len() > SHOWN {
-            text.push_str("\n  ...");
+        let named: u64 = self.holes.iter().map(|hole| hole.len).sum();
+        if self.bytes_lost > named {
+            let more = text::size(self.bytes_lost - named);
+            text.push_str(&format!(
+                "\n  LOST elsewhere: {more} more, which the log of who restored it names"
+            ));
         }
         text
     }
@@ -517,6 +518,6 @@ impl Done {
 
 impl From<restorer::Hole> for Hole {
     fn from(hole: restorer::Hole) -> Self {
-        Self { offset: hole.range.start, len: hole.range.end - hole.range.start, why: hole.why }
+        Self { offset: hole.range.start, len: hole.range.end - hole.range.start, why: hole.told() }
     }
 }

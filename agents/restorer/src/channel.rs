@@ -13,12 +13,19 @@ use crate::sink::{Memory, Sink};
 use crate::task::Task;
 use crate::unit::Source;
 
-/// Bytes of one part.
-const PART: u64 = 16 << 20;
-/// Parts that are read at once.
+/// Bytes of one part at most.
+const PART_MAX: u64 = 16 << 20;
+/// And of a small one, where there is little memory.
+const PART_MIN: u64 = 2 << 20;
+/// Parts that are read at once; as many again are handed on, or wait for that.
 const PARTS_AT_ONCE: usize = 3;
 
 impl Restorer {
+    /// Bytes of one part, so that all of them have about as much memory as what is fetched for them.
+    fn part(&self) -> u64 {
+        (self.turns.bytes / 8).clamp(PART_MIN, PART_MAX)
+    }
+
     /// Hands on a range of the volume, part by part; while one is handed on, the next are read.
     pub(crate) async fn to_channel(
         &self,
@@ -27,8 +34,9 @@ impl Restorer {
         out: mpsc::Sender<Vec<u8>>,
         progress: &impl Fn(Progress),
     ) -> Result<Report, Failure> {
+        let size = self.part();
         let read = |start: u64| {
-            let part = start..range.end.min(start + PART);
+            let part = start..range.end.min(start + size);
             let sink = Sink::Memory(Memory::new(part.clone()));
             let work = self.work(source.clone(), Task::new(sink, part));
             async move {
@@ -37,7 +45,7 @@ impl Restorer {
             }
         };
         let enough = Stop::default();
-        let starts = range.clone().step_by(PART as usize).take_while(|_| !enough.is_raised());
+        let starts = range.clone().step_by(size as usize).take_while(|_| !enough.is_raised());
         let mut parts = futures::stream::iter(starts).map(read).buffered(PARTS_AT_ONCE);
         let (total, mut done) = (range.end - range.start, 0);
         let mut sum = Report { size: total, ..Report::default() };

@@ -90,7 +90,7 @@ pub(crate) async fn copy_equal(work: &Arc<Work>, window: &mut Window) -> Result<
 }
 
 /// What all steps found. Each is waited for in every outcome, so that nobody touches the target when this is over.
-async fn all_of(
+pub(crate) async fn all_of(
     steps: impl Iterator<Item = impl Future<Output = Result<Vec<u64>, Failure>>>,
 ) -> Result<Vec<u64>, Failure> {
     let found: Result<Vec<_>, Failure> = futures::future::join_all(steps).await.into_iter().collect();
@@ -98,7 +98,7 @@ async fn all_of(
 }
 
 /// Takes places out of a window, and says how many bytes they are.
-fn without(window: &mut Window, offsets: &HashSet<u64>) -> u64 {
+pub(crate) fn without(window: &mut Window, offsets: &HashSet<u64>) -> u64 {
     let mut bytes = 0;
     for wanted in &mut window.chunks {
         let before = wanted.offsets.len();

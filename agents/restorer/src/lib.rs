@@ -21,6 +21,7 @@ mod pipeline;
 mod plan;
 mod pool;
 mod reading;
+mod repeats;
 mod report;
 mod restorer;
 mod service;

@@ -17,6 +17,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::compare::{copy_equal, leave_equal};
 use crate::plan::{FETCH_MAX, Window};
+use crate::repeats::copy_repeated;
 use crate::restorer::{Progress, Report};
 use crate::snapback::{keep_whole, keep_window, keep_zeroed};
 use crate::spans::WINDOW_LEAVES;
@@ -38,6 +39,9 @@ fn fetch_limit(memory: u64) -> u64 {
     (memory / 4).min(FETCH_MAX)
 }
 
+/// A unit's part of the memory.
+type Permit = Option<OwnedSemaphorePermit>;
+
 /// The units of a window, and its turn.
 type Resolved = (Vec<Unit>, Option<OwnedSemaphorePermit>);
 
@@ -47,19 +51,25 @@ struct Feed {
     waiting: VecDeque<Unit>,
     /// Of the window whose units wait.
     turn: Option<OwnedSemaphorePermit>,
-    memory: u64,
+}
+
+/// What a task came to, and the bytes that it had in flight.
+struct Ended {
+    held: u64,
+    result: Result<Report, Failure>,
 }
 
 impl Feed {
     /// The next unit, when there is memory for it; none at the end. Dropping the future loses nothing.
-    async fn next(&mut self, work: &Work) -> Option<(Unit, Option<OwnedSemaphorePermit>)> {
+    async fn next(&mut self, work: &Work) -> Option<(Unit, Permit)> {
         while self.waiting.is_empty() {
             self.turn = None;
             let (units, turn) = self.windows.recv().await?;
             (self.waiting, self.turn) = (units.into(), turn);
         }
         let bytes = self.waiting.front().map_or(0, Unit::bytes);
-        let share = bytes.max(self.memory / UNITS_MAX).min(self.memory) as u32;
+        let memory = work.turns.bytes;
+        let share = bytes.max(memory / UNITS_MAX).min(memory) as u32;
         // The semaphore is never closed, so that waiting cannot fail.
         let permit = work.turns.memory.clone().acquire_many_owned(share).await.ok();
         self.waiting.pop_front().map(|unit| (unit, permit))
@@ -86,40 +96,45 @@ pub(crate) async fn run(
     if stop.is_raised() {
         return Err(stopped(&work.volume));
     }
-    let (total, memory) = (work.part.end - work.part.start, work.turns.bytes);
+    let total = work.part.end - work.part.start;
     let mut report = Report { size: total, ..Report::default() };
     let mut failure: Option<Failure> = None;
-    let mut tasks: JoinSet<Result<Report, Failure>> = JoinSet::new();
+    let mut tasks: JoinSet<Ended> = JoinSet::new();
     let (sender, windows) = mpsc::channel(1);
-    tasks.spawn(resolve(work.clone(), fetch_limit(memory), sender));
-    let mut unsynced = 0;
-    let mut feed = Some(Feed { windows, waiting: VecDeque::new(), turn: None, memory });
+    tasks.spawn(without_memory(resolve(work.clone(), fetch_limit(work.turns.bytes), sender)));
+    let (mut unsynced, mut held) = (0, 0);
+    let mut feed = Some(Feed { windows, waiting: VecDeque::new(), turn: None });
     progress(Progress { total, done: 0, fetched: 0 });
     while feed.is_some() || !tasks.is_empty() {
         let failed = tokio::select! {
             biased;
             () = stop.raised(), if failure.is_none() => Some(stopped(&work.volume)),
             Some(joined) = tasks.join_next() => match joined {
-                Ok(Ok(step)) => {
+                Ok(Ended { held: given_back, result: Ok(step) }) => {
+                    held -= given_back;
                     unsynced += step.written + step.copied;
                     report += step;
                     if unsynced >= SYNC_EVERY && failure.is_none() && work.sink.may_sync() {
                         unsynced = 0;
-                        tasks.spawn(synced(work.clone()));
+                        tasks.spawn(without_memory(synced(work.clone())));
                     }
                     let done = accounted(&report) + work.spans.helped_bytes();
                     progress(Progress { total, done, fetched: report.fetched });
                     None
                 }
-                Ok(Err(failure)) => Some(failure),
+                // Who had to stop for another's failure may be the first to end.
+                Ok(Ended { result: Err(failure), .. }) => Some(work.failed.get().cloned().unwrap_or(failure)),
                 Err(why) => {
                     let why = format!("restoring {}: a task ended: {why}", work.volume);
                     Some(Failure::new(FailureKind::Other, why))
                 }
             },
-            next = next_of(&mut feed, work) => {
+            next = next_of(&mut feed, work), if held < work.memory() => {
                 match next {
-                    Some((unit, permit)) => drop(tasks.spawn(in_turn(unit, permit, work.clone()))),
+                    Some((unit, permit)) => {
+                        held += bytes_of(&permit);
+                        tasks.spawn(in_turn(unit, permit, work.clone()));
+                    }
                     None => feed = None,
                 }
                 None
@@ -149,21 +164,26 @@ fn accounted(report: &Report) -> u64 {
 }
 
 /// Waits for ever when there is no feed any more.
-async fn next_of(feed: &mut Option<Feed>, work: &Work) -> Option<(Unit, Option<OwnedSemaphorePermit>)> {
+async fn next_of(feed: &mut Option<Feed>, work: &Work) -> Option<(Unit, Permit)> {
     match feed {
         Some(feed) => feed.next(work).await,
         None => std::future::pending().await,
     }
 }
 
-async fn in_turn(
-    unit: Unit,
-    permit: Option<OwnedSemaphorePermit>,
-    work: Arc<Work>,
-) -> Result<Report, Failure> {
+fn bytes_of(permit: &Permit) -> u64 {
+    permit.as_ref().map_or(0, |permit| permit.num_permits() as u64)
+}
+
+async fn in_turn(unit: Unit, permit: Permit, work: Arc<Work>) -> Ended {
+    let held = bytes_of(&permit);
     let result = unit.run(work).await;
     drop(permit);
-    result
+    Ended { held, result }
+}
+
+async fn without_memory(step: impl Future<Output = Result<Report, Failure>>) -> Ended {
+    Ended { held: 0, result: step.await }
 }
 
 /// Makes durable what is written so far. It takes no turn: it waits for the device alone.
@@ -234,7 +254,11 @@ async fn resolve(
             }
         }
     }
-    if result.is_err() {
+    if let Err(failure) = &result
+        && !work.halt.is_raised()
+    {
+        // Units stop for it, and may be heard of before this.
+        work.failed.get_or_init(|| failure.clone());
         work.halt.raise();
     }
     // Nobody reads the target any more when this is over.
@@ -267,12 +291,15 @@ async fn resolve_window(
     leaves: Range<u64>,
     fetch_limit: u64,
 ) -> Result<Vec<Unit>, Failure> {
-    let map = |e: Failure| e.context(format!("cannot read the map of {}", work.volume));
-    let (mut window, lost, mut found) = work.unless_halted(read_window(work, leaves)).await?.map_err(map)?;
+    let start = work.source.map.geometry().leaf_range(leaves.start).start;
+    let (mut window, lost, mut found) = work.unless_halted(read_window(work, leaves)).await??;
     found += leave_equal(work, &mut window).await?;
     keep_window(work, &window, &lost).await?;
     found += copy_equal(work, &mut window).await?;
-    work.unless_halted(locate(work, &mut window)).await?.map_err(map)?;
+    found += copy_repeated(work, &mut window).await?;
+    work.unless_halted(locate(work, &mut window)).await?.map_err(|failure| {
+        failure.context(format!("cannot find the chunks of {} from offset {start} on", work.volume))
+    })?;
     let window = Arc::new(window);
     let zeroes = window.zeroes.iter().cloned().map(Unit::Zero);
     let sought = window.without_copies().map(|chunk| Unit::Seek(window.clone(), chunk));
@@ -293,7 +320,10 @@ async fn read_window(work: &Work, leaves: Range<u64>) -> Result<(Window, Vec<Uni
             Err(failure) if work.goes_on_after(&failure) => {
                 lost.push(Unit::Lose(work.wanted(&range), format!("the map there: {failure}")));
             }
-            Err(failure) => return Err(failure),
+            Err(failure) => {
+                let (volume, offset) = (&work.volume, range.start);
+                return Err(failure.context(format!("cannot read the map of {volume} at offset {offset}")));
+            }
         }
     }
     let located = leaves.iter().flat_map(|(start, leaf)| leaf.located(*start));

@@ -93,6 +93,16 @@ impl Reading {
         Ok(Self { file, path: opened.path.clone(), volume: opened.volume.clone() })
     }
 
+    /// Reads what this process has written to a target: a file from the page cache. Blocks.
+    pub fn of_written(opened: &Opened) -> Result<Self, Failure> {
+        if !opened.file.metadata().is_ok_and(|found| found.is_file()) {
+            return Self::of(opened);
+        }
+        let file = again(&opened.file, OFlags::RDONLY);
+        let file = file.map_err(|why| opened.cannot("read", 0, &why.into()))?;
+        Ok(Self { file, path: opened.path.clone(), volume: opened.volume.clone() })
+    }
+
     /// Whether more stands behind the first `size` bytes. Blocks.
     pub fn is_longer_than(&self, size: u64) -> bool {
         seek(&self.file, SeekFrom::End(0)).is_ok_and(|found| found > size)

@@ -29,7 +29,7 @@ pub struct Report {
     pub written: u64,
     /// Bytes left alone, because they stood there already.
     pub kept: u64,
-    /// Bytes written that were taken from another target of the same restore.
+    /// Bytes written that were taken from another target of the same restore, or from another place of this one.
     pub copied: u64,
     /// Bytes of the target that were read to see what stands there.
     pub compared: u64,
@@ -41,7 +41,7 @@ pub struct Report {
     pub zeroed: u64,
     /// Bytes that cannot be read any more, and are zero on the target: only where that was asked for.
     pub lost: u64,
-    /// Where they are, in order; the first thousand.
+    /// Where they are, in order, and as one what lies side by side; the first thousand.
     pub holes: Vec<Hole>,
     /// Bytes of packs fetched, gaps included; maps are not counted.
     pub fetched: u64,
@@ -64,8 +64,36 @@ pub struct Report {
 pub struct Hole {
     /// Bytes of the volume.
     pub range: Range<u64>,
-    /// Names the chunk, and every copy and what is wrong with it.
+    /// Names the first chunk, and every copy and what is wrong with it.
     pub why: String,
+    /// Chunks behind the first one.
+    pub more: u64,
+}
+
+impl Hole {
+    /// Why it is one, for people.
+    pub fn told(&self) -> String {
+        match self.more {
+            0 => self.why.clone(),
+            more => format!("{}, and {more} more chunks behind it (the log names each)", self.why),
+        }
+    }
+}
+
+/// In order, and joined where they lie side by side.
+fn joined(mut holes: Vec<Hole>) -> Vec<Hole> {
+    holes.sort_by_key(|hole| hole.range.start);
+    let mut joined: Vec<Hole> = Vec::with_capacity(holes.len());
+    for hole in holes {
+        match joined.last_mut().filter(|last| last.range.end == hole.range.start) {
+            Some(last) => {
+                last.range.end = hole.range.end;
+                last.more += 1 + hole.more;
+            }
+            None => joined.push(hole),
+        }
+    }
+    joined
 }
 
 impl AddAssign for Report {
@@ -81,7 +109,7 @@ impl AddAssign for Report {
         self.lost += other.lost;
         if !other.holes.is_empty() {
             self.holes.extend(other.holes);
-            self.holes.sort_by_key(|hole| hole.range.start);
+            self.holes = joined(std::mem::take(&mut self.holes));
             self.holes.truncate(HOLES_MAX);
         }
         self.fetched += other.fetched;

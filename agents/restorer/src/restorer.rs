@@ -27,6 +27,7 @@ use crate::differences::Differences;
 use crate::holes;
 use crate::pipeline;
 use crate::reading::Reading;
+use crate::repeats::Repeats;
 pub(crate) use crate::report::{Progress, Report};
 use crate::sharing::Sharing;
 use crate::sink::{Opened, Sink};
@@ -47,7 +48,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Bytes of fetched frames in flight, 2 MiB to 1 GiB, of all restores at once. Plaintext adds half a MiB per thread,
-    /// comparing a target two MiB per thread.
+    /// comparing a target two MiB per thread, and where chunks stand on a target a sixteenth for each restore.
     pub memory: u64,
     /// Reads of content and maps in the store at once, of all restores.
     pub fetches: usize,
@@ -99,7 +100,7 @@ pub struct Restorer {
     pub(crate) index: IndexClient,
     pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) settings: Settings,
-    turns: Turns,
+    pub(crate) turns: Turns,
     protection: Option<Protection>,
     pub(crate) targets: Option<Arc<dyn Targets>>,
     pub(crate) sharing: Option<Sharing>,
@@ -408,9 +409,11 @@ impl Restorer {
             tracked: OnceLock::new(),
             donor: task.donor,
             snapback: task.snapback,
+            repeats: Repeats::new(self.turns.bytes / 16),
             keep_going: task.keep_going,
             turns: self.turns.clone(),
             halt: Stop::default(),
+            failed: OnceLock::new(),
             counters: self.context.counters.clone(),
         })
     }

@@ -9,6 +9,7 @@
 //! target, which no second delivery must overwrite.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -518,9 +519,11 @@ fn is_revoked(outcome: &JobOutcome) -> bool {
 fn restored(report: Report, undo: Option<Slot>) -> JobOutcome {
     let Report { written, kept, compared, tracked, audited, zeroed, fetched, notes, verified, .. } = report;
     let (copied, rescued, lost) = (report.copied, report.rescued, report.lost);
-    let hole =
-        |Hole { range, why }: Hole| LostRange { offset: range.start, len: range.end - range.start, why };
-    let holes = report.holes.into_iter().take(HOLES_TOLD).map(hole).collect();
+    let told = |hole: &Hole| {
+        let Range { start, end } = hole.range;
+        LostRange { offset: start, len: end - start, why: hole.told() }
+    };
+    let holes = report.holes.iter().take(HOLES_TOLD).map(told).collect();
     JobOutcome::Restored {
         written,
         kept,

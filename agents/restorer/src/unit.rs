@@ -26,6 +26,7 @@ use crate::pipeline::stopped;
 use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
 use crate::pool::Pool;
 use crate::reading::{Aligned, Reading};
+use crate::repeats::Repeats;
 use crate::report::{Hole, Report};
 use crate::restorer::Settings;
 use crate::sink::Sink;
@@ -58,12 +59,16 @@ pub(crate) struct Work {
     pub donor: Option<Reading>,
     /// Where what is overwritten is kept.
     pub snapback: Option<Snapback>,
+    /// What of it stands on the target already.
+    pub repeats: Repeats,
     /// What is damaged is left out.
     pub keep_going: bool,
     /// What is shared with other restores.
     pub turns: Turns,
     /// Raised when the restore fails: everybody gives up.
     pub halt: Stop,
+    /// Why, where whoever drives the restore did not raise it.
+    pub failed: OnceLock<Failure>,
     /// Counters of the process.
     pub counters: Arc<Counters>,
 }
@@ -98,6 +103,8 @@ pub(crate) struct Turns {
     pub memory: Arc<Semaphore>,
     /// How many they are in all.
     pub bytes: u64,
+    /// Reads of the store at once, of all of them.
+    pub fetches: usize,
 }
 
 /// One step of a restore.
@@ -164,6 +171,11 @@ impl Work {
     /// Whether the rest is restored although this cannot be read.
     pub fn goes_on_after(&self, failure: &Failure) -> bool {
         self.keep_going && is_loss(failure)
+    }
+
+    /// Bytes that it may have in flight, as things are.
+    pub fn memory(&self) -> u64 {
+        self.turns.bytes_of(self.source.repository.store.at_once())
     }
 
     /// What of a range is wanted.
@@ -239,7 +251,17 @@ impl Turns {
             buffers: Arc::default(),
             memory: Arc::new(Semaphore::new(bytes as usize)),
             bytes,
+            fetches: settings.fetches.max(1),
         }
+    }
+
+    /// Bytes in flight of one restore that may read the store so often at once: it holds no more of the memory than of
+    /// the reads, because what waits for a read would keep others from theirs.
+    pub fn bytes_of(&self, fetches: usize) -> u64 {
+        if fetches >= self.fetches {
+            return self.bytes;
+        }
+        (self.bytes / self.fetches as u64 * fetches as u64).max(1)
     }
 }
 
@@ -312,6 +334,7 @@ async fn decode(
         let (mut decoded, mut batch) = (Decoded::default(), Batch::new(&work.sink, buffer));
         decoded.report.fetched = bytes.len() as u64;
         decoded.report.requests = 1;
+        let mut written = Vec::with_capacity(frames.len());
         for frame in frames {
             if work.halt.is_raised() {
                 break;
@@ -319,9 +342,10 @@ async fn decode(
             let wanted = &window.chunks[frame.chunk];
             let bytes = frame_bytes(&frame.copy, start, &bytes);
             match write_frame(work, opener, &mut batch, wanted, bytes, &keys) {
-                Ok(written) => {
-                    decoded.report.written += written;
+                Ok(bytes) => {
+                    decoded.report.written += bytes;
                     decoded.report.chunks += 1;
+                    written.push(frame.chunk);
                 }
                 Err(Trouble::Copy(why)) => {
                     decoded.failed.push((frame.chunk, vec![Tried { copy: frame.copy, why }]))
@@ -330,6 +354,7 @@ async fn decode(
             }
         }
         batch.flush()?;
+        work.repeats.note(&work.part, written.into_iter().map(|chunk| &window.chunks[chunk]));
         Ok(decoded)
     };
     work.blocking(move |work| {
@@ -417,7 +442,7 @@ async fn rescue_or_hole(work: &Arc<Work>, wanted: &Wanted, tried: Vec<Tried>) ->
 async fn leave_hole(work: &Arc<Work>, range: Range<u64>, why: &str) -> Result<Report, Failure> {
     let (volume, offset) = (&work.volume, range.start);
     tracing::error!(volume, offset, len = range.end - range.start, why, "left out");
-    let hole = Hole { range: range.clone(), why: why.to_owned() };
+    let hole = Hole { range: range.clone(), why: why.to_owned(), more: 0 };
     let lost = range.end - range.start;
     if !work.sink.is_zero_already() {
         work.blocking(move |work| work.sink.zero(range, &work.halt)).await?;

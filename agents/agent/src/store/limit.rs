@@ -97,6 +97,11 @@ impl Store {
         Self { limits, ..self.clone() }
     }
 
+    /// How many reads of it there may be at once, as it is now.
+    pub fn at_once(&self) -> usize {
+        self.limits.iter().map(|limit| limit.most()).min().unwrap_or(usize::MAX)
+    }
+
     /// The turn of one read, for as long as something of it is to come.
     pub(super) async fn turn(&self) -> Vec<Turn> {
         let mut turns = Vec::with_capacity(self.limits.len());

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use agent::Queue;
 use schema::messages::{About, JobOutcome, Message, RestoreJob};
@@ -77,4 +78,26 @@ async fn who_helps_has_a_part_of_what_the_owner_was_given() {
         assert_eq!(by.iter().all(|bytes| *bytes > 0), requests > 1, "{requests}: {by:?}");
     }
     agents.stop(&fixture).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_that_waits_for_its_few_requests_leaves_memory_to_others() {
+    let fixture = Fixture::plain().await;
+    let content = content();
+    let root = fixture.volume(&content).await;
+    let restorer = fixture.restorer();
+    fixture.slow.store(SLOW, Ordering::Relaxed);
+    let [few, many] = ["few", "many"].map(|name| fixture.path(name));
+    let with_few = restorer.restore(root.clone(), Target::new(&few, false).fetching(Some(1)), |_| ());
+    let with_many = async {
+        // The other one has begun, and has as much in flight as it may.
+        fixture.context.environment.sleep(Duration::from_millis(4 * SLOW)).await;
+        fixture.in_flight.most.store(0, Ordering::Relaxed);
+        restorer.restore(root.clone(), Target::new(&many, false), |_| ()).await.unwrap();
+        fixture.in_flight.most.load(Ordering::Relaxed)
+    };
+    let (done, most) = tokio::join!(with_few, with_many);
+    done.unwrap();
+    assert_eq!(most, 3, "all that the restorer may have");
+    assert!([few, many].iter().all(|path| std::fs::read(path).unwrap() == content));
 }

@@ -180,9 +180,49 @@ async fn a_map_that_is_damaged_is_named() {
     let copy = fixture.table.lock().unwrap()[&top][0];
     damage(&fixture, &copy).await;
     let failure = fixture.restore(&root, &fixture.path("x")).await.unwrap_err();
-    for part in [VOLUME.to_owned(), top.to_string(), names::pack(copy.pack)] {
+    for part in [VOLUME.to_owned(), "at offset 0".to_owned(), top.to_string(), names::pack(copy.pack)] {
         assert!(failure.why.contains(&part), "{part} is not in: {failure}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_with_the_map_is_told_also_by_those_who_stop_for_it() {
+    let fixture = Fixture::plain().await;
+    let leaf = schema::limits::LEAF_SPAN as usize;
+    // Three windows: the first is fetched when the second fails, and the third is read still.
+    let mut content = vec![0; 8 * leaf + CHUNK];
+    for number in [0, 4, 8] {
+        content[number * leaf..][..CHUNK].copy_from_slice(&noise(number as u64 + 1, CHUNK));
+    }
+    let root = fixture.volume(&content).await;
+    let lost = fixture.leaves()[1];
+    fixture.table.lock().unwrap().remove(&lost);
+    fixture.slow.store(500, Ordering::Relaxed);
+    let failure = fixture.restore(&root, &fixture.path("x")).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Damaged, "{failure}");
+    for part in [format!("the map of {VOLUME} at offset {}", 4 * leaf), lost.to_string()] {
+        assert!(failure.why.contains(&part), "{part} is not in: {failure}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn holes_side_by_side_are_one() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, 40 * CHUNK)).await;
+    let mut copies: Vec<Copy> = fixture.data_copies().into_iter().map(|(_, copy)| copy).collect();
+    copies.sort_by_key(|copy| copy.offset);
+    for copy in copies[3..20].iter().chain(&copies[30..31]) {
+        damage(&fixture, copy).await;
+    }
+    let target = Target::new(fixture.path("x"), false).keep_going(true);
+    let report = fixture.restorer().restore(root, target, |_| ()).await.unwrap();
+    let holes: Vec<_> = report.holes.iter().map(|hole| (hole.range.clone(), hole.more)).collect();
+    let at = |chunk: usize| (chunk * CHUNK) as u64;
+    assert_eq!(holes, [(at(3)..at(20), 16), (at(30)..at(31), 0)]);
+    assert_eq!(report.lost, at(18));
+    let [many, one] = [0, 1].map(|number| report.holes[number].told());
+    assert!(many.ends_with("and 16 more chunks behind it (the log names each)"), "{many}");
+    assert_eq!(one, report.holes[1].why);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! A small repository made by hand, with an index that answers from a table.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -224,16 +225,22 @@ impl Fixture {
 
     /// Stores a volume in chunks of 64 KiB and commits its snapshot.
     pub async fn volume(&self, content: &[u8]) -> Root {
+        let bytes = |range: Range<u64>| content[range.start as usize..range.end as usize].to_vec();
+        self.volume_of(content.len() as u64, bytes).await
+    }
+
+    /// The same, of what it holds in the range of each leaf.
+    pub async fn volume_of(&self, size: u64, content: impl Fn(Range<u64>) -> Vec<u8>) -> Root {
         let mut fresh: BTreeMap<ChunkId, Bytes> = BTreeMap::new();
         let mut order = Vec::new();
-        let geometry = Geometry::new(content.len() as u64).unwrap();
+        let geometry = Geometry::new(size).unwrap();
         let mut leaves = Vec::new();
         for leaf in 0..geometry.leaves() {
             let range = geometry.leaf_range(leaf);
-            let bytes = &content[range.start as usize..range.end as usize];
+            let bytes = content(range.clone());
             let pieces = bytes.chunks(CHUNK).map(|chunk| {
                 let len = chunk.len() as u32;
-                if chunk.iter().all(|b| *b == 0) {
+                if chunk == &[0; CHUNK][..chunk.len()] {
                     return Piece { len, content: Content::Zero };
                 }
                 let id = self.repository.key.chunk_ids().id(Domain::Data, chunk);
@@ -261,7 +268,7 @@ impl Fixture {
         if !structure.is_empty() {
             self.pack(Domain::Structure, &structure).await;
         }
-        self.commit(content.len() as u64, top).await
+        self.commit(size, top).await
     }
 
     async fn commit(&self, size: u64, top: Option<ChunkId>) -> Root {
@@ -349,6 +356,15 @@ impl Fixture {
         let table = self.table.lock().unwrap();
         let data = table.iter().filter(|(id, _)| id.domain().unwrap() == Domain::Data);
         data.flat_map(|(id, copies)| copies.iter().map(|copy| (*id, *copy))).collect()
+    }
+
+    /// The leaves of the one volume that there is, in order, and the nodes above them.
+    pub fn leaves(&self) -> Vec<ChunkId> {
+        let table = self.table.lock().unwrap();
+        let of_maps = table.iter().filter(|(id, _)| id.domain().unwrap() == Domain::Structure);
+        let mut stored: Vec<(u32, ChunkId)> = of_maps.map(|(id, copies)| (copies[0].offset, *id)).collect();
+        stored.sort_unstable();
+        stored.into_iter().map(|(_, id)| id).collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is restored is what was stored: shapes of volumes, sparseness, repeated chunks, sessions.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
@@ -136,6 +136,53 @@ async fn a_repeated_chunk_is_fetched_once_and_neighbours_together() {
     assert!(report.requests <= 3, "{report:?}");
     let reads = fixture.reads.load(Ordering::Relaxed) - before;
     assert_eq!(reads, report.requests + 1, "and one leaf");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_again_far_away_is_taken_from_the_target() {
+    const DATA: usize = 4 * MIB;
+    const WINDOW: u64 = 4 * schema::limits::LEAF_SPAN;
+    let fixture = Fixture::encrypted().await;
+    let data: Vec<Vec<u8>> = [1, 2, 3, 4, 5, 1].map(|seed| noise(seed, DATA)).into();
+    // At the beginning of each window, which has no memory before those ahead of it are written.
+    let root = fixture
+        .volume_of(6 * WINDOW, |range| {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            if range.start.is_multiple_of(WINDOW) {
+                bytes[..DATA].copy_from_slice(&data[(range.start / WINDOW) as usize]);
+            }
+            bytes
+        })
+        .await;
+    let stored: u64 = fixture.data_copies().iter().map(|(_, copy)| u64::from(copy.len)).sum();
+    let is_right = |path: &std::path::Path| {
+        let file = std::fs::File::open(path).unwrap();
+        data.iter().enumerate().all(|(number, data)| {
+            let mut found = vec![0; DATA];
+            file.read_exact_at(&mut found, number as u64 * WINDOW).unwrap();
+            found == *data
+        })
+    };
+    let path = fixture.path("again");
+    let report = fixture.restore(&root, &path).await.unwrap();
+    assert!(is_right(&path));
+    assert_eq!((report.copied, report.fetched), (DATA as u64, stored));
+    assert_eq!(report.written, 5 * DATA as u64);
+    // Where it does not stand any more, it is fetched.
+    let path = fixture.path("changed");
+    let spoil = |now: Progress| {
+        // The first window's first bytes are written, and the last one has not been looked at.
+        if (3 * WINDOW / 2..5 * WINDOW / 2).contains(&now.done) {
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.write_all_at(&[0xee; CHUNK], 0).unwrap();
+        }
+    };
+    let report = fixture.restorer().restore(root, Target::new(&path, false), spoil).await.unwrap();
+    assert_eq!(report.copied, (DATA - CHUNK) as u64);
+    let file = std::fs::File::open(&path).unwrap();
+    let mut found = vec![0; DATA];
+    file.read_exact_at(&mut found, 5 * WINDOW).unwrap();
+    assert!(found == data[5]);
 }
 
 #[tokio::test(start_paused = true)]
