@@ -482,7 +482,10 @@ impl Done {
             ));
         }
         if self.bytes_copied > 0 {
-            text.push_str(&format!("\n  {} taken from where they stood on a target", text::size(self.bytes_copied)));
+            text.push_str(&format!(
+                "\n  {} taken from where they stood on a target",
+                text::size(self.bytes_copied)
+            ));
         }
         for note in &self.notes {
             text.push_str(&format!("\n  {note}"));

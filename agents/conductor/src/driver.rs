@@ -13,7 +13,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent::bus::Ticket;
 use agent::index::IndexClient;
 use agent::maps::MapReader;
 use agent::sessions::{self, OpenSession};
@@ -40,7 +39,7 @@ const LEAVES_ASKED: usize = 64 << 10;
 const UNCHANGED_MAX: usize = 64 << 10;
 /// Bytes of session events that may be unacknowledged.
 const WINDOW: usize = 4 << 20;
-/// Pause between progress reports, and between extensions of the job.
+/// Pause between progress reports.
 const REPORT: Duration = Duration::from_millis(500);
 /// First pause between flush requests; doubles up to [`FLUSH_SLOWEST`].
 const FLUSH_FIRST: Duration = Duration::from_millis(10);
@@ -250,12 +249,7 @@ impl Driver {
 
     /// Drives the session. It waits for events and questions of readers and hashers, for packs to become durable, for a
     /// word to cancel or to stop, and for time to ask again.
-    pub(crate) async fn run(
-        mut self,
-        adopt: Option<Checkpoint>,
-        ticket: &Option<Ticket>,
-        track: bool,
-    ) -> Result<End, Failure> {
+    pub(crate) async fn run(mut self, adopt: Option<Checkpoint>, track: bool) -> Result<End, Failure> {
         self.track = track;
         let serving = Stop::default();
         let context = Context { stop: serving.clone(), ..self.context.clone() };
@@ -263,7 +257,7 @@ impl Driver {
         let (answers, questions) = Answers::new(self.parent.clone());
         let answers = agent::serve(&context, &service, answers);
         let driven = async {
-            let left = self.collect(adopt, ticket, questions).await;
+            let left = self.collect(adopt, questions).await;
             // Nobody is left to answer: from here on, nothing is wanted any more.
             let end = match left {
                 Ok(Left::Complete) => self.seal().await,
@@ -284,7 +278,6 @@ impl Driver {
     async fn collect(
         &mut self,
         adopt: Option<Checkpoint>,
-        ticket: &Option<Ticket>,
         mut questions: mpsc::Receiver<Question>,
     ) -> Result<Left, Failure> {
         let id = self.session.session().id;
@@ -299,8 +292,8 @@ impl Driver {
         loop {
             let until_tick = self.until_tick();
             if until_tick.is_zero() {
-                // Before the events: a steady stream of them must not keep the job from being extended.
-                self.on_tick(ticket).await?;
+                // Before the events: a steady stream of them must not keep this from being done.
+                self.on_tick().await?;
             }
             tokio::select! {
                 biased;

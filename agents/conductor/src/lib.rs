@@ -13,6 +13,7 @@ pub mod retention;
 mod structure;
 mod takeover;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ use retention::Policies;
 const SESSION_TRIES: u32 = 4;
 /// Pause before the next one.
 const SESSION_PAUSE: Duration = Duration::from_secs(2);
+
+/// Pause between extensions of a job.
+const EXTEND: Duration = Duration::from_millis(500);
 
 /// How a conductor works. Clocks only decide when to ask again or to give up.
 #[derive(Debug, Clone)]
@@ -99,16 +103,23 @@ impl Conductor {
                 }
                 Err(failure) if failure.retry && !self.stops() => {
                     tracing::warn!(%failure, "a backup failed for now; trying again");
-                    if let Some(ticket) = ticket {
-                        // A job that cannot be extended is delivered again, and taken over.
-                        let _ = ticket.extend().await;
-                    }
                     self.context.environment.sleep(SESSION_PAUSE).await;
                 }
                 ended => return ended,
             }
         }
         self.drive(job, ticket, track).await
+    }
+
+    /// Keeps the job from being delivered again for as long as somebody is at it, also where the store makes it wait.
+    async fn keep(&self, ticket: &Option<Ticket>) -> Infallible {
+        loop {
+            self.context.environment.sleep(EXTEND).await;
+            if let Some(ticket) = ticket {
+                // A job that cannot be extended is delivered again, and taken over.
+                let _ = ticket.extend().await;
+            }
+        }
     }
 
     /// Applies the policies after a backup. What cannot be forgotten is no failure of the backup.
@@ -165,13 +176,21 @@ impl Conductor {
             driver.dismiss().await;
             return Ok(End::Done(outcome));
         }
-        if driver.yields() {
+        if driver.yields() || is_settled(ticket).await {
             driver.dismiss().await;
             return Ok(End::TakenOver);
         }
         // What an earlier session left out may be in its checkpoint.
-        driver.run(taken.checkpoint.filter(|_| track), ticket, track).await
+        driver.run(taken.checkpoint.filter(|_| track), track).await
     }
+}
+
+/// Whether the job was settled by whoever had it before. Asked once the session exists: before that, its end was looked
+/// for by the session.
+async fn is_settled(ticket: &Option<Ticket>) -> bool {
+    let Some(standing) = ticket.as_ref().and_then(Ticket::standing) else { return false };
+    // Where the bus is away, nobody settles anything; and what it has lost was settled by nobody.
+    !standing.is_queued().await.unwrap_or(true) && !standing.is_lost().await.unwrap_or(true)
 }
 
 #[async_trait]
@@ -184,7 +203,12 @@ impl Handler for Conductor {
         let about = message.about()?;
         let job: BackupJob = message.read()?;
         let span = tracing::info_span!("session", job = %job.job, volume = job.volume);
-        let end = tracing::Instrument::instrument(self.drive_patiently(&job, ticket), span).await;
+        let driven = tracing::Instrument::instrument(self.drive_patiently(&job, ticket), span);
+        let end = tokio::select! {
+            biased;
+            end = driven => end,
+            never = self.keep(ticket) => match never {},
+        };
         let mut outcome = match end {
             Ok(End::Done(outcome)) => outcome,
             Ok(End::Distrusted) => JobOutcome::Failed {

@@ -114,18 +114,16 @@ impl Driver {
             Ok(AtSlot::Nothing | AtSlot::Tombstone) => {}
             Err(error) => tracing::warn!(%error, "the session's object stays for the collector"),
         }
-        if failure.kind != FailureKind::Revoked {
-            return Err(failure);
-        }
         // Whoever takes a job over opens its session a moment after it has occupied this one's slot. Nobody does where
-        // a word to stop ends the job, and nobody is waited for after a word to cancel.
+        // a word to stop ends the job, and nobody is waited for after a word to cancel, or where the slot was not lost.
         let stopped = self.context.stop.is_raised() && !self.settings.hand_back;
-        let asked = self.cancelled || stopped;
+        let waits = failure.kind == FailureKind::Revoked && !self.cancelled && !stopped;
         for look in 1.. {
+            // Who fails for another reason may have been taken over as well: the job's end is not its to tell.
             if takeover::is_elsewhere(&repository, &job, own).await.unwrap_or(false) {
                 return Ok(End::TakenOver);
             }
-            if asked || look == SUCCESSOR_LOOKS {
+            if !waits || look == SUCCESSOR_LOOKS {
                 break;
             }
             environment.sleep(SUCCESSOR_PAUSE).await;

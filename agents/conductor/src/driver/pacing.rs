@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use agent::bus::Ticket;
 use agent::{Failure, Topic};
 use schema::ChunkId;
 use schema::messages::*;
@@ -43,14 +42,14 @@ impl Driver {
         next.saturating_sub(now)
     }
 
-    pub(super) async fn on_tick(&mut self, ticket: &Option<Ticket>) -> Result<(), Failure> {
+    pub(super) async fn on_tick(&mut self) -> Result<(), Failure> {
         let now = self.context.environment.elapsed();
         if self.wants_flush() && now >= self.flush_at {
             self.flush().await?;
         }
         if now.saturating_sub(self.reported_at) >= REPORT {
             self.reported_at = now;
-            self.report(ticket).await;
+            self.report().await;
         }
         if now.saturating_sub(self.checkpoint_at) >= self.settings.checkpoint {
             self.checkpoint_at = now;
@@ -65,11 +64,7 @@ impl Driver {
         Ok(())
     }
 
-    pub(super) async fn report(&self, ticket: &Option<Ticket>) {
-        if let Some(ticket) = ticket {
-            // A job that cannot be extended is delivered again, and taken over.
-            let _ = ticket.extend().await;
-        }
+    pub(super) async fn report(&self) {
         let Some(reading) = &self.reading else { return };
         let progress = Progress {
             job: self.job.job,

@@ -75,6 +75,33 @@ async fn the_driver_that_lost_its_job_commits_and_reports_nothing() {
     }
 }
 
+/// The old driver fails by itself, and not because it lost its slot: the job is another one's by then, and its end is
+/// not the old one's to tell. Who told it would end the job on the bus, and nobody would go on when the new one dies.
+#[tokio::test(start_paused = true)]
+async fn a_driver_that_fails_after_its_job_was_taken_over_does_not_end_it() {
+    let world = World::new().await;
+    let slow = Settings { checkpoint: Duration::from_secs(1000), ..checkpointing() };
+    world.start(slow.clone());
+    let job = world.job(1);
+    world.submit(&job).await;
+    let old = world.asked().await;
+    world.opened(old.session, 1, LEAF_SPAN).await;
+    world.submit(&job).await;
+    world.start(slow);
+    let new = world.asked().await.session;
+    // The old one's queue was retired; what is sent now reaches it when it listens again.
+    world.wait(2).await;
+    world.opened(old.session, 1, LEAF_SPAN).await;
+    world.read(&old, true).await;
+    world.wait(20).await;
+    assert!(!world.is_reported(&job), "the old driver does not report");
+    assert_eq!(world.open_sessions().await.iter().map(|open| open.id).collect::<Vec<_>>(), [new]);
+    world.opened(new, 1, LEAF_SPAN).await;
+    world.mapped(new, 0, &[(LEAF_SPAN as u32, Mapped::Zero)]).await;
+    world.unchanged().await;
+    assert_eq!(world.sealed(&job).await.slot, world.slot(new));
+}
+
 #[tokio::test(start_paused = true)]
 async fn finished_leaves_are_adopted() {
     let world = World::new().await;
