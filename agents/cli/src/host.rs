@@ -77,7 +77,7 @@ async fn fates(
         return Ok(BTreeMap::new());
     }
     let open: BTreeSet<SessionId> =
-        sessions::list(repository).await?.into_iter().map(|session| session.id).collect();
+        sessions::list_all(repository).await?.into_iter().map(|(id, _)| id).collect();
     let slots = repository.visible_slots(None).await?;
     let mut fates = BTreeMap::new();
     for session in wanted {

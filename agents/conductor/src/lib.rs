@@ -96,7 +96,7 @@ impl Conductor {
     async fn drive_patiently(&self, job: &BackupJob, ticket: &Option<Ticket>) -> Result<End, Failure> {
         let mut track = true;
         for _ in 1..SESSION_TRIES {
-            match self.drive(job, ticket, track).await {
+            match self.drive(job, ticket, track, true).await {
                 Ok(End::Distrusted) => {
                     tracing::warn!("what was left out as unchanged does not hold; reading everything");
                     track = false;
@@ -108,7 +108,7 @@ impl Conductor {
                 ended => return ended,
             }
         }
-        self.drive(job, ticket, track).await
+        self.drive(job, ticket, track, false).await
     }
 
     /// Keeps the job from being delivered again for as long as somebody is at it, also where the store makes it wait.
@@ -151,9 +151,16 @@ impl Conductor {
         self.context.stop.is_raised()
     }
 
-    /// One session of a job. With `track`, what has not changed since the parent may be left out.
-    async fn drive(&self, job: &BackupJob, ticket: &Option<Ticket>, track: bool) -> Result<End, Failure> {
-        let taken = takeover::take_over(&self.repository, job).await?;
+    /// One session of a job. With `track`, what has not changed since the parent may be left out; with `patience`, another
+    /// one may follow.
+    async fn drive(
+        &self,
+        job: &BackupJob,
+        ticket: &Option<Ticket>,
+        track: bool,
+        patience: bool,
+    ) -> Result<End, Failure> {
+        let taken = takeover::take_over(&self.repository, job, patience).await?;
         for (session, committed) in taken.over {
             // Readers that do not hear it read for nobody, and nothing worse.
             let about = About::session(session, job.volume.clone());

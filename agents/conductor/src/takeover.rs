@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 
 use agent::repository::AtSlot;
 use agent::{Failure, Repository, sessions};
-use schema::SessionId;
 use schema::facts::{BASELINES_REMOVED, GROUP_BACKUP_LEFT_OUT, NOT_HELD, POST_FAILED};
 use schema::messages::{BackupJob, JobOutcome};
 use schema::root::Root;
 use schema::session::{Checkpoint, Session};
+use schema::{SessionId, names};
 
 /// What was found.
 pub(crate) struct Taken {
@@ -21,12 +21,24 @@ pub(crate) struct Taken {
     pub(crate) over: Vec<(SessionId, bool)>,
 }
 
-pub(crate) async fn take_over(repository: &Repository, job: &BackupJob) -> Result<Taken, Failure> {
+/// Takes a job over. With `patience`, a session that the store does not give at the moment is a failure: it may be one of
+/// this job's, and nobody else would end it.
+pub(crate) async fn take_over(
+    repository: &Repository,
+    job: &BackupJob,
+    patience: bool,
+) -> Result<Taken, Failure> {
     let mut taken = Taken { already_done: None, checkpoint: None, over: Vec::new() };
-    for session in sessions::list(repository).await? {
-        if session.job != job.job {
-            continue;
-        }
+    for (id, session) in sessions::list_all(repository).await? {
+        let session = match (session, repository.read::<Session>(&names::session(id))) {
+            (Some(session), _) => Some(session),
+            (None, again) => match again.await {
+                Ok(session) => session,
+                Err(failure) if patience && failure.retry => return Err(failure),
+                Err(_) => None,
+            },
+        };
+        let Some(session) = session.filter(|session| session.job == job.job) else { continue };
         tracing::info!(session = %session.id, "taking over");
         let at_slot = sessions::revoke(repository, &session).await?;
         taken.over.push((session.id, matches!(at_slot, AtSlot::Snapshot(_))));

@@ -125,6 +125,24 @@ async fn finished_leaves_are_adopted() {
     assert_eq!((sum, statistics.chunks), (root.size, 2), "{statistics:?}");
 }
 
+/// A store that has just come back may list what it does not give yet.
+#[tokio::test(start_paused = true)]
+async fn an_earlier_session_that_is_not_given_for_a_moment_is_ended_all_the_same() {
+    let world = World::new().await;
+    let running = world.start(Settings { hand_back: true, ..checkpointing() });
+    let old = half_done(&world).await.session;
+    running.stop().await;
+    assert_eq!(world.open_sessions().await.len(), 1);
+    world.faults.withhold(&names::session(old), None);
+    world.start(checkpointing());
+    // Longer than reads are tried again.
+    world.wait(60).await;
+    world.faults.withhold_nothing();
+    let new = world.asked().await.session;
+    world.assert_given_up(old).await;
+    assert_eq!(world.open_sessions().await.iter().map(|open| open.id).collect::<Vec<_>>(), [new]);
+}
+
 /// A leaf whose chunk, or which itself, has no copy that counts for the new session is read again.
 #[tokio::test(start_paused = true)]
 async fn a_leaf_is_adopted_only_if_every_chunk_counts() {
