@@ -4,17 +4,13 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use tests::e2e::{Binary, eventually, xtask};
-use tests::is_long;
 
 /// Runs a scenario in a guest; panics when it fails there.
 pub fn runs(scenario: &str) {
     let mut command = Command::new(xtask());
     command.args(["lab", "run", "--scenarios", env!("CARGO_BIN_EXE_scenarios"), "--lvkeep"]);
-    command.arg(Binary::path()).arg(scenario);
-    if is_long() {
-        // As long as the test itself may take, but for what the guest's end takes.
-        command.args(["--limit", "560"]);
-    }
+    // As long as the test itself may take, but for what the guest's end takes.
+    command.arg(Binary::path()).arg(scenario).args(["--limit", "560"]);
     let status = command.status().unwrap_or_else(|why| panic!("cannot run {command:?}: {why}"));
     assert!(
         status.success(),

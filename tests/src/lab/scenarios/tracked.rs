@@ -9,7 +9,7 @@ const BLOCK: u64 = 64 << 10;
 /// The longest chunk: what a changed range may be widened by at either end, at most.
 const LONGEST_CHUNK: u64 = 256 << 10;
 
-/// Five rounds of random writes and zeroes on a thick volume.
+/// Rounds of random writes and zeroes on a thick volume.
 pub fn thick_rounds() {
     let group = VolumeGroup::new("vg0");
     let volume = group.thick("web", 128);
@@ -19,7 +19,7 @@ pub fn thick_rounds() {
     });
 }
 
-/// Five rounds of random writes, zeroes and discards on a thin volume.
+/// Rounds of random writes, zeroes and discards on a thin volume.
 pub fn thin_rounds() {
     let group = VolumeGroup::new("vg0");
     let pool = group.pool("pool", 512, BLOCK >> 10);
@@ -29,6 +29,11 @@ pub fn thin_rounds() {
         content.zero(2, 300_000);
         content.discard(3, 1 << 20, BLOCK);
     });
+}
+
+/// Of which an ordinary run has time for some.
+fn some_rounds() -> u64 {
+    rounds(if crate::is_long() { 5 } else { 3 })
 }
 
 fn in_rounds(group: &VolumeGroup, pools: &[&Pool], volume: &Volume, change: impl Fn(&mut Content)) {
@@ -47,7 +52,7 @@ fn in_rounds(group: &VolumeGroup, pools: &[&Pool], volume: &Volume, change: impl
     traces.are_only(1);
 
     let mut snapshots = vec![first.snapshot().to_owned()];
-    for round in 1..=rounds(5) {
+    for round in 1..=some_rounds() {
         step(&format!("round {round}"));
         change(&mut content);
         let backup = keeper.backup(volume);
@@ -95,7 +100,7 @@ fn mounted(group: &VolumeGroup, pools: &[&Pool], volume: &Volume, kind: FileSyst
     let mut mounted = Mounted::new(&volume.device(), seed());
     mounted.create(30, 400_000);
     keeper.backup(volume);
-    for round in 1..=rounds(5) {
+    for round in 1..=some_rounds() {
         step(&format!("round {round}"));
         mounted.activity(25, !pools.is_empty());
         let backup = keeper.backup(volume);
