@@ -37,6 +37,7 @@ mod runner;
 pub mod sessions;
 pub mod store;
 pub mod target;
+pub mod users;
 pub mod volume;
 
 pub use audit::Audit;
@@ -47,5 +48,5 @@ pub use protection::{Protection, ReadBy};
 pub use repository::Repository;
 pub use roots::{DamagedRoot, Roots};
 pub use runner::{Answerer, Context, Handler, Outcome, Stop, consume, serve};
-pub use target::{Base, Place, Targets, Wish};
+pub use target::{Base, Ending, Place, Targets, Wish};
 pub use volume::{Changes, Opening, Volume, VolumeError, VolumeInfo, Volumes};

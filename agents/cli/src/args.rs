@@ -106,9 +106,10 @@ pub enum Command {
     Note(NoteArgs),
     /// Show everything about one snapshot
     Show(ShowArgs),
-    /// Show the ranges in which two snapshots differ
+    /// Show the ranges in which two snapshots differ, in whole chunks of 16 to 256 KiB: something in each has changed
     Diff(DiffArgs),
-    /// Show which snapshots of a volume changed a range of it
+    /// Show which snapshots of a volume changed a range of it, as far as chunks tell, which are shown whole (16 to 256
+    /// KiB): what changed may lie beside the range
     FindChange(FindChangeArgs),
     /// Restore a snapshot to a file or device, or many by a plan
     Restore(RestoreArgs),
@@ -336,6 +337,9 @@ pub struct RestoreArgs {
     /// TARGET/NAME, with the last part of its name; TARGET is a folder or a volume group
     #[arg(long)]
     pub group: bool,
+    /// With --group: restore what there is of a run in which a volume is missing
+    #[arg(long, requires = "group")]
+    pub incomplete: bool,
     /// A file (made if it does not exist), a block device, or a logical volume as VG/LV
     #[arg(required_unless_present = "plan")]
     pub target: Option<String>,
@@ -364,7 +368,7 @@ pub struct RestoreArgs {
 pub struct RestoreOptions {
     /// Overwrite a file that has content, a device that is in use or larger than the snapshot, the snapshot's own
     /// source, or a volume that has more than an extent behind the snapshot's end (which is emptied), or whose other
-    /// snapshots or thin pool would overflow; with --group, restore a run in which a volume is missing
+    /// snapshots or thin pool would overflow
     #[arg(long)]
     pub force: bool,
     /// Make the logical volume; one of that name must not exist
@@ -409,6 +413,10 @@ pub struct RestoreOptions {
 pub struct UndoArgs {
     /// The id that `restore --undo` said (`lvkeep snapshots --volume 'undo/*'` lists all that are kept)
     pub snapshot: String,
+    /// The target is a device by a name that may mean another one by now, such as /dev/sdb, and I have looked: it is the
+    /// one that it was. One that is in use is refused all the same
+    #[arg(long)]
+    pub same_device: bool,
     /// Overwrite a target that is in use by now, or whose name may mean another one by now
     #[arg(long)]
     pub force: bool,

@@ -4,13 +4,15 @@
 
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent::Stop;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use schema::messages::FailureKind;
 
+use super::asked::Keeper;
 use super::fixture::{Fixture, noise};
 use crate::batch::Batch;
 use crate::claim::Claim;
@@ -181,6 +183,69 @@ async fn a_device_or_file_in_use_is_refused() {
     assert!(failure.why.contains("in use by /dev/loop"), "{failure}");
 }
 
+/// A guest or a database that merely opened it is no mount, and holds no lock.
+#[tokio::test(start_paused = true)]
+async fn what_a_process_writes_to_is_refused_with_its_name_and_number() {
+    let fixture = Arc::new(Fixture::plain().await);
+    let content = noise(1, 4 * MIB as usize);
+    let root = fixture.volume(&content).await;
+    let (empty, full) = (fixture.path("empty"), fixture.path("full"));
+    std::fs::write(&empty, b"").unwrap();
+    std::fs::write(&full, vec![0xee; 4 * MIB as usize]).unwrap();
+    let keeper = Keeper::start(&fixture, |_| ());
+    let disk = Loop::over(&fixture.path("backing"), 4 * MIB);
+    for path in [&empty, &full].into_iter().chain(disk.as_ref().map(|disk| &disk.device)) {
+        let before = std::fs::read(path).unwrap();
+        let open = std::fs::File::options().read(true).write(true).open(path).unwrap();
+        let mut command = Command::new("cat");
+        let mut guest = command.stdin(Stdio::piped()).stdout(open).spawn().unwrap();
+        // The command holds a handle of its own.
+        drop(command);
+        let refused = async |target: Target, is_kept: bool| {
+            let restorer = fixture.restorer();
+            let undo = fixture.context.environment.job_id();
+            let failure = match is_kept {
+                true => restorer.keep(&root, &target, undo, |_, _| ()).await.map(drop).unwrap_err(),
+                false => restorer.restore(root.clone(), target, |_| ()).await.map(drop).unwrap_err(),
+            };
+            let (pid, path) = (guest.id().to_string(), path.to_str().unwrap());
+            assert_eq!(failure.kind, FailureKind::Refused);
+            for part in ["in use", &pid, "cat", path, "force"] {
+                assert!(failure.why.contains(part), "{part} is not in: {failure}");
+            }
+        };
+        refused(Target::new(path, false).with_content(), false).await;
+        if path != &empty {
+            refused(Target::new(path, false).with_content(), true).await;
+        }
+        assert!(std::fs::read(path).unwrap() == before, "nothing was written");
+        assert!(keeper.jobs().is_empty(), "nor kept for an undo");
+        fixture.restorer().restore(root.clone(), Target::new(path, true), |_| ()).await.unwrap();
+        assert!(std::fs::read(path).unwrap() == content, "force overrides");
+        drop(guest.stdin.take());
+        guest.wait().unwrap();
+        fixture
+            .restorer()
+            .restore(root.clone(), Target::new(path, false).with_content(), |_| ())
+            .await
+            .unwrap();
+    }
+}
+
+/// Whoever only reads is not harmed, and a backup may be at it.
+#[tokio::test(start_paused = true)]
+async fn what_a_process_reads_is_restored_to() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, MIB as usize)).await;
+    let path = fixture.path("read");
+    std::fs::write(&path, b"").unwrap();
+    let mut command = Command::new("sleep");
+    let mut reader = command.arg("600").stdin(std::fs::File::open(&path).unwrap()).spawn().unwrap();
+    fixture.restore(&root, &path).await.unwrap();
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_device_is_locked_by_whatever_node_it_is_named() {
     let fixture = Fixture::plain().await;
@@ -200,6 +265,35 @@ async fn a_device_is_locked_by_whatever_node_it_is_named() {
     assert!(hold::is_locked(&node));
     drop(helping);
     fixture.restorer().restore(root, target(), |_| ()).await.unwrap();
+}
+
+/// Whoever says that a device is the one that it was says nothing about who uses it.
+#[tokio::test(start_paused = true)]
+async fn what_is_put_back_on_a_device_needs_no_force_and_asks_who_uses_it() {
+    let fixture = Fixture::plain().await;
+    let Some(disk) = Loop::over(&fixture.path("backing"), 4 * MIB) else { return };
+    let content = noise(1, 4 * MIB as usize);
+    let root = fixture.volume(&content).await;
+    let put_back = async |is_same| {
+        let target = Target::new(&disk.device, false).put_back().same_device(is_same);
+        fixture.restorer().restore(root.clone(), target, |_| ()).await.map(drop)
+    };
+    let failure = put_back(false).await.unwrap_err();
+    assert!(failure.why.contains("another name") && failure.why.contains("--same-device"), "{failure}");
+    let flags = OFlags::RDONLY | OFlags::EXCL;
+    let held = rustix::fs::open(&disk.device, flags, Mode::empty()).unwrap();
+    let failure = put_back(true).await.unwrap_err();
+    assert!(failure.kind == FailureKind::Refused && failure.why.contains("in use"), "{failure}");
+    drop(held);
+    assert!(std::fs::read(&disk.device).unwrap() == vec![0xee; 4 * MIB as usize], "nothing was written");
+    put_back(true).await.unwrap();
+    assert!(std::fs::read(&disk.device).unwrap() == content);
+    // A link may lead to anything.
+    let link = fixture.path("link");
+    std::os::unix::fs::symlink(&disk.device, &link).unwrap();
+    let target = Target::new(&link, false).put_back().same_device(true);
+    let failure = fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap_err();
+    assert!(failure.why.contains("it is a link by now"), "{failure}");
 }
 
 #[tokio::test(start_paused = true)]
