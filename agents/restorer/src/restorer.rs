@@ -402,6 +402,7 @@ impl Restorer {
     }
 
     pub(crate) fn work(&self, source: Source, task: Task) -> Arc<Work> {
+        let room = if matches!(task.sink, Sink::Target(_)) { self.turns.bytes / 16 } else { 0 };
         Arc::new(Work {
             volume: source.map.root().volume.clone(),
             environment: self.context.environment.clone(),
@@ -413,7 +414,7 @@ impl Restorer {
             tracked: OnceLock::new(),
             donor: task.donor,
             snapback: task.snapback,
-            repeats: Repeats::new(self.turns.bytes / 16),
+            repeats: Repeats::new(room),
             keep_going: task.keep_going,
             turns: self.turns.clone(),
             halt: Stop::default(),

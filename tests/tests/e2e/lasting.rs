@@ -31,7 +31,7 @@ const SIZE: u64 = 6 * MIB;
 /// Snapshots of a volume that rules keep.
 const KEPT: &str = "2";
 const BACKUPS: u64 = 60;
-const BACKUPS_LONG: u64 = 400;
+const BACKUPS_LONG: u64 = 480;
 /// Backups, at most, for each of those who are killed.
 const BACKUPS_PER_STRIKE: u64 = 2;
 /// Looks at what has ended for each look at the packs.
