@@ -24,7 +24,7 @@ pub fn littered() -> Machine {
     std::fs::copy(&first, &second).expect("a copy");
     overwrite(&second, 0..6, 2);
     // Every pack of the rest keeps a little.
-    (6..16).for_each(|mib| scatter(&second, mib));
+    (6..16).for_each(|mib| scatter(&second, mib, 100 + mib));
     random_file(&other, 5 * MIB, 3);
     let forgotten = machine.json(&["backup", "--name", "vm/a", &first]);
     machine.run(&["backup", "--name", "vm/a", &second]).ok();
@@ -41,9 +41,9 @@ fn overwrite(path: &str, mib: std::ops::Range<u64>, seed: u64) {
 }
 
 /// Overwrites three quarters of a MiB.
-pub fn scatter(path: &str, mib: u64) {
+pub fn scatter(path: &str, mib: u64, seed: u64) {
     let part = format!("{path}.part");
-    random_file(&part, 3 * MIB / 4, 100 + mib);
+    random_file(&part, 3 * MIB / 4, seed);
     let file = OpenOptions::new().write(true).open(path).expect("an image");
     file.write_all_at(&std::fs::read(&part).expect("random bytes"), mib * MIB).expect("new bytes");
 }

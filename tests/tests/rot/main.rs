@@ -10,6 +10,7 @@ mod marking;
 mod moved;
 mod older;
 mod takeover;
+mod weak;
 mod withheld;
 
 use std::path::PathBuf;
