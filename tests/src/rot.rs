@@ -163,11 +163,20 @@ impl Agents<'_> {
 impl Rot {
     /// An empty repository; files go to `folder`.
     pub async fn new(folder: &Path) -> Result<Self, Failure> {
+        Self::new_over(folder, |bucket, _| bucket).await
+    }
+
+    /// The same, made through another store in front of its bucket.
+    pub async fn new_over(
+        folder: &Path,
+        front: impl FnOnce(Arc<InMemory>, Arc<dyn Environment>) -> Arc<dyn ObjectStore>,
+    ) -> Result<Self, Failure> {
         let environment: Arc<dyn Environment> = Arc::new(SimEnvironment::new(1));
         let bucket = Arc::new(InMemory::new());
         let identity = Arc::new(Identity::generate());
         let new = NewRepository { recipients: identity.recipients(), pack_size: PACK };
-        let store = Store::new(bucket.clone(), "", "bucket", environment.clone());
+        let front = front(bucket.clone(), environment.clone());
+        let store = Store::new(front, "", "bucket", environment.clone());
         let repository = Repository::init(store, &new).await?;
         Ok(Self { bucket, environment, repository, identity, folder: folder.to_owned() })
     }

@@ -129,6 +129,8 @@ fn months_pass_under_faults() {
     assert!(faults.of("copies killed") > 20, "{total}");
     assert!(done.of("snapshots brought back") > 100 && done.of("snapshots held") > 100, "{total}");
     assert!(done.of("restores with an undo") > 50, "{total}");
+    assert!(done.of("samples of content") > 10_000, "{total}");
+    assert!(done.of("messages and objects searched for content") > 10_000, "{total}");
     assert!(done.of("verdicts") > 200 && faults.of("deaths of collectors") > 100, "{total}");
     assert!(faults.of("crashes of roles") > 100 && faults.total() > 20_000, "{total}");
 }
@@ -336,7 +338,8 @@ async fn what_was_sent_is_not_in_its_senders_memory_any_more() {
     let trace = Arc::new(Trace::new(environment.clone(), false, &[]));
     let server = Server::new(environment.clone(), 1 << 20, 1 << 20);
     let late = Accident::Late(0, Duration::from_secs(3600));
-    let wires = Wires::new(environment.clone(), trace, server, BusFaults::default(), late);
+    let faults = BusFaults::default();
+    let wires = Wires::new(environment.clone(), trace, server, faults, late, Arc::default());
     let pool = Pool::new(1, 4096);
     let cancel = Cancel { session: environment.session_id() };
     let message = Message::with_body(&About::nothing(), &cancel, pool.acquire().await.freeze());

@@ -1,6 +1,7 @@
 //! What the footers of all packs say, and which copies in packs are none.
 
 mod reading;
+mod unread;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,13 +9,14 @@ use agent::Failure;
 use agent::damage::Damages;
 use futures::stream::{self, StreamExt};
 use schema::limits::DAMAGED_CHUNKS_MAX;
-use schema::messages::Copy;
+use schema::messages::{Copy, FailureKind};
 use schema::pack::{PackFooter, PackHeader};
 use schema::{ChunkId, Domain, KeyId, PackId, SessionId, names};
 
 use crate::findings::{Progress, Report, Trouble};
-use crate::given::Footer;
+use crate::given::{Footer, NOT_GIVEN};
 use crate::{Checker, Found};
+use unread::Unread;
 
 /// What is said of a pack of which nothing can be read, behind the reason.
 pub(crate) const UNREADABLE: &str = "; nothing in it can be read";
@@ -277,20 +279,19 @@ impl Checker {
         // What holds structure was read before.
         let is_content = |pack: &&(PackId, u64)| packs.structure.binary_search(*pack).is_err();
         let content: Vec<(PackId, u64)> = packs.listed.iter().filter(is_content).copied().collect();
-        let chosen = self.settings.content.of(&content, self.stopped);
+        let mut unread = Unread::new(self.settings.content.of(&content, self.stopped));
         let mut done = self.stopped.map_or(0, |stopped| stopped.done);
-        let total = done + chosen.iter().map(|(_, size)| size).sum::<u64>();
         let read = (report.packs_read, report.bytes_read, report.unopened, report.unopened_in);
         // What could not be recorded is tried again.
         let mut pending = usize::from(self.unrecorded.is_pending());
-        let now = |report: &Report, done: u64, pending: usize, after: Option<PackId>| {
-            let is_recorded = pending == 0;
+        let now = |report: &Report, done: u64, pending: usize, unread: &Unread| {
+            let is_recorded = pending == 0 && !unread.has_moved();
             progress(Progress {
-                total,
+                total: done + unread.bytes(),
                 done,
                 is_recorded,
                 is_stuck: self.unrecorded.is_pending(),
-                after: after.filter(|_| is_recorded),
+                after: unread.after().filter(|_| is_recorded),
                 packs: report.packs_read - read.0,
                 bytes: report.bytes_read - read.1,
                 unopened: report.unopened - read.2,
@@ -299,18 +300,41 @@ impl Checker {
                 found: &report.once,
             });
         };
-        now(report, done, pending, None);
-        for (number, (pack, size)) in chosen.iter().enumerate() {
-            self.may_go_on(*size).await?;
-            pending += self.frames_of(*pack, *size, recorded, packs, report).await?;
-            done += size;
-            let is_last = number + 1 == chosen.len();
-            if pending > 0 && (is_last || pending >= PENDING_MAX || number % 64 == 0) {
+        now(report, done, pending, &unread);
+        let mut number = 0;
+        while let Some((pack, size)) = unread.next() {
+            self.may_go_on(size).await?;
+            match self.frames_of(pack, size, recorded, packs, report).await? {
+                Some(bad) => (pending, done) = (pending + bad, done + size),
+                None => self.is_gone(pack, &mut unread, packs, report).await?,
+            }
+            if pending > 0 && (unread.is_empty() || pending >= PENDING_MAX || number % 64 == 0) {
                 let damage = packs.damage().chain(lost.iter().map(|(id, packs)| (*id, packs.clone())));
                 report.recorded += self.record(recorded, &packs.unreadable, damage).await?;
                 pending = usize::from(self.unrecorded.is_pending());
             }
-            now(report, done, pending, Some(*pack));
+            now(report, done, pending, &unread);
+            number += 1;
+        }
+        Ok(())
+    }
+
+    /// A pack is gone. What is needed of it a collection has moved before, to names that may have been passed by now.
+    async fn is_gone(
+        &self,
+        pack: PackId,
+        unread: &mut Unread,
+        packs: &mut Packs,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
+        let listed = self.source.list_packs().await?;
+        let (gone, came) = unread.is_gone(&packs.listed, &listed);
+        report.packs = (report.packs + came).saturating_sub(gone);
+        packs.list_again(listed);
+        if packs.lists(&pack) {
+            let why = format!("{NOT_GIVEN}: it is listed, and said not to be there");
+            packs.is_withheld(pack, &Failure::new(FailureKind::Store, why), report);
+            report.only_once(&names::pack(pack));
         }
         Ok(())
     }

@@ -46,6 +46,8 @@ pub struct Checked {
     chunks_healed: u64,
     records_removed: u64,
     unrecorded: Option<String>,
+    /// Behind which pack it went on, where another check of the same had stopped; what that one read was not read again.
+    went_on_behind: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -86,7 +88,14 @@ pub async fn run(app: &App, args: &CheckArgs) -> anyhow::Result<()> {
     if matches!(content, Content::All { .. } | Content::Share(_)) && !report.is_behind {
         cursor.clear();
     }
-    conclude(app, &Checked::of(report))
+    let behind = match content {
+        Content::All { after } => after,
+        Content::Share(_) => stopped.map(|stopped| stopped.behind),
+        // Each goes on behind the last one.
+        Content::None | Content::Percent { .. } => None,
+    };
+    let went_on_behind = behind.map(|pack| pack.to_string());
+    conclude(app, &Checked { went_on_behind, ..Checked::of(report) })
 }
 
 /// Prints what was found; damage is a failure.
@@ -152,14 +161,15 @@ fn content(args: &CheckArgs, cursor: &Cursor) -> (Content, Option<Stopped>) {
     }
 }
 
-/// Where the last check of content ended, on this host. Only a shorter way: without it, checks begin at the start. Each
-/// fixed share has one of its own, until all of it was read.
+/// Where the last check of content ended, on this host. Only a shorter way: without it, checks begin at the start. Per
+/// cents have one that goes round for ever; everything, and each fixed share, has one of its own until all of it was read.
 struct Cursor(PathBuf);
 
 impl Cursor {
     fn of(app: &App, repository: &Repository, read: Option<ReadData>) -> Self {
         let name = match read {
             Some(ReadData::Share(Share { number, of })) => format!("check-cursor-{number}-{of}"),
+            Some(ReadData::Percent(100)) => "check-cursor-all".to_owned(),
             Some(ReadData::Percent(_)) | None => "check-cursor".to_owned(),
         };
         Self(app.settings.cache.value.join(repository.key.repo().to_string()).join(name))
@@ -253,6 +263,7 @@ impl Checked {
             chunks_healed: report.healed,
             records_removed: report.settled,
             unrecorded: report.unrecorded,
+            went_on_behind: None,
         }
     }
 
@@ -275,6 +286,7 @@ impl Checked {
             chunks_healed: report.healed,
             records_removed: report.settled,
             unrecorded: report.unrecorded,
+            went_on_behind: None,
         }
     }
 
@@ -346,6 +358,11 @@ impl Checked {
             packs => format!(", {packs} of {} packs read ({})", self.packs, text::size(self.bytes_read)),
         };
         lines.push(format!("{} snapshots, {}: checked{read}", self.snapshots, text::size(self.bytes)));
+        if let Some(pack) = &self.went_on_behind {
+            lines.push(format!(
+                "content was read from behind pack {pack} on, where another check was interrupted (--restart reads all of it)"
+            ));
+        }
         lines.join("\n")
     }
 }

@@ -11,7 +11,7 @@ use collector::{Announce, Collector, Latest, Limits, Patience, Report, Settings}
 
 use crate::app::App;
 use crate::args::REPACK_BELOW;
-use crate::prune::Waits;
+use crate::prune::{LOCKED, Waits};
 use crate::text;
 
 /// How an agent collects.
@@ -93,6 +93,8 @@ impl Collecting {
             let waits = Waits::from(waiting).line();
             tracing::warn!(
                 collection,
+                packs = report.left.packs,
+                bytes = report.left.bytes,
                 "a collection waits for {waits}: until it has ended, nothing is deleted"
             );
         }
@@ -101,7 +103,8 @@ impl Collecting {
                 collection,
                 packs = report.swept.locked.len(),
                 snapshots = report.swept.locked_roots.len(),
-                "the store does not let them go yet (object lock, or credentials that may not delete)"
+                bytes = report.left.bytes,
+                "the store does not let them go yet ({LOCKED})"
             );
         }
         if report.waits.is_empty() {

@@ -12,15 +12,22 @@ use crate::args::PruneArgs;
 use crate::settings::{parse_seconds, parse_size};
 use crate::{bus, open, text};
 
+/// Why a store may not let something go.
+pub const LOCKED: &str = "object lock, or credentials that may not delete";
+
 /// A session that a collection waits for.
 #[derive(Debug, Serialize)]
 pub struct Waits {
     /// Its id.
     pub session: String,
-    kind: Option<String>,
-    volume: Option<String>,
-    host: Option<String>,
-    started: Option<String>,
+    /// What it is, as far as its object can be read.
+    pub kind: Option<String>,
+    /// Of which volume.
+    pub volume: Option<String>,
+    /// On which host.
+    pub host: Option<String>,
+    /// Since when.
+    pub started: Option<String>,
 }
 
 impl From<&Waiting> for Waits {
@@ -73,13 +80,18 @@ struct Pruned {
     packs_deleted: u64,
     bytes_written: u64,
     bytes_freed: u64,
-    bytes_total: u64,
-    bytes_unneeded: u64,
-    bytes_movable_later: u64,
-    bytes_scattered: u64,
-    bytes_held_by_sessions: u64,
-    bytes_damaged: u64,
-    bytes_withheld: u64,
+    /// What the collection will remove yet that waits, at most, or that the store does not let go.
+    snapshots_left: u64,
+    packs_left: u64,
+    bytes_left: u64,
+    /// This and the next ones are counted when a collection begins, and not by who goes on with one.
+    bytes_total: Option<u64>,
+    bytes_unneeded: Option<u64>,
+    bytes_movable_later: Option<u64>,
+    bytes_scattered: Option<u64>,
+    bytes_held_by_sessions: Option<u64>,
+    bytes_damaged: Option<u64>,
+    bytes_withheld: Option<u64>,
     packs_withheld: Vec<Withheld>,
     packs_locked: usize,
     snapshots_locked: usize,
@@ -142,7 +154,7 @@ async fn settings(app: &App, args: &PruneArgs) -> anyhow::Result<Settings> {
 }
 
 fn pruned(args: &PruneArgs, report: &Report) -> Pruned {
-    let sums = report.sums.unwrap_or_default();
+    let sums = report.sums.as_ref();
     Pruned {
         dry_run: args.dry_run,
         collection: report.epoch,
@@ -155,13 +167,16 @@ fn pruned(args: &PruneArgs, report: &Report) -> Pruned {
         packs_deleted: report.swept.packs,
         bytes_written: report.new_bytes,
         bytes_freed: report.swept.bytes,
-        bytes_total: sums.total,
-        bytes_unneeded: sums.dead + sums.rewritten.saturating_sub(sums.moved),
-        bytes_movable_later: sums.later,
-        bytes_scattered: sums.scattered,
-        bytes_held_by_sessions: sums.held,
-        bytes_damaged: sums.damaged,
-        bytes_withheld: sums.withheld,
+        snapshots_left: report.left.snapshots,
+        packs_left: report.left.packs,
+        bytes_left: report.left.bytes,
+        bytes_total: sums.map(|sums| sums.total),
+        bytes_unneeded: sums.map(|sums| sums.dead + sums.rewritten.saturating_sub(sums.moved)),
+        bytes_movable_later: sums.map(|sums| sums.later),
+        bytes_scattered: sums.map(|sums| sums.scattered),
+        bytes_held_by_sessions: sums.map(|sums| sums.held),
+        bytes_damaged: sums.map(|sums| sums.damaged),
+        bytes_withheld: sums.map(|sums| sums.withheld),
         packs_withheld: report
             .withheld
             .iter()
@@ -181,7 +196,7 @@ fn describe(pruned: &Pruned) -> String {
             "would remove {} forgotten snapshots and {} packs ({}), {} of them after moving what is needed to new ones",
             pruned.snapshots_forgotten,
             pruned.packs_unneeded + pruned.packs_rewritten,
-            size(pruned.bytes_unneeded),
+            size(pruned.bytes_unneeded.unwrap_or_default()),
             pruned.packs_rewritten
         )),
         false if pruned.collection.is_none() => lines.push("nothing to collect".to_owned()),
@@ -195,8 +210,8 @@ fn describe(pruned: &Pruned) -> String {
             size(pruned.bytes_written)
         )),
     }
-    let mut left = |bytes: u64, what: &str| {
-        if bytes > 0 {
+    let mut left = |bytes: Option<u64>, what: &str| {
+        if let Some(bytes) = bytes.filter(|bytes| *bytes > 0) {
             lines.push(format!("left: {} {what}", size(bytes)));
         }
     };
@@ -209,14 +224,18 @@ fn describe(pruned: &Pruned) -> String {
     for waits in &pruned.waits_for {
         lines.push(format!("waits for {}", waits.line()));
     }
+    let Pruned { snapshots_left, packs_left, .. } = pruned;
+    let bytes_left = size(pruned.bytes_left);
     if !pruned.waits_for.is_empty() {
-        lines.push("nothing more is deleted until they have ended; the next prune goes on".to_owned());
+        lines.push(format!(
+            "nothing more is deleted until they have ended; the next prune goes on, and then removes {snapshots_left} \
+             forgotten snapshots and up to {packs_left} packs ({bytes_left})"
+        ));
     }
     if pruned.packs_locked + pruned.snapshots_locked > 0 {
         lines.push(format!(
-            "the store does not let {} packs and {} snapshots go yet (object lock, or credentials that may not delete); \
-             the next prune tries again",
-            pruned.packs_locked, pruned.snapshots_locked
+            "the store does not let {packs_left} packs ({bytes_left}) and {snapshots_left} snapshots go yet ({LOCKED}); the \
+             next prune tries again"
         ));
     }
     lines.join("\n")

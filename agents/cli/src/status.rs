@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::app::App;
 use crate::args::{Role, StatusArgs};
-use crate::prune::Waits;
+use crate::prune::{LOCKED, Waits};
 use crate::settings::parse_seconds;
 use crate::{bus, checks, exit, select, text, undo};
 
@@ -83,6 +83,7 @@ struct Collection {
     snapshots: u64,
     packs: u64,
     packs_left: u64,
+    bytes_left: u64,
     snapshots_left: u64,
     waits_for: Vec<Waits>,
 }
@@ -156,8 +157,9 @@ fn collection(unfinished: collector::Unfinished) -> Collection {
         decided: unfinished.decided,
         snapshots: unfinished.forgotten,
         packs: unfinished.condemned,
-        packs_left: unfinished.left,
-        snapshots_left: unfinished.roots_left,
+        packs_left: unfinished.left.packs,
+        bytes_left: unfinished.left.bytes,
+        snapshots_left: unfinished.left.snapshots,
         waits_for: unfinished.waits.iter().map(Waits::from).collect(),
     }
 }
@@ -165,16 +167,17 @@ fn collection(unfinished: collector::Unfinished) -> Collection {
 impl Collection {
     fn lines(&self) -> String {
         let Self { number, snapshots, packs, .. } = self;
+        let size = text::size(self.bytes_left);
         if self.decided {
             return format!(
-                "collection {number} is not finished: {} of {packs} packs and {} of {snapshots} forgotten snapshots are \
-                 still there (`lvkeep prune` goes on)",
+                "collection {number} is not finished: {} of {packs} packs ({size}) and {} of {snapshots} forgotten snapshots \
+                 are still there (`lvkeep prune` goes on; what it leaves, the store does not let go yet: {LOCKED})",
                 self.packs_left, self.snapshots_left
             );
         }
         let mut lines = vec![format!(
-            "collection {number} is not finished: {packs} packs are condemned, {snapshots} snapshots forgotten (`lvkeep \
-             prune` goes on)"
+            "collection {number} is not finished: {packs} packs ({size}) are condemned, {snapshots} snapshots forgotten \
+             (`lvkeep prune` goes on)"
         )];
         lines.extend(self.waits_for.iter().map(|waits| format!("  it waits for {}", waits.line())));
         lines.join("\n")
@@ -275,5 +278,41 @@ fn age(seconds: u64) -> String {
         120..7200 => format!("{} min", seconds / 60),
         7200..172_800 => format!("{} h", seconds / 3600),
         _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How much it is, and for what or whom it waits.
+    #[test]
+    fn a_collection_that_is_not_finished_says_what_it_will_free_and_why_it_has_not() {
+        let started = "2026-11-21T03:56:45.731Z";
+        let waits = Waits {
+            session: "01M8".into(),
+            kind: Some("backup".into()),
+            volume: Some("vm/a".into()),
+            host: Some("web1".into()),
+            started: Some(started.into()),
+        };
+        let waiting = Collection {
+            number: 7,
+            decided: false,
+            snapshots: 2,
+            packs: 9,
+            packs_left: 9,
+            bytes_left: 3 << 20,
+            snapshots_left: 2,
+            waits_for: vec![waits],
+        };
+        let text = waiting.lines();
+        for part in ["9 packs (3.0 MiB)", "backup of vm/a on web1", started, "lvkeep cancel 01M8"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let text = Collection { decided: true, packs_left: 5, ..waiting }.lines();
+        for part in ["5 of 9 packs (3.0 MiB)", LOCKED] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 }

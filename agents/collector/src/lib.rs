@@ -31,7 +31,7 @@ pub use announce::Announce;
 pub use epochs::{Latest, latest};
 pub use plan::{Limits, Sums};
 pub use sessions::{About, Patience, Waiting};
-pub use state::{Standing, Unfinished, standing, unfinished};
+pub use state::{Left, Standing, Unfinished, standing, unfinished};
 pub use sweep::Swept;
 
 use budget::Budget;
@@ -84,6 +84,8 @@ pub struct Report {
     pub new_bytes: u64,
     /// Sessions that must end before anything more can be done.
     pub waits: Vec<Waiting>,
+    /// What the collection is still to take away that the run ended in, or that was met unfinished.
+    pub left: Left,
     /// Packs that the store does not give, and what it says: they stay, and nothing is known of what they hold.
     pub withheld: BTreeMap<PackId, String>,
 }
@@ -146,6 +148,7 @@ impl Collector {
         if let Some(unfinished) = unfinished(&self.repository).await? {
             report.epoch = Some(unfinished.number);
             report.waits = unfinished.waits;
+            report.left = unfinished.left;
         }
         let (census, plan) = self.census().await?;
         note(&mut report, &census, &plan);
@@ -209,6 +212,7 @@ impl Collector {
                 report.waits =
                     sessions::wait(&self.repository, &sessions, self.settings.patience, &self.stop).await?;
                 if !report.waits.is_empty() {
+                    report.left = Left::of(&self.repository, &epoch.condemned, &epoch.forgotten).await?;
                     return Ok(Ended::Not);
                 }
                 go_on(&self.stop)?;
@@ -219,9 +223,11 @@ impl Collector {
         report.epoch = Some(epoch.number);
         let swept = sweep::sweep(&self.repository, &epoch, &verdict, &self.stop).await?;
         let finished = swept.is_finished();
+        report.left = swept.left();
         report.swept.snapshots += swept.snapshots;
         report.swept.packs += swept.packs;
         report.swept.bytes += swept.bytes;
+        report.swept.locked_bytes = swept.locked_bytes;
         report.swept.locked = swept.locked;
         report.swept.locked_roots = swept.locked_roots;
         Ok(if finished { Ended::Finished } else { Ended::Not })

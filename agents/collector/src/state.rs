@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use agent::{Failure, Repository};
+use schema::PackId;
 use schema::epoch::Awaited;
-use schema::names;
+use schema::names::{self, Slot};
 
 use crate::epochs::{self, Latest, latest};
 use crate::sessions::{self, Waiting};
@@ -22,10 +23,37 @@ pub struct Unfinished {
     pub decided: bool,
     /// Sessions that it waits for.
     pub waits: Vec<Waiting>,
-    /// Packs of the verdict that are still there; a lock of the store may hold them.
-    pub left: u64,
-    /// Roots that are still to be overwritten, once there is a verdict.
-    pub roots_left: u64,
+    /// What of that is still there; with a verdict, a lock of the store may hold it.
+    pub left: Left,
+}
+
+/// What a collection is still to take away. Before there is a verdict, some of the packs may turn out to be needed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Forgotten snapshots whose roots are still to be overwritten.
+    pub snapshots: u64,
+    /// Packs that are still there.
+    pub packs: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+}
+
+impl Left {
+    /// Of these packs and forgotten snapshots, what listings show.
+    pub(crate) async fn of(
+        repository: &Repository,
+        packs: &[PackId],
+        forgotten: &[Slot],
+    ) -> Result<Self, Failure> {
+        let (packs, roots): (BTreeSet<_>, _) = (packs.iter().collect(), epochs::roots(repository).await?);
+        let snapshots = forgotten.iter().filter(|slot| roots.contains(slot)).count() as u64;
+        let mut left = Self { snapshots, ..Self::default() };
+        for (_, size) in repository.list_packs().await?.iter().filter(|(pack, _)| packs.contains(pack)) {
+            left.packs += 1;
+            left.bytes += size;
+        }
+        Ok(left)
+    }
 }
 
 /// The unfinished collection, if there is one. Changes nothing.
@@ -69,21 +97,16 @@ async fn of(repository: &Repository, latest: Latest) -> Result<Option<Unfinished
                 condemned: epoch.condemned.len() as u64,
                 decided: false,
                 waits: open.into_iter().map(|(waiting, _)| waiting).collect(),
-                left: 0,
-                roots_left: 0,
+                left: Left::of(repository, &epoch.condemned, &epoch.forgotten).await?,
             })
         }
-        Latest::Decided(epoch, verdict) => {
-            let (packs, roots) = (epochs::packs(repository).await?, epochs::roots(repository).await?);
-            Some(Unfinished {
-                number: epoch.number,
-                forgotten: epoch.forgotten.len() as u64,
-                condemned: verdict.delete.len() as u64,
-                decided: true,
-                waits: Vec::new(),
-                left: verdict.delete.iter().filter(|pack| packs.contains(pack)).count() as u64,
-                roots_left: epoch.forgotten.iter().filter(|slot| roots.contains(slot)).count() as u64,
-            })
-        }
+        Latest::Decided(epoch, verdict) => Some(Unfinished {
+            number: epoch.number,
+            forgotten: epoch.forgotten.len() as u64,
+            condemned: verdict.delete.len() as u64,
+            decided: true,
+            waits: Vec::new(),
+            left: Left::of(repository, &verdict.delete, &epoch.forgotten).await?,
+        }),
     })
 }

@@ -9,7 +9,7 @@ use schema::PackId;
 use schema::epoch::{Epoch, Verdict};
 use schema::names::{self, Slot};
 
-use crate::{epochs, go_on};
+use crate::{Left, epochs, go_on};
 
 /// Packs that are deleted between two looks at the flag that stops, and between two lines of the log.
 const BATCH: usize = 1000;
@@ -25,6 +25,8 @@ pub struct Swept {
     pub bytes: u64,
     /// Packs that the store does not let go yet.
     pub locked: Vec<PackId>,
+    /// Their bytes.
+    pub locked_bytes: u64,
     /// Roots that the store does not let be overwritten yet.
     pub locked_roots: Vec<Slot>,
 }
@@ -33,6 +35,12 @@ impl Swept {
     /// Whether nothing is left to do.
     pub fn is_finished(&self) -> bool {
         self.locked.is_empty() && self.locked_roots.is_empty()
+    }
+
+    /// What the store does not let go yet.
+    pub(crate) fn left(&self) -> Left {
+        let (snapshots, packs) = (self.locked_roots.len() as u64, self.locked.len() as u64);
+        Left { snapshots, packs, bytes: self.locked_bytes }
     }
 }
 
@@ -99,10 +107,14 @@ async fn delete_packs(
     for batch in keys.chunks(BATCH) {
         go_on(stop)?;
         let locked = repository.store.delete_all(batch).await?;
+        let size = |key: &String| {
+            names::parse_pack(key).ok().and_then(|pack| sizes.get(&pack)).copied().unwrap_or_default()
+        };
         for key in batch.iter().filter(|key| !locked.contains(key)) {
             swept.packs += 1;
-            swept.bytes += names::parse_pack(key).ok().and_then(|pack| sizes.get(&pack)).unwrap_or(&0);
+            swept.bytes += size(key);
         }
+        swept.locked_bytes += locked.iter().map(size).sum::<u64>();
         swept.locked.extend(locked.iter().filter_map(|key| names::parse_pack(key).ok()));
         tracing::info!(deleted = swept.packs, of = keys.len(), locked = swept.locked.len(), "deleting packs");
     }

@@ -15,6 +15,7 @@ mod nats;
 mod process;
 mod seaweed;
 mod site;
+mod tap;
 mod tools;
 mod wait;
 
@@ -28,5 +29,6 @@ pub use nats::NatsServer;
 pub use process::{Process, Ran};
 pub use seaweed::Seaweed;
 pub use site::{Agent, Site};
+pub use tap::Tap;
 pub use tools::{Binary, free_ports, program, xtask};
 pub use wait::{PATIENCE, eventually};

@@ -15,6 +15,8 @@ use super::bucket::History;
 use super::cluster::World;
 use super::content::{Content, Templates};
 use super::environment::SimEnvironment;
+use super::leaks::Leaks;
+use super::ledger::Ledger;
 use super::plan::Plan;
 use super::saboteur::Sabotage;
 use super::second::Second;
@@ -81,11 +83,15 @@ pub async fn build(
     };
     let server = Server::new(environment.clone(), plan.chunk_queue, holds);
     let (bus, accident) = (plan.bus.clone(), plan.accident.clone());
-    let wires = Wires::new(environment.clone(), trace.clone(), server, bus, accident);
-    let sources = sources(&plan, &environment);
-    history.ledger().begin(repository.key.clone(), identity.clone(), sources.clone());
+    let leaks = Arc::new(Leaks::new(repository.key.family(), identity.clone(), trace.clone()));
+    let wires = Wires::new(environment.clone(), trace.clone(), server, bus, accident, leaks.clone());
+    let sources = sources(&plan, &environment, &leaks);
+    let begin = |ledger: &Ledger, repository: &Repository| {
+        ledger.begin(repository.key.clone(), identity.clone(), sources.clone(), leaks.clone());
+    };
+    begin(history.ledger(), &repository);
     if let Some(second) = &second {
-        second.ledger.begin(second.repository.key.clone(), identity.clone(), sources.clone());
+        begin(&second.ledger, &second.repository);
     }
     let folder = folder.to_owned();
     let world = World {
@@ -94,6 +100,7 @@ pub async fn build(
         clock,
         trace,
         wires,
+        leaks,
         store,
         ledger: history.ledger().clone(),
         repository,
@@ -129,7 +136,7 @@ pub fn templates(plan: &Plan) -> Templates {
     Templates::new(&mut StdRng::seed_from_u64(plan.seed ^ 0x7e3a), plan.templates)
 }
 
-fn sources(plan: &Plan, environment: &Arc<dyn Environment>) -> Vec<Arc<Sources>> {
+fn sources(plan: &Plan, environment: &Arc<dyn Environment>, leaks: &Arc<Leaks>) -> Vec<Arc<Sources>> {
     let templates = templates(plan);
     let mut by_host: BTreeMap<usize, Vec<Arc<Source>>> = BTreeMap::new();
     let mut first: Option<Content> = None;
@@ -170,7 +177,8 @@ fn sources(plan: &Plan, environment: &Arc<dyn Environment>) -> Vec<Arc<Sources>>
         .map(|host| {
             let stale = plan.sabotage == Some(Sabotage::ReadsWhatWas);
             let skips = plan.sabotage == Some(Sabotage::SkipsWhatCannotBeRead);
-            Sources::new(environment.clone(), by_host.remove(&host).unwrap_or_default(), stale, skips)
+            let of_host = by_host.remove(&host).unwrap_or_default();
+            Sources::new(environment.clone(), of_host, stale, skips, leaks.clone())
         })
         .collect()
 }

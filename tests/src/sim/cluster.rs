@@ -30,8 +30,10 @@ use super::client::Job;
 use super::counts::Counts;
 use super::doom::Doom;
 use super::environment::SimEnvironment;
+use super::leaks::Leaks;
 use super::ledger::Ledger;
 use super::plan::Plan;
+use super::saboteur::{Sabotage, without_recipients};
 use super::second::Second;
 use super::sources::{Source, Sources};
 use super::trace::Trace;
@@ -50,6 +52,8 @@ pub struct World {
     pub trace: Arc<Trace>,
     /// The bus.
     pub wires: Arc<Wires>,
+    /// What must not leave a host.
+    pub leaks: Arc<Leaks>,
     /// The bucket with its faults.
     pub store: FaultyStore,
     /// What the bucket holds, and must hold.
@@ -368,9 +372,14 @@ async fn live(
         }
         Role::Hasher(host_number, _) => {
             let key = &world.repository.key;
-            let content = Arc::new(ContentKey::new(key, &*context.environment)?);
+            let content = match plan.sabotage {
+                Some(Sabotage::SealsNothing) => {
+                    ContentKey::new(&without_recipients(key)?, &*context.environment)?
+                }
+                _ => ContentKey::new(key, &*context.environment)?,
+            };
             let settings = hasher::Settings { level: 1, extents: Queue::extents(&host(host_number)) };
-            Hasher::new(context, settings, index, key, content)?.run().await
+            Hasher::new(context, settings, index, key, Arc::new(content))?.run().await
         }
         Role::Indexer(number) => {
             let first = number as u16 * plan.shards_each;

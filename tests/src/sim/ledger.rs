@@ -9,7 +9,7 @@ mod contents;
 mod frames;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use schema::session::SessionKind;
 use schema::{ChunkId, JobId, PackId, SessionId};
 
 use super::counts::Counts;
+use super::leaks::Leaks;
 use super::sources::Sources;
 use super::trace::Trace;
 
@@ -30,16 +31,24 @@ use book::Book;
 pub struct Ledger {
     trace: Arc<Trace>,
     book: Mutex<Option<Book>>,
+    leaks: OnceLock<Arc<Leaks>>,
 }
 
 impl Ledger {
     /// A ledger that has not begun.
     pub fn new(trace: Arc<Trace>) -> Self {
-        Self { trace, book: Mutex::default() }
+        Self { trace, book: Mutex::default(), leaks: OnceLock::new() }
     }
 
     /// Begins with an empty repository; `sources` say what was read.
-    pub fn begin(&self, key: WriterKey, identity: Option<Arc<Identity>>, sources: Vec<Arc<Sources>>) {
+    pub fn begin(
+        &self,
+        key: WriterKey,
+        identity: Option<Arc<Identity>>,
+        sources: Vec<Arc<Sources>>,
+        leaks: Arc<Leaks>,
+    ) {
+        self.leaks.get_or_init(|| leaks);
         *self.locked() = Some(Book::new(key, identity, sources));
     }
 
@@ -55,6 +64,9 @@ impl Ledger {
 
     /// An object was written.
     pub fn written(&self, key: &str, bytes: &Bytes) {
+        if let Some(leaks) = self.leaks.get() {
+            leaks.written(key, bytes);
+        }
         if let Some(book) = &mut *self.locked() {
             self.tell(book.written(key, bytes, self.trace.now_ms()));
         }

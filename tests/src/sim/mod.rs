@@ -3,6 +3,7 @@
 //! * [`plan`]: what a seed stands for.
 //! * [`mod@run`]: one run of a plan.
 //! * [`ledger`]: what must hold at every moment.
+//! * [`leaks`]: what must not leave a host.
 //! * [`oracle`]: what must hold at its end.
 //! * [`saboteur`]: what shows that a run fails when it does not hold.
 //!
@@ -16,6 +17,7 @@ pub mod content;
 pub mod counts;
 pub mod doom;
 pub mod environment;
+pub mod leaks;
 pub mod ledger;
 pub mod oracle;
 pub mod people;

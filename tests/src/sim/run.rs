@@ -154,6 +154,7 @@ async fn simulate(plan: Plan, loud: bool) -> Result<Report, Broken> {
 fn done(world: &World) -> Counts {
     let mut done = world.ledger.counts();
     done.merge(&world.done.lock().unwrap_or_else(PoisonError::into_inner));
+    done.merge(&world.leaks.counts());
     if let Some(second) = &world.second {
         done.merge(&second.counts());
     }

@@ -3,21 +3,23 @@
 //!
 //! Most of it is done to the bucket when every job has ended, beside all roles; some of it are roles that do not work.
 
-use agent::{Failure, Repository, forgetting};
+use agent::{Failure, Queue, Repository, Topic, forgetting};
 use bytes::Bytes;
 use schema::chunk::{FrameHeader, Sealer};
 use schema::epoch::{Awaited, Epoch, Verdict};
-use schema::keys::FrameKey;
+use schema::keys::{DataKey, FrameKey, SealedKey, WriterKey};
 use schema::map::{Content, Leaf, Piece};
-use schema::messages::FailureKind;
+use schema::messages::{About, Cancel, Domain8, FailureKind, Message, NewChunks};
 use schema::names::{self, Slot};
 use schema::pack::{PackBuilder, PackHeader};
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
-use schema::{ChunkId, Domain, PackId};
+use schema::{ChunkId, Domain, JobId, KeyId, PackId};
 
 use super::bucket::History;
+use super::build::source_name;
 use super::cluster::World;
+use super::content::BLOCK;
 
 /// What happens that must not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +30,16 @@ pub enum Sabotage {
     ReadsWhatWas,
     /// Readers take what cannot be read for zeroes.
     SkipsWhatCannotBeRead,
+    /// Hashers seal content with no key.
+    SealsNothing,
+    /// A block of a source is told to everybody.
+    TellsContent,
+    /// A block of a source is stored as it is, beside the packs.
+    StoresContent,
+    /// A data key is sent with what it seals, as it is.
+    SendsKey,
+    /// A data key is stored as it is.
+    StoresKey,
     /// The queue of new chunks takes whatever comes, and storers take nothing.
     IgnoresLimits,
     /// What was restored is something else a moment later.
@@ -80,6 +92,7 @@ impl Sabotage {
             | Self::IgnoresLimits
             | Self::ReadsWhatWas
             | Self::SkipsWhatCannotBeRead
+            | Self::SealsNothing
             | Self::SpoilsRestores => {}
             Self::ForgetsNewest => {
                 let newest =
@@ -120,10 +133,51 @@ impl Sabotage {
                 let key = first(repository, below).await?.ok_or_else(|| nothing(below))?;
                 store.put(&key, Bytes::from_static(b"something else")).await?;
             }
+            Self::TellsContent => {
+                let cancel = Cancel { session: repository.environment().session_id() };
+                let message = Message::with_body(&About::nothing(), &cancel, block(world)?);
+                world.wires.bus("saboteur").broadcast(&Topic::cancel(), message).await?;
+            }
+            Self::StoresContent => {
+                store.put(&names::check(JobId::from_bytes([1; 16])), block(world)?).await?
+            }
+            Self::SendsKey => {
+                let (id, sealed) = open_key(repository);
+                let key = Some(SealedKey { id, sealed, generation: 1 });
+                let session = repository.environment().session_id();
+                let chunks = NewChunks { session, kind: Domain8(Domain::Data), key };
+                let message = Message::new(&About::nothing(), &chunks);
+                world.wires.bus("saboteur").publish(&Queue::chunks(), message).await?;
+            }
+            Self::StoresKey => {
+                let (id, open) = open_key(repository);
+                store.put(&names::key(id), open).await?;
+            }
             Self::LeavesSession => leave_session(repository, root()?).await?,
         }
         Ok(())
     }
+}
+
+/// The same key, by which nothing is encrypted.
+pub fn without_recipients(key: &WriterKey) -> Result<WriterKey, Failure> {
+    Ok(WriterKey::new(key.repo(), Vec::new(), &[1; 64])?)
+}
+
+/// A block that a source holds.
+fn block(world: &World) -> Result<Bytes, Failure> {
+    let content = world.source(&source_name(0)).map(|source| source.content());
+    let content = content.ok_or_else(|| Failure::refused("there is no source"))?;
+    let first = |range: std::ops::Range<u64>| range.start / BLOCK..range.end.div_ceil(BLOCK);
+    let blocks = content.allocated(0..content.size()).into_iter().flat_map(first);
+    let block = blocks.map(|number| content.block(number)).find(|block| block.iter().any(|byte| *byte != 0));
+    Ok(block.ok_or_else(|| Failure::refused("it holds nothing"))?.into())
+}
+
+/// A data key that is not sealed.
+fn open_key(repository: &Repository) -> (KeyId, Bytes) {
+    let random: [u8; 48] = repository.environment().random();
+    (DataKey::new(&random).id(), Bytes::copy_from_slice(&random))
 }
 
 async fn begin(

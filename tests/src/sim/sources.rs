@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use schema::{ReadingId, SessionId};
 
 use super::content::{BLOCK, Content};
+use super::leaks::Leaks;
 
 /// A source and its history.
 #[derive(Debug)]
@@ -206,6 +207,8 @@ pub struct Sources {
     stale: bool,
     /// What cannot be read reads as zero.
     skips: bool,
+    /// Where what is read must not be met again.
+    leaks: Arc<Leaks>,
 }
 
 impl Sources {
@@ -215,9 +218,10 @@ impl Sources {
         sources: impl IntoIterator<Item = Arc<Source>>,
         stale: bool,
         skips: bool,
+        leaks: Arc<Leaks>,
     ) -> Arc<Self> {
         let by_name = sources.into_iter().map(|source| (source.name.clone(), source)).collect();
-        Arc::new(Self { environment, by_name, stale, skips })
+        Arc::new(Self { environment, by_name, stale, skips, leaks })
     }
 }
 
@@ -274,6 +278,7 @@ impl Volumes for Sources {
             session: opening.session,
             bad: source.bad_place(version, &content),
             skips: self.skips,
+            leaks: self.leaks.clone(),
             info,
             changes,
             version,
@@ -294,6 +299,7 @@ struct Opened {
     /// Where it cannot be read.
     bad: Option<u64>,
     skips: bool,
+    leaks: Arc<Leaks>,
     info: VolumeInfo,
     changes: Changes,
     version: usize,
@@ -350,6 +356,7 @@ impl Volume for Opened {
         let [wait] = self.environment.random();
         self.environment.sleep(Duration::from_millis(u64::from(wait % 16))).await;
         self.seen().read(offset, &mut buffer.bytes_mut()[at..at + len]);
+        self.leaks.read(&buffer.bytes_mut()[at..at + len]);
         let mut state = self.source.state();
         if let Some(bad) = self.bad.filter(|bad| (offset..end).contains(bad)) {
             state.broken.insert(self.session, bad);

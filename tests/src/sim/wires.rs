@@ -16,6 +16,7 @@ use bytes::Bytes;
 use schema::messages::{Message, Payload, Progress};
 use tokio::task::AbortHandle;
 
+use super::leaks::Leaks;
 use super::server::Server;
 use super::trace::Trace;
 
@@ -52,6 +53,7 @@ pub struct Wires {
     answers: AtomicU64,
     living: Mutex<Vec<(String, AbortHandle)>>,
     happened: AtomicU64,
+    leaks: Arc<Leaks>,
 }
 
 impl Wires {
@@ -62,6 +64,7 @@ impl Wires {
         server: Arc<Server>,
         faults: BusFaults,
         accident: Accident,
+        leaks: Arc<Leaks>,
     ) -> Arc<Self> {
         let kept = BusFaults { publish_lost: 0, seed: faults.seed ^ 1, ..faults.clone() };
         let memory = FaultyBus::new(server.clone(), environment.clone(), faults);
@@ -79,6 +82,7 @@ impl Wires {
             answers,
             living,
             happened,
+            leaks,
         })
     }
 
@@ -207,6 +211,7 @@ impl RoleBus {
 impl Bus for RoleBus {
     async fn publish(&self, queue: &Queue, message: Message) -> Result<(), BusError> {
         self.note("publishes", &queue.to_string(), &message);
+        self.wires.leaks.published(&self.role, queue, &message);
         let message = sent_off(message);
         let bus = self.wires.faulty(queue);
         match self.wires.sent() {
@@ -250,6 +255,7 @@ impl Bus for RoleBus {
         limit: Duration,
     ) -> Result<Message, BusError> {
         self.note("asks", service.name(), &message);
+        self.wires.leaks.told(&self.role, service.name(), &message);
         let asked = self.wires.environment.elapsed();
         let fate = self.wires.sent();
         let answer = match fate {
@@ -272,6 +278,9 @@ impl Bus for RoleBus {
                 Some(futures::future::join(request, crash).await.0)
             }
         };
+        if let Some(Ok(answer)) = &answer {
+            self.wires.leaks.told(service.name(), &self.role, answer);
+        }
         if let Some(answer) = answer
             && !(answer.is_ok() && self.wires.answer_lost())
         {
@@ -287,6 +296,7 @@ impl Bus for RoleBus {
     }
 
     async fn broadcast(&self, topic: &Topic, message: Message) -> Result<(), BusError> {
+        self.wires.leaks.told(&self.role, topic.name(), &message);
         if message.kind().is_ok_and(|kind| kind == Progress::NAME) {
             return self.wires.memory.broadcast(topic, message).await;
         }

@@ -111,10 +111,12 @@ fn a_check_of_content_goes_on_where_it_ended() {
     // Each goes on behind the last one, and begins anew after the last pack.
     let parts: Vec<u64> = (0..4).map(|_| read(&["--read-data=40%"]) - structure).collect();
     assert!(parts.iter().all(|part| (1..data).contains(part)), "{parts:?} of {data}");
-    let rest = read(&["--read-data"]) - structure;
-    assert!(rest < data, "{rest} of {data}");
-    assert_eq!(read(&["--read-data"]), all, "a check that reached the end begins anew");
-    read(&["--read-data=40%"]);
+    // Whoever reads everything does so, wherever those are.
+    let whole = damaged.machine.json(&["check", "--read-data"]);
+    assert_eq!((&whole["packs_read"], &whole["went_on_behind"]), (&all.into(), &serde_json::Value::Null));
+    assert_eq!(read(&["--read-data=100"]), all);
+    let part = read(&["--read-data=40%"]) - structure;
+    assert!((1..data).contains(&part), "{part} of {data}");
     assert_eq!(read(&["--read-data", "--restart"]), all);
     damaged.machine.run(&["check", "--read-data=0"]).fails(2, &["0"]);
 }
@@ -156,7 +158,12 @@ fn a_check_that_was_cut_off_goes_on_where_it_was_whatever_it_reads() {
                 (1..=2).map(|number| read(&[&format!("--read-data={number}/2")]) - structure).sum();
             assert_eq!(other, all, "another share begins at its own beginning");
         }
-        assert_eq!(read(&[asked]) - structure, all - middle as u64, "{asked}");
+        if asked == "--read-data" {
+            assert!((1..all).contains(&(read(&["--read-data=40%"]) - structure)));
+        }
+        let rest = damaged.machine.json(&["check", asked]);
+        assert_eq!(rest["packs_read"].as_u64(), Some(all - middle as u64 + structure), "{asked}: {rest}");
+        assert_eq!(rest["went_on_behind"], packs[middle - 1].0.to_string(), "{asked}: {rest}");
         assert_eq!(read(&[asked]) - structure, all, "{asked}: it was read to its end");
     }
     std::fs::write(&path, &later).expect("a later version writes");

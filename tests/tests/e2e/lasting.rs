@@ -23,6 +23,8 @@ use commands::{Ended, IS_SWEPT, Lane, Running, STAYS, What};
 use strikes::{Server, Servers};
 use told::{Forgets, Snapshots};
 
+/// Conductors that collect as often as they can.
+const COLLECTS: &str = "[agent]\nprune_every = \"1s\"";
 /// Agents that notice soon that another is gone.
 const SETTINGS: &str = "ask_again = \"2s\"\nredeliver = \"3s\"\npack_max_age = \"1s\"\n";
 const HOSTS: [&str; 3] = ["a", "b", "c"];
@@ -59,7 +61,7 @@ struct Use {
     /// What each volume held, by volume: copies of its images.
     held: BTreeMap<String, Vec<String>>,
     told: Snapshots,
-    /// Collections that go on at once.
+    /// Commands that collect at once; while there is none, conductors do it alone.
     collections: usize,
     /// Lanes in which sessions may have been left behind, and those that were found.
     untidy: Vec<(Lane, Vec<String>)>,
@@ -81,7 +83,7 @@ impl Use {
         let site = Site::start(SETTINGS);
         let mut agents: Vec<_> =
             HOSTS.map(|host| ("reader and hasher", site.agent(host, &["reader", "hasher"], &[]))).into();
-        let worker = |_| site.agent("worker", &["indexer", "storer", "conductor"], &[]);
+        let worker = |_| site.agent_with("worker", &["indexer", "storer", "conductor"], &[], COLLECTS);
         agents.extend([1, 2].map(|n| ("indexer, storer and conductor", worker(n))));
         let Site { nats, weed, operator, archive, .. } = site;
         let lane = |number: u64| StdRng::seed_from_u64(seed.wrapping_add(number));
@@ -302,8 +304,9 @@ impl Use {
         if what.leaves_sessions() && (is_killed || !away.is_empty()) && !is_untidy {
             self.untidy.push((lane, Vec::new()));
         }
-        if lane == Lane::Prunes {
-            self.collections = self.prunes.random_range(1..3);
+        let is_due = matches!(lane, Lane::Host(_)) && self.collections == 0;
+        if is_due || lane == Lane::Prunes {
+            self.collections = self.prunes.random_range(0..3);
         }
         if is_killed {
             return;
@@ -423,7 +426,10 @@ fn an_archive_in_use_survives_whatever_is_killed() {
     let mut site = Use::start();
     let backups = number("LVKEEP_TEST_BACKUPS").unwrap_or(if is_long() { BACKUPS_LONG } else { BACKUPS });
     let killed = |site: &Use| site.killed.values().sum::<u64>();
-    while site.backups < backups || killed(&site) * BACKUPS_PER_STRIKE < backups {
+    while site.backups < backups
+        || killed(&site) * BACKUPS_PER_STRIKE < backups
+        || site.servers.collections() == 0
+    {
         eventually("something ends or begins", || site.look());
     }
     site.is_ending = true;
@@ -439,9 +445,13 @@ fn an_archive_in_use_survives_whatever_is_killed() {
         looks += 1;
         (site.archive.open_sessions() == 0).then_some(())
     });
-    println!("{} backups begun; done: {:?}; killed: {:?}", site.backups, site.done, site.killed);
-    site.check();
-    site.collect();
+    let by_conductors = site.servers.collections();
+    println!(
+        "{} backups begun; done: {:?}, {by_conductors} collections by conductors; killed: {:?}",
+        site.backups, site.done, site.killed
+    );
     site.check();
     site.servers.end();
+    site.collect();
+    site.check();
 }

@@ -27,6 +27,7 @@ mod reading;
 mod rescue;
 mod restorer;
 mod retention;
+mod shared;
 mod snapbacks;
 mod spans;
 mod streams;

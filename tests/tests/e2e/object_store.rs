@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use tests::e2e::{Archive, Machine, Seaweed, eventually, ext4, fsck, make_tree, random_file, same_bytes};
+use tests::e2e::{
+    Archive, Machine, Seaweed, Tap, eventually, ext4, fsck, make_tree, random_file, same_bytes,
+};
 
 #[test]
 fn a_file_system_comes_back_from_an_object_store() {
@@ -48,8 +50,19 @@ fn a_file_system_comes_back_from_an_object_store() {
     let archive = Archive::open(weed.store("some/prefix"), &identity);
     let before = archive.size();
     archive.forget(data["snapshot"].as_str().expect("an id"));
+    let tap = Tap::on(&weed.endpoint());
+    machine.set("AWS_ENDPOINT_URL", &tap.endpoint());
     let pruned = machine.json(&["prune"]);
+    machine.set_all(&weed.environment());
     assert_eq!((&pruned["finished"], &pruned["snapshots_removed"]), (&true.into(), &1.into()), "{pruned}");
+    let in_batches = tap.heard("<Key>some/prefix/packs/") as u64;
+    assert!(pruned["packs_deleted"] == in_batches && in_batches > 8, "{in_batches}: {pruned}");
+    let (batches, one_by_one) =
+        (tap.heard("POST /backups?delete"), tap.heard("DELETE /backups/some/prefix/packs/"));
+    assert!(
+        (1..3).contains(&batches) && one_by_one == 0,
+        "{batches} batches, and {one_by_one} by themselves"
+    );
     assert!(archive.size() + (40 << 20) <= before, "{before} bytes became {}", archive.size());
     machine.run(&["check", "--read-data"]).ok();
     machine.restores("vm/root@latest", &image);

@@ -24,7 +24,7 @@ pub fn littered() -> Machine {
     std::fs::copy(&first, &second).expect("a copy");
     overwrite(&second, 0..6, 2);
     // Every pack of the rest keeps a little.
-    (6..16).for_each(|mib| scatter(&second, mib));
+    (6..16).for_each(|mib| scatter(&second, mib, 100 + mib));
     random_file(&other, 5 * MIB, 3);
     let forgotten = machine.json(&["backup", "--name", "vm/a", &first]);
     machine.run(&["backup", "--name", "vm/a", &second]).ok();
@@ -41,9 +41,9 @@ fn overwrite(path: &str, mib: std::ops::Range<u64>, seed: u64) {
 }
 
 /// Overwrites three quarters of a MiB.
-pub fn scatter(path: &str, mib: u64) {
+pub fn scatter(path: &str, mib: u64, seed: u64) {
     let part = format!("{path}.part");
-    random_file(&part, 3 * MIB / 4, 100 + mib);
+    random_file(&part, 3 * MIB / 4, seed);
     let file = OpenOptions::new().write(true).open(path).expect("an image");
     file.write_all_at(&std::fs::read(&part).expect("random bytes"), mib * MIB).expect("new bytes");
 }
@@ -94,18 +94,39 @@ fn what_was_forgotten_goes_and_the_rest_restores() {
 fn a_session_is_waited_for_and_named_until_it_is_cancelled() {
     let machine = littered();
     let (id, slot) = open_session(&machine);
+    let (cancel, whose) = (format!("lvkeep cancel {id}"), format!("vm/new on elsewhere since {SINCE}"));
+    let left = ["snapshots_left", "packs_left", "bytes_left"];
+    let of = |json: &serde_json::Value| left.map(|name| json[name].as_u64().expect("a number"));
     let waiting = machine.json(&["prune"]);
-    assert_eq!((&waiting["finished"], &waiting["packs_deleted"]), (&false.into(), &0.into()), "{waiting}");
-    assert_eq!(waiting["waits_for"][0]["session"], id.to_string());
+    let [snapshots, packs, bytes] = of(&waiting);
+    assert!(snapshots == 1 && packs > 0 && bytes > 10 * MIB, "{waiting}");
+    let said = format!("{packs} packs ({:.1} MiB)", bytes as f64 / MIB as f64);
+    // Also who goes on with it knows, and counts nothing anew.
+    for waiting in [waiting, machine.json(&["prune"])] {
+        assert_eq!(
+            (&waiting["finished"], &waiting["packs_deleted"]),
+            (&false.into(), &0.into()),
+            "{waiting}"
+        );
+        let waits = &waiting["waits_for"][0];
+        assert_eq!((&waits["session"], &waits["started"]), (&id.to_string().into(), &SINCE.into()));
+        assert_eq!(of(&waiting), [snapshots, packs, bytes], "{waiting}");
+    }
     let told = machine.run(&["prune"]).ok();
-    let cancel = format!("lvkeep cancel {id}");
-    assert!(told.out.contains("vm/new on elsewhere") && told.out.contains(&cancel), "{told}");
-    let status = machine.json(&["status"]);
-    assert_eq!(status["collection"]["waits_for"][0]["session"], id.to_string(), "{status}");
-    assert!(machine.run(&["status"]).ok().out.contains("collection 1 is not finished"));
+    assert!([&whose, &cancel, &said].into_iter().all(|part| told.out.contains(part)), "{said}: {told}");
+    let status = &machine.json(&["status"])["collection"];
+    let waits = &status["waits_for"][0];
+    assert_eq!((&waits["session"], &waits["started"]), (&id.to_string().into(), &SINCE.into()));
+    assert_eq!(of(status), [snapshots, packs, bytes], "{status}");
+    let told = machine.run(&["status"]).ok();
+    let unfinished = "collection 1 is not finished";
+    assert!([unfinished, &whose, &cancel, &said].into_iter().all(|part| told.out.contains(part)), "{told}");
 
     machine.run(&["cancel", &id.to_string()]).ok();
-    assert_eq!(machine.json(&["prune"])["finished"], true);
+    let pruned = machine.json(&["prune"]);
+    assert_eq!((&pruned["finished"], of(&pruned)), (&true.into(), [0, 0, 0]), "{pruned}");
+    let freed = ["snapshots_removed", "packs_deleted", "bytes_freed"].map(|name| pruned[name].as_u64());
+    assert_eq!(freed, [snapshots, packs, bytes].map(Some), "{pruned}");
     assert_eq!(machine.json(&["status"])["collection"], serde_json::Value::Null);
     let archive = archive(&machine);
     let at_slot = archive.block_on(archive.repository().at_slot(slot)).expect("the slot");
@@ -113,7 +134,10 @@ fn a_session_is_waited_for_and_named_until_it_is_cancelled() {
     is_whole(&machine);
 }
 
-/// Leaves the object of a session that nobody drives.
+/// When a session began that nobody drives.
+const SINCE: &str = "2023-11-14T22:13:20Z";
+
+/// Leaves the object of such a session.
 fn open_session(machine: &Machine) -> (SessionId, Slot) {
     let archive = archive(machine);
     let repository = archive.repository();
@@ -126,7 +150,7 @@ fn open_session(machine: &Machine) -> (SessionId, Slot) {
         job: JobId::from_bytes([1; 16]),
         volume: "vm/new".into(),
         host: "elsewhere".into(),
-        started_ms: repository.environment().now_ms(),
+        started_ms: 1_700_000_000_000,
         checkpoint: None,
         ended: None,
         undo: Vec::new(),

@@ -10,13 +10,17 @@ use crate::prune::littered;
 const MIB: u64 = 1 << 20;
 
 /// Sessions whose objects are there; one that is being written is not yet.
-fn sessions(machine: &Machine) -> usize {
+pub fn sessions(machine: &Machine) -> usize {
     let Ok(entries) = std::fs::read_dir(machine.place("repo/sessions")) else { return 0 };
     entries.flatten().filter(|entry| !entry.file_name().to_string_lossy().contains('#')).count()
 }
 
 /// Stops a command at a moment that passes, after as many attempts as that takes.
-fn caught(start: impl Fn() -> Process, has_come: impl Fn() -> bool, is_over: impl Fn() -> bool) -> Process {
+pub fn caught(
+    start: impl Fn() -> Process,
+    has_come: impl Fn() -> bool,
+    is_over: impl Fn() -> bool,
+) -> Process {
     for _ in 0..100 {
         let mut process = start();
         eventually("a moment", || (has_come() || process.has_ended()).then_some(()));
@@ -153,7 +157,7 @@ fn an_index_that_is_late_loses_nothing() {
     let [first, second] = ["first.img", "second.img"].map(|name| site.operator.place(name));
     random_file(&first, 8 * MIB, 1);
     std::fs::copy(&first, &second).expect("a copy");
-    (0..8).for_each(|mib| crate::prune::scatter(&second, mib));
+    (0..8).for_each(|mib| crate::prune::scatter(&second, mib, 100 + mib));
     let forgotten = site.operator.json(&["backup", "--name", "vm/a", &first]);
     site.operator.run(&["backup", "--name", "vm/a", &second]).ok();
     let out = Machine::new("h");

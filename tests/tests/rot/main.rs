@@ -7,8 +7,10 @@ mod back;
 mod cancelled;
 mod keys;
 mod marking;
+mod moved;
 mod older;
 mod takeover;
+mod weak;
 mod withheld;
 
 use std::path::PathBuf;
@@ -22,7 +24,7 @@ use schema::epoch::{Awaited, Epoch, Verdict};
 use schema::names::Slot;
 use schema::pack::PACK_HEADER_LEN;
 use schema::root::{Forgotten, Root};
-use schema::session::{Session, SessionKind};
+use schema::session::{Checkpoint, Session, SessionKind};
 use schema::{Domain, JobId, PackId, names};
 use tests::e2e::random_file;
 use tests::rot::{Objects, Rot};
@@ -218,21 +220,18 @@ async fn put_small_objects(victim: &Victim, rot: &Rot, number: u64, gone: Slot) 
     rot.put(&names::epoch(number), &epoch).await?;
     rot.put(&names::verdict(number), &Verdict { number, delete: vec![] }).await?;
     rot.put(&names::awaited(number), &Awaited { number, sessions: vec![] }).await?;
-    let session = Session {
-        id: environment.session_id(),
-        kind: SessionKind::Restore,
-        slot: None,
-        job: environment.job_id(),
-        volume: "vm/bad".into(),
-        host: "host".into(),
-        started_ms: 0,
-        checkpoint: None,
-        ended: None,
-        undo: Vec::new(),
-    };
-    rot.put(&names::session(session.id), &session).await?;
+    for is_backup in [false, true] {
+        let session = open_session(rot, &victim.bad.0, is_backup);
+        rot.put(&names::session(session.id), &session).await?;
+    }
     marks::hold(&rot.repository, victim.older.slot, None, "a test").await?;
-    let slot = if number == 1 { victim.older.slot } else { victim.bad.0.slot };
+    let root = if number == 1 { &victim.older } else { &victim.bad.0 };
+    let slot = root.slot;
+    let labelled = marks::label(&rot.repository, root, "a test", |labels| {
+        labels.tags = vec![format!("tag-{number}")];
+        labels.note = Some(format!("note {number}"));
+    });
+    labelled.await?;
     rot.put(
         &slot.holes(),
         &Holes { version: 1, slot, found_ms: 0, ranges: vec![(0, 4096)], is_unrecorded: false },
@@ -243,6 +242,24 @@ async fn put_small_objects(victim: &Victim, rot: &Rot, number: u64, gone: Slot) 
     rot.put(&names::damage(environment.damage_id()), &damage).await?;
     let check = open_check(rot.repository.environment().job_id());
     rot.put(&names::check(check.job), &check).await
+}
+
+/// A session of a restore, or of a backup that has got somewhere.
+fn open_session(rot: &Rot, root: &Root, is_backup: bool) -> Session {
+    let environment = rot.repository.environment();
+    let id = environment.session_id();
+    Session {
+        id,
+        kind: if is_backup { SessionKind::Backup } else { SessionKind::Restore },
+        slot: is_backup.then_some(Slot { session: id, ..root.slot }),
+        job: environment.job_id(),
+        volume: root.volume.clone(),
+        host: "host".into(),
+        started_ms: 0,
+        checkpoint: is_backup.then(|| Checkpoint { reading: root.reading, size: root.size, leaves: vec![] }),
+        ended: None,
+        undo: Vec::new(),
+    }
 }
 
 fn open_check(job: JobId) -> Check {

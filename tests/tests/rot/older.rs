@@ -246,12 +246,17 @@ async fn a_pack_that_was_swept() {
     }
 }
 
-async fn collect(rot: &Rot) -> Result<(), Failure> {
+pub(super) async fn collect(rot: &Rot) -> Result<(), Failure> {
+    collect_as(rot, false).await
+}
+
+/// The same, where somebody gives their word that nothing else writes.
+pub(super) async fn collect_as(rot: &Rot, exclusive: bool) -> Result<(), Failure> {
     let settings = Settings {
         limits: Limits { max_repack: u64::MAX, repack_below: 100 },
         memory: 1 << 20,
         patience: Patience::default(),
-        exclusive: false,
+        exclusive,
         announce: Announce::default(),
     };
     let report = Collector::new(rot.repository.clone(), settings, Stop::default()).prune().await?;

@@ -92,3 +92,20 @@ fn progress_fails_when_a_role_never_answers_and_when_a_session_is_left() {
     }
     breaks_calm(Sabotage::LeavesSession, PROGRESS, "is left though every job has ended");
 }
+
+#[test]
+fn no_plaintext_out_fails_when_content_or_a_key_leaves() {
+    const OUT: &str = "no-plaintext-out";
+    let encrypted = Plan { encrypted: true, ..Plan::calm(7) };
+    for (sabotage, words) in [
+        (Sabotage::SealsNothing, "chunks.new what a source holds"),
+        (Sabotage::SealsNothing, "of a chunk that is not encrypted"),
+        (Sabotage::SealsNothing, "packs/"),
+        (Sabotage::TellsContent, "saboteur tells"),
+        (Sabotage::StoresContent, "checks/"),
+        (Sabotage::SendsKey, "of a data key that is not sealed"),
+        (Sabotage::StoresKey, "keys/"),
+    ] {
+        breaks(encrypted.clone(), sabotage, OUT, words);
+    }
+}

@@ -120,7 +120,7 @@ impl System {
         let templates = Templates::new(&mut random, 12);
         let content = Content::new(&mut random, &templates, SIZE, 6);
         let source = Source::new(SOURCE, false, false, Tracking::True(BLOCK), 0, content);
-        let tracked = Sources::new(environment.clone(), [source.clone()], false, false);
+        let tracked = Sources::new(environment.clone(), [source.clone()], false, false, Arc::default());
         let volumes = Arc::new(Both { tracked, files: Files::new(environment.clone()) });
         let mut system = Self {
             old: old.map(|role| (role, OldBus::new(bus.clone()))),

@@ -79,7 +79,8 @@ impl Checker {
         Ok(())
     }
 
-    /// Reads the frames of one pack; how many are no copies, or one for a pack of which nothing can be read any more.
+    /// Reads the frames of one pack; how many are no copies, or one for a pack of which nothing can be read any more. None
+    /// when the pack is gone, and nothing of it was read.
     pub(super) async fn frames_of(
         &self,
         pack: PackId,
@@ -87,14 +88,14 @@ impl Checker {
         recorded: &Damages,
         packs: &mut Packs,
         report: &mut Report,
-    ) -> Result<usize, Failure> {
+    ) -> Result<Option<usize>, Failure> {
         if packs.unreadable.contains(&pack) {
-            return Ok(0);
+            return Ok(Some(0));
         }
         // Whoever goes on behind it may be given it, and does not read it.
         if packs.withheld.contains(&pack) {
             report.only_once(&names::pack(pack));
-            return Ok(0);
+            return Ok(Some(0));
         }
         // Structure is read in every attempt.
         let is_once = packs.structure.binary_search(&(pack, size)).is_err();
@@ -112,20 +113,20 @@ impl Checker {
             }
             Footer::Unreadable(why) => {
                 packs.is_unreadable(pack, why, report);
-                return Ok(1);
+                return Ok(Some(1));
             }
             Footer::Withheld(why) => {
                 packs.is_withheld(pack, &why, report);
                 if is_once {
                     report.only_once(&names::pack(pack));
                 }
-                return Ok(0);
+                return Ok(Some(0));
             }
-            Footer::Gone => return Ok(0),
+            Footer::Gone => return Ok(None),
         };
         let checked = self.source.check_frames(pack, &header, &footer).await?;
         if checked.is_gone {
-            return Ok(0);
+            return Ok(None);
         }
         packs.take_recorded(pack, &footer, recorded, &checked);
         let Checked { mut bad, keyless, withheld, .. } = checked;
@@ -161,7 +162,7 @@ impl Checker {
         if packs.is_full {
             self.too_much();
         }
-        Ok(count)
+        Ok(Some(count))
     }
 }
 

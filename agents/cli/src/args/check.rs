@@ -18,7 +18,7 @@ pub struct CheckArgs {
         default_missing_value = "100"
     )]
     pub read_data: Option<ReadData>,
-    /// Begin with the first pack, and not where the last check of content ended
+    /// Begin with the first pack, and not where the last check of as much content ended or was interrupted
     #[arg(long, requires = "read_data")]
     pub restart: bool,
     /// Do not record what is damaged; the next backups cannot mend it then

@@ -11,7 +11,7 @@ use crate::budget::Budget;
 use crate::footers::Footers;
 use crate::mark::Sources;
 use crate::structure::{self, Structure};
-use crate::{Collector, Latest, Limits, Patience, census, latest, unfinished};
+use crate::{Collector, Latest, Left, Limits, Patience, census, latest, unfinished};
 
 #[tokio::test(start_paused = true)]
 async fn what_nobody_needs_is_deleted_and_what_is_needed_moves() {
@@ -265,15 +265,23 @@ async fn a_sweep_waits_for_the_sessions_that_were_open_and_for_no_later_ones() {
     assert_eq!((report.waits[0].session, about.volume.as_str()), (early.open.session().id, "early"));
     let state = unfinished(&world.repository).await.unwrap().unwrap();
     assert_eq!((state.number, state.decided, state.waits), (1, false, report.waits));
+    // What it will take away is known all the time, also to who goes on.
+    assert_eq!((report.left.snapshots, report.left.packs), (2, state.condemned));
+    let sums = report.sums.unwrap();
+    assert_eq!(report.left.bytes, sums.dead + sums.rewritten);
+    assert_eq!(state.left, report.left);
+    assert_eq!(world.collector().dry_run().await.unwrap().left, report.left);
 
     let mut late = world.begin("late").await.unwrap();
     late.store(&(40..60).collect::<Vec<_>>()).await.unwrap();
     early.store(&(1..25).collect::<Vec<_>>()).await.unwrap();
-    assert_eq!(world.prune().await.unwrap().waits.len(), 1);
+    let again = world.prune().await.unwrap();
+    assert_eq!((again.waits.len(), again.left, again.sums), (1, report.left, None));
     early.commit().await.unwrap().unwrap();
     // The late session is still open, and read the epoch.
     let report = world.prune().await.unwrap();
     assert!(report.swept.packs > 0 && report.swept.snapshots == 2, "{report:?}");
+    assert_eq!(report.left, Left::default());
     late.commit().await.unwrap().unwrap();
     assert_eq!(world.check().await, 4);
     world.prune_to_the_end().await;

@@ -15,7 +15,7 @@ use schema::session::{Session, SessionKind};
 use schema::{Domain, JobId, SessionId, names};
 
 use super::fixture::*;
-use crate::{Collector, Latest, latest, unfinished};
+use crate::{Collector, Latest, Left, latest, unfinished};
 
 /// A store that lets no pack go.
 #[derive(Debug)]
@@ -81,7 +81,12 @@ async fn a_pack_that_is_locked_is_left_and_tried_again() {
     assert_eq!((report.swept.packs, report.swept.snapshots), (0, 2));
     assert!(!report.swept.locked.is_empty());
     let state = unfinished(&repository).await.unwrap().unwrap();
-    assert_eq!((state.decided, state.left), (true, report.swept.locked.len() as u64));
+    let sizes = repository.list_packs().await.unwrap();
+    let locked = sizes.iter().filter(|(pack, _)| report.swept.locked.contains(pack));
+    let (packs, bytes) = (report.swept.locked.len() as u64, locked.map(|(_, size)| size).sum());
+    assert!(bytes > 0);
+    assert_eq!((state.decided, state.left), (true, Left { snapshots: 0, packs, bytes }));
+    assert_eq!(report.left, state.left);
     // Until the lock ends, no other collection begins.
     assert_eq!(collector.prune().await.unwrap().epoch, report.epoch);
     assert_eq!(world.check().await, 2);

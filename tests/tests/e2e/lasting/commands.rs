@@ -143,6 +143,9 @@ impl Running {
             {
                 Some("the bus was away")
             }
+            (What::Prune { .. }, FAILED) if says(&["other collectors were quicker each time"]) => {
+                Some("others were quicker")
+            }
             (What::Restore { .. }, REFUSED) if may_be_forgotten && says(&FORGOTTEN) => Some("forgotten"),
             (What::Restore { .. }, REVOKED)
                 if may_be_forgotten && store_was_away && says(&["because nothing protected it"]) =>

@@ -19,6 +19,8 @@ pub struct Servers {
     weed: Option<Seaweed>,
     agents: Vec<Option<(&'static str, Agent)>>,
     strike: Option<Strike>,
+    /// Collections of agents that were killed since.
+    collections: usize,
 }
 
 /// One that is down.
@@ -74,7 +76,13 @@ impl Servers {
     /// All of a site, with what its agents are called where they are counted.
     pub fn new(nats: NatsServer, weed: Seaweed, agents: Vec<(&'static str, Agent)>) -> Self {
         let agents = agents.into_iter().map(Some).collect();
-        Self { nats: Some(nats), weed: Some(weed), agents, strike: None }
+        Self { nats: Some(nats), weed: Some(weed), agents, strike: None, collections: 0 }
+    }
+
+    /// Collections that agents have brought to their ends, as their logs say.
+    pub fn collections(&self) -> usize {
+        let living = self.agents.iter().flatten().map(|(_, agent)| collections(agent));
+        self.collections + living.sum::<usize>()
     }
 
     /// Whether one is still down.
@@ -100,6 +108,7 @@ impl Servers {
     pub fn strike_agent(&mut self, which: usize) {
         let which = which % self.agents.len();
         let victim = self.agents[which].take();
+        self.collections += victim.as_ref().map_or(0, |(_, agent)| collections(agent));
         self.strike(victim.map(|(name, agent)| Victim::Agent(which, name, agent)));
     }
 
@@ -133,6 +142,10 @@ impl Servers {
             assert!(ended.status.success(), "{name}: {ended}");
         }
     }
+}
+
+fn collections(agent: &Agent) -> usize {
+    agent.err().matches("collected collection=").count()
 }
 
 impl Strike {
