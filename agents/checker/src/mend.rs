@@ -16,7 +16,7 @@ use agent::{Failure, Repository, Stop};
 use schema::chunk::FrameHeader;
 use schema::damage::Damage;
 use schema::keys::{Identity, KEY_DATA_FIRST, SealedKey, index_of};
-use schema::messages::{Copy, FailureKind};
+use schema::messages::FailureKind;
 use schema::names::{self, Slot};
 use schema::pack::{PackBuilder, PackFooter, PackHeader};
 use schema::session::{Session, SessionKind};
@@ -208,8 +208,13 @@ impl Mender {
         let mut keys = BTreeMap::new();
         for entry in footer.entries.iter().filter(|entry| !bad.contains(&entry.id)) {
             self.source.go_on()?;
-            let copy = Copy { pack, offset: entry.offset, len: entry.len };
-            let frame = self.source.repository.read_frame(&copy).await?;
+            // The old pack goes by this: what is pushed must be what was opened.
+            let Some(frame) = self.source.whole_frame(pack, header.kind, entry).await? else {
+                let id = entry.id;
+                return Ok(Salvaged::Stays(format!(
+                    "chunk {id} is whole at times and at times not: repair again"
+                )));
+            };
             let head = FrameHeader::parse(&frame)?;
             if head.key >= KEY_DATA_FIRST {
                 let key = self.sealed_key(head.key, footer, &mut keys).await?;

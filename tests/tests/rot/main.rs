@@ -7,6 +7,7 @@ mod back;
 mod cancelled;
 mod keys;
 mod marking;
+mod mending;
 mod older;
 mod takeover;
 mod withheld;
