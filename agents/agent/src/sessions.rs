@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use crate::damage::Damages;
 use crate::repository::{AtSlot, Repository, can_be_pack};
 use crate::roots::{Roots, not_there};
-use crate::store::Created;
+use crate::store::{Created, StoreErrorKind};
 use crate::{Failure, epochs};
 
 /// An open session: its object exists, and its epoch was read after that.
@@ -213,7 +213,7 @@ impl OpenSession {
 
     /// Step 5, after a commit with a definite answer; also for restores, which have no slot.
     pub async fn end(self) -> Result<(), Failure> {
-        Ok(self.repository.store.delete(&names::session(self.session.id)).await?)
+        remove(&self.repository, &self.session).await
     }
 
     /// Gives the session up: decides the slot first, then deletes the session object. When the slot cannot be decided,
@@ -275,7 +275,7 @@ pub async fn revoke(repository: &Repository, session: &Session) -> Result<AtSlot
         None => false,
         Some(slot) => occupy(repository, slot).await?,
     };
-    repository.store.delete(&names::session(session.id)).await?;
+    remove(repository, session).await?;
     match session.slot {
         None => Ok(AtSlot::Nothing),
         Some(_) if won => Ok(AtSlot::Tombstone),
@@ -283,6 +283,28 @@ pub async fn revoke(repository: &Repository, session: &Session) -> Result<AtSlot
             AtSlot::Nothing => Err(not_there(slot)),
             found => Ok(found),
         },
+    }
+}
+
+/// Removes the object of a session that is over. Where the store does not let it go, it says that it is over, and keeps
+/// nobody waiting; as one of no job, so that no restore takes it for its own end.
+pub async fn remove(repository: &Repository, session: &Session) -> Result<(), Failure> {
+    let key = names::session(session.id);
+    if repository.store.delete_or_leave(&key).await? {
+        return Ok(());
+    }
+    let why = "it is over, and the store does not let its object go".to_owned();
+    let over = Session {
+        job: repository.environment().job_id(),
+        checkpoint: None,
+        ended: Some(JobOutcome::Failed { kind: FailureKind::Revoked, why }),
+        undo: Vec::new(),
+        ..session.clone()
+    };
+    match repository.store.put(&key, repository.seal(&key, &over)?).await {
+        // Its slot is decided, so that nobody waits for it either.
+        Err(error) if error.kind() == StoreErrorKind::Denied && session.slot.is_some() => Ok(()),
+        written => Ok(written?),
     }
 }
 

@@ -65,7 +65,7 @@ impl From<(SessionId, Option<schema::session::Session>)> for Session {
         Self {
             session: id.to_string(),
             kind: match session.ended {
-                Some(_) => "ended restore".to_owned(),
+                Some(_) => format!("ended {:?}", session.kind).to_lowercase(),
                 None => format!("{:?}", session.kind).to_lowercase(),
             },
             volume: session.volume,

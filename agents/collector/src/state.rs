@@ -62,13 +62,22 @@ async fn of(repository: &Repository, latest: Latest) -> Result<Option<Unfinished
                 Some(awaited) => awaited.sessions.into_iter().collect(),
                 None => sessions::listed(repository).await?,
             };
-            let open = sessions::open_of(repository, &awaited).await?;
+            let mut open = Vec::new();
+            for (waiting, session) in sessions::open_of(repository, &awaited).await? {
+                // The next collector removes what is left of it.
+                if let Some(session) = session
+                    && sessions::is_decided(repository, &session).await?
+                {
+                    continue;
+                }
+                open.push(waiting);
+            }
             Some(Unfinished {
                 number: epoch.number,
                 forgotten: epoch.forgotten.len() as u64,
                 condemned: epoch.condemned.len() as u64,
                 decided: false,
-                waits: open.into_iter().map(|(waiting, _)| waiting).collect(),
+                waits: open,
                 left: 0,
                 roots_left: 0,
             })

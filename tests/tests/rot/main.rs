@@ -5,6 +5,7 @@
 mod agents;
 mod back;
 mod cancelled;
+mod kept;
 mod keys;
 mod marking;
 mod mending;

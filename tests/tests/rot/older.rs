@@ -246,7 +246,15 @@ async fn a_pack_that_was_swept() {
     }
 }
 
-async fn collect(rot: &Rot) -> Result<(), Failure> {
+pub(super) async fn collect(rot: &Rot) -> Result<(), Failure> {
+    let report = prune(rot).await?;
+    match report.waits.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::new(FailureKind::Other, format!("it waits: {report:?}"))),
+    }
+}
+
+pub(super) async fn prune(rot: &Rot) -> Result<collector::Report, Failure> {
     let settings = Settings {
         limits: Limits { max_repack: u64::MAX, repack_below: 100 },
         memory: 1 << 20,
@@ -254,9 +262,5 @@ async fn collect(rot: &Rot) -> Result<(), Failure> {
         exclusive: false,
         announce: Announce::default(),
     };
-    let report = Collector::new(rot.repository.clone(), settings, Stop::default()).prune().await?;
-    match report.waits.is_empty() {
-        true => Ok(()),
-        false => Err(Failure::new(FailureKind::Other, format!("it waits: {report:?}"))),
-    }
+    Collector::new(rot.repository.clone(), settings, Stop::default()).prune().await
 }
