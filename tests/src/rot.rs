@@ -336,6 +336,12 @@ impl Rot {
         report
     }
 
+    /// Mends, and looks at nothing else.
+    pub async fn mend(&self) -> Result<Mended, Failure> {
+        let (identity, stop) = (Some(self.identity.clone()), Stop::default());
+        Mender::new(self.repository.clone(), identity, HOST.to_owned(), stop).mend().await
+    }
+
     /// Mends, checks everything, and marks.
     pub async fn repair(&self) -> Result<(Mended, Report), Failure> {
         self.repair_with(Content::All { after: None }).await
@@ -343,9 +349,8 @@ impl Rot {
 
     /// Mends, checks, and marks.
     pub async fn repair_with(&self, content: Content) -> Result<(Mended, Report), Failure> {
-        let (identity, context) = (Some(self.identity.clone()), self.context());
-        let stop = context.stop.clone();
-        let mended = Mender::new(self.repository.clone(), identity, HOST.to_owned(), stop).mend().await?;
+        let context = self.context();
+        let mended = self.mend().await?;
         let checker = self.checker(&context, content).await?;
         let report = checker.check(None, &|_| ()).await?;
         checker.mark(&report).await?;

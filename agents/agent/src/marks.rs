@@ -250,7 +250,7 @@ pub async fn label(
         create_labels(repository, root.slot, by, number, Labels { tags, note }).await?;
         for older in found.labels.keys() {
             // What counts has a higher number, whoever wrote it.
-            repository.store.delete(&root.slot.labels(*older)).await?;
+            repository.store.delete_or_leave(&root.slot.labels(*older)).await?;
         }
     }
     let (id, volume) = (root.slot.session, &root.volume);

@@ -330,7 +330,7 @@ impl Store {
         for try_number in 1.. {
             let key = format!("{}/{}", schema::names::PROBES, self.environment.session_id());
             let raced = self.race(&key).await;
-            self.delete(&key).await?;
+            self.delete_or_leave(&key).await?;
             match raced {
                 Ok(conditional_create) => return Ok(StorePromise { conditional_create }),
                 Err(error)
@@ -347,8 +347,31 @@ impl Store {
         unreachable!("the loop returns")
     }
 
-    /// One race: whether exactly one creator won and its bytes stayed; an error when that cannot be told.
+    /// One race: whether exactly one creator won and its bytes stayed; an error when that cannot be told. What was written
+    /// must be listed, whoever won.
     async fn race(&self, key: &str) -> Result<bool, StoreError> {
+        let winner = self.winner(key).await?;
+        let found = match self.get(key).await? {
+            // A store that refuses conditions has written nothing yet.
+            None if winner.is_none() => {
+                self.put(key, Bytes::from_static(&[0; 8])).await?;
+                None
+            }
+            found => found,
+        };
+        if !self.list(schema::names::PROBES).await?.iter().any(|listed| listed.key == key) {
+            // Without this no snapshot would ever be found again, and what it needs be deleted.
+            let why = "an object that was just written is not in the listing; a store must list every completed write \
+                       (a bucket's name has 3 to 63 characters: some stores list nothing in others)";
+            let object = format!("{}/{}", self.location, schema::names::PROBES);
+            let (operation, kind) = ("listing", StoreErrorKind::Unfit);
+            return Err(StoreError { operation, object, kind, why: why.to_owned() });
+        }
+        Ok(winner.is_some_and(|winner| found.is_some_and(|found| found[..] == [winner; 8])))
+    }
+
+    /// The only creator that was told that it won; none where several were, or the store knows no conditions.
+    async fn winner(&self, key: &str) -> Result<Option<u8>, StoreError> {
         const RACERS: u8 = 6;
         let path = self.path(key);
         let creator = |racer: u8| {
@@ -359,35 +382,26 @@ impl Store {
         results.push(creator(RACERS).await); // late, when it is certain that somebody has won
         let winners: Vec<u8> = (0..=RACERS).filter(|racer| results[usize::from(*racer)].is_ok()).collect();
         if winners.len() > 1 {
-            return Ok(false);
+            return Ok(None);
         }
         for error in results.iter().filter_map(|result| result.as_ref().err()) {
             if matches!(
                 error,
                 object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. }
             ) {
-                return Ok(false);
+                return Ok(None);
             }
             let error = self.error("creating", key, error);
             if error.kind != StoreErrorKind::Exists {
                 return Err(error);
             }
         }
-        let Some(winner) = winners.first() else {
+        if winners.is_empty() {
             let (operation, why) = ("creating", "every creator was told that it exists already".to_owned());
             let object = format!("{}/{key}", self.location);
             return Err(StoreError { operation, object, kind: StoreErrorKind::Unavailable, why });
-        };
-        let found = self.get(key).await?;
-        if !self.list(schema::names::PROBES).await?.iter().any(|listed| listed.key == key) {
-            // Without this no snapshot would ever be found again.
-            let why = "an object that was just written is not in the listing; a store must list every completed write \
-                       (a bucket's name has 3 to 63 characters: some stores list nothing in others)";
-            let object = format!("{}/{}", self.location, schema::names::PROBES);
-            let (operation, kind) = ("listing", StoreErrorKind::Unfit);
-            return Err(StoreError { operation, object, kind, why: why.to_owned() });
         }
-        Ok(found.is_some_and(|found| found[..] == [*winner; 8]))
+        Ok(winners.first().copied())
     }
 }
 

@@ -158,6 +158,34 @@ async fn a_store_that_lists_late_is_found_out() {
     }
 }
 
+/// Being weak excuses nothing: what is not listed yet would be deleted from.
+#[tokio::test]
+async fn a_store_that_lists_late_and_ignores_conditions_is_found_out_as_well() {
+    for lag in 1..5 {
+        let listing = Arc::new(LateListing::new(Arc::new(InMemory::new()), lag));
+        let weak = FaultyStore::new(listing, environment(), StoreFaults::default());
+        weak.ignore_create(true);
+        let error = store(weak, "").probe().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Unfit, "{error}");
+        assert!(error.to_string().contains("must list every completed write"), "{error}");
+    }
+}
+
+/// A rule for the whole bucket, or a lock on all that is in it.
+#[tokio::test]
+async fn a_store_that_lets_nothing_go_is_no_worse_for_it() {
+    let (handle, store) = faulty(StoreFaults::default());
+    handle.refuse(Some(Refusal::Deletions));
+    assert!(store.probe().await.unwrap().conditional_create);
+    assert_eq!(store.list("").await.unwrap().len(), 1, "what it has written stays");
+    store.put("object", MINE).await.unwrap();
+    assert_eq!(store.delete("object").await.unwrap_err().kind(), StoreErrorKind::Denied);
+    assert!(!store.delete_or_leave("object").await.unwrap());
+    assert_eq!(store.delete_all(&["object".to_owned()]).await.unwrap(), ["object"]);
+    handle.quiet();
+    assert!(store.delete_or_leave("object").await.unwrap() && store.delete_or_leave("object").await.unwrap());
+}
+
 #[tokio::test]
 async fn the_probe_is_not_misled_by_faults() {
     for weak in [false, true] {

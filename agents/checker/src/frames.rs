@@ -11,6 +11,7 @@ use agent::Failure;
 use bytes::Bytes;
 use schema::chunk::{FrameHeader, Opener};
 use schema::keys::{FrameKey, KEY_STRUCTURE};
+use schema::messages::Copy;
 use schema::pack::{PackEntry, PackFooter, PackHeader};
 use schema::{ChunkId, Domain, PackId, names};
 
@@ -21,6 +22,9 @@ use crate::given::{is_damage, is_lost, is_withheld, later};
 const READ_MAX: u64 = 4 << 20;
 /// Frames in a row that the store does not give alone, after which no other one of that read is asked for.
 const ALONE_MAX: usize = 4;
+
+/// Times that a frame which was found whole is read before it counts as one that is not.
+const TRIES: usize = 3;
 
 /// What checking the frames of a pack came to.
 #[derive(Default)]
@@ -77,6 +81,25 @@ impl Source {
             }
         }
         Ok(checked)
+    }
+
+    /// The bytes of a frame that hold its chunk: these very bytes were opened. None where they do not now.
+    pub(crate) async fn whole_frame(
+        &self,
+        pack: PackId,
+        kind: Domain,
+        entry: &PackEntry,
+    ) -> Result<Option<Bytes>, Failure> {
+        let (copy, one) = (Copy { pack, offset: entry.offset, len: entry.len }, std::slice::from_ref(entry));
+        for _ in 0..TRIES {
+            let bytes = self.repository.read_frame(&copy).await?;
+            let judged = self.judge(pack, kind, one, u64::from(entry.offset), bytes.clone()).await?;
+            if matches!(judged[..], [Frame::Whole]) {
+                return Ok(Some(bytes));
+            }
+            tracing::warn!(%pack, id = %entry.id, "a frame that was whole is not when it is read again");
+        }
+        Ok(None)
     }
 
     /// Reads one frame alone, of a pack of this size.

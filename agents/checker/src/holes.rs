@@ -145,9 +145,9 @@ impl Marking<'_> {
             if !over.contains(&slot) {
                 continue;
             }
-            match tombstones.contains(&slot) || self.is_healed(slot).await? {
-                true => repository.store.delete(&slot.holes()).await?,
-                false => kept += 1,
+            let is_over = tombstones.contains(&slot) || self.is_healed(slot).await?;
+            if !is_over || !repository.store.delete_or_leave(&slot.holes()).await? {
+                kept += 1;
             }
         }
         Ok(kept)

@@ -191,7 +191,7 @@ pub(crate) async fn end_sessions(repository: &Repository, job: JobId) -> Result<
 /// Removes what nobody looks at any more.
 pub(crate) async fn tidy(repository: &Repository) -> Result<(), Failure> {
     for job in of_no_use(&list(repository).await?) {
-        repository.store.delete(&names::check(job)).await?;
+        repository.store.delete_or_leave(&names::check(job)).await?;
     }
     Ok(())
 }

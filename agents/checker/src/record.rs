@@ -171,8 +171,10 @@ impl Checker {
             let Ok(record) = record else { continue };
             let is_over =
                 record.chunks.iter().all(is_over) && !record.packs.iter().any(|pack| packs.lists(pack));
-            if is_over && self.settings.record {
-                self.source.repository.store.delete(&names::damage(id)).await?;
+            if is_over
+                && self.settings.record
+                && self.source.repository.store.delete_or_leave(&names::damage(id)).await?
+            {
                 report.settled += 1;
             }
         }

@@ -95,9 +95,9 @@ pub async fn run(app: &App) -> anyhow::Result<()> {
 
 /// Opens the repository, and asks the store once more whether it keeps its promise.
 async fn open_bucket(app: &App) -> anyhow::Result<Repository> {
-    let repository = app.repository().await?;
+    let mut repository = app.repository().await?;
     open::check_writable(&repository).await?;
-    open::probe(&repository).await?;
+    open::probe(&mut repository).await?;
     Ok(repository)
 }
 

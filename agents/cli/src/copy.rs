@@ -89,7 +89,7 @@ pub async fn run(app: &App, args: &CopyArgs) -> anyhow::Result<()> {
 async fn repositories(app: &App, args: &CopyArgs) -> anyhow::Result<(Repository, Repository)> {
     let from = app.repository().await?;
     let key = args.to_key.as_deref();
-    let to = open::other(app, &args.to, key, Some(from.key.repo())).await?;
+    let mut to = open::other(app, &args.to, key, Some(from.key.repo())).await?;
     if to.key.repo() == from.key.repo() {
         let (from, to) = (from.store.location(), to.store.location());
         return Err(Failure::refused(format!(
@@ -108,7 +108,7 @@ async fn repositories(app: &App, args: &CopyArgs) -> anyhow::Result<(Repository,
     if !args.dry_run {
         open::check_writable(&to).await?;
         if open::directory(to.store.location()).is_none() {
-            open::probe(&to).await?;
+            open::probe(&mut to).await?;
         }
     }
     Ok((from, to))

@@ -135,10 +135,10 @@ impl Embedded {
     /// Starts every role that a backup needs. Without `hold`, logical volumes are read as the devices that they are, and
     /// no snapshot of them is taken.
     pub async fn writing(app: &App, hold: Option<&Hold>) -> anyhow::Result<Self> {
-        let repository = app.repository().await?;
+        let mut repository = app.repository().await?;
         open::check_writable(&repository).await?;
         if open::directory(repository.store.location()).is_none() {
-            open::probe(&repository).await?;
+            open::probe(&mut repository).await?;
         }
         let settings = &app.settings;
         let queue = chunk_queue(settings, repository.config.pack_size)?;

@@ -273,9 +273,11 @@ pub async fn check_writable(repository: &Repository) -> anyhow::Result<()> {
     Ok(head.check_writable().map_err(agent::Failure::from)?)
 }
 
-/// Races creators in the store, and says aloud when it does not keep its word.
-pub async fn probe(repository: &Repository) -> anyhow::Result<()> {
+/// Races creators in the store, and says aloud when it does not keep its word. What `init` found of it counts no more
+/// than what is found now: the bucket may have moved.
+pub async fn probe(repository: &mut Repository) -> anyhow::Result<()> {
     let promise = repository.store.probe().await.map_err(agent::Failure::from)?;
+    repository.config.store.conditional_create &= promise.conditional_create;
     if !promise.conditional_create {
         tracing::warn!(
             store = repository.store.location(),
@@ -284,4 +286,49 @@ pub async fn probe(repository: &Repository) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use agent::faults::store::{FaultyStore, StoreFaults};
+    use agent::repository::NewRepository;
+    use collector::{Announce, Collector, Limits, Patience};
+    use object_store::memory::InMemory;
+
+    use super::*;
+    use crate::environment::SystemEnvironment;
+
+    /// A bucket that was moved to a store that keeps less than the one that it was made in.
+    #[tokio::test]
+    async fn what_a_probe_finds_decides_about_collections_whatever_init_found() {
+        let environment: Arc<dyn Environment> = Arc::new(SystemEnvironment::new());
+        let bucket = FaultyStore::new(Arc::new(InMemory::new()), environment.clone(), StoreFaults::default());
+        let store = Store::new(Arc::new(bucket.clone()), "", "bucket", environment);
+        let new = NewRepository { recipients: Vec::new(), pack_size: 1 << 20 };
+        let mut repository = Repository::init(store, &new).await.expect("a repository");
+        let settings = || collector::Settings {
+            limits: Limits { max_repack: 1 << 20, repack_below: 50 },
+            memory: 1 << 20,
+            patience: Patience::default(),
+            exclusive: false,
+            announce: Announce::default(),
+        };
+        probe(&mut repository).await.expect("a promise");
+        let collector =
+            |repository: &Repository| Collector::new(repository.clone(), settings(), Default::default());
+        collector(&repository).prune().await.expect("nothing to collect");
+        bucket.ignore_create(true);
+        probe(&mut repository).await.expect("a weaker promise");
+        let refused = collector(&repository).prune().await.expect_err("it may not collect");
+        assert!(refused.why.contains("--exclusive"), "{refused}");
+    }
+
+    /// What a store with locks asks of every write is said by a variable, as all of the client's settings are.
+    #[test]
+    fn variables_of_the_client_reach_it() {
+        let variable = ("AWS_CHECKSUM_ALGORITHM".to_owned(), "sha256".to_owned());
+        let builder = Access::Other(vec![variable]).builder();
+        let algorithm = builder.get_config_value(&AmazonS3ConfigKey::Checksum);
+        assert_eq!(algorithm.expect("an algorithm").to_ascii_lowercase(), "sha256");
+    }
 }

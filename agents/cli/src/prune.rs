@@ -104,7 +104,9 @@ pub async fn run(app: &App, args: &PruneArgs) -> anyhow::Result<()> {
     let mut repository = app.repository().await?;
     if !args.dry_run {
         open::check_writable(&repository).await?;
-        prepare(app, &mut repository).await?;
+        // Two creators of one name must not both win.
+        open::probe(&mut repository).await?;
+        delete_in_batches(app, &mut repository)?;
     }
     let collector = Collector::new(repository, settings(app, args).await?, app.stop.clone());
     let report = match args.dry_run {
@@ -113,13 +115,6 @@ pub async fn run(app: &App, args: &PruneArgs) -> anyhow::Result<()> {
     };
     let pruned = pruned(args, &report);
     app.print(&pruned, || describe(&pruned))
-}
-
-/// What `init` found of the store is asked again: two creators of one name must not both win.
-async fn prepare(app: &App, repository: &mut Repository) -> anyhow::Result<()> {
-    let promise = repository.store.probe().await.map_err(agent::Failure::from)?;
-    repository.config.store.conditional_create &= promise.conditional_create;
-    delete_in_batches(app, repository)
 }
 
 /// Deletes by a client that takes many keys at once, where there is one.

@@ -169,13 +169,8 @@ async fn still_open(
 
 /// Ends what is left of a session whose slot is decided, and decides the slot of one that is declared dead.
 async fn is_over(repository: &Repository, session: &Session, patience: Patience) -> Result<bool, Failure> {
-    let decided = match session.slot {
-        // Whatever stands there, also what cannot be read.
-        Some(slot) => repository.store.head(&slot.snapshot()).await?.is_some(),
-        None => false,
-    };
-    if decided {
-        repository.store.delete(&names::session(session.id)).await?;
+    if is_decided(repository, session).await? {
+        agent::sessions::remove(repository, session).await?;
         return Ok(true);
     }
     let age = Duration::from_millis(repository.environment().now_ms().saturating_sub(session.started_ms));
@@ -185,6 +180,14 @@ async fn is_over(repository: &Repository, session: &Session, patience: Patience)
     tracing::warn!(session = %session.id, volume = %session.volume, host = %session.host, "declared dead: its slot is occupied");
     occupy_slot(repository, session).await?;
     Ok(true)
+}
+
+/// Whether something stands at a session's slot, also what cannot be read: it can commit nothing else.
+pub(crate) async fn is_decided(repository: &Repository, session: &Session) -> Result<bool, Failure> {
+    match session.slot {
+        Some(slot) => Ok(repository.store.head(&slot.snapshot()).await?.is_some()),
+        None => Ok(false),
+    }
 }
 
 /// Revokes a session: its slot first, whatever that comes to, and only then its object.

@@ -5,8 +5,11 @@
 mod agents;
 mod back;
 mod cancelled;
+mod collections;
+mod kept;
 mod keys;
 mod marking;
+mod mending;
 mod moved;
 mod older;
 mod takeover;

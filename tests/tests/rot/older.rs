@@ -252,6 +252,21 @@ pub(super) async fn collect(rot: &Rot) -> Result<(), Failure> {
 
 /// The same, where somebody gives their word that nothing else writes.
 pub(super) async fn collect_as(rot: &Rot, exclusive: bool) -> Result<(), Failure> {
+    done(prune_as(rot, exclusive).await?)
+}
+
+pub(super) async fn prune(rot: &Rot) -> Result<collector::Report, Failure> {
+    prune_as(rot, false).await
+}
+
+fn done(report: collector::Report) -> Result<(), Failure> {
+    match report.waits.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::new(FailureKind::Other, format!("it waits: {report:?}"))),
+    }
+}
+
+async fn prune_as(rot: &Rot, exclusive: bool) -> Result<collector::Report, Failure> {
     let settings = Settings {
         limits: Limits { max_repack: u64::MAX, repack_below: 100 },
         memory: 1 << 20,
@@ -259,9 +274,5 @@ pub(super) async fn collect_as(rot: &Rot, exclusive: bool) -> Result<(), Failure
         exclusive,
         announce: Announce::default(),
     };
-    let report = Collector::new(rot.repository.clone(), settings, Stop::default()).prune().await?;
-    match report.waits.is_empty() {
-        true => Ok(()),
-        false => Err(Failure::new(FailureKind::Other, format!("it waits: {report:?}"))),
-    }
+    Collector::new(rot.repository.clone(), settings, Stop::default()).prune().await
 }

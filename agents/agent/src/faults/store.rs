@@ -105,6 +105,16 @@ impl FaultyStore {
         self.state().locked = folder.map(Path::from);
     }
 
+    /// Turns a bit in the `n`-th body of an object that is given from now on; 1 is the next one.
+    pub fn turn_bit(&self, key: &str, n: u64) {
+        self.state().turning = Some((Path::from(key), n.max(1)));
+    }
+
+    /// Whether the bit is still to be turned.
+    pub fn is_turning(&self) -> bool {
+        self.state().turning.is_some()
+    }
+
     /// Gives everything again.
     pub fn withhold_nothing(&self) {
         self.state().withheld.clear();
@@ -122,6 +132,7 @@ impl FaultyStore {
         state.faults = StoreFaults::default();
         state.planned.clear();
         state.first_writes = None;
+        state.turning = None;
         state.refusal = None;
         state.crashed = false;
     }
@@ -158,6 +169,7 @@ impl FaultyStore {
             _ if is_locked => denied(location),
             Some(Refusal::Everything) => denied(location),
             Some(Refusal::Writes) if writes || deletes => denied(location),
+            Some(Refusal::Deletions) if deletes => denied(location),
             Some(Refusal::Full) if writes => generic(io::ErrorKind::StorageFull, "no space is left"),
             _ => return Ok(()),
         };
@@ -229,7 +241,8 @@ impl FaultyStore {
         let (cut, flip) = {
             let mut state = self.state();
             let (cut, flip) = (state.faults.cut_body, state.faults.flipped_bit);
-            (state.falls(cut), state.falls(flip))
+            let turns = state.turns(&got.meta.location);
+            (state.falls(cut), state.falls(flip) || turns)
         };
         let len = got.range.end.saturating_sub(got.range.start);
         if !(cut || flip) || len == 0 {

@@ -22,6 +22,19 @@ impl Store {
         self
     }
 
+    /// Deletes an object that does no harm where it stays; whether it is gone. A store may not let it go yet, because of a
+    /// lock or of a rule for the whole bucket.
+    pub async fn delete_or_leave(&self, key: &str) -> Result<bool, StoreError> {
+        match self.delete(key).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == StoreErrorKind::Denied => {
+                tracing::warn!(%error, "the store does not let an object go, which stays and does no harm");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Deletes objects; those that are not there are fine. Returns the keys that the store does not let go: a lock on
     /// them may end later. Any other error is one.
     pub async fn delete_all(&self, keys: &[String]) -> Result<Vec<String>, StoreError> {

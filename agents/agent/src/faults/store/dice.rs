@@ -59,6 +59,8 @@ pub enum Refusal {
     Everything,
     /// Writes and deletions: the credentials only read (403).
     Writes,
+    /// Deletions: nothing may go, as a bucket's rules may say (403).
+    Deletions,
     /// Writes: no space is left.
     Full,
 }
@@ -118,6 +120,7 @@ pub(super) struct State {
     pub(super) ignores_create: bool,
     pub(super) hidden: Option<Path>,
     pub(super) locked: Option<Path>,
+    pub(super) turning: Option<(Path, u64)>,
     pub(super) withheld: BTreeMap<Path, Option<Range<u64>>>,
     pub(super) kept_back: Option<Path>,
     pub(super) crashed: bool,
@@ -137,6 +140,7 @@ impl State {
             ignores_create: false,
             hidden: None,
             locked: None,
+            turning: None,
             withheld: BTreeMap::new(),
             kept_back: None,
             crashed: false,
@@ -179,6 +183,19 @@ impl State {
             None => {}
         }
         fault
+    }
+
+    /// Whether a bit is to turn in this body of an object.
+    pub(super) fn turns(&mut self, location: &Path) -> bool {
+        let Some((_, left)) = self.turning.as_mut().filter(|(turning, _)| turning == location) else {
+            return false;
+        };
+        *left = left.saturating_sub(1);
+        let is_due = *left == 0;
+        if is_due {
+            self.turning = None;
+        }
+        is_due
     }
 
     /// One operation has gone by: which late writes land now.

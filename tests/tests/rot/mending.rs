@@ -1,0 +1,38 @@
+//! What a repair moves is whole, whatever the store gives it meanwhile: the old copies go by it.
+
+use schema::Domain;
+use tests::rot::Objects;
+
+use super::withheld::faulty;
+use super::{ALL, flipped, victim};
+
+/// A bit turns in each body of the torn pack in turn, as a bad cable or memory would have it.
+#[tokio::test]
+async fn a_bit_that_turns_while_a_pack_is_salvaged_is_in_no_new_pack() {
+    let victim = victim().await;
+    let (key, frames) = victim.pack(Domain::Data);
+    let footer = frames.last().map_or(0, |(start, len)| start + len);
+    let mut objects: Objects = victim.objects.clone();
+    objects.insert(key.clone(), flipped(&objects[&key], footer + 3));
+    let mut turned = 0;
+    for body in 1.. {
+        let case = format!("body {body}");
+        let (rot, store) = faulty(&victim, &objects).await;
+        store.turn_bit(&key, body);
+        let mended = rot.mend().await;
+        let is_over = store.is_turning();
+        store.quiet();
+        tokio::time::resume();
+        mended.unwrap_or_else(|why| panic!("{case}: {why}"));
+        turned += u64::from(!is_over);
+        rot.repair().await.unwrap_or_else(|why| panic!("{case}: {why}"));
+        let report = rot.check(ALL).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+        assert!(report.damaged.is_empty(), "{case}: {report:?}");
+        let (restored, _) = rot.restore(&victim.bad.0).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+        assert!(restored == victim.bad.1, "{case}");
+        if is_over {
+            break;
+        }
+    }
+    assert!(turned > frames.len() as u64, "{turned} bodies of {} frames", frames.len());
+}
