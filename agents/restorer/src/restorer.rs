@@ -139,8 +139,8 @@ impl Restorer {
     ///
     /// Fails by name: what was refused (nothing was changed then), which bytes of the volume have no readable copy, or
     /// what the target's device answered. What was written stays, for a restore that is begun again, unless the target
-    /// itself failed; a file of which nothing was written is removed or emptied. Dropping the future leaves its session object and a partial target behind; raise the context's stop
-    /// flag instead.
+    /// itself failed; a file of which nothing was written is removed or emptied. Dropping the future leaves its session
+    /// object and a partial target behind; raise the context's stop flag instead.
     pub async fn restore(
         &self,
         root: Root,

@@ -15,6 +15,9 @@ enum There {
     Empty,
 }
 
+/// Packs that count, or what the refusal says.
+type Expected = Result<&'static [u8], &'static str>;
+
 async fn rot(world: &World, key: &str, there: There) {
     match there {
         There::Whole => {}
@@ -32,7 +35,7 @@ async fn rot(world: &World, key: &str, there: There) {
 #[tokio::test(start_paused = true)]
 async fn a_session_relies_on_nothing_that_what_cannot_be_read_may_condemn() {
     use There::{Empty, Nothing, Rotten, Whole};
-    let cases: [(There, There, Result<&[u8], &str>); 11] = [
+    let cases: [(There, There, Expected); 11] = [
         (Whole, Whole, Ok(&[1, 3])),
         (Whole, Nothing, Ok(&[3])),
         (Whole, Rotten, Ok(&[3])),
