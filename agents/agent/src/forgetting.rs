@@ -322,6 +322,12 @@ async fn commit_again(
     let Carried { repository, from, to, .. } = *holes;
     let (id, volume) = (root.slot.session, &root.volume);
     let refused = |why: &str| Failure::refused(format!("snapshot {id} of {volume} {why}"));
+    if !session.knows_what_is_swept() {
+        return Err(refused(
+            "may be being swept by a collection that cannot be read: `lvkeep repair` finds out, and then it can be brought \
+             back or not",
+        ));
+    }
     if session.sweeps(from) {
         return Err(refused("is being swept by a collection, and cannot be brought back"));
     }

@@ -15,6 +15,7 @@ use schema::{ChunkId, JobId, PackId, SessionId};
 use tokio::sync::Mutex;
 
 use crate::damage::Damages;
+use crate::epochs::Condemned;
 use crate::repository::{AtSlot, Repository, can_be_pack};
 use crate::roots::{Roots, not_there};
 use crate::store::{Created, StoreErrorKind};
@@ -25,8 +26,7 @@ use crate::{Failure, epochs};
 pub struct OpenSession {
     repository: Repository,
     session: Session,
-    condemned: BTreeSet<PackId>,
-    sweeping: BTreeSet<Slot>,
+    condemned: Condemned,
     damages: Damages,
     packs: Mutex<Packs>,
 }
@@ -59,9 +59,9 @@ impl OpenSession {
             ));
         }
         match look(&repository).await {
-            Ok(Seen { latest: Latest { condemned, sweeping }, damages, packs: seen }) => {
+            Ok(Seen { condemned, damages, packs: seen }) => {
                 let packs = Mutex::new(Packs { seen, missing: BTreeSet::new() });
-                Ok(Self { repository, session, condemned, sweeping, damages, packs })
+                Ok(Self { repository, session, condemned, damages, packs })
             }
             Err(failure) => {
                 // Nobody will drive this session, and a collector would wait for it.
@@ -86,7 +86,7 @@ impl OpenSession {
     /// Whether a copy in this pack counts: the pack was seen to exist since step 1, and the epoch of step 2 does not
     /// condemn it. A pack that the listing lacks is asked for by name.
     pub async fn counts(&self, pack: PackId) -> Result<bool, Failure> {
-        if self.condemned.contains(&pack) {
+        if self.condemned.packs.contains(&pack) {
             return Ok(false);
         }
         {
@@ -108,9 +108,14 @@ impl OpenSession {
         Ok(exists)
     }
 
-    /// Whether the epoch of step 2 sweeps this snapshot.
+    /// Whether the epoch of step 2 sweeps this snapshot, as far as is known.
     pub fn sweeps(&self, slot: Slot) -> bool {
-        self.sweeping.contains(&slot)
+        self.condemned.swept.as_ref().is_none_or(|swept| swept.contains(&slot))
+    }
+
+    /// Whether it could be read in step 2 what is swept.
+    pub fn knows_what_is_swept(&self) -> bool {
+        self.condemned.swept.is_some()
     }
 
     /// Whether the copy of a chunk in a pack counts: the pack does, and no damage of this copy was recorded when the
@@ -228,28 +233,22 @@ impl OpenSession {
     }
 }
 
-/// What the latest epoch says.
-#[derive(Default)]
-struct Latest {
-    /// Packs that it deletes.
-    condemned: BTreeSet<PackId>,
-    /// Forgotten snapshots that it sweeps.
-    sweeping: BTreeSet<Slot>,
-}
-
 /// What a session sees when it begins.
 struct Seen {
-    latest: Latest,
+    condemned: Condemned,
     damages: Damages,
     packs: BTreeSet<PackId>,
 }
 
 /// Steps 2 and 3: what the latest epoch says, and only then the packs that exist.
 async fn look(repository: &Repository) -> Result<Seen, Failure> {
-    let latest = latest_epoch(repository).await?;
+    let condemned = match epochs::latest(repository).await? {
+        Some(latest) => latest.condemned()?,
+        None => Condemned { packs: BTreeSet::new(), swept: Some(BTreeSet::new()) },
+    };
     let listed = repository.list_packs().await?;
     let packs = listed.into_iter().filter(|(_, size)| can_be_pack(*size)).map(|(pack, _)| pack);
-    Ok(Seen { latest, damages: Damages::load(repository).await?, packs: packs.collect() })
+    Ok(Seen { condemned, damages: Damages::load(repository).await?, packs: packs.collect() })
 }
 
 /// The highest generation; of equal ones, the later slot.
@@ -401,16 +400,4 @@ pub async fn note_end(
 /// Removes what [`note_end`] has noted.
 pub async fn forget_end(repository: &Repository, note: SessionId) -> Result<(), Failure> {
     Ok(repository.store.delete(&names::session(note)).await?)
-}
-
-/// What the latest epoch condemns: its verdict, or before there is one, everything that it proposed. An epoch that is
-/// finished condemns packs that are gone anyway, so that nobody needs to know whether it is.
-async fn latest_epoch(repository: &Repository) -> Result<Latest, Failure> {
-    let Some(latest) = epochs::latest(repository).await? else { return Ok(Latest::default()) };
-    let (mut condemned, sweeping) =
-        latest.epoch.map(|epoch| (epoch.condemned, epoch.forgotten)).unwrap_or_default();
-    if let Some(verdict) = latest.verdict {
-        condemned = verdict.delete;
-    }
-    Ok(Latest { condemned: condemned.into_iter().collect(), sweeping: sweeping.into_iter().collect() })
 }

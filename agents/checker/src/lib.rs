@@ -7,6 +7,7 @@
 //! what can be recorded.
 
 mod attempt;
+mod collections;
 mod findings;
 mod frames;
 mod given;

@@ -42,6 +42,10 @@ pub struct Mended {
     pub keys: Vec<KeyId>,
     /// Data keys of which nobody knows whether they should be, and why.
     pub keys_withheld: Vec<(KeyId, String)>,
+    /// Objects of collections that could not be read, and that stop nobody any more.
+    pub collections: Vec<String>,
+    /// Objects of collections that cannot be read, and stay as they are, and why.
+    pub unended: Vec<String>,
 }
 
 impl Mended {
@@ -51,7 +55,7 @@ impl Mended {
 }
 
 /// What became of a torn pack.
-enum Salvaged {
+pub(crate) enum Salvaged {
     /// So many whole frames are in a new pack.
     Moved(u64),
     /// Nothing was moved, and this is why.
@@ -60,7 +64,7 @@ enum Salvaged {
 
 /// Mends a repository.
 pub struct Mender {
-    source: Source,
+    pub(crate) source: Source,
     host: String,
 }
 
@@ -72,7 +76,9 @@ impl Mender {
 
     /// Mends. Whoever looks for chunks afterwards must look for new packs first.
     pub async fn mend(&self) -> Result<Mended, Failure> {
-        self.source.keys.check().map_err(|why| why.context("nothing can be mended"))?;
+        // Without any identity, too: until then nobody can write.
+        self.decide().await?;
+        self.source.keys.check().map_err(|why| why.context("nothing else can be mended"))?;
         self.source.keys.fits().await?;
         let session = self.begin().await?;
         let mended = self.all(session.session().id).await;
@@ -105,6 +111,7 @@ impl Mender {
 
     async fn all(&self, session: SessionId) -> Result<Mended, Failure> {
         let mut mended = Mended::default();
+        self.end_collections(session, &mut mended).await?;
         let recorded = Damages::load(&self.source.repository).await?;
         let listed = self.source.repository.store.list(names::KEYS).await?;
         let mut seen = BTreeSet::new();
@@ -183,8 +190,8 @@ impl Mender {
         Ok(())
     }
 
-    /// Moves the whole frames of a torn pack.
-    async fn salvage(
+    /// Moves the whole frames of a torn pack, or of one that is to go.
+    pub(crate) async fn salvage(
         &self,
         pack: PackId,
         header: PackHeader,

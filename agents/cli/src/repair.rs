@@ -20,6 +20,9 @@ struct Repaired {
     packs_not_salvaged: Vec<Unsalvaged>,
     keys_restored: Vec<String>,
     keys_not_looked_into: Vec<Unread>,
+    /// Objects of collections that could not be read, and stop nobody any more.
+    collections_ended: Vec<String>,
+    collections_not_ended: Vec<String>,
     snapshots_marked: u64,
     /// Marks that stay because not all damage is known.
     marks_kept: u64,
@@ -77,6 +80,8 @@ pub async fn run(app: &App, args: &RepairArgs) -> anyhow::Result<()> {
             .into_iter()
             .map(|(id, why)| Unread { key: names::key(id), why })
             .collect(),
+        collections_ended: mended.collections,
+        collections_not_ended: mended.unended,
         snapshots_marked: marked.snapshots,
         marks_kept: marked.kept,
         marks_failed: marked.failures,
@@ -141,6 +146,9 @@ impl Repaired {
         lines.extend(self.keys_restored.iter().map(|key| format!("{key} was stored again from a footer")));
         let unread = self.keys_not_looked_into.iter();
         lines.extend(unread.map(|one| format!("NOT LOOKED INTO {}: {}", one.key, one.why)));
+        let ended = self.collections_ended.iter();
+        lines.extend(ended.map(|key| format!("{key} could not be read, and stops no collection any more")));
+        lines.extend(self.collections_not_ended.iter().map(|why| format!("NOT ENDED: {why}")));
         lines.extend(self.marks_failed.iter().map(|why| format!("NOT MARKED: {why}")));
         if self.marks_kept > 0 {
             lines.push(format!(

@@ -29,6 +29,8 @@ struct Status {
     sessions: Vec<Session>,
     last_collection: Option<u64>,
     collection: Option<Collection>,
+    /// Why the latest collection cannot be read.
+    collection_unreadable: Option<String>,
     checks: Vec<checks::Row>,
     agents: Vec<Agent>,
 }
@@ -126,6 +128,7 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
         sessions: sessions::list_all(&repository).await?.into_iter().map(Session::from).collect(),
         last_collection: collections.finished,
         collection: collections.unfinished.map(collection),
+        collection_unreadable: collections.unreadable.map(|why| why.why),
         checks: checks::rows(checker::jobs::list_all(&repository).await?),
         agents: match app.settings.nats.value.is_some() {
             true => agents(app).await?,
@@ -242,6 +245,7 @@ fn describe(app: &App, status: &Status) -> String {
         true => "no session is open".to_owned(),
         false => table.text(),
     });
+    lines.extend(status.collection_unreadable.iter().map(|why| format!("UNREADABLE: {why}")));
     match &status.collection {
         Some(collection) => lines.push(collection.lines()),
         None => lines.extend(

@@ -4,10 +4,11 @@
 
 use std::collections::BTreeSet;
 
-use agent::epochs::check_number;
+use agent::epochs::{Stored, check_number, unknown};
 use agent::store::Created;
 use agent::{Failure, Repository};
 use schema::epoch::{Epoch, Verdict};
+use schema::messages::FailureKind;
 use schema::names::{self, Slot};
 use schema::{Object, PackId};
 
@@ -30,19 +31,54 @@ pub async fn latest(repository: &Repository) -> Result<Latest, Failure> {
     let Some(found) = agent::epochs::latest(repository).await? else {
         return Ok(Latest::Finished { next: 1 });
     };
-    let finished = Latest::Finished { next: found.number + 1 };
-    let Some(epoch) = found.epoch else { return Ok(finished) };
-    let Some(verdict) = found.verdict else { return Ok(Latest::Open(epoch)) };
-    match is_finished(&verdict, &epoch, &packs(repository).await?, &roots(repository).await?) {
-        true => Ok(finished),
-        false => Ok(Latest::Decided(epoch, verdict)),
+    let agent::epochs::Latest { number, epoch, verdict } = found;
+    let finished = Latest::Finished { next: number + 1 };
+    match (epoch, verdict) {
+        (Stored::Nothing, _) => Ok(finished),
+        (Stored::Is(epoch), Stored::Nothing) => Ok(Latest::Open(epoch)),
+        (Stored::Is(epoch), Stored::Is(verdict)) => {
+            match is_gone(&verdict.delete, repository).await? && is_swept(&epoch, repository).await? {
+                true => Ok(finished),
+                false => Ok(Latest::Decided(epoch, verdict)),
+            }
+        }
+        // It deletes nothing else.
+        (Stored::Is(epoch), Stored::Unreadable(why)) => {
+            let is_over =
+                is_gone(&epoch.condemned, repository).await? && is_swept(&epoch, repository).await?;
+            unreadable(names::verdict(number), why, is_over).map(|()| finished)
+        }
+        // Roots go before packs; and where no pack goes, nothing is lost of what is still to be swept.
+        (Stored::Unreadable(why), Stored::Is(verdict)) => {
+            let is_over = is_gone(&verdict.delete, repository).await?;
+            unreadable(names::epoch(number), why, is_over).map(|()| finished)
+        }
+        (Stored::Unreadable(why), verdict) => Err(unknown(number, why, &verdict)),
+    }
+}
+
+/// A collection that only a repair brings to its end, unless listings show that it is over. Sessions go on meanwhile. What
+/// a later version wrote is refused as it is.
+fn unreadable(key: String, why: Failure, is_over: bool) -> Result<(), Failure> {
+    match why.kind {
+        FailureKind::Refused => Err(why),
+        _ if is_over => Ok(()),
+        _ => Err(Failure::damaged(format!(
+            "{key} cannot be read ({why}), so that nobody knows what this collection is still to delete: `lvkeep repair` \
+             ends it, and backups and restores go on meanwhile"
+        ))),
     }
 }
 
 /// Finished is an epoch when none of its verdict's packs is listed and every root that it sweeps is a tombstone.
-fn is_finished(verdict: &Verdict, epoch: &Epoch, packs: &BTreeSet<PackId>, roots: &BTreeSet<Slot>) -> bool {
-    !verdict.delete.iter().any(|pack| packs.contains(pack))
-        && !epoch.forgotten.iter().any(|slot| roots.contains(slot))
+async fn is_gone(delete: &[PackId], repository: &Repository) -> Result<bool, Failure> {
+    let listed = packs(repository).await?;
+    Ok(!delete.iter().any(|pack| listed.contains(pack)))
+}
+
+async fn is_swept(epoch: &Epoch, repository: &Repository) -> Result<bool, Failure> {
+    let listed = roots(repository).await?;
+    Ok(!epoch.forgotten.iter().any(|slot| listed.contains(slot)))
 }
 
 /// The packs that a listing shows.

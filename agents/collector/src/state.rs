@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use agent::{Failure, Repository};
 use schema::epoch::Awaited;
+use schema::messages::FailureKind;
 use schema::names;
 
 use crate::epochs::{self, Latest, latest};
@@ -30,34 +31,46 @@ pub struct Unfinished {
 
 /// The unfinished collection, if there is one. Changes nothing.
 pub async fn unfinished(repository: &Repository) -> Result<Option<Unfinished>, Failure> {
-    Ok(standing(repository).await?.unfinished)
+    let standing = standing(repository).await?;
+    standing.unreadable.map_or(Ok(standing.unfinished), Err)
 }
 
 /// Where collections stand.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Standing {
     /// The last one that is finished.
     pub finished: Option<u64>,
     /// The one that is not.
     pub unfinished: Option<Unfinished>,
+    /// Why the latest one cannot be read.
+    pub unreadable: Option<Failure>,
 }
 
-/// Where collections stand. Changes nothing.
+/// Where collections stand, as far as that can be read. Changes nothing.
 pub async fn standing(repository: &Repository) -> Result<Standing, Failure> {
-    let latest = latest(repository).await?;
+    let latest = match latest(repository).await {
+        Err(why) if why.kind == FailureKind::Damaged => {
+            return Ok(Standing { finished: None, unfinished: None, unreadable: Some(why) });
+        }
+        latest => latest?,
+    };
     let finished = match &latest {
         Latest::Finished { next } => next - 1,
         Latest::Open(epoch) | Latest::Decided(epoch, _) => epoch.number.saturating_sub(1),
     };
     let finished = (finished > 0).then_some(finished);
-    Ok(Standing { finished, unfinished: of(repository, latest).await? })
+    Ok(Standing { finished, unfinished: of(repository, latest).await?, unreadable: None })
 }
 
 async fn of(repository: &Repository, latest: Latest) -> Result<Option<Unfinished>, Failure> {
     Ok(match latest {
         Latest::Finished { .. } => None,
         Latest::Open(epoch) => {
-            let awaited = repository.read::<Awaited>(&names::awaited(epoch.number)).await?;
+            let awaited = match repository.read::<Awaited>(&names::awaited(epoch.number)).await {
+                // A collector lists them anew.
+                Err(why) if why.kind == FailureKind::Damaged => None,
+                awaited => awaited?,
+            };
             let awaited: BTreeSet<_> = match awaited {
                 Some(awaited) => awaited.sessions.into_iter().collect(),
                 None => sessions::listed(repository).await?,

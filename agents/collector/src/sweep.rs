@@ -36,7 +36,8 @@ impl Swept {
     }
 }
 
-/// Overwrites the roots that the epoch sweeps, and deletes exactly the verdict's packs.
+/// Overwrites the roots that the epoch sweeps, and then deletes exactly the verdict's packs: a pack that is gone says that
+/// no root is left which nobody may bring back.
 pub(crate) async fn sweep(
     repository: &Repository,
     epoch: &Epoch,
@@ -45,7 +46,9 @@ pub(crate) async fn sweep(
 ) -> Result<Swept, Failure> {
     let mut swept = Swept::default();
     tombstone_roots(repository, epoch, &mut swept, stop).await?;
-    delete_packs(repository, verdict, &mut swept, stop).await?;
+    if swept.locked_roots.is_empty() {
+        delete_packs(repository, verdict, &mut swept, stop).await?;
+    }
     Ok(swept)
 }
 

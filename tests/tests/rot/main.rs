@@ -5,6 +5,7 @@
 mod agents;
 mod back;
 mod cancelled;
+mod collections;
 mod kept;
 mod keys;
 mod marking;

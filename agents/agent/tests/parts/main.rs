@@ -14,3 +14,4 @@ mod runner;
 mod session_ends;
 mod sessions;
 mod support;
+mod unreadable;

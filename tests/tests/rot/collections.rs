@@ -1,0 +1,192 @@
+//! Collections whose objects rot, at every stage: backups go on unless nobody can know what is being deleted, nothing is
+//! collected meanwhile that somebody needs, and after a repair all goes on, whoever has read what stood there before.
+
+use agent::forgetting;
+use bytes::Bytes;
+use schema::epoch::{Epoch, Verdict};
+use schema::root::Root;
+use schema::{PackId, names};
+use tests::rot::{Objects, Rot};
+
+use super::older::collect;
+use super::withheld::over;
+use super::{ALL, Victim, flipped, victim};
+use agent::faults::store::Refusal;
+
+/// How far a collection came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It has an epoch, which condemns everything.
+    Proposed,
+    /// It has a verdict, and its roots are swept.
+    Decided,
+    /// A pack is gone.
+    Begun,
+    /// All is gone.
+    Over,
+}
+
+/// A collection that was left.
+struct Left {
+    objects: Objects,
+    /// What its verdict deletes.
+    delete: Vec<PackId>,
+    /// A snapshot that was forgotten since, of another volume.
+    late: Root,
+}
+
+async fn left(victim: &Victim, stage: Stage) -> Left {
+    let rot = victim.rot.with(&victim.objects).await.expect("a repository");
+    let late = rot.backup("vm/late", &victim.path).await.expect("a snapshot");
+    let alone = victim.path.with_file_name("alone.img");
+    tests::e2e::random_file(&alone, 300_000, 9);
+    let alone = rot.backup("vm/alone", &alone).await.expect("a snapshot");
+    for root in [&victim.older, &alone] {
+        forgetting::forget(&rot.repository, root, "a test").await.expect("it is forgotten");
+    }
+    let condemned =
+        rot.repository.list_packs().await.expect("packs").into_iter().map(|(pack, _)| pack).collect();
+    let epoch = Epoch { number: 1, forgotten: vec![victim.older.slot, alone.slot], condemned };
+    rot.put(&names::epoch(1), &epoch).await.expect("an epoch");
+    let mut delete = Vec::new();
+    if stage != Stage::Proposed {
+        let (locked, store) = over(&rot);
+        store.refuse(Some(Refusal::Deletions));
+        collect(&locked).await.expect("a collection");
+        let verdict = rot.repository.read::<Verdict>(&names::verdict(1)).await.expect("it is read");
+        delete = verdict.expect("a verdict").delete;
+        assert!(delete.len() > 1 && delete.len() < epoch.condemned.len(), "some are needed: {delete:?}");
+    }
+    let goes = match stage {
+        Stage::Proposed | Stage::Decided => 0,
+        Stage::Begun => 1,
+        Stage::Over => delete.len(),
+    };
+    sweep(&rot, &delete[..goes]).await;
+    forgetting::forget(&rot.repository, &late, "a test").await.expect("it is forgotten");
+    Left { objects: rot.objects().await, delete, late }
+}
+
+async fn sweep(rot: &Rot, packs: &[PackId]) {
+    for pack in packs {
+        rot.repository.store.delete(&names::pack(*pack)).await.expect("it is gone");
+    }
+}
+
+#[tokio::test]
+async fn a_collection_that_rots_stops_backups_only_where_nothing_is_known_and_a_repair_ends_it() {
+    let victim = victim().await;
+    for stage in [Stage::Proposed, Stage::Decided, Stage::Begun, Stage::Over] {
+        let left = left(&victim, stage).await;
+        for key in [names::epoch(1), names::verdict(1)] {
+            let Some(bytes) = left.objects.get(&key) else { continue };
+            let places = [0, 30, bytes.len() / 2, bytes.len() - 1];
+            let mut cases: Vec<Bytes> = places.iter().map(|at| flipped(bytes, *at)).collect();
+            cases.push(bytes.slice(..bytes.len() / 2));
+            for (number, rotten) in cases.into_iter().enumerate() {
+                let case = format!("{stage:?}: {key}, case {number}");
+                let mut objects = left.objects.clone();
+                objects.insert(key.clone(), rotten);
+                rots(&victim, &left, stage, &objects, &case).await;
+            }
+        }
+    }
+}
+
+async fn rots(victim: &Victim, left: &Left, stage: Stage, objects: &Objects, case: &str) {
+    let rot = victim.rot.with(objects).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+    let backed_up = rot.backup("vm/bad", &victim.path).await;
+    if stage == Stage::Proposed {
+        let why = backed_up.expect_err(case).to_string();
+        assert!(why.contains("lvkeep repair"), "{case}: {why}");
+    } else {
+        backed_up.unwrap_or_else(|why| panic!("{case}: {why}"));
+        let knows = objects[&names::epoch(1)] == left.objects[&names::epoch(1)];
+        // What a verdict deletes that cannot be read may be anything that was condemned.
+        let is_over = stage == Stage::Over && !knows;
+        let back = forgetting::unforget(&rot.repository, &left.late, "a test").await;
+        assert_eq!(back.is_ok(), knows, "{case}: {back:?}");
+        match collect(&rot).await {
+            Ok(()) => {}
+            Err(why) => {
+                let why = why.to_string();
+                assert!(!is_over && why.contains("lvkeep repair"), "{case}: {why}");
+            }
+        }
+    }
+    victim.good_is_unharmed(&rot, case).await;
+
+    let (mended, _) = rot.repair().await.unwrap_or_else(|why| panic!("{case}: {why}"));
+    assert!(mended.unended.is_empty() && !mended.collections.is_empty(), "{case}: {mended:?}");
+    // Whoever had read the verdict, and is slow, still does what it says.
+    sweep(&rot, &left.delete).await;
+    if stage != Stage::Over {
+        let back = forgetting::unforget(&rot.repository, &left.late, "a test").await;
+        let back = back.unwrap_or_else(|why| panic!("{case}: {why}"));
+        let (restored, _) = rot.restore(&back.root).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+        assert!(restored == victim.bad.1, "{case}");
+    }
+    goes_on(victim, &rot, case).await;
+}
+
+/// Everything is as it should be, and stays so with the next backups and collections.
+async fn goes_on(victim: &Victim, rot: &Rot, case: &str) {
+    for round in 1..=2 {
+        let report = rot.check(ALL).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+        assert!(report.is_clean(), "{case}, round {round}: {report:?}");
+        let next = rot.backup("vm/bad", &victim.path).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+        collect(rot).await.unwrap_or_else(|why| panic!("{case}, round {round}: {why}"));
+        for root in [&victim.bad.0, &next] {
+            let (restored, _) = rot.restore(root).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+            assert!(restored == victim.bad.1, "{case}, round {round}");
+        }
+        victim.good_is_unharmed(rot, case).await;
+    }
+}
+
+/// Of a collection of which nothing can be read nobody knows what it deletes, and no repair guesses.
+#[tokio::test]
+async fn a_collection_of_which_nothing_can_be_read_is_named_and_ends_once_one_object_is_back() {
+    let victim = victim().await;
+    let left = left(&victim, Stage::Decided).await;
+    let mut objects = left.objects.clone();
+    for key in [names::epoch(1), names::verdict(1)] {
+        objects.insert(key.clone(), flipped(&objects[&key], 50));
+    }
+    let rot = victim.rot.with(&objects).await.expect("a repository");
+    for why in [
+        rot.backup("vm/bad", &victim.path).await.expect_err("a backup").to_string(),
+        collect(&rot).await.expect_err("a collection").to_string(),
+        rot.repair().await.expect_err("a repair").to_string(),
+    ] {
+        assert!(why.contains("bring one of the two objects back"), "{why}");
+    }
+    victim.good_is_unharmed(&rot, "nothing can be read").await;
+    let verdict = left.objects[&names::verdict(1)].clone();
+    rot.repository.store.put(&names::verdict(1), verdict).await.expect("it is back");
+    rot.repair().await.expect("a repair");
+    goes_on(&victim, &rot, "the verdict is back").await;
+}
+
+/// What is over says nothing any more: a repair empties what of it cannot be read, and a check is content.
+#[tokio::test]
+async fn what_rots_of_a_collection_before_the_last_is_emptied_by_a_repair() {
+    let victim = victim().await;
+    let mut objects = left(&victim, Stage::Over).await.objects;
+    let rot = victim.rot.with(&objects).await.expect("a repository");
+    collect(&rot).await.expect("another collection");
+    objects = rot.objects().await;
+    assert!(objects.contains_key(&names::epoch(2)));
+    let keys = [names::epoch(1), names::verdict(1), names::awaited(1)];
+    for key in &keys {
+        objects.insert(key.clone(), flipped(&objects[key], 50));
+    }
+    let rot = victim.rot.with(&objects).await.expect("a repository");
+    assert_eq!(rot.check(ALL).await.expect("a report").objects.len(), 3);
+    rot.backup("vm/bad", &victim.path).await.expect("a backup");
+    let (mended, report) = rot.repair().await.expect("a repair");
+    assert!(report.is_clean() && mended.collections.len() == 3, "{mended:?}, {report:?}");
+    let objects = rot.objects().await;
+    assert!(keys.iter().all(|key| objects[key].is_empty()));
+    goes_on(&victim, &rot, "emptied").await;
+}
