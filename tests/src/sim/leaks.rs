@@ -177,7 +177,7 @@ mod tests {
         leaks.read(&blocks);
         let watch = leaks.0.as_ref().expect("it looks");
         let others = random(3 * BLOCK as usize);
-        assert!(!watch.finds(&others) && !watch.finds(&vec![0; 9999]) && !watch.finds(&[]));
+        assert!(!watch.finds(&others) && !watch.finds(&[0; 9999]) && !watch.finds(&[]));
         for at in 0..=2 * BLOCK as usize {
             let mut bytes = others.clone();
             bytes[at..at + BLOCK as usize].copy_from_slice(&blocks[BLOCK as usize..2 * BLOCK as usize]);
