@@ -47,5 +47,5 @@ pub use protection::{Protection, ReadBy};
 pub use repository::Repository;
 pub use roots::{DamagedRoot, Roots};
 pub use runner::{Answerer, Context, Handler, Outcome, Stop, consume, serve};
-pub use target::{Base, Place, Targets, Wish};
+pub use target::{Base, Ending, Place, Targets, Wish};
 pub use volume::{Changes, Opening, Volume, VolumeError, VolumeInfo, Volumes};

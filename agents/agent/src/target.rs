@@ -49,6 +49,17 @@ pub struct Base {
     pub reading: ReadingId,
 }
 
+/// How a restore ended, for what it has made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Well.
+    Restored,
+    /// Cut off: a part of it stands there, with which a restore goes on that is begun again. It stays.
+    CutOff,
+    /// Before anything was written, or because the target itself failed: what was made for it goes.
+    Failed,
+}
+
 /// Finds targets by name.
 #[async_trait]
 pub trait Targets: fmt::Debug + Send + Sync + 'static {
@@ -134,10 +145,10 @@ pub trait Place: fmt::Debug + Send + Sync + 'static {
 
     /// The restore is over, and the device is closed. A place that was made for one that failed is removed. Returns
     /// what the operator should know.
-    async fn end(&self, restored: bool) -> Vec<String>;
+    async fn end(&self, ending: Ending) -> Vec<String>;
 
-    /// It was restored, and its job is over: what says on the place itself that it is unfinished goes. Until then the
-    /// same job finds what it has made. Returns what the operator should know.
+    /// Its job is over, and it was restored or stays as it is: what says on the place itself that it is unfinished goes.
+    /// Until then the same job finds what it has made. Returns what the operator should know.
     async fn over(&self) -> Option<String> {
         None
     }

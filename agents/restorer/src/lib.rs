@@ -16,6 +16,7 @@ mod helping;
 mod hold;
 mod holes;
 mod keeping;
+mod leaving;
 mod lending;
 mod pipeline;
 mod plan;

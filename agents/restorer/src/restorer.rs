@@ -11,7 +11,7 @@ use agent::keys::DataKeys;
 use agent::maps::MapReader;
 use agent::sessions::OpenSession;
 use agent::store::Limit;
-use agent::{Audit, Context, Failure, Place, Protection, ReadBy, Repository, Stop, Targets, Wish};
+use agent::{Audit, Context, Ending, Failure, Place, Protection, ReadBy, Repository, Stop, Targets, Wish};
 use schema::keys::Identity;
 use schema::limits::LEAF_SPAN;
 use schema::messages::FailureKind;
@@ -25,6 +25,7 @@ use crate::claim::Claim;
 use crate::compare::Compare;
 use crate::differences::Differences;
 use crate::holes;
+use crate::leaving::{Left, end_place, leave, let_stay, with_notes};
 use crate::pipeline;
 use crate::reading::Reading;
 pub(crate) use crate::report::{Progress, Report};
@@ -136,9 +137,9 @@ impl Restorer {
     /// Restores a snapshot, whose root was read from its slot, to a target, and returns when it is durable there.
     ///
     /// Fails by name: what was refused (nothing was changed then), which bytes of the volume have no readable copy, or
-    /// what the target's device answered. A file that was made or filled for a restore that failed is removed or
-    /// emptied. Dropping the future leaves its session object and a partial target behind; raise the context's stop
-    /// flag instead.
+    /// what the target's device answered. What was written stays, for a restore that is begun again, unless the target
+    /// itself failed; a file of which nothing was written is removed or emptied. Dropping the future leaves its session
+    /// object and a partial target behind; raise the context's stop flag instead.
     pub async fn restore(
         &self,
         root: Root,
@@ -343,37 +344,40 @@ impl Restorer {
         if !is_ours {
             return result;
         }
-        let is_to_go_on = self.context.stop.clone();
+        let is_stopped = self.context.stop.clone();
         let ended = self.blocking(move || {
             let finish = || work.zero_behind(&stop).and_then(|()| work.sink.finish());
             let result = result.and_then(|report| finish().map(|()| report));
-            if result.is_err() && !(goes_on && is_to_go_on.is_raised()) {
-                work.sink.give_up();
-            }
+            // Its job comes again, and finds it as it is.
+            let comes_again = goes_on && is_stopped.is_raised();
+            let result = result.map_err(|failure| match comes_again {
+                true => (failure, Left::ForItsJob),
+                false => {
+                    let ending = work.sink.ending(&failure, work.spans.helped_bytes() > 0);
+                    let left = work.sink.give_up(ending);
+                    (with_notes(failure, left.as_slice()), Left::As(ending))
+                }
+            });
             Ok((result, work.snapback.as_ref().map(Snapback::end)))
         });
-        let (result, kept) = ended.await.unwrap_or_else(|failure| (Err(failure), None));
-        let mut report = match result {
-            Ok(report) => report,
-            Err(failure) => {
-                // What was made is removed, and must not be open then.
-                if let (Some(_), Some(claim)) = (&place, &claim) {
-                    claim.release();
-                }
-                let mut notes = end_place(place.as_deref(), false).await;
-                notes.extend(kept);
-                return Err(with_notes(failure, &notes));
-            }
+        let (result, kept) = match ended.await {
+            Ok(ended) => ended,
+            Err(failure) => (Err((failure, Left::As(Ending::CutOff))), None),
         };
-        report += audited;
-        report.notes.extend(end_place(place.as_deref(), true).await);
-        report.notes.extend(kept);
-        match (place, claim) {
-            (Some(place), Some(claim)) if claim.is_of_job() => claim.end_later(place),
-            (Some(place), _) => report.notes.extend(place.over().await),
-            (None, _) => {}
+        match result {
+            Ok(mut report) => {
+                report += audited;
+                report.notes.extend(end_place(place.as_deref(), Ending::Restored).await);
+                report.notes.extend(kept);
+                report.notes.extend(let_stay(place, claim.as_ref()).await);
+                Ok(report)
+            }
+            Err((failure, left)) => {
+                let mut notes = leave(place, claim.as_ref(), left).await;
+                notes.extend(kept);
+                Err(with_notes(failure, &notes))
+            }
         }
-        Ok(report)
     }
 
     /// Does a step that waits for a file or device.
@@ -475,8 +479,12 @@ impl Restorer {
             // Another restore has it, or had it, which ends it. What was made here just now nobody else knows of.
             Err(failure) if claim.is_busy() || (claim.doubt().is_some() && !place.is_new()) => Err(failure),
             Err(failure) => {
-                claim.release();
-                let notes = end_place(Some(&*place), false).await;
+                let left = match place.is_begun() {
+                    true if self.context.stop.is_raised() => Left::ForItsJob,
+                    true => Left::As(Ending::CutOff),
+                    false => Left::As(Ending::Failed),
+                };
+                let notes = leave(Some(place), Some(&claim), left).await;
                 Err(with_notes(failure, &notes))
             }
         }
@@ -548,17 +556,4 @@ pub(crate) fn half_done(failure: Failure) -> Failure {
         failure.why
     );
     Failure { why, ..failure }
-}
-
-/// Ends the place, in every outcome.
-async fn end_place(place: Option<&dyn Place>, restored: bool) -> Vec<String> {
-    match place {
-        Some(place) => place.end(restored).await,
-        None => Vec::new(),
-    }
-}
-
-fn with_notes(failure: Failure, notes: &[String]) -> Failure {
-    let why = std::iter::once(failure.why.as_str()).chain(notes.iter().map(String::as_str));
-    Failure { why: why.collect::<Vec<_>>().join("\n"), ..failure }
 }

@@ -291,7 +291,7 @@ impl Jobs {
             }
             self.end_attempts(job.job).await;
             if let JobOutcome::Failed { why, .. } = &mut ended.2 {
-                self.unmake(job).await.iter().for_each(|note| *why = format!("{why}\n{note}"));
+                self.let_made_stay(job).await.iter().for_each(|note| *why = format!("{why}\n{note}"));
             }
             return Ok((self.remember(ended), false));
         }
@@ -547,10 +547,9 @@ fn unwanted(job: &RestoreJob, failure: Failure, now: Option<&Now>) -> Failure {
             "stopped, as asked, before this attempt overwrote anything of {target}, whose size it may have changed if it \
              is a file ({why})"
         ),
-        Some(Now { progress: Progress { done, total, .. }, .. }) => format!(
-            "stopped, as asked, after {done} of {total} bytes: what was made for it is gone, and of what stood on \
-             {target} before a part is overwritten ({why})"
-        ),
+        Some(Now { progress: Progress { done, total, .. }, .. }) => {
+            format!("stopped, as asked, after {done} of {total} bytes: {target} is incomplete ({why})")
+        }
     };
     Failure { kind: FailureKind::Revoked, why, ..failure }
 }

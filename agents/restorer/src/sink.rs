@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use agent::buffer::ALIGN;
-use agent::{Failure, Place, Stop};
+use agent::{Ending, Failure, Place, Stop};
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
 use schema::limits::BLOCK;
@@ -90,6 +90,8 @@ pub(crate) struct Opened {
     pub before: Before,
     /// It shares another target's content by now.
     pub shared: bool,
+    /// Bytes of the snapshot were written to it.
+    pub is_written: AtomicBool,
     /// What of it lies behind the snapshot's end and is emptied with the rest.
     pub behind: Range<u64>,
     /// The logical volume that it is.
@@ -233,10 +235,24 @@ impl Sink {
         opened.check_there()
     }
 
-    /// After a failure: a file that was made for the restore is removed, and one that was empty is emptied, so that
-    /// half a volume is not taken for a whole one and the restore can be tried again. Blocks.
-    pub fn give_up(&self) {
-        let Self::Target(opened) = self else { return };
+    /// How a restore with this failure ended. What stands on the target of the snapshot is worth keeping, whatever the
+    /// reason, unless that is the target; `is_helped` says that others have written to it.
+    pub fn ending(&self, failure: &Failure, is_helped: bool) -> Ending {
+        let Self::Target(opened) = self else { return Ending::Failed };
+        let is_written = is_helped || opened.is_written.load(Ordering::Relaxed) || opened.is_begun();
+        match is_written && failure.kind != FailureKind::Device {
+            true => Ending::CutOff,
+            false => Ending::Failed,
+        }
+    }
+
+    /// After a failure: what was written stays where the restore was only cut off, and what is to be done with it is
+    /// returned. Else a file that was made for the restore is removed, and one that was empty is emptied. Blocks.
+    pub fn give_up(&self, ending: Ending) -> Option<String> {
+        let Self::Target(opened) = self else { return None };
+        if ending == Ending::CutOff {
+            return opened.left();
+        }
         let undone = match opened.before {
             Before::Absent | Before::Begun => opened.remove(),
             Before::Empty => opened.file.set_len(0),
@@ -246,6 +262,7 @@ impl Sink {
             let path = opened.path.display();
             tracing::warn!(%path, %why, "a failed restore left a partial file behind: remove it");
         }
+        None
     }
 }
 
@@ -258,6 +275,7 @@ impl Opened {
             volume,
             before,
             shared: false,
+            is_written: AtomicBool::new(false),
             behind: 0..0,
             place: None,
             zeroing: AtomicU8::new(0),
@@ -280,6 +298,30 @@ impl Opened {
         matches!(self.before, Before::Absent | Before::Empty) && !self.shared
     }
 
+    /// Whether an earlier attempt of the same job may have written to it.
+    fn is_begun(&self) -> bool {
+        self.before == Before::Begun || self.place.as_ref().is_some_and(|place| place.is_begun())
+    }
+
+    /// What is left of a restore that was cut off, and what is to be done with it. A place that was made says so itself.
+    fn left(&self) -> Option<String> {
+        let (volume, path) = (&self.volume, self.path.display());
+        match (&self.place, self.before) {
+            (Some(place), _) if place.is_new() || place.is_begun() => None,
+            (Some(place), _) => {
+                let name = place.name();
+                Some(format!("{name} is overwritten in part: the same restore goes on from there"))
+            }
+            (None, Before::Content) => {
+                Some(format!("{path} is overwritten in part: the same restore goes on from there"))
+            }
+            (None, Before::Absent | Before::Empty | Before::Begun) => Some(format!(
+                "what was written to {path} stays, and is not all of {volume}: do not use it; the same restore with --force \
+                 goes on from there"
+            )),
+        }
+    }
+
     /// Lets a file that holds nothing share all of a donor's content on disk, where the file system can do that. What
     /// comes of it is compared like anything else that was there. Blocks.
     pub fn share(&mut self, donor: &Reading, part: &Range<u64>, size: u64) {
@@ -296,6 +338,7 @@ impl Opened {
         self.check_whole()?;
         let is_aligned = [bytes.as_ptr().addr(), bytes.len(), offset as usize].iter().all(|n| n % ALIGN == 0);
         let file = self.direct().filter(|_| is_aligned).unwrap_or(&self.file);
+        self.is_written.store(true, Ordering::Relaxed);
         file.write_all_at(bytes, offset).map_err(|why| self.cannot("write", offset, &why))
     }
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agent::store::Limit;
-use agent::{Failure, Stop, mounts};
+use agent::{Ending, Failure, Stop, mounts};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
 use rustix::io::Errno;
 use schema::messages::{FailureKind, Preparation};
@@ -526,7 +526,7 @@ impl Target {
             Err(why) => {
                 let why =
                     format!("cannot give {} the snapshot's size of {size} bytes: {why}", self.path.display());
-                crate::sink::Sink::Target(opened).give_up();
+                crate::sink::Sink::Target(opened).give_up(Ending::Failed);
                 Err(Failure::new(FailureKind::Device, why))
             }
         }

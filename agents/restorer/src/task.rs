@@ -9,6 +9,7 @@ use schema::StreamId;
 use schema::root::Root;
 
 use crate::compare::Compare;
+use crate::leaving::with_notes;
 use crate::reading::Reading;
 use crate::sink::{Opened, Sink};
 use crate::snapback::{Purpose, Snapback};
@@ -96,16 +97,16 @@ impl Order {
                 Ok(Task { compare, donor, snapback, keep_going, goes_on, ..task })
             }
             Err(failure) => {
-                sink.give_up();
-                Err(failure)
+                let left = sink.give_up(sink.ending(&failure, false));
+                Err(with_notes(failure, left.as_slice()))
             }
         }
     }
 
     fn compare(&self, opened: &Opened, may_stay: bool) -> Result<Compare, Failure> {
-        // A volume that is only made holds nothing, unless it was made with what another one holds.
+        // A volume that was made just now holds nothing, unless it was made with what another one holds.
         let is_copy = opened.place.as_ref().is_some_and(|place| place.is_copy());
-        let is_new = self.target.preparation().create.is_some() && !is_copy;
+        let is_new = opened.place.as_ref().is_some_and(|place| place.is_new()) && !is_copy;
         match !self.target.is_full() && !is_new && !opened.is_zero() && may_stay {
             true => Reading::of(opened).map(Compare::ToSkip),
             false => Ok(Compare::Nothing),

@@ -3,7 +3,8 @@
 //!
 //! What is done is decided by pure functions over LVM's report (`plan`) and over device-mapper's tables
 //! ([`zeroing`]). Here it happens, in an order in which nothing is lost when a step fails: a volume that was made goes
-//! again, and the baseline goes and the safety snapshot is taken last, when nobody else has the volume.
+//! again as long as nothing of the snapshot is on it, and the baseline goes and the safety snapshot is taken last, when
+//! nobody else has the volume.
 
 pub(crate) mod device;
 mod layout;
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use agent::{Base, Changes, Failure, Place, Stop, Targets, Wish};
+use agent::{Base, Changes, Ending, Failure, Place, Stop, Targets, Wish};
 use async_trait::async_trait;
 use schema::RepoId;
 use schema::messages::{FailureKind, SharedPlace};
@@ -287,16 +288,22 @@ impl Place for LvmPlace {
         zeroing::run(&Device(device), &steps, halt)
     }
 
-    async fn end(&self, restored: bool) -> Vec<String> {
-        let ended = match (restored, self.made.get()) {
-            (false, Some(made)) => self.unmake(made).await,
-            _ => Ok(()),
-        };
-        if let Err(failure) = ended {
-            self.note(failure.why);
-        }
-        if restored {
-            self.tell_shared().await;
+    async fn end(&self, ending: Ending) -> Vec<String> {
+        match (ending, self.made.get()) {
+            (Ending::Failed, Some(made)) => {
+                if let Err(failure) = self.unmake(made).await {
+                    self.note(failure.why);
+                }
+            }
+            (Ending::CutOff, Some(_)) => {
+                let name = &self.name;
+                self.note(format!(
+                    "{name} was made for this restore and stays, incomplete: do not use it; the same restore without \
+                     --create goes on from there, `lvremove {name}` lets it go"
+                ));
+            }
+            (Ending::Restored, _) => self.tell_shared().await,
+            (Ending::Failed | Ending::CutOff, None) => {}
         }
         self.promises.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(safety) = self.safety.get().filter(|safety| !safety.holds_all) {

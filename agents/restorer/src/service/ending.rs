@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use agent::bus::Standing;
-use agent::{Failure, Queue, Stop, sessions};
+use agent::{Ending, Failure, Queue, Stop, sessions};
 use schema::messages::{About, FailureKind, JobDone, JobOutcome, Message, RestoreJob};
 use schema::names::Slot;
 use schema::session::Session;
@@ -221,13 +221,13 @@ impl Jobs {
         }
     }
 
-    /// Removes the volume that an agent, which died since or was not sure, had made for a job that failed, and that no
-    /// agent has noted to be restored. Returns what the operator should know.
-    pub(super) async fn unmake(&self, job: &RestoreJob) -> Vec<String> {
+    /// Lets the volume stay that an agent, which died since or was not sure, had made for a job that failed, and that no
+    /// agent has noted to be restored: nobody knows how much is on it. Returns what the operator should know.
+    pub(super) async fn let_made_stay(&self, job: &RestoreJob) -> Vec<String> {
         if job.preparation.create.is_none() {
             return Vec::new();
         }
-        let unmaking = async {
+        let ending = async {
             if self.noted(job.job).await?.is_some_and(|(.., outcome)| is_restored(&outcome)) {
                 return Ok(Vec::new());
             }
@@ -239,12 +239,14 @@ impl Jobs {
             match self.restorer.find(job.job, &root, part, &target).await? {
                 Some(place) if place.is_begun() => {
                     place.make().await?;
-                    Ok(place.end(false).await)
+                    let mut notes = place.end(Ending::CutOff).await;
+                    notes.extend(place.over().await);
+                    Ok(notes)
                 }
                 _ => Ok::<_, Failure>(Vec::new()),
             }
         };
-        unmaking.await.unwrap_or_else(|failure| {
+        ending.await.unwrap_or_else(|failure| {
             tracing::debug!(target = job.target(), %failure, "no volume was made for a restore that failed");
             Vec::new()
         })
@@ -309,7 +311,7 @@ impl Jobs {
             None
         });
         let mut failure = undoable(job, failure, undo);
-        self.unmake(job).await.iter().for_each(|note| failure.why += &format!("\n{note}"));
+        self.let_made_stay(job).await.iter().for_each(|note| failure.why += &format!("\n{note}"));
         let found = sessions::of_job(&self.restorer.repository, job.job).await;
         let found = found.unwrap_or_else(|why| {
             tracing::warn!(job = %job.job, %why, "cannot look for the sessions of a restore that is given up");

@@ -349,7 +349,7 @@ async fn put(fixture: &Fixture, key: &str, object: &impl Object) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_killed_agent_left_goes_when_the_job_fails() {
+async fn what_a_killed_agent_left_stays_and_is_named_when_the_job_fails() {
     let fixture = Fixture::plain().await;
     let content = noise(1, LEN);
     let root = fixture.volume(&content).await;
@@ -360,8 +360,12 @@ async fn what_a_killed_agent_left_goes_when_the_job_fails() {
     }
     let agent = tokio::spawn(fixture.restorer().run(serving(vec![fixture.folder.path().to_path_buf()])));
     send_as(job, &fixture, &root, &path, false).await;
-    assert!(matches!(done(&fixture, job).await, JobOutcome::Failed { kind: FailureKind::Damaged, .. }));
-    assert!(!path.exists());
+    let JobOutcome::Failed { kind, why } = done(&fixture, job).await else { panic!("it was restored") };
+    assert!(kind == FailureKind::Damaged && why.contains("do not use it"), "{why}");
+    assert!(std::fs::read(&path).unwrap()[..LEN / 2] == content[..LEN / 2]);
+    while Claim::of(job).has_begun(&path) {
+        tokio::task::yield_now().await;
+    }
     fixture.context.stop.raise();
     agent.await.unwrap().unwrap();
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::{fs, io};
 
 use agent::faults::store::FaultyStore;
-use agent::{Bus, Failure, Place, Queue, Repository, Stop, Targets, Wish, sessions};
+use agent::{Bus, Ending, Failure, Place, Queue, Repository, Stop, Targets, Wish, sessions};
 use async_trait::async_trait;
 use schema::JobId;
 use schema::messages::{
@@ -21,7 +21,7 @@ use super::fixture::{CHUNK, Fixture, noise, serving};
 use super::snapback::put_back;
 use crate::claim::Claim;
 use crate::restorer::{Ids, Purpose};
-use crate::{Restorer, Target, hold};
+use crate::{Progress, Restorer, Target, hold};
 
 const MIB: usize = 1 << 20;
 
@@ -170,8 +170,12 @@ impl Place for Volume {
         device.write_all_at(&vec![0; (range.end - range.start) as usize], range.start)
     }
 
-    async fn end(&self, restored: bool) -> Vec<String> {
-        self.say(format!("end {restored}"));
+    async fn end(&self, ending: Ending) -> Vec<String> {
+        self.say(match ending {
+            Ending::Restored => "end true",
+            Ending::CutOff => "end cut off",
+            Ending::Failed => "end false",
+        });
         if self.lies {
             let device = File::options().write(true).open(&self.device).unwrap();
             device.write_all_at(&[0x55], 3 * CHUNK as u64).unwrap();
@@ -273,6 +277,57 @@ async fn a_place_is_ended_when_anything_fails() {
     assert_eq!(failure.kind, FailureKind::Damaged, "{failure}");
     assert!(failure.why.contains("a note"), "{failure}");
     assert_eq!(damaged.steps(), ["make", "ready ee", "end false"]);
+}
+
+/// A volume that was made is made once: what is on it is found there, by the job that comes again, or by a command.
+#[tokio::test(start_paused = true)]
+async fn what_was_made_stays_when_its_restore_is_cut_off() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, 20 * MIB);
+    let root = fixture.volume(&content).await;
+    let create = Preparation { create: Some(NewVolume::Plain), ..Preparation::default() };
+    for is_of_job in [false, true] {
+        let volume = Volume { is_new: true, ..Volume::of(&fixture, content.len()) };
+        let environment = &fixture.context.environment;
+        let ids = Ids { job: environment.job_id(), session: environment.session_id() };
+        let target = || {
+            let target = Target::new("vg/lv", false).prepared(create.clone());
+            if is_of_job { target.claimed(Claim::of(ids.job)) } else { target }
+        };
+        let mut restorer = volume.restorer(&fixture);
+        restorer.context.stop = Stop::default();
+        let stop = restorer.context.stop.clone();
+        let raise = |now: Progress| {
+            if now.done > 0 {
+                stop.raise();
+            }
+        };
+        let failed = restorer.run_as(ids, root.clone(), Purpose::Restore(target()), &raise).await;
+        assert!(failed.unwrap_err().why.contains("a note"));
+        let steps: &[&str] = match is_of_job {
+            false => &["make", "ready ee", "end cut off", "over"],
+            // Its job comes again, and finds it as its own.
+            true => &["make", "ready ee", "end cut off"],
+        };
+        assert_eq!(volume.steps(), steps);
+        // As the place is then: made by an earlier attempt, or there.
+        let again = Volume { is_new: false, is_begun: is_of_job, log: Arc::default(), ..volume.clone() };
+        let to = if is_of_job { target() } else { Target::new("vg/lv", false) };
+        let (restorer, ids) = (again.restorer(&fixture), Ids { session: environment.session_id(), ..ids });
+        let report = restorer.run_as(ids, root.clone(), Purpose::Restore(to), &|_| ()).await.unwrap();
+        assert!(report.kept > 0 && report.written < root.size, "{report:?}");
+        assert!(fs::read(&volume.device).unwrap() == content);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_attempt_had_made_stays_when_it_cannot_be_gone_on_with() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, 4 * CHUNK)).await;
+    let volume = Volume { is_busy: true, is_begun: true, ..Volume::of(&fixture, 4 * CHUNK) };
+    let failure = volume.restorer(&fixture).restore(root, Target::new("vg/lv", false), |_| ()).await;
+    assert!(failure.unwrap_err().why.contains("busy"));
+    assert_eq!(volume.steps(), ["make", "ready ee", "end cut off", "over"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,17 +1,21 @@
 //! What is restored is what was stored: shapes of volumes, sparseness, repeated chunks, sessions.
 
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
-use agent::{Protection, ReadBy};
+use agent::faults::store::{FaultyStore, StoreFaults};
+use agent::{Environment, Protection, ReadBy, Stop};
 use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
 use schema::messages::FailureKind;
 use schema::names;
+use schema::root::Root;
 use schema::session::SessionKind;
 use std::sync::Arc;
 
-use super::fixture::{CHUNK, Fixture, noise};
+use super::fixture::{CHUNK, Fixture, TestEnvironment, noise};
 use crate::{Progress, Settings, Target};
 
 const MIB: usize = 1 << 20;
@@ -169,22 +173,80 @@ async fn a_directory_repository_restores_on_several_threads() {
     assert!(report.fetched > 0 && report.fetched < 70 * MIB as u64);
 }
 
+/// Restores to a file that is there by now, and fetches only what is missing.
+async fn gone_on(fixture: &Fixture, root: &Root, path: &Path, content: &[u8]) {
+    let target = Target::new(path, true);
+    let report = fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap();
+    assert!(report.kept > 0 && report.fetched < root.size, "{report:?}");
+    assert_eq!(report.kept + report.written, root.size);
+    assert!(std::fs::read(path).unwrap() == content);
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_stopped_restore_says_so_and_leaves_nothing() {
-    let fixture = Fixture::plain().await;
-    let root = fixture.volume(&volume(20 * MIB, &[(0, 20 * MIB)])).await;
-    let path = fixture.path("stopped");
-    let stop = fixture.context.stop.clone();
-    let raise = |now: Progress| {
+async fn a_stopped_restore_says_so_and_is_gone_on_with() {
+    let mut fixture = Fixture::plain().await;
+    let content = noise(1, 20 * MIB);
+    let root = fixture.volume(&content).await;
+    for is_empty in [false, true] {
+        let path = fixture.path(&format!("stopped-{is_empty}"));
+        if is_empty {
+            std::fs::write(&path, b"").unwrap();
+        }
+        let stop = fixture.context.stop.clone();
+        let raise = |now: Progress| {
+            if now.done > 0 {
+                stop.raise();
+            }
+        };
+        let target = Target::new(&path, false);
+        let failure = fixture.restorer().restore(root.clone(), target, raise).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Revoked);
+        for part in ["was stopped", path.to_str().unwrap(), "stays", "do not use it", "--force goes on"] {
+            assert!(failure.why.contains(part), "{part} is not in: {failure}");
+        }
+        assert_eq!(fixture.sessions().await, Vec::<String>::new());
+        fixture.context.stop = Stop::default();
+        let refused = fixture.restore(&root, &path).await.unwrap_err();
+        assert!(refused.why.contains("has content"), "{refused}");
+        gone_on(&fixture, &root, &path, &content).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_whose_store_goes_away_is_gone_on_with() {
+    let environment: Arc<dyn Environment> = Arc::new(TestEnvironment::default());
+    let store = FaultyStore::new(Arc::new(InMemory::new()), environment, StoreFaults::default());
+    let fixture = Fixture::new(Arc::new(store.clone()), false).await;
+    let content = noise(1, 20 * MIB);
+    let root = fixture.volume(&content).await;
+    let path = fixture.path("cut-off");
+    let crash = |now: Progress| {
         if now.done > 0 {
-            stop.raise();
+            store.crash();
         }
     };
-    let failure = fixture.restorer().restore(root, Target::new(&path, false), raise).await.unwrap_err();
-    assert_eq!(failure.kind, FailureKind::Revoked);
-    assert!(failure.why.contains("was stopped"), "{failure}");
-    assert!(!path.exists(), "half a volume is not left behind");
-    assert_eq!(fixture.sessions().await, Vec::<String>::new());
+    let failure =
+        fixture.restorer().restore(root.clone(), Target::new(&path, false), crash).await.unwrap_err();
+    assert!(failure.kind == FailureKind::Store && failure.retry, "{failure}");
+    assert!(failure.why.contains("--force goes on"), "{failure}");
+    store.recover();
+    gone_on(&fixture, &root, &path, &content).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_that_has_written_nothing_leaves_nothing() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    for (_, copy) in fixture.data_copies() {
+        fixture.repository.store.delete(&names::pack(copy.pack)).await.unwrap();
+    }
+    let (fresh, empty) = (fixture.path("fresh"), fixture.path("empty"));
+    std::fs::write(&empty, b"").unwrap();
+    for path in [&fresh, &empty] {
+        let failure = fixture.restore(&root, path).await.unwrap_err();
+        assert!(failure.kind == FailureKind::Damaged && !failure.why.contains("stays"), "{failure}");
+    }
+    assert!(!fresh.exists() && std::fs::read(&empty).unwrap().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -367,7 +367,7 @@ async fn a_volume_that_was_made_for_a_job_that_is_over_goes_again() {
 
 /// Whoever had it made saw too late that nobody wants it any more, or died.
 #[tokio::test(start_paused = true)]
-async fn a_volume_that_a_stopped_job_has_left_goes_with_it() {
+async fn a_volume_that_a_stopped_job_has_left_stays_and_is_named() {
     let fixture = Fixture::plain().await;
     let root = fixture.volume(&noise(1, LEN)).await;
     for is_begun in [true, false] {
@@ -380,7 +380,7 @@ async fn a_volume_that_a_stopped_job_has_left_goes_with_it() {
         send(&fixture, &order).await;
         let JobOutcome::Failed { why, .. } = done(&fixture, &order).await else { panic!("restored") };
         let (told, steps): (_, &[&str]) = match is_begun {
-            true => ("stopped\na note", &["make", "end false"]),
+            true => ("stopped\na note", &["make", "end cut off", "over"]),
             // What stands there by now is somebody else's.
             false => ("stopped", &[]),
         };

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use agent::{Audit, Base, Changes, Failure, Place, Stop, Targets, Wish};
+use agent::{Audit, Base, Changes, Ending, Failure, Place, Stop, Targets, Wish};
 use async_trait::async_trait;
 use schema::messages::{SharedPlace, Zeroing};
 use schema::root::Root;
@@ -111,7 +111,7 @@ impl Place for Volume {
         )
     }
 
-    async fn end(&self, _: bool) -> Vec<String> {
+    async fn end(&self, _: Ending) -> Vec<String> {
         vec!["the last note".to_owned()]
     }
 }

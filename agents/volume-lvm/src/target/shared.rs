@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use agent::{Failure, Place, Stop};
+use agent::{Ending, Failure, Place, Stop};
 use async_trait::async_trait;
 use schema::messages::{SharedPlace, Zeroing};
 
@@ -75,7 +75,7 @@ impl Place for SharedVolume {
         zeroing::run(&Device(device), &self.kind.steps(range, self.place.size), halt)
     }
 
-    async fn end(&self, _: bool) -> Vec<String> {
+    async fn end(&self, _: Ending) -> Vec<String> {
         Vec::new()
     }
 }

@@ -202,7 +202,7 @@ async fn a_volume_is_filled_and_what_is_empty_reads_as_zero() {
         let mut expected = vec![0; SIZE as usize];
         expected[..5000].fill(0xee);
         assert!(fs::read(host.folder.path().join("device")).unwrap() == expected);
-        assert_eq!(place.end(true).await, [""; 0]);
+        assert_eq!(place.end(Ending::Restored).await, [""; 0]);
     }
     assert_eq!(host.changes(), [""; 0]);
     assert!(host.find("vg0/other", &Preparation::default(), false).await.is_err());
@@ -211,9 +211,9 @@ async fn a_volume_is_filled_and_what_is_empty_reads_as_zero() {
 }
 
 #[tokio::test]
-async fn what_was_made_for_a_restore_that_failed_goes_again() {
+async fn what_was_made_stays_unless_its_restore_failed_before_anything_was_on_it() {
     let create = Preparation { create: Some(NewVolume::Plain), ..Preparation::default() };
-    for restored in [true, false] {
+    for ending in [Ending::Restored, Ending::CutOff, Ending::Failed] {
         let host = Host::with(&[]);
         let tag = format!("lvkeep-unfinished={}", JobId::from_parts(1_700_000_000_000, 7));
         host.write("made.json", &report(&[LogicalVolume { tags: vec![tag.clone()], ..web() }]));
@@ -221,14 +221,16 @@ async fn what_was_made_for_a_restore_that_failed_goes_again() {
         assert_eq!(host.changes(), [""; 0], "finding changes nothing");
         place.make().await.unwrap();
         place.ready(&host.device()).await.unwrap();
-        let notes = place.end(restored).await.join("\n");
-        if restored {
+        let notes = place.end(ending).await.join("\n");
+        if ending != Ending::Failed {
             assert_eq!(host.changes().len(), 1, "its job still finds it as its own");
             assert_eq!(place.over().await, None);
         }
-        let (last, said) = match restored {
-            true => (format!("lvchange --quiet --deltag {tag} vg0/web"), "was made (linear)"),
-            false => {
+        let stays = format!("lvchange --quiet --deltag {tag} vg0/web");
+        let (last, said) = match ending {
+            Ending::Restored => (stays, "was made (linear)"),
+            Ending::CutOff => (stays, "without --create goes on"),
+            Ending::Failed => {
                 let only = format!("lv_uuid=\"{}\"", web().uuid);
                 (format!("lvremove --yes --quiet --select {only} vg0/web"), "removed again")
             }
@@ -256,7 +258,7 @@ async fn what_an_earlier_attempt_had_made_is_known_by_its_job() {
     assert!(place.is_begun());
     place.make().await.unwrap();
     assert!(!place.is_new(), "somebody else may know of it");
-    assert!(place.end(false).await.join("\n").contains("removed again"));
+    assert!(place.end(Ending::Failed).await.join("\n").contains("removed again"));
     assert!(host.changes()[0].starts_with("lvremove"), "{:?}", host.changes());
 
     let host = Host::with(&[made(JobId::from_parts(1_700_000_000_000, 8))]);
@@ -297,7 +299,7 @@ async fn a_copy_begins_as_a_snapshot_and_says_what_it_shares() {
     place.ready(&device).await.unwrap();
     assert!(place.keeps_equal() && !place.compares_zeroes());
     place.zero(&device, 5000..6000, &Stop::default()).unwrap();
-    let notes = place.end(true).await.join("\n");
+    let notes = place.end(Ending::Restored).await.join("\n");
     assert!(notes.contains("snapshot of vg0/a") && notes.contains("grew by 0 bytes"), "{notes}");
 }
 
@@ -315,7 +317,7 @@ async fn restores_into_one_pool_or_group_fit_together_or_are_refused() {
         assert!(failure.why.contains(words), "{failure}");
     }
     host.find("vg0/b", &create, true).await.unwrap();
-    first.end(true).await;
+    first.end(Ending::Restored).await;
     let second = host.find("vg0/b", &create, false).await.unwrap().unwrap();
     assert!(host.find("vg0/c", &create, false).await.is_err());
     drop(second);
@@ -343,11 +345,11 @@ async fn nothing_is_changed_while_somebody_else_has_the_volume_open() {
     place.make().await.unwrap();
     let failure = place.ready(&host.device()).await.unwrap_err();
     assert!(failure.why.contains("vg0/web") && failure.why.contains("open"), "{failure}");
-    place.end(false).await;
+    place.end(Ending::Failed).await;
     assert_eq!(host.changes(), [""; 0]);
     let place = host.find("vg0/web", &all, true).await.unwrap().unwrap();
     place.ready(&host.device()).await.unwrap();
-    assert!(place.end(true).await.iter().any(|note| note.contains("by force")));
+    assert!(place.end(Ending::Restored).await.iter().any(|note| note.contains("by force")));
 }
 
 #[tokio::test]
@@ -363,7 +365,7 @@ async fn the_baseline_goes_and_the_safety_snapshot_comes_before_the_first_byte()
     let changes = host.changes();
     assert!(changes[0].starts_with("lvremove") && changes[0].contains(baseline.uuid.as_str()), "{changes:?}");
     assert!(changes[1].starts_with("lvcreate") && changes[1].contains("--snapshot"), "{changes:?}");
-    let notes = place.end(false).await.join("\n");
+    let notes = place.end(Ending::Failed).await.join("\n");
     assert!(notes.contains("lvconvert --merge vg0/lvkeep-safety-"), "{notes}");
     assert_eq!(host.changes().len(), 2, "it stays when the restore failed");
 }
