@@ -37,6 +37,7 @@ mod runner;
 pub mod sessions;
 pub mod store;
 pub mod target;
+pub mod users;
 pub mod volume;
 
 pub use audit::Audit;

@@ -459,6 +459,7 @@ impl Target {
             return Err(self.claim.busy(path));
         }
         let before = self.check_file(path, &metadata)?;
+        self.check_unused("file", path, &metadata)?;
         self.hold_file(file, path, before)?;
         Ok(before)
     }

@@ -23,7 +23,6 @@ pub mod send;
 mod snapback;
 pub mod source;
 pub mod target;
-mod users;
 
 #[cfg(test)]
 mod testing;

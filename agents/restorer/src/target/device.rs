@@ -8,13 +8,16 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use agent::{Failure, mounts};
+use agent::{Failure, mounts, users};
 use rustix::fs::{FlockOperation, OFlags, flock, major, minor};
 use rustix::io::Errno;
 use schema::root::Root;
 
 use super::{Circumstances, Target, open_exactly};
 use crate::sink::{Before, Opened};
+
+/// Where processes are listed.
+const PROC: &str = "/proc";
 
 impl Target {
     /// Opens the device of a place. One that is larger than the snapshot will be empty behind its end. Blocks.
@@ -57,6 +60,7 @@ impl Target {
         match open_exactly(path, OFlags::EXCL) {
             Ok(file) => {
                 self.lock_alone(&file, path)?;
+                self.check_unused("device", path, metadata)?;
                 self.claim.keep(&file, true);
                 Ok((file, true))
             }
@@ -69,10 +73,26 @@ impl Target {
                     return Ok((file, false));
                 }
                 let user = mounts::holder(metadata.rdev());
+                let user = user.or_else(|| users::writer(Path::new(PROC), path, metadata));
                 let user = user.unwrap_or_else(|| "mounted, or held by another device".to_owned());
                 Err(self.refused(format!("the device is in use ({user})")))
             }
             Err(why) => Err(self.cannot_open(&why.into())),
+        }
+    }
+
+    /// Whether another process has a target open to write to it, which neither its lock nor exclusive opening tells. Asked
+    /// once it is locked: whoever helped a restore that died has let go by then.
+    pub(super) fn check_unused(&self, what: &str, path: &Path, metadata: &Metadata) -> Result<(), Failure> {
+        if self.force {
+            return Ok(());
+        }
+        match users::writer(Path::new(PROC), path, metadata) {
+            Some(user) => {
+                Err(self
+                    .refused(format!("the {what} is in use ({user}): stop it first (force overwrites it)")))
+            }
+            None => Ok(()),
         }
     }
 

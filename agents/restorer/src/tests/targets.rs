@@ -4,13 +4,15 @@
 
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent::Stop;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use schema::messages::FailureKind;
 
+use super::asked::Keeper;
 use super::fixture::{Fixture, noise};
 use crate::batch::Batch;
 use crate::claim::Claim;
@@ -179,6 +181,69 @@ async fn a_device_or_file_in_use_is_refused() {
     let Some(_other) = Loop::over(&empty, 0) else { return };
     let failure = fixture.restore(&root, &empty).await.unwrap_err();
     assert!(failure.why.contains("in use by /dev/loop"), "{failure}");
+}
+
+/// A guest or a database that merely opened it is no mount, and holds no lock.
+#[tokio::test(start_paused = true)]
+async fn what_a_process_writes_to_is_refused_with_its_name_and_number() {
+    let fixture = Arc::new(Fixture::plain().await);
+    let content = noise(1, 4 * MIB as usize);
+    let root = fixture.volume(&content).await;
+    let (empty, full) = (fixture.path("empty"), fixture.path("full"));
+    std::fs::write(&empty, b"").unwrap();
+    std::fs::write(&full, vec![0xee; 4 * MIB as usize]).unwrap();
+    let keeper = Keeper::start(&fixture, |_| ());
+    let disk = Loop::over(&fixture.path("backing"), 4 * MIB);
+    for path in [&empty, &full].into_iter().chain(disk.as_ref().map(|disk| &disk.device)) {
+        let before = std::fs::read(path).unwrap();
+        let open = std::fs::File::options().read(true).write(true).open(path).unwrap();
+        let mut command = Command::new("cat");
+        let mut guest = command.stdin(Stdio::piped()).stdout(open).spawn().unwrap();
+        // The command holds a handle of its own.
+        drop(command);
+        let refused = async |target: Target, is_kept: bool| {
+            let restorer = fixture.restorer();
+            let undo = fixture.context.environment.job_id();
+            let failure = match is_kept {
+                true => restorer.keep(&root, &target, undo, |_, _| ()).await.map(drop).unwrap_err(),
+                false => restorer.restore(root.clone(), target, |_| ()).await.map(drop).unwrap_err(),
+            };
+            let (pid, path) = (guest.id().to_string(), path.to_str().unwrap());
+            assert_eq!(failure.kind, FailureKind::Refused);
+            for part in ["in use", &pid, "cat", path, "force"] {
+                assert!(failure.why.contains(part), "{part} is not in: {failure}");
+            }
+        };
+        refused(Target::new(path, false).with_content(), false).await;
+        if path != &empty {
+            refused(Target::new(path, false).with_content(), true).await;
+        }
+        assert!(std::fs::read(path).unwrap() == before, "nothing was written");
+        assert!(keeper.jobs().is_empty(), "nor kept for an undo");
+        fixture.restorer().restore(root.clone(), Target::new(path, true), |_| ()).await.unwrap();
+        assert!(std::fs::read(path).unwrap() == content, "force overrides");
+        drop(guest.stdin.take());
+        guest.wait().unwrap();
+        fixture
+            .restorer()
+            .restore(root.clone(), Target::new(path, false).with_content(), |_| ())
+            .await
+            .unwrap();
+    }
+}
+
+/// Whoever only reads is not harmed, and a backup may be at it.
+#[tokio::test(start_paused = true)]
+async fn what_a_process_reads_is_restored_to() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, MIB as usize)).await;
+    let path = fixture.path("read");
+    std::fs::write(&path, b"").unwrap();
+    let mut command = Command::new("sleep");
+    let mut reader = command.arg("600").stdin(std::fs::File::open(&path).unwrap()).spawn().unwrap();
+    fixture.restore(&root, &path).await.unwrap();
+    reader.kill().unwrap();
+    reader.wait().unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,14 +9,13 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use agent::{Failure, Stop, mounts};
+use agent::{Failure, Stop, mounts, users};
 use rustix::fs::{
     Advice, FallocateFlags, FlockOperation, OFlags, SeekFrom, fadvise, fallocate, flock, major, minor, seek,
 };
 use rustix::io::Errno;
 use schema::messages::FailureKind;
 
-use super::users;
 use crate::target::device::Device;
 use crate::target::zeroing::{self, Step};
 

@@ -12,15 +12,21 @@ use std::time::Duration;
 const BEGINS: Duration = Duration::from_millis(50);
 
 /// Another process that writes to what `metadata` describes, found below `proc`, by number and name. Blocks.
-pub(super) fn writer(proc: &Path, path: &Path, metadata: &Metadata) -> Option<String> {
+pub fn writer(proc: &Path, path: &Path, metadata: &Metadata) -> Option<String> {
     look(proc, path, metadata)?;
-    // Whoever begins a process shares its files with it until that runs its program, and is no writer by that.
-    std::thread::sleep(BEGINS);
+    pause();
     look(proc, path, metadata)
 }
 
+/// Whoever begins a process shares its files with it until that runs its program, and is no writer by that. It is the
+/// kernel that is waited for, in real time.
+#[allow(clippy::disallowed_methods, reason = "only where somebody was seen, on a thread that blocks anyway")]
+fn pause() {
+    std::thread::sleep(BEGINS);
+}
+
 fn look(proc: &Path, path: &Path, metadata: &Metadata) -> Option<String> {
-    let own = std::process::id().to_string();
+    let own = rustix::process::getpid().as_raw_nonzero().to_string();
     for process in fs::read_dir(proc).ok()?.flatten() {
         let number = process.file_name().to_string_lossy().into_owned();
         if number == own || !number.bytes().all(|byte| byte.is_ascii_digit()) {
