@@ -336,6 +336,9 @@ pub struct RestoreArgs {
     /// TARGET/NAME, with the last part of its name; TARGET is a folder or a volume group
     #[arg(long)]
     pub group: bool,
+    /// With --group: restore what there is of a run in which a volume is missing
+    #[arg(long, requires = "group")]
+    pub incomplete: bool,
     /// A file (made if it does not exist), a block device, or a logical volume as VG/LV
     #[arg(required_unless_present = "plan")]
     pub target: Option<String>,
@@ -364,7 +367,7 @@ pub struct RestoreArgs {
 pub struct RestoreOptions {
     /// Overwrite a file that has content, a device that is in use or larger than the snapshot, the snapshot's own
     /// source, or a volume that has more than an extent behind the snapshot's end (which is emptied), or whose other
-    /// snapshots or thin pool would overflow; with --group, restore a run in which a volume is missing
+    /// snapshots or thin pool would overflow
     #[arg(long)]
     pub force: bool,
     /// Make the logical volume; one of that name must not exist
@@ -409,6 +412,10 @@ pub struct RestoreOptions {
 pub struct UndoArgs {
     /// The id that `restore --undo` said (`lvkeep snapshots --volume 'undo/*'` lists all that are kept)
     pub snapshot: String,
+    /// The target is a device by a name that may mean another one by now, such as /dev/sdb, and I have looked: it is the
+    /// one that it was. One that is in use is refused all the same
+    #[arg(long)]
+    pub same_device: bool,
     /// Overwrite a target that is in use by now, or whose name may mean another one by now
     #[arg(long)]
     pub force: bool,

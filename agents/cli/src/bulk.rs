@@ -277,7 +277,7 @@ impl Run<'_> {
                 by => {
                     let donor = donor.map(|donor| donor.order.target.as_str());
                     let share = share.as_ref().and_then(Option::as_ref);
-                    self.one(number, planned, Asked { donor, share, put_back: false }, by).await
+                    self.one(number, planned, Asked { donor, share, ..Asked::default() }, by).await
                 }
             };
             drop(share);

@@ -44,6 +44,8 @@ pub struct Asked<'a> {
     pub donor: Option<&'a str>,
     /// What was kept for an undo is put back.
     pub put_back: bool,
+    /// The device is said to be the one that it was then.
+    pub same_device: bool,
     /// How many requests to the store it may have at once.
     pub share: Option<&'a Share<'a>>,
 }
@@ -132,6 +134,7 @@ impl Far<'_> {
             verify: options.verify,
             undo: options.undo.then(|| environment.job_id()),
             put_back: asked.put_back,
+            same_device: asked.same_device,
         })
     }
 

@@ -136,7 +136,7 @@ async fn chosen(repository: &Repository, args: &RestoreArgs) -> anyhow::Result<V
         return Ok(chosen);
     }
     let run = select::group(repository, snapshot).await?;
-    check_whole(&run, snapshot, options.force)?;
+    check_whole(&run, snapshot, args.incomplete)?;
     let with_target = |root: Root| {
         let name = root.volume.rsplit('/').next().unwrap_or(&root.volume);
         let target = format!("{}/{name}", target.trim_end_matches('/'));
@@ -148,14 +148,14 @@ async fn chosen(repository: &Repository, args: &RestoreArgs) -> anyhow::Result<V
 }
 
 /// A run of a group in which a volume failed is not restored as if it were all of it.
-fn check_whole(run: &Roots, snapshot: &str, force: bool) -> anyhow::Result<()> {
+fn check_whole(run: &Roots, snapshot: &str, may_lack: bool) -> anyhow::Result<()> {
     let missing = select::missing(run.readable.iter());
-    if missing.is_empty() || force {
+    if missing.is_empty() || may_lack {
         return Ok(());
     }
     let damaged: String = run.damaged.iter().map(|damaged| format!("; it may have one: {damaged}")).collect();
     bail!(Failure::refused(format!(
-        "{snapshot} is not whole: that run has no snapshot of {}; force restores the others, NAME@TIME an earlier run{damaged}",
+        "{snapshot} is not whole: that run has no snapshot of {}; --incomplete restores the others, NAME@TIME an earlier run{damaged}",
         missing.join(", ")
     )))
 }

@@ -77,17 +77,19 @@ pub async fn run(app: &App, args: &UndoArgs) -> anyhow::Result<()> {
     if let Some(host) = &args.to_host {
         let context = app.context(bus::connect(app, "undo").await?);
         let far = Far { app, context: &context, repository: &repository, host };
-        return restore::far_one(&far, &order, Asked { put_back: true, ..Asked::default() }).await.map(drop);
+        let asked = Asked { put_back: true, same_device: args.same_device, ..Asked::default() };
+        return restore::far_one(&far, &order, asked).await.map(drop);
     }
     let work = Embedded::reading(app, repository.clone(), &[order.wish()]).await?;
-    let undone = put_back(app, &order, &work).await;
+    let target = order.to().put_back().same_device(args.same_device);
+    let undone = put_back(app, &order, target, &work).await;
     work.finish().await;
     undone
 }
 
-async fn put_back(app: &App, order: &Order, work: &Embedded) -> anyhow::Result<()> {
+async fn put_back(app: &App, order: &Order, target: Target, work: &Embedded) -> anyhow::Result<()> {
     let restorer = restore::make(app, work, restore::identity(app, work)?);
-    restore::one(app, &restorer, order, order.to().put_back(), None).await.map(drop)
+    restore::one(app, &restorer, order, target, None).await.map(drop)
 }
 
 /// Only what was kept for it is put back, and only where it was.

@@ -456,7 +456,7 @@ impl Jobs {
         if let Some(more) = &job.more {
             target = target.only(more.range.map(|(start, end)| start..end)).keep_going(more.keep_going);
             target = target.read_again(more.verify);
-            target = if more.put_back { target.put_back() } else { target };
+            target = if more.put_back { target.put_back().same_device(more.same_device) } else { target };
         }
         let Some(donor) = &job.donor else { return target };
         match self.restorer.path_of(&target, donor) {

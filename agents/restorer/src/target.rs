@@ -40,6 +40,7 @@ pub struct Target {
     force: bool,
     with_content: bool,
     put_back: bool,
+    is_same_device: bool,
     keep_going: bool,
     donor: Option<PathBuf>,
     kept_in: Option<PathBuf>,
@@ -74,6 +75,7 @@ impl Target {
             force,
             with_content: false,
             put_back: false,
+            is_same_device: false,
             keep_going: false,
             donor: None,
             kept_in: None,
@@ -99,6 +101,13 @@ impl Target {
     pub fn put_back(mut self) -> Self {
         self.put_back = true;
         self.with_content()
+    }
+
+    /// Somebody has looked whether a device that something is put back on is the one that it was, which its name does not
+    /// say. What protects it from being overwritten while it is in use stays.
+    pub fn same_device(mut self, is_same: bool) -> Self {
+        self.is_same_device = is_same;
+        self
     }
 
     /// Restores the rest when something cannot be read any more; that is zero then, and the report names it.
@@ -368,12 +377,14 @@ impl Target {
             return Ok(());
         }
         let why = match (path != self.path, metadata.file_type().is_block_device()) {
-            (true, _) => "it is a link by now, and was none",
-            (false, true) => "a device may have another name by now: look what this one is",
-            (false, false) => return Ok(()),
+            (true, _) => "it is a link by now, and was none; force overwrites what it leads to",
+            (false, true) if !self.is_same_device => {
+                "a device may have another name by now: look what this one is; --same-device says that it is the same"
+            }
+            (false, _) => return Ok(()),
         };
         let path = self.path.display();
-        Err(Failure::refused(format!("cannot put back what stood on {path}: {why}; force overwrites it")))
+        Err(Failure::refused(format!("cannot put back what stood on {path}: {why}")))
     }
 
     /// Opens a target that another restore has checked and holds, to write to it beside that one. Blocks.

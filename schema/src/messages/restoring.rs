@@ -60,6 +60,10 @@ pub struct More {
     /// What was written is read again, from the device, and compared.
     #[serde(default, skip_serializing_if = "is_false")]
     pub verify: bool,
+    /// Somebody has looked: a device that something is put back on is the one that it was. An agent that passes this over
+    /// refuses such a device without force.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub same_device: bool,
 }
 
 impl RestoreJob {

@@ -119,6 +119,8 @@ fn jobs() -> Vec<Sample> {
         ..More::default()
     });
     let verified = restore(Preparation::default()).asking(More { verify: true, ..More::default() });
+    let same = More { put_back: true, same_device: true, ..More::default() };
+    let same = restore(Preparation::default()).asking(same);
     let full = RestoreJob { full: true, ..restore(Preparation::default()) };
     let untracked = RestoreJob { untracked: true, ..restore(Preparation::default()) };
     let limited = RestoreJob { fetches: Some(4), ..restore(Preparation::default()) };
@@ -155,6 +157,7 @@ fn jobs() -> Vec<Sample> {
         sample("-Tracked", done(restored(9, 5, 8, 2)), b""),
         sample("-Full", full, b""),
         sample("-Verified", verified, b""),
+        sample("-SameDevice", same, b""),
         sample("-Untracked", untracked, b""),
         sample("-Fetches", limited, b""),
         sample("-Failed", done(JobOutcome::Failed { kind: FailureKind::Damaged, why: "lost".into() }), b""),
@@ -356,6 +359,7 @@ fn an_old_agent_is_told_no_target_that_it_would_overwrite() {
         More { undo: Some(job()), ..More::default() },
         More { put_back: true, ..More::default() },
         More { verify: true, ..More::default() },
+        More { same_device: true, ..More::default() },
     ] {
         let job = plain.clone().asking(more);
         assert_eq!((seen(&job).as_str(), job.target()), (NEEDS_NEWER_AGENT, "/dev/vg1/back"));

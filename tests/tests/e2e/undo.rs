@@ -1,11 +1,13 @@
 //! `restore --undo` and `undo`: what stood on a target comes back, also when the restore was killed on the way.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use tests::e2e::{Machine, random_file, same_bytes};
+use tests::e2e::{LoopDevice, Machine, program, random_file, same_bytes};
 
 const SIZE: u64 = 64 << 20;
 
@@ -48,6 +50,35 @@ fn what_was_overwritten_is_put_back() {
     machine.run(&["undo", &ids[0]]).fails(3, &[&target, "link", "force"]);
     machine.run(&["undo", "vm/disk@latest"]).fails(3, &["vm/disk", "--undo", "lvkeep restore"]);
     machine.run(&["--host", "elsewhere", "undo", &ids[0]]).fails(3, &["on host", "elsewhere"]);
+}
+
+/// A device's name may mean another one by now, which takes a word, and no force: what protects it while it is in use
+/// stays.
+#[test]
+fn what_stood_on_a_device_is_put_back_without_force() {
+    let machine = Machine::with_disk(SIZE);
+    let backing = machine.place("backing");
+    random_file(&backing, SIZE, 7);
+    let old = std::fs::read(&backing).expect("the device's file");
+    let Some(device) = LoopDevice::over(&backing) else {
+        println!("without devices, a file stands for one");
+        return;
+    };
+    machine.run(&["restore", "--undo", "vm/disk@latest", device.path()]).ok();
+    same_bytes(machine.place("disk.img"), device.path());
+    let ids = kept(&machine);
+    machine.run(&["undo", &ids[0]]).fails(3, &[device.path(), "--same-device"]);
+    let mut guest = Command::new(program("cat"));
+    let open = File::options().read(true).write(true).open(device.path()).expect("the device");
+    let mut running = guest.stdin(Stdio::piped()).stdout(open).spawn().expect("cat runs");
+    drop(guest);
+    let pid = running.id().to_string();
+    machine.run(&["undo", &ids[0], "--same-device"]).fails(3, &[device.path(), "in use", &pid, "cat"]);
+    same_bytes(machine.place("disk.img"), device.path());
+    drop(running.stdin.take());
+    running.wait().expect("cat ends");
+    machine.run(&["undo", &ids[0], "--same-device"]).ok();
+    assert!(std::fs::read(device.path()).expect("the device") == old);
 }
 
 /// Whether anything was written to a file that held what the other one holds; a look at a part of each MiB.

@@ -267,6 +267,35 @@ async fn a_device_is_locked_by_whatever_node_it_is_named() {
     fixture.restorer().restore(root, target(), |_| ()).await.unwrap();
 }
 
+/// Whoever says that a device is the one that it was says nothing about who uses it.
+#[tokio::test(start_paused = true)]
+async fn what_is_put_back_on_a_device_needs_no_force_and_asks_who_uses_it() {
+    let fixture = Fixture::plain().await;
+    let Some(disk) = Loop::over(&fixture.path("backing"), 4 * MIB) else { return };
+    let content = noise(1, 4 * MIB as usize);
+    let root = fixture.volume(&content).await;
+    let put_back = async |is_same| {
+        let target = Target::new(&disk.device, false).put_back().same_device(is_same);
+        fixture.restorer().restore(root.clone(), target, |_| ()).await.map(drop)
+    };
+    let failure = put_back(false).await.unwrap_err();
+    assert!(failure.why.contains("another name") && failure.why.contains("--same-device"), "{failure}");
+    let flags = OFlags::RDONLY | OFlags::EXCL;
+    let held = rustix::fs::open(&disk.device, flags, Mode::empty()).unwrap();
+    let failure = put_back(true).await.unwrap_err();
+    assert!(failure.kind == FailureKind::Refused && failure.why.contains("in use"), "{failure}");
+    drop(held);
+    assert!(std::fs::read(&disk.device).unwrap() == vec![0xee; 4 * MIB as usize], "nothing was written");
+    put_back(true).await.unwrap();
+    assert!(std::fs::read(&disk.device).unwrap() == content);
+    // A link may lead to anything.
+    let link = fixture.path("link");
+    std::os::unix::fs::symlink(&disk.device, &link).unwrap();
+    let target = Target::new(&link, false).put_back().same_device(true);
+    let failure = fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap_err();
+    assert!(failure.why.contains("it is a link by now"), "{failure}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_mounted_device_is_refused_with_its_mount_point() {
     let fixture = Fixture::plain().await;

@@ -78,10 +78,10 @@ pub fn groups() {
     let newest = keeper.latest(&volumes[1]);
     let lost = keeper.machine.json(&["show", &newest])["id"].as_str().expect("an id").to_owned();
     keeper.collected(&lost);
-    keeper.run(&["restore", "--group", "shop@latest", folder, "--force"]).ok();
+    keeper.run(&["restore", "--group", "shop@latest", folder, "--force", "--incomplete"]).ok();
     keeper
-        .run(&["restore", "--group", "shop@latest", folder])
-        .fails(3, &["shop@latest", "not whole", "vg0/shop-data"]);
+        .run(&["restore", "--group", "shop@latest", folder, "--force"])
+        .fails(3, &["shop@latest", "not whole", "vg0/shop-data", "--incomplete"]);
     let listed = keeper.run(&["snapshots", "--group", "shop"]).ok();
     assert!(listed.out.contains("WITHOUT"), "{listed}");
     let refused = keeper.run(&["backup", "--group", "shop", &other.path(), "/etc/hostname"]);
