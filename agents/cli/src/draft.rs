@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::app::App;
 use crate::args::{PlanArgs, RestoreOptions};
-use crate::{plan, select, snapshots, text, undo};
+use crate::{apart, plan, select, snapshots, text, undo};
 
 /// A volume of the plan, as it is printed for machines.
 #[derive(Debug, Serialize)]
@@ -101,7 +101,7 @@ fn head(roots: &[Root], now_ms: u64) -> String {
 /// What a plan would be refused for.
 fn twice(targets: &[String]) -> Option<String> {
     let mut counts: BTreeMap<PathBuf, usize> = BTreeMap::new();
-    targets.iter().for_each(|target| *counts.entry(plan::same_target(target)).or_default() += 1);
+    targets.iter().for_each(|target| *counts.entry(apart::same_target(target)).or_default() += 1);
     let twice: Vec<String> = counts
         .into_iter()
         .filter(|(_, count)| *count > 1)

@@ -3,6 +3,7 @@
 //! This file is the table of contents; each command has a module.
 
 mod agents;
+mod apart;
 mod app;
 mod apply;
 mod args;

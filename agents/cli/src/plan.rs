@@ -4,7 +4,7 @@
 //! said at once, with the line.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use agent::{Failure, Repository};
 use anyhow::{Context, bail};
@@ -12,6 +12,7 @@ use futures::stream::{self, StreamExt};
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::apart::Apart;
 use crate::args::RestoreOptions;
 use crate::restore::Order;
 use crate::settings::AT_ONCE_MAX;
@@ -150,20 +151,6 @@ fn line_of(text: &str, at: usize) -> usize {
     1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
 }
 
-/// One name for what is one target, as far as names say that.
-pub fn same_target(target: &str) -> PathBuf {
-    let plain: PathBuf = Path::new(target).components().filter(|part| *part != Component::CurDir).collect();
-    let mapped = plain.strip_prefix("/dev/mapper").ok().and_then(Path::to_str);
-    if let Some((vg, lv)) = mapped.and_then(volume_lvm::report::from_dm_name) {
-        return Path::new(&vg).join(lv);
-    }
-    match plain.strip_prefix("/dev") {
-        Ok(volume) if !target.starts_with("./") && volume.components().count() == 2 => volume.to_owned(),
-        _ if target.starts_with("./") => Path::new("./").join(plain),
-        _ => plain,
-    }
-}
-
 impl File {
     /// Everything that can be said without the repository.
     fn wrong(&self, text: &str, around: &Surroundings<'_>) -> Wrong {
@@ -186,13 +173,13 @@ impl File {
             let line = line_of(text, file.span().start);
             wrong.push((line, format!("hosts.{host}: no volume goes to this host")));
         }
-        let mut targets: BTreeMap<(&str, PathBuf), usize> = BTreeMap::new();
+        let mut targets = Apart::new(around.host);
         for volume in &self.volume {
             let (line, volume) = (line_of(text, volume.span().start), volume.get_ref());
             wrong.extend(volume.wrong(around).into_iter().map(|why| (line, why)));
             let host = volume.host.as_deref().unwrap_or(around.host);
             let target = &volume.target;
-            if let Some(other) = targets.insert((host, same_target(target)), line) {
+            if let Some(other) = targets.add(host, target, line) {
                 let why = format!("{target} on {host} is the target of the volume in line {other}, too");
                 wrong.push((line, why));
             }
@@ -345,6 +332,22 @@ snapback = "/srv/kept"
     }
 
     #[test]
+    fn one_file_under_two_names_is_one_target() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(at("disk.img"), b"").unwrap();
+        std::os::unix::fs::symlink(at("disk.img"), at("link.img")).unwrap();
+        let volume = |name: &str, host: &str| {
+            format!("[[volume]]\nsnapshot = \"{name}@latest\"\ntarget = {:?}\n{host}", at(name))
+        };
+        let both = |host: &str| volume("disk.img", host) + &volume("link.img", host);
+        let found = wrong(&both(""));
+        let expected = format!("{} on here is the target of the volume in line 1, too", at("link.img"));
+        assert_eq!(found, [(4, expected)]);
+        assert!(wrong(&both("host = \"there\"\n")).is_empty(), "what stands elsewhere is not known here");
+    }
+
+    #[test]
     fn a_host_needs_a_server_and_a_plan_a_volume() {
         let text = "[[volume]]\nsnapshot = \"a\"\ntarget = \"b\"\nhost = \"h\"\n";
         let file: File = toml::from_str(text).unwrap();
@@ -358,19 +361,6 @@ snapback = "/srv/kept"
         for text in ["volume_at_once = 1\n", "\n[[volume]]\nsnapshots = \"a\"\n", "[hosts.a]\n"] {
             let why = toml::from_str::<File>(text).unwrap_err().to_string();
             assert!(why.contains("at line"), "{why}");
-        }
-    }
-
-    #[test]
-    fn one_target_has_one_name() {
-        for (one, other, same) in [
-            ("vg1/a", "/dev/vg1/a", true),
-            ("/srv/a.img", "/srv//./a.img", true),
-            ("./vg1/a", "vg1/a", false),
-            ("/dev/mapper/vg1-a", "vg1/a", true),
-            ("/dev/sda", "/dev/sdb", false),
-        ] {
-            assert_eq!(same_target(one) == same_target(other), same, "{one} {other}");
         }
     }
 }

@@ -1,6 +1,5 @@
 //! `restore`: brings a snapshot back to a file, device or logical volume, by this process or by another host's agent.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use serde::Serialize;
 use volume_lvm::Tools;
 use volume_lvm::target::LvmTargets;
 
+use crate::apart::Apart;
 use crate::app::App;
 use crate::args::{Cli, RestoreArgs, RestoreOptions};
 use crate::embedded::{self, Embedded};
@@ -25,7 +25,7 @@ use crate::exit::Differs;
 use crate::far::{Asked, Far};
 use crate::progress::Display;
 use crate::verify::Compared;
-use crate::{bulk, bus, cat, open, plan, select, snapback, text, undo};
+use crate::{bulk, bus, cat, open, select, snapback, text, undo};
 
 /// Holes that are printed for people; `--json` has all that were named.
 const SHOWN: usize = 10;
@@ -118,7 +118,7 @@ pub async fn run(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
 }
 
 /// What is restored, each with its own target: one snapshot to one or several, or those of a group.
-async fn chosen(repository: &Repository, args: &RestoreArgs) -> anyhow::Result<Vec<Order>> {
+async fn chosen(app: &App, repository: &Repository, args: &RestoreArgs) -> anyhow::Result<Vec<Order>> {
     // Without a plan, both are there.
     let (snapshot, target) =
         (args.snapshot.as_deref().unwrap_or_default(), args.target.as_deref().unwrap_or_default());
@@ -132,7 +132,7 @@ async fn chosen(repository: &Repository, args: &RestoreArgs) -> anyhow::Result<V
         let root = select::snapshot(repository, snapshot).await?;
         let targets = std::iter::once(target).chain(args.also.iter().map(String::as_str));
         let chosen: Vec<Order> = targets.map(|target| order(root.clone(), target.to_owned())).collect();
-        check_apart(&chosen)?;
+        check_apart(app, &chosen)?;
         return Ok(chosen);
     }
     let run = select::group(repository, snapshot).await?;
@@ -143,7 +143,7 @@ async fn chosen(repository: &Repository, args: &RestoreArgs) -> anyhow::Result<V
         order(root, target)
     };
     let chosen: Vec<Order> = run.warned().into_iter().map(with_target).collect();
-    check_apart(&chosen)?;
+    check_apart(app, &chosen)?;
     Ok(chosen)
 }
 
@@ -161,13 +161,15 @@ fn check_whole(run: &Roots, snapshot: &str, may_lack: bool) -> anyhow::Result<()
 }
 
 /// Two volumes of one name must not overwrite each other.
-fn check_apart(orders: &[Order]) -> anyhow::Result<()> {
-    let mut targets = BTreeMap::new();
+fn check_apart(app: &App, orders: &[Order]) -> anyhow::Result<()> {
+    let here = &app.settings.host.value;
+    let mut targets = Apart::new(here);
     for order in orders {
         let (volume, target) = (&order.root.volume, &order.target);
-        if let Some(other) = targets.insert(plan::same_target(target), volume) {
+        let host = order.options.to_host.as_deref().unwrap_or(here);
+        if let Some((other, at)) = targets.add(host, target, (volume, target)) {
             bail!(Failure::refused(format!(
-                "{other} and {volume} would both be restored to {target}: restore them one by one"
+                "{other} would be restored to {at}, and {volume} to {target}, which are the same: restore them one by one"
             )));
         }
     }
@@ -177,7 +179,7 @@ fn check_apart(orders: &[Order]) -> anyhow::Result<()> {
 async fn here(app: &App, args: &RestoreArgs) -> anyhow::Result<()> {
     let repository = app.repository().await?;
     // Before the index is brought up to date, so that it knows all that these need.
-    let chosen = chosen(&repository, args).await?;
+    let chosen = chosen(app, &repository, args).await?;
     let wishes: Vec<Wish> = chosen.iter().map(Order::wish).collect();
     let mut work = match args.options.undo {
         true => Embedded::reading_and_writing(app, &wishes).await?,
@@ -375,7 +377,7 @@ pub fn settings(app: &App, repository: &Repository) -> restorer::Settings {
 
 async fn by_agents(app: &App, args: &RestoreArgs, host: &str) -> anyhow::Result<()> {
     let repository = app.repository().await?;
-    let all = chosen(&repository, args).await?;
+    let all = chosen(app, &repository, args).await?;
     let context = app.context(bus::connect(app, "restore").await?);
     let far = Far { app, context: &context, repository: &repository, host };
     let restoring =
