@@ -106,9 +106,10 @@ pub enum Command {
     Note(NoteArgs),
     /// Show everything about one snapshot
     Show(ShowArgs),
-    /// Show the ranges in which two snapshots differ
+    /// Show the ranges in which two snapshots differ, in whole chunks of 16 to 256 KiB: something in each has changed
     Diff(DiffArgs),
-    /// Show which snapshots of a volume changed a range of it
+    /// Show which snapshots of a volume changed a range of it, as far as chunks tell, which are shown whole (16 to 256
+    /// KiB): what changed may lie beside the range
     FindChange(FindChangeArgs),
     /// Restore a snapshot to a file or device, or many by a plan
     Restore(RestoreArgs),

@@ -1,4 +1,7 @@
 //! `show`, `diff` and `find-change`: one snapshot, what changed between two, and when a range changed.
+//!
+//! Maps say that a chunk is another one, and not where in it something changed: so chunks are told whole, also where a
+//! range was asked for that is a part of one.
 
 use std::ops;
 
@@ -158,6 +161,21 @@ fn map(work: &Embedded, root: Root) -> Result<MapReader, Failure> {
     Ok(MapReader::new(work.repository.clone(), work.index.clone(), root)?.thorough())
 }
 
+/// A run that differs.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    offset: u64,
+    len: u64,
+    /// All of it does, and not only something in a chunk.
+    is_exact: bool,
+}
+
+impl Run {
+    fn exactly(offset: u64, len: u64) -> Self {
+        Self { offset, len, is_exact: true }
+    }
+}
+
 /// Ranges that differ, of what is looked at, neighbours joined.
 #[derive(Debug)]
 struct Differing {
@@ -166,12 +184,15 @@ struct Differing {
 }
 
 impl Differing {
-    /// Adds one that begins where the last one ends, or behind it.
-    fn add(&mut self, offset: u64, len: u64) {
-        let (from, to) = (offset.max(self.within.start), (offset + len).min(self.within.end));
-        if from >= to {
+    /// Adds one that begins where the last one ends, or behind it: as a whole where only that is known of it, and else
+    /// what of it is looked at.
+    fn add(&mut self, run: Run) {
+        let Run { offset, len, is_exact } = run;
+        let (start, end) = (offset.max(self.within.start), (offset + len).min(self.within.end));
+        if start >= end {
             return;
         }
+        let (from, to) = if is_exact { (start, end) } else { (offset, offset + len) };
         match self.ranges.last_mut() {
             Some(last) if last.offset + last.len == from => last.len += to - from,
             _ => self.ranges.push(Range { offset: from, len: to - from }),
@@ -190,20 +211,19 @@ async fn changed(a: &MapReader, b: &MapReader, within: ops::Range<u64>) -> Resul
         if range_a == range_b && a.leaf_id(leaf).await? == b.leaf_id(leaf).await? {
             continue;
         }
-        for (offset, len) in compare(range_a.start, &a.leaf(leaf).await?, &b.leaf(leaf).await?) {
-            differing.add(offset, len);
-        }
+        let runs = compare(range_a.start, &a.leaf(leaf).await?, &b.leaf(leaf).await?);
+        runs.into_iter().for_each(|run| differing.add(run));
     }
     // What lies beyond the leaves of the shorter one is in the longer one alone.
     let (rest, end) = (common * LEAF_SPAN, a.geometry().size().max(b.geometry().size()));
     if rest < end && a.geometry().leaves() != b.geometry().leaves() {
-        differing.add(rest, end - rest);
+        differing.add(Run::exactly(rest, end - rest));
     }
     Ok(differing.ranges)
 }
 
 /// The runs of one leaf that differ: where no piece of both has the same place, length and content.
-fn compare(start: u64, a: &Leaf, b: &Leaf) -> Vec<(u64, u64)> {
+fn compare(start: u64, a: &Leaf, b: &Leaf) -> Vec<Run> {
     let ends = |leaf: &Leaf| -> Vec<(u64, u64, Content)> {
         leaf.located(start)
             .map(|(offset, piece)| (offset, offset + u64::from(piece.len), piece.content))
@@ -221,7 +241,15 @@ fn compare(start: u64, a: &Leaf, b: &Leaf) -> Vec<(u64, u64)> {
         (Some((_, _, Content::Zero)), Some((_, _, Content::Zero))) => true,
         (x, y) => x == y,
     };
-    bounds.windows(2).filter(|w| !same(w[0])).map(|w| (w[0], w[1] - w[0])).collect()
+    let is_chunk = |pieces: &[(u64, u64, Content)], offset: u64| {
+        at(pieces, offset).is_some_and(|(.., content)| content != Content::Zero)
+    };
+    let run = |w: &[u64]| Run {
+        offset: w[0],
+        len: w[1] - w[0],
+        is_exact: !is_chunk(&a, w[0]) && !is_chunk(&b, w[0]),
+    };
+    bounds.windows(2).filter(|w| !same(w[0])).map(run).collect()
 }
 
 /// A snapshot in which a range is other than in the one before.
@@ -264,7 +292,7 @@ pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()>
             )
         });
         let mut lines: Vec<String> = lines.collect();
-        lines.push(format!("{} snapshots changed the range", found.len()));
+        lines.push(format!("{} snapshots changed a chunk of the range", found.len()));
         lines.join("\n")
     })?;
     select::conclude(app, &damaged)
@@ -283,7 +311,7 @@ async fn changes(
             // In the first one all of it is new, as far as it has any.
             None => {
                 let mut all = Differing { within: within.clone(), ranges: Vec::new() };
-                all.add(0, now.geometry().size());
+                all.add(Run::exactly(0, now.geometry().size()));
                 all.ranges
             }
             Some(before) => changed(before, &now, within.clone()).await?,
@@ -329,25 +357,27 @@ mod tests {
 
     fn found(within: ops::Range<u64>, a: &Leaf, b: &Leaf) -> Vec<(u64, u64)> {
         let mut differing = Differing { within, ranges: Vec::new() };
-        compare(LEAF_SPAN, a, b).into_iter().for_each(|(offset, len)| differing.add(offset, len));
+        compare(LEAF_SPAN, a, b).into_iter().for_each(|run| differing.add(run));
         differing.ranges.iter().map(|range| (range.offset - LEAF_SPAN, range.len)).collect()
     }
 
     #[test]
-    fn what_differs_is_joined_and_cut_to_what_is_looked_at() {
+    fn what_differs_is_joined_and_chunks_are_told_whole() {
         let (a, b) = (leaf(&[1, 2, 3, 0, 0, 4, 5]), leaf(&[1, 9, 8, 0, 7, 4]));
         let at = |offset: u64| LEAF_SPAN + offset;
         for (within, expected) in [
             (0..u64::MAX, vec![(4 * KIB, 8 * KIB), (16 * KIB, 4 * KIB), (24 * KIB, 4 * KIB)]),
             (at(0)..at(4 * KIB), vec![]),
-            (at(5 * KIB)..at(5 * KIB + 1), vec![(5 * KIB, 1)]),
-            (at(7 * KIB)..at(17 * KIB), vec![(7 * KIB, 5 * KIB), (16 * KIB, KIB)]),
-            (at(27 * KIB)..at(99 * KIB), vec![(27 * KIB, KIB)]),
+            (at(5 * KIB)..at(5 * KIB + 1), vec![(4 * KIB, 4 * KIB)]),
+            (at(7 * KIB)..at(17 * KIB), vec![(4 * KIB, 8 * KIB), (16 * KIB, 4 * KIB)]),
+            (at(27 * KIB)..at(99 * KIB), vec![(24 * KIB, 4 * KIB)]),
             (at(28 * KIB)..at(99 * KIB), vec![]),
         ] {
             assert_eq!(found(within.clone(), &a, &b), expected, "{within:?}");
             assert_eq!(found(within.clone(), &b, &a), expected, "{within:?}");
             assert_eq!(found(within, &a, &a), vec![]);
         }
+        let (longer, shorter) = (leaf(&[1, 0, 0]), leaf(&[1, 0]));
+        assert_eq!(found(at(9 * KIB)..at(10 * KIB), &longer, &shorter), [(9 * KIB, KIB)], "zeroes are exact");
     }
 }
