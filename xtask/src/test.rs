@@ -38,6 +38,10 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     gates.step("the guest with real LVM", || crate::lab::bring().map(drop))?;
     let binary = gates.step("the binary that the end-to-end tests run", build_binary)?;
     let counted = gates.step("tests", || nextest(arguments, &tools, &binary))?;
+    if arguments.long {
+        let given_away = gates.step("the static binary", crate::dist::make)?;
+        gates.step("the runbook with the static binary", || runbook(&tools, &given_away))?;
+    }
     gates.step("documentation tests", || run(cargo().args(["test", "--doc", "--workspace"])))?;
     gates.step("documentation", || {
         run(cargo()
@@ -108,6 +112,26 @@ fn build_binary() -> Result<PathBuf> {
     Ok(binary)
 }
 
+/// Follows `deploy/rescue.md` with the binary that is given away: no other test runs that one.
+fn runbook(tools: &Tools, binary: &PathBuf) -> Result<()> {
+    // Another profile than that of the tests, whose report is counted.
+    let arguments = ["--package", "tests", "--test", "e2e", "--profile", "default", "rescue::"];
+    run(nextest_with(tools, binary)?.args(arguments))
+}
+
+/// `cargo nextest run`, of which the end-to-end tests run this binary.
+fn nextest_with(tools: &Tools, binary: &PathBuf) -> Result<Command> {
+    let mut command = Command::new(&tools.nextest);
+    workspace::scrub(&mut command);
+    command.current_dir(workspace::root()).args(["nextest", "run"]);
+    command
+        .env("LVKEEP_TEST_NATS_SERVER", &tools.nats_server)
+        .env("LVKEEP_TEST_WEED", &tools.weed)
+        .env("LVKEEP_TEST_BIN", binary)
+        .env("LVKEEP_TEST_XTASK", std::env::current_exe().context("cannot tell our own path")?);
+    Ok(command)
+}
+
 /// Runs the tests and returns how many passed.
 fn nextest(arguments: &Arguments, tools: &Tools, binary: &PathBuf) -> Result<usize> {
     let profile = if arguments.long { "long" } else { "default" };
@@ -116,15 +140,8 @@ fn nextest(arguments: &Arguments, tools: &Tools, binary: &PathBuf) -> Result<usi
     // A report left by an earlier run must not be counted as this one's.
     let _ = std::fs::remove_file(&report);
 
-    let mut command = Command::new(&tools.nextest);
-    workspace::scrub(&mut command);
-    command.current_dir(workspace::root()).args(["nextest", "run", "--workspace", "--profile", profile]);
-    command.args(&arguments.nextest);
-    command
-        .env("LVKEEP_TEST_NATS_SERVER", &tools.nats_server)
-        .env("LVKEEP_TEST_WEED", &tools.weed)
-        .env("LVKEEP_TEST_BIN", binary)
-        .env("LVKEEP_TEST_XTASK", std::env::current_exe().context("cannot tell our own path")?);
+    let mut command = nextest_with(tools, binary)?;
+    command.args(["--workspace", "--profile", profile]).args(&arguments.nextest);
     if arguments.long {
         command.env("LVKEEP_TEST_LONG", "1");
     }

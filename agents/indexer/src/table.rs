@@ -98,7 +98,12 @@ impl Table {
             sync_interval: Duration::ZERO,
         };
         self.scratch = Some(Scratch::new(path));
-        let disk = Cache::open(&settings, self.spill.repo, shards).map_err(Failure::from)?;
+        let disk = Cache::open(&settings, self.spill.repo, shards).map_err(|why| {
+            Failure::from(why).context(
+                "the wanted chunks are too many for the memory, and there is no room for them on disk: give --work-dir a \
+                 folder, or more --memory",
+            )
+        })?;
         let mut rows = std::mem::take(&mut self.rows);
         rows.sort_unstable_by_key(|(_, copy)| *copy);
         for of_pack in rows.chunk_by(|(_, a), (_, b)| a.pack == b.pack) {

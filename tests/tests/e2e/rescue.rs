@@ -287,3 +287,45 @@ fn an_endpoint_with_tls_needs_certificates_and_says_so() {
         .shell(&format!("AWS_ENDPOINT_URL={endpoint} lvkeep snapshots"))
         .fails(5, &["certificate", "SSL_CERT_FILE"]);
 }
+
+/// More than 64 MiB of memory have room for.
+const CHUNKS: u64 = 160_000;
+
+/// An image of so many blocks, each of which is a chunk of its own: there are zeroes between them.
+fn scattered(path: &str, blocks: u64) {
+    let file = File::create(path).expect("an image");
+    file.set_len(blocks * 8192).expect("a size");
+    for block in 0..blocks {
+        let content = (block + 1).to_le_bytes().repeat(512);
+        file.write_all_at(&content, block * 8192).expect("the image is written");
+    }
+}
+
+/// A rescue system keeps its home in memory, or has none that can be written to: a file in its place keeps root out, too.
+#[test]
+fn what_has_no_room_in_memory_goes_to_the_work_dir() {
+    let mut machine = Machine::new("m");
+    machine.set("LVKEEP_REPO", &machine.place("repo"));
+    let (identity, image) = (machine.place("identity"), machine.place("disk.img"));
+    machine.run(&["init", "--identity-out", &identity]).ok();
+    scattered(&image, CHUNKS);
+    machine.run(&["backup", "--name", "vm/disk", &image]).ok();
+
+    let mut rescue = Machine::new("rescue");
+    rescue.set_all(&[("LVKEEP_REPO", machine.place("repo")), ("LVKEEP_IDENTITY", identity)]);
+    std::fs::write(rescue.home().join(".cache"), "").expect("a file");
+    let (work, target) = (rescue.place("work"), rescue.place("restored.img"));
+    let restore = ["-v", "--memory", "64MiB", "restore", "vm/disk@latest", &target];
+    let without = rescue.run(&restore);
+    assert!(without.code() != 0 && without.err.contains("--work-dir"), "{without}");
+    assert!(!Path::new(&target).exists(), "nothing was begun");
+
+    std::fs::create_dir(&work).expect("a folder");
+    rescue.set("LVKEEP_WORK_DIR", &work);
+    let restored = rescue.run(&restore).ok();
+    let spilled = restored.err.lines().find(|line| line.contains("too many for the memory"));
+    assert!(spilled.is_some_and(|line| line.contains(&work)), "{restored}");
+    same_bytes(&image, &target);
+    assert_eq!(std::fs::read_dir(&work).expect("the folder").count(), 0, "nothing stays there");
+    assert_eq!(std::fs::read(rescue.home().join(".cache")).expect("the file"), b"");
+}

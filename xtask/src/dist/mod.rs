@@ -22,6 +22,11 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Runs `cargo xtask dist`.
 pub fn main() -> Result<()> {
+    make().map(drop)
+}
+
+/// Makes the binary, and returns where it is.
+pub fn make() -> Result<PathBuf> {
     bring_standard_library()?;
     let built = build()?;
     let content = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
@@ -30,7 +35,7 @@ pub fn main() -> Result<()> {
     check_runs(&built)?;
     let placed = place(&content)?;
     println!("{} ({} bytes, static)", placed.display(), content.len());
-    Ok(())
+    Ok(placed)
 }
 
 /// Has rustup bring the standard library for musl. Without rustup it must be there.
