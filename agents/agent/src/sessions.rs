@@ -18,7 +18,7 @@ use crate::damage::Damages;
 use crate::epochs::Condemned;
 use crate::repository::{AtSlot, Repository, can_be_pack};
 use crate::roots::{Roots, not_there};
-use crate::store::{Created, StoreErrorKind};
+use crate::store::Created;
 use crate::{Failure, epochs};
 
 /// An open session: its object exists, and its epoch was read after that.
@@ -189,7 +189,7 @@ impl OpenSession {
     async fn write(&self, session: &Session) -> Result<(), Failure> {
         let key = names::session(session.id);
         // A session whose object is gone was revoked; writing it again would only make a collector wait for nobody.
-        if self.repository.store.head(&key).await?.is_none() {
+        if !self.exists().await? {
             return Err(revoked(session));
         }
         let bytes = self.repository.seal(&key, session)?;
@@ -227,9 +227,15 @@ impl OpenSession {
         revoke(&self.repository, &self.session).await
     }
 
-    /// Whether the session object still exists: a restore that lost it is not protected any more.
+    /// Whether the session object still exists: a restore that lost it is not protected any more. One that says by now that
+    /// it is over is only there because the store does not let it go.
     pub async fn exists(&self) -> Result<bool, Failure> {
-        Ok(self.repository.store.head(&names::session(self.session.id)).await?.is_some())
+        match self.repository.read::<Session>(&names::session(self.session.id)).await {
+            Ok(found) => Ok(found.is_some_and(|found| found.ended.is_none())),
+            // It is there, whatever it says.
+            Err(failure) if matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused) => Ok(true),
+            Err(failure) => Err(failure),
+        }
     }
 }
 
@@ -285,11 +291,12 @@ pub async fn revoke(repository: &Repository, session: &Session) -> Result<AtSlot
     }
 }
 
-/// Removes the object of a session that is over. Where the store does not let it go, it says that it is over, and keeps
+/// Removes the object of a session that is over. Where the store does not let it go, it stays: a slot that is decided says
+/// that it is over, and the next one who comes by removes it. One without a slot has to say so itself, so that it keeps
 /// nobody waiting; as one of no job, so that no restore takes it for its own end.
 pub async fn remove(repository: &Repository, session: &Session) -> Result<(), Failure> {
     let key = names::session(session.id);
-    if repository.store.delete_or_leave(&key).await? {
+    if repository.store.delete_or_leave(&key).await? || session.slot.is_some() {
         return Ok(());
     }
     let why = "it is over, and the store does not let its object go".to_owned();
@@ -300,11 +307,7 @@ pub async fn remove(repository: &Repository, session: &Session) -> Result<(), Fa
         undo: Vec::new(),
         ..session.clone()
     };
-    match repository.store.put(&key, repository.seal(&key, &over)?).await {
-        // Its slot is decided, so that nobody waits for it either.
-        Err(error) if error.kind() == StoreErrorKind::Denied && session.slot.is_some() => Ok(()),
-        written => Ok(written?),
-    }
+    Ok(repository.store.put(&key, repository.seal(&key, &over)?).await?)
 }
 
 /// Puts a tombstone in a slot unless something stands there; whether it did. A store that lets everybody win who creates

@@ -26,7 +26,9 @@ fn pause() {
 }
 
 fn look(proc: &Path, path: &Path, metadata: &Metadata) -> Option<String> {
-    let own = rustix::process::getpid().as_raw_nonzero().to_string();
+    // By its number there, which may be another one than here.
+    let own = fs::read_link(proc.join("self")).map(|own| own.to_string_lossy().into_owned());
+    let own = own.unwrap_or_else(|_| rustix::process::getpid().as_raw_nonzero().to_string());
     for process in fs::read_dir(proc).ok()?.flatten() {
         let number = process.file_name().to_string_lossy().into_owned();
         if number == own || !number.bytes().all(|byte| byte.is_ascii_digit()) {

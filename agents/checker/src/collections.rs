@@ -110,9 +110,11 @@ impl Mender {
                     unreadable.insert(pack);
                     continue;
                 }
-                Footer::Gone => continue,
+                // It was listed. What only seems to be gone must not be deleted for that.
+                Footer::Gone => Salvaged::Gone,
             };
             match salvaged {
+                Salvaged::Gone => drop(unreadable.insert(pack)),
                 Salvaged::Moved(0) => {}
                 Salvaged::Moved(moved) => mended.packs.push((pack, moved)),
                 Salvaged::Stays(why) => {

@@ -60,6 +60,8 @@ pub(crate) enum Salvaged {
     Moved(u64),
     /// Nothing was moved, and this is why.
     Stays(String),
+    /// The store said that it is not there.
+    Gone,
 }
 
 /// Mends a repository.
@@ -141,7 +143,7 @@ impl Mender {
                 Footer::Whole(..) | Footer::Unreadable(_) | Footer::Gone => continue,
             };
             match self.salvage(pack, header, &footer, session).await? {
-                Salvaged::Moved(0) => {}
+                Salvaged::Moved(0) | Salvaged::Gone => {}
                 Salvaged::Moved(moved) => {
                     self.record(pack).await?;
                     mended.packs.push((pack, moved));
@@ -200,7 +202,7 @@ impl Mender {
     ) -> Result<Salvaged, Failure> {
         let checked = self.source.check_frames(pack, &header, footer).await?;
         if checked.is_gone {
-            return Ok(Salvaged::Moved(0));
+            return Ok(Salvaged::Gone);
         }
         // Once the rest has moved, the pack is collected; a key that opens these may be found yet.
         if let Some((id, why)) = checked.keyless.first() {
@@ -239,7 +241,13 @@ impl Mender {
     }
 
     fn builder(&self, header: &PackHeader) -> PackBuilder {
-        PackBuilder::new(PackHeader { pack: self.source.repository.environment().pack_id(), ..*header })
+        PackBuilder::new(PackHeader { pack: self.older(header.pack), ..*header })
+    }
+
+    /// A name that is older than a pack's, as for what a collection moves: of several copies the oldest counts.
+    fn older(&self, pack: PackId) -> PackId {
+        let random = u128::from_le_bytes(self.source.repository.environment().random());
+        PackId::from_parts(pack.time_ms().saturating_sub(1), random)
     }
 
     /// The key that frames call by this number, as it is stored.

@@ -81,14 +81,17 @@ async fn fates(
     let slots = repository.visible_slots(None).await?;
     let mut fates = BTreeMap::new();
     for session in wanted {
+        let is_open = open.contains(session);
         let fate = match slots.iter().find(|slot| slot.session == *session) {
-            _ if open.contains(session) => Fate::Open,
+            None if is_open => Fate::Open,
             None => Fate::Over,
             Some(slot) => {
                 let Roots { readable, damaged } = select::roots(repository, Some(slot.volume)).await?;
                 let is_damaged = damaged.iter().any(|damaged| damaged.slot == *slot);
                 match sessions::newest(readable).is_some_and(|root| root.slot == *slot) {
+                    // Also where the store does not let the object of a session go.
                     true => Fate::Newest,
+                    false if is_open => Fate::Open,
                     false if is_damaged => Fate::Unknown,
                     false => Fate::Over,
                 }

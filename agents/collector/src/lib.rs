@@ -223,7 +223,9 @@ impl Collector {
         report.epoch = Some(epoch.number);
         let swept = sweep::sweep(&self.repository, &epoch, &verdict, &self.stop).await?;
         let finished = swept.is_finished();
-        report.left = swept.left();
+        if !finished {
+            report.left = Left::of(&self.repository, &verdict.delete, &epoch.forgotten).await?;
+        }
         report.swept.snapshots += swept.snapshots;
         report.swept.packs += swept.packs;
         report.swept.bytes += swept.bytes;

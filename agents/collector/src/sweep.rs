@@ -9,7 +9,7 @@ use schema::PackId;
 use schema::epoch::{Epoch, Verdict};
 use schema::names::{self, Slot};
 
-use crate::{Left, epochs, go_on};
+use crate::{epochs, go_on};
 
 /// Packs that are deleted between two looks at the flag that stops, and between two lines of the log.
 const BATCH: usize = 1000;
@@ -35,12 +35,6 @@ impl Swept {
     /// Whether nothing is left to do.
     pub fn is_finished(&self) -> bool {
         self.locked.is_empty() && self.locked_roots.is_empty()
-    }
-
-    /// What the store does not let go yet.
-    pub(crate) fn left(&self) -> Left {
-        let (snapshots, packs) = (self.locked_roots.len() as u64, self.locked.len() as u64);
-        Left { snapshots, packs, bytes: self.locked_bytes }
     }
 }
 

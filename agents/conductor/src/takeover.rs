@@ -77,9 +77,18 @@ pub(crate) async fn is_elsewhere(
     job: &BackupJob,
     own: SessionId,
 ) -> Result<bool, Failure> {
-    let is_other = |session: &Session| session.job == job.job && session.id != own;
-    if sessions::list(repository).await?.iter().any(is_other) {
-        return Ok(true);
+    for session in sessions::list(repository).await? {
+        if session.job != job.job || session.id == own || session.ended.is_some() {
+            continue;
+        }
+        // One that is decided drives nothing any more: the store may not have let its object go.
+        let is_open = match session.slot {
+            Some(slot) => repository.store.head(&slot.snapshot()).await?.is_none(),
+            None => true,
+        };
+        if is_open {
+            return Ok(true);
+        }
     }
     let roots = repository.roots(Some(repository.key.volume_key(&job.volume))).await?.warned();
     Ok(roots.iter().any(|root| root.job == job.job))

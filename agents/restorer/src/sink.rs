@@ -92,6 +92,8 @@ pub(crate) struct Opened {
     pub shared: bool,
     /// Bytes of the snapshot were written to it.
     pub is_written: AtomicBool,
+    /// Something of it was made to read as zero.
+    pub is_zeroed: AtomicBool,
     /// What of it lies behind the snapshot's end and is emptied with the rest.
     pub behind: Range<u64>,
     /// The logical volume that it is.
@@ -250,7 +252,10 @@ impl Sink {
     /// returned. Else a file that was made for the restore is removed, and one that was empty is emptied. Blocks.
     pub fn give_up(&self, ending: Ending) -> Option<String> {
         let Self::Target(opened) = self else { return None };
-        if ending == Ending::CutOff {
+        // What stood there before stays in no case, and whoever reads the failure must know how it is now.
+        let is_overwritten =
+            [&opened.is_written, &opened.is_zeroed].iter().any(|flag| flag.load(Ordering::Relaxed));
+        if ending == Ending::CutOff || (opened.before == Before::Content && is_overwritten) {
             return opened.left();
         }
         let undone = match opened.before {
@@ -276,6 +281,7 @@ impl Opened {
             before,
             shared: false,
             is_written: AtomicBool::new(false),
+            is_zeroed: AtomicBool::new(false),
             behind: 0..0,
             place: None,
             zeroing: AtomicU8::new(0),
@@ -430,6 +436,7 @@ impl Opened {
 
     /// Devices zero whole blocks only; the ends of a range that are off a block are written.
     fn zero(&self, range: Range<u64>, halt: &Stop) -> Result<(), Failure> {
+        self.is_zeroed.store(true, Ordering::Relaxed);
         if let Some(place) = &self.place {
             let start = range.start;
             return place.zero(&self.file, range, halt).map_err(|why| self.cannot("zero", start, &why));

@@ -259,8 +259,9 @@ fn report(figures: &SpanFigures) -> Report {
 
 /// What is told of a span.
 pub(crate) fn figures(report: &Report) -> SpanFigures {
-    let Report { written, kept, zeroed, compared, fetched, requests, chunks, rescued, .. } = *report;
-    SpanFigures { written, kept, zeroed, compared, fetched, requests, chunks, rescued }
+    let Report { written, kept, zeroed, compared, fetched, requests, chunks, rescued, copied, .. } = *report;
+    // Nobody asks where what was written came from.
+    SpanFigures { written: written + copied, kept, zeroed, compared, fetched, requests, chunks, rescued }
 }
 
 #[cfg(test)]

@@ -440,7 +440,9 @@ impl LvmPlace {
     async fn finish(&self) -> Result<(), Failure> {
         let Some(arguments) = plan::finished(self.volume()?) else { return Ok(()) };
         let done = self.change("lvchange", &arguments).await;
-        done.map_err(|e| e.context(format!("{} is whole, and its tag still says otherwise", self.name)))
+        done.map_err(|e| {
+            e.context(format!("the tag of {}, which says that it is unfinished, stays", self.name))
+        })
     }
 
     async fn unmake(&self, made: &LogicalVolume) -> Result<(), Failure> {

@@ -21,11 +21,14 @@ use super::trace::Trace;
 
 /// Bytes of a sample: random ones, of which no other eight are the same.
 const SAMPLE: usize = 8;
-/// Bytes from one sample of a block to the next.
+/// Bytes of a block in which one sample begins, among the first [`SLACK`].
 const APART: usize = 256;
-/// Bytes from one place that is searched to the next: at each, a sample may begin in as many bytes as samples are apart. In
-/// every block that is there as a whole, one such place begins between its first and its last sample.
-const STEP: usize = BLOCK as usize - APART;
+/// As many as it takes to come to a sample that tells something.
+const SLACK: usize = 32;
+/// Bytes from one place that is searched to the next: at each, a sample may begin in this many bytes. In every block that is
+/// there as a whole, one such place begins before its last sample.
+const STEP: usize = BLOCK as usize - PLACE;
+const PLACE: usize = APART + SLACK;
 
 /// What must not leave.
 #[derive(Debug, Default)]
@@ -57,8 +60,7 @@ impl Leaks {
     pub fn read(&self, bytes: &[u8]) {
         let Some(watch) = &self.0 else { return };
         let blocks = bytes.chunks_exact(BLOCK as usize);
-        let samples = blocks.flat_map(|block| block.chunks_exact(APART)).map(sample);
-        watch.seen().samples.extend(samples.filter(|sample| *sample != 0));
+        watch.seen().samples.extend(blocks.flat_map(|block| block.chunks_exact(APART)).filter_map(telling));
     }
 
     /// Somebody sends a message to a queue.
@@ -121,7 +123,7 @@ impl Watch {
     fn finds(&self, bytes: &[u8]) -> bool {
         let mut seen = self.seen();
         seen.searched += u64::from(!bytes.is_empty());
-        let places = (0..bytes.len()).step_by(STEP).flat_map(|from| from..from + APART);
+        let places = (0..bytes.len()).step_by(STEP).flat_map(|from| from..from + PLACE);
         places.map_while(|at| bytes.get(at..at + SAMPLE)).any(|found| seen.samples.contains(&sample(found)))
     }
 
@@ -142,6 +144,14 @@ impl Watch {
 /// The first bytes, which are as many as a sample has or more.
 fn sample(bytes: &[u8]) -> u64 {
     bytes.first_chunk::<SAMPLE>().map_or(0, |first| u64::from_le_bytes(*first))
+}
+
+/// The first sample that nothing but random bytes looks like: what is partly zeroes, or repeats itself, may stand in any
+/// message.
+fn telling(bytes: &[u8]) -> Option<u64> {
+    let is_alone = |bytes: &[u8], n: usize| bytes[n] != 0 && !bytes[..n].contains(&bytes[n]);
+    let is_telling = |bytes: &&[u8]| (0..SAMPLE).all(|n| is_alone(bytes, n));
+    bytes[..SLACK + SAMPLE].windows(SAMPLE).find(is_telling).map(sample)
 }
 
 /// Whether any of these frames is not encrypted.

@@ -107,7 +107,7 @@ async fn rots(victim: &Victim, left: &Left, stage: Stage, objects: &Objects, cas
         let back = forgetting::unforget(&rot.repository, &left.late, "a test").await;
         assert_eq!(back.is_ok(), knows, "{case}: {back:?}");
         match collect(&rot).await {
-            Ok(()) => {}
+            Ok(()) => assert!(is_over, "{case}"),
             Err(why) => {
                 let why = why.to_string();
                 assert!(!is_over && why.contains("lvkeep repair"), "{case}: {why}");

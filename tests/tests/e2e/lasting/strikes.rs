@@ -19,8 +19,6 @@ pub struct Servers {
     weed: Option<Seaweed>,
     agents: Vec<Option<(&'static str, Agent)>>,
     strike: Option<Strike>,
-    /// Collections of agents that were killed since.
-    collections: usize,
 }
 
 /// One that is down.
@@ -76,13 +74,7 @@ impl Servers {
     /// All of a site, with what its agents are called where they are counted.
     pub fn new(nats: NatsServer, weed: Seaweed, agents: Vec<(&'static str, Agent)>) -> Self {
         let agents = agents.into_iter().map(Some).collect();
-        Self { nats: Some(nats), weed: Some(weed), agents, strike: None, collections: 0 }
-    }
-
-    /// Collections that agents have brought to their ends, as their logs say.
-    pub fn collections(&self) -> usize {
-        let living = self.agents.iter().flatten().map(|(_, agent)| collections(agent));
-        self.collections + living.sum::<usize>()
+        Self { nats: Some(nats), weed: Some(weed), agents, strike: None }
     }
 
     /// Whether one is still down.
@@ -108,7 +100,6 @@ impl Servers {
     pub fn strike_agent(&mut self, which: usize) {
         let which = which % self.agents.len();
         let victim = self.agents[which].take();
-        self.collections += victim.as_ref().map_or(0, |(_, agent)| collections(agent));
         self.strike(victim.map(|(name, agent)| Victim::Agent(which, name, agent)));
     }
 
@@ -142,10 +133,6 @@ impl Servers {
             assert!(ended.status.success(), "{name}: {ended}");
         }
     }
-}
-
-fn collections(agent: &Agent) -> usize {
-    agent.err().matches("collected collection=").count()
 }
 
 impl Strike {
