@@ -141,7 +141,9 @@ fn sources(plan: &Plan, environment: &Arc<dyn Environment>, leaks: &Arc<Leaks>) 
     let mut by_host: BTreeMap<usize, Vec<Arc<Source>>> = BTreeMap::new();
     let mut first: Option<Content> = None;
     for (number, volume) in plan.volumes.iter().enumerate() {
-        let random = &mut StdRng::seed_from_u64(plan.seed ^ (number as u64) << 32);
+        // Where content is looked for, it is not what the environment draws.
+        let apart = if plan.encrypted { 0x1ea4 } else { 0 };
+        let random = &mut StdRng::seed_from_u64(plan.seed ^ apart ^ (number as u64) << 32);
         let content = match &first {
             Some(first) if volume.clone => {
                 let mut content = first.clone();

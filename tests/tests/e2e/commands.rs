@@ -146,10 +146,12 @@ fn a_target_that_is_overwritten_while_it_is_restored_differs() {
             file.write_all_at(b"somebody else's", 4096).expect("the target takes it");
         }
     });
-    let restored = machine.run(&["restore", "vm/disk@latest", &target, "--force", "--verify"]);
+    // Whether somebody writes in the moment between is the kernel's choice each time.
+    let restore = || machine.run(&["restore", "vm/disk@latest", &target, "--force", "--verify"]);
+    let restored = std::iter::repeat_with(restore).take(50).find(|ran| !ran.status.success());
     ended.store(true, Ordering::Relaxed);
     writing.join().expect("the writer ends");
-    restored.fails(10, &["target.img differs from vm/disk, first between"]);
+    restored.expect("one that differs").fails(10, &["target.img differs from vm/disk, first between"]);
 }
 
 #[test]

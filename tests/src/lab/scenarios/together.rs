@@ -116,7 +116,7 @@ pub fn a_group_and_another_run() {
     step("the group's moment");
     let paths = [&first, &others[0], &others[1]].map(Volume::path);
     let [a, b, c] = paths.each_ref().map(String::as_str);
-    let mut running = keeper.start_backup(&["--group", "all", "--limit-read", "4MiB", a, b, c]);
+    let mut running = keeper.start_backup(&["--group", "all", "--limit-read", "2MiB", a, b, c]);
     eventually("all snapshots are there", || (group.kept().len() == 5).then_some(()));
     step("another run commits what was written since");
     let mut later = Vec::new();
