@@ -8,7 +8,7 @@ use crate::lab::{
 /// Agents that notice soon that another is gone.
 const SETTINGS: &str = "ask_again = \"2s\"\nredeliver = \"3s\"\npack_max_age = \"1s\"\n";
 /// Between two steps at which a reader is killed in a long run.
-const EVERY: usize = 4;
+const EVERY: usize = 3;
 
 /// `kill -9` of the reader agent of a thick volume's host, at steps of its work.
 pub fn reader_agent_killed_on_thick() {
