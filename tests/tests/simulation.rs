@@ -29,7 +29,7 @@ mod sabotage;
 
 /// Seeds of an ordinary run, of minutes and of months, and how many times more of a long one.
 const SEEDS: u64 = 300;
-const MONTHS: u64 = 15;
+const MONTHS: u64 = 17;
 const LONG: u64 = 20;
 
 fn number(variable: &str) -> Option<u64> {
