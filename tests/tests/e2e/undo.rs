@@ -169,7 +169,9 @@ fn many_targets_of_one_snapshot_are_read_from_the_repository_once() {
     assert!(fetched[0] > 0 && fetched[1..].iter().all(|bytes| *bytes == 0), "{fetched:?}");
     assert_eq!(fetched.len(), targets.len());
     targets.iter().for_each(|target| same_bytes(&image, target));
-    machine.run(&["restore", "vm/disk@latest", "x.img", "--also", "x.img"]).fails(3, &["x.img", "are the same"]);
+    machine
+        .run(&["restore", "vm/disk@latest", "x.img", "--also", "x.img"])
+        .fails(3, &["x.img", "are the same"]);
     // One that fails keeps no other from being restored, nor from being what the others take from.
     let (held, fresh) = (targets[0].as_str(), machine.place("fresh.img"));
     let ran = machine.run(&["--json", "restore", "vm/disk@latest", held, "--also", &fresh]);
