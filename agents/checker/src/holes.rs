@@ -145,9 +145,12 @@ impl Marking<'_> {
             if !over.contains(&slot) {
                 continue;
             }
-            let is_over = tombstones.contains(&slot) || self.is_healed(slot).await?;
-            if !is_over || !repository.store.delete_or_leave(&slot.holes()).await? {
-                kept += 1;
+            match tombstones.contains(&slot) || self.is_healed(slot).await? {
+                // Where the store does not let it go, the next repair tries again.
+                true => {
+                    repository.store.delete_or_leave(&slot.holes()).await?;
+                }
+                false => kept += 1,
             }
         }
         Ok(kept)

@@ -334,6 +334,8 @@ impl Checker {
         if packs.lists(&pack) {
             let why = format!("{NOT_GIVEN}: it is listed, and said not to be there");
             packs.is_withheld(pack, &Failure::new(FailureKind::Store, why), report);
+            // It was counted among those that are gone.
+            report.packs += 1;
             report.only_once(&names::pack(pack));
         }
         Ok(())

@@ -70,12 +70,13 @@ fn unreadable(key: String, why: Failure, is_over: bool) -> Result<(), Failure> {
     }
 }
 
-/// Finished is an epoch when none of its verdict's packs is listed and every root that it sweeps is a tombstone.
+/// Whether none of these packs is listed any more: with [`is_swept`], what an epoch is finished by.
 async fn is_gone(delete: &[PackId], repository: &Repository) -> Result<bool, Failure> {
     let listed = packs(repository).await?;
     Ok(!delete.iter().any(|pack| listed.contains(pack)))
 }
 
+/// Whether every root that an epoch sweeps is a tombstone.
 async fn is_swept(epoch: &Epoch, repository: &Repository) -> Result<bool, Failure> {
     let listed = roots(repository).await?;
     Ok(!epoch.forgotten.iter().any(|slot| listed.contains(slot)))

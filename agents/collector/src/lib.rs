@@ -229,7 +229,6 @@ impl Collector {
         report.swept.snapshots += swept.snapshots;
         report.swept.packs += swept.packs;
         report.swept.bytes += swept.bytes;
-        report.swept.locked_bytes = swept.locked_bytes;
         report.swept.locked = swept.locked;
         report.swept.locked_roots = swept.locked_roots;
         Ok(if finished { Ended::Finished } else { Ended::Not })

@@ -25,8 +25,6 @@ pub struct Swept {
     pub bytes: u64,
     /// Packs that the store does not let go yet.
     pub locked: Vec<PackId>,
-    /// Their bytes.
-    pub locked_bytes: u64,
     /// Roots that the store does not let be overwritten yet.
     pub locked_roots: Vec<Slot>,
 }
@@ -104,14 +102,10 @@ async fn delete_packs(
     for batch in keys.chunks(BATCH) {
         go_on(stop)?;
         let locked = repository.store.delete_all(batch).await?;
-        let size = |key: &String| {
-            names::parse_pack(key).ok().and_then(|pack| sizes.get(&pack)).copied().unwrap_or_default()
-        };
         for key in batch.iter().filter(|key| !locked.contains(key)) {
             swept.packs += 1;
-            swept.bytes += size(key);
+            swept.bytes += names::parse_pack(key).ok().and_then(|pack| sizes.get(&pack)).unwrap_or(&0);
         }
-        swept.locked_bytes += locked.iter().map(size).sum::<u64>();
         swept.locked.extend(locked.iter().filter_map(|key| names::parse_pack(key).ok()));
         tracing::info!(deleted = swept.packs, of = keys.len(), locked = swept.locked.len(), "deleting packs");
     }

@@ -30,7 +30,6 @@ use retention::Policies;
 const SESSION_TRIES: u32 = 4;
 /// Pause before the next one.
 const SESSION_PAUSE: Duration = Duration::from_secs(2);
-
 /// Pause between extensions of a job.
 const EXTEND: Duration = Duration::from_millis(500);
 
@@ -192,8 +191,8 @@ impl Conductor {
     }
 }
 
-/// Whether the job was settled by whoever had it before. Asked once the session exists: before that, its end was looked
-/// for by the session.
+/// Whether the job was settled by whoever had it before. Asked once the own session exists: whoever settles it after that
+/// sees the session first.
 async fn is_settled(ticket: &Option<Ticket>) -> bool {
     let Some(standing) = ticket.as_ref().and_then(Ticket::standing) else { return false };
     // Where the bus is away, nobody settles anything; and what it has lost was settled by nobody.

@@ -30,9 +30,9 @@ pub(crate) async fn take_over(
 ) -> Result<Taken, Failure> {
     let mut taken = Taken { already_done: None, checkpoint: None, over: Vec::new() };
     for (id, session) in sessions::list_all(repository).await? {
-        let session = match (session, repository.read::<Session>(&names::session(id))) {
-            (Some(session), _) => Some(session),
-            (None, again) => match again.await {
+        let session = match session {
+            Some(session) => Some(session),
+            None => match repository.read::<Session>(&names::session(id)).await {
                 Ok(session) => session,
                 Err(failure) if patience && failure.retry => return Err(failure),
                 Err(_) => None,

@@ -33,10 +33,10 @@ pub(crate) enum Compare {
 
 /// One place of a chunk.
 #[derive(Debug, Clone, Copy)]
-struct Place {
-    id: ChunkId,
-    offset: u64,
-    len: u32,
+pub(crate) struct Place {
+    pub id: ChunkId,
+    pub offset: u64,
+    pub len: u32,
 }
 
 impl Place {
@@ -185,7 +185,7 @@ fn copied(work: &Work, places: &[Place], buffer: &mut Aligned) -> Result<Vec<u64
 }
 
 /// Runs of neighbours, each of which is read at once.
-fn runs(places: &[Place]) -> Vec<&[Place]> {
+pub(crate) fn runs(places: &[Place]) -> Vec<&[Place]> {
     let mut runs = Vec::new();
     let mut first = 0;
     for n in 1..=places.len() {
@@ -201,7 +201,7 @@ fn runs(places: &[Place]) -> Vec<&[Place]> {
 }
 
 /// Those of a run's chunks that are there, each with its bytes.
-fn same_of_run<'a>(
+pub(crate) fn same_of_run<'a>(
     work: &'a Work,
     reading: &Reading,
     run: &'a [Place],

@@ -5,15 +5,16 @@
 //! id when it is read again, so that what is remembered wrongly costs a read.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use agent::Failure;
-use schema::{ChunkId, Domain};
+use schema::ChunkId;
 
-use crate::compare::{all_of, without};
+use crate::compare::{Place, all_of, runs, same_of_run, without};
 use crate::plan::{Wanted, Window};
-use crate::reading::{Aligned, READ_MAX, Reading};
+use crate::reading::{Aligned, Reading};
 use crate::report::Report;
 use crate::sink::Sink;
 use crate::unit::Work;
@@ -29,11 +30,12 @@ pub(crate) struct Repeats {
     reading: OnceLock<Option<Reading>>,
 }
 
-/// A chunk that stands somewhere, and the places that want it.
+/// What of a window stands somewhere.
 struct Again {
-    id: ChunkId,
-    from: Range<u64>,
-    offsets: Vec<u64>,
+    /// Where, in order.
+    places: Vec<Place>,
+    /// Which offsets want the chunk of each place.
+    wanted: HashMap<u64, Vec<u64>>,
 }
 
 /// The places of a chunk that lie in `part` as a whole.
@@ -67,17 +69,20 @@ impl Repeats {
         }
     }
 
-    /// What of a window stands somewhere, in the order of these places.
-    fn of(&self, window: &Window, part: &Range<u64>) -> Vec<Again> {
-        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let again = |wanted: &Wanted| {
-            let from = *places.get(&key(&wanted.id))?;
-            let from = from..from + u64::from(wanted.len);
-            Some(Again { id: wanted.id, from, offsets: whole(wanted, part).collect() })
-        };
-        let mut found: Vec<Again> = window.chunks.iter().filter_map(again).collect();
-        found.sort_unstable_by_key(|again| again.from.start);
-        found
+    fn of(&self, window: &Window, part: &Range<u64>) -> Again {
+        let known = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut again = Again { places: Vec::new(), wanted: HashMap::new() };
+        for chunk in &window.chunks {
+            // Of two that are taken for one, the second is fetched.
+            if let Some(offset) = known.get(&key(&chunk.id))
+                && let Entry::Vacant(entry) = again.wanted.entry(*offset)
+            {
+                entry.insert(whole(chunk, part).collect());
+                again.places.push(Place { id: chunk.id, offset: *offset, len: chunk.len });
+            }
+        }
+        again.places.sort_unstable_by_key(|place| place.offset);
+        again
     }
 
     /// The target. Blocks.
@@ -93,53 +98,38 @@ impl Repeats {
 
 /// Writes what stands elsewhere on the target already, and takes it out of the window.
 pub(crate) async fn copy_repeated(work: &Arc<Work>, window: &mut Window) -> Result<Report, Failure> {
-    let running = runs(work.repeats.of(window, &work.part)).into_iter();
-    let running = running.map(|run| work.reading(move |work, buffer| copied(work, &run, buffer)));
+    let Again { places, wanted } = work.repeats.of(window, &work.part);
+    let wanted = Arc::new(wanted);
+    let running = runs(&places).into_iter().map(|run| {
+        let (run, wanted) = (run.to_vec(), wanted.clone());
+        work.reading(move |work, buffer| copied(work, &run, &wanted, buffer))
+    });
     let copied = all_of(running).await?.into_iter().collect();
     Ok(Report { copied: without(window, &copied), ..Report::default() })
 }
 
-/// Runs of neighbours, each of which is read at once.
-fn runs(found: Vec<Again>) -> Vec<Vec<Again>> {
-    let mut runs: Vec<Vec<Again>> = Vec::new();
-    for again in found {
-        let goes_on = |run: &&mut Vec<Again>| {
-            let (first, last) = (&run[0].from, &run[run.len() - 1].from);
-            last.end == again.from.start && again.from.end - first.start <= READ_MAX
-        };
-        match runs.last_mut().filter(goes_on) {
-            Some(run) => run.push(again),
-            None => runs.push(vec![again]),
-        }
-    }
-    runs
-}
-
 /// Writes those of a run's chunks that stand where they should, and returns the offsets that have them now. Blocks.
-fn copied(work: &Work, run: &[Again], buffer: &mut Aligned) -> Result<Vec<u64>, Failure> {
+fn copied(
+    work: &Work,
+    run: &[Place],
+    wanted: &HashMap<u64, Vec<u64>>,
+    buffer: &mut Aligned,
+) -> Result<Vec<u64>, Failure> {
     let mut copied = Vec::new();
     let Some(reading) = work.repeats.reading(&work.sink).filter(|_| !work.halt.is_raised()) else {
         return Ok(copied);
     };
-    let start = run[0].from.start;
-    let found = match reading.read(&(start..run[run.len() - 1].from.end), buffer) {
-        Ok(found) => found,
-        Err(why) => {
-            tracing::warn!(volume = work.volume, %why, "fetched instead");
-            return Ok(copied);
+    match same_of_run(work, reading, run, buffer) {
+        Ok(found) => {
+            for (place, bytes) in found {
+                for offset in wanted.get(&place.offset).into_iter().flatten() {
+                    work.sink.write(*offset, bytes)?;
+                    work.counters.bytes_restored.add(bytes.len() as u64);
+                    copied.push(*offset);
+                }
+            }
         }
-    };
-    let ids = work.source.repository.key.chunk_ids();
-    for Again { id, from, offsets } in run {
-        let bytes = &found[(from.start - start) as usize..(from.end - start) as usize];
-        if ids.id(Domain::Data, bytes) != *id {
-            continue;
-        }
-        for offset in offsets {
-            work.sink.write(*offset, bytes)?;
-            work.counters.bytes_restored.add(bytes.len() as u64);
-            copied.push(*offset);
-        }
+        Err(why) => tracing::warn!(volume = work.volume, %why, "fetched instead"),
     }
     Ok(copied)
 }

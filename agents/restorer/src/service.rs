@@ -551,7 +551,9 @@ fn unwanted(job: &RestoreJob, failure: Failure, now: Option<&Now>) -> Failure {
              is a file ({why})"
         ),
         Some(Now { progress: Progress { done, total, .. }, .. }) => {
-            format!("stopped, as asked, after {done} of {total} bytes: {target} is incomplete ({why})")
+            format!(
+                "stopped, as asked, after {done} of {total} bytes: what stands on {target} is incomplete ({why})"
+            )
         }
     };
     Failure { kind: FailureKind::Revoked, why, ..failure }

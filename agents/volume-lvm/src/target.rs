@@ -299,7 +299,8 @@ impl Place for LvmPlace {
                 let name = &self.name;
                 self.note(format!(
                     "{name} was made for this restore and stays, incomplete: do not use it; the same restore without \
-                     --create goes on from there, `lvremove {name}` lets it go"
+                     --create, --thin and --like goes on from there (with --force if LVM made it larger than the \
+                     snapshot), `lvremove {name}` lets it go"
                 ));
             }
             (Ending::Restored, _) => self.tell_shared().await,

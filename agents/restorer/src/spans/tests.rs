@@ -3,7 +3,8 @@ use std::ops::Range;
 use schema::limits::LEAF_SPAN;
 use schema::messages::{AskSpan, SpanFigures, SpanNow};
 
-use super::{SILENT_MAX, Spans};
+use super::{SILENT_MAX, Spans, figures};
+use crate::report::Report;
 
 fn ask(spans: &Spans, worker: u64, now: SpanNow) -> Option<Range<u64>> {
     spans.answer(AskSpan { worker, now })
@@ -73,4 +74,15 @@ async fn what_others_leave_is_the_owners() {
     assert_eq!(spans.helped().written, 0, "too late to count");
     spans.close();
     assert_eq!((take(&spans, 4), ask(&spans, 2, SpanNow::Working { offset: 0, done: 0 })), (None, None));
+}
+
+/// Or the owner would do the whole span again.
+#[tokio::test]
+async fn what_a_helper_took_from_the_target_itself_counts_as_written() {
+    let spans = Spans::of(&(0..2 * LEAF_SPAN), 1);
+    assert_eq!(take(&spans, 1), Some(1..2));
+    let report = Report { written: LEAF_SPAN - 10, copied: 7, zeroed: 3, ..Report::default() };
+    ask(&spans, 1, SpanNow::Done { offset: LEAF_SPAN, figures: figures(&report) });
+    assert_eq!(rest(&spans), [0..1]);
+    assert_eq!((spans.helped().written, spans.helped().zeroed), (LEAF_SPAN - 3, 3));
 }

@@ -229,7 +229,7 @@ async fn what_was_made_stays_unless_its_restore_failed_before_anything_was_on_it
         let stays = format!("lvchange --quiet --deltag {tag} vg0/web");
         let (last, said) = match ending {
             Ending::Restored => (stays, "was made (linear)"),
-            Ending::CutOff => (stays, "without --create goes on"),
+            Ending::CutOff => (stays, "without --create, --thin and --like goes on"),
             Ending::Failed => {
                 let only = format!("lv_uuid=\"{}\"", web().uuid);
                 (format!("lvremove --yes --quiet --select {only} vg0/web"), "removed again")
