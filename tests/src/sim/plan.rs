@@ -150,7 +150,7 @@ fn millis(random: &mut StdRng, from: u64, to: u64) -> Duration {
 /// How long the bucket is away: as a rule not much longer than a role tries, and now and then for minutes.
 fn outage(random: &mut StdRng) -> Upset {
     let lasts = millis(random, 100, 50_000);
-    Upset::Outage(if lasts.as_millis() % 4 == 0 { lasts * 24 } else { lasts })
+    Upset::Outage(if lasts.as_millis().is_multiple_of(4) { lasts * 24 } else { lasts })
 }
 
 impl Plan {
