@@ -506,14 +506,15 @@ pub struct StopRestore {
 }
 payload!(StopRestore);
 
-/// A restore job that an agent was given waits for another restore; told beside [`Progress`], on the same topic.
+/// A job that an agent was given waits: a restore for another one, a backup for the store or the index. Told beside
+/// [`Progress`], on the same topic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreWaits {
     /// The job.
     pub job: JobId,
     /// The host of the agent.
     pub host: String,
-    /// What has its target, for people.
+    /// What for, for people.
     pub why: String,
 }
 payload!(RestoreWaits);

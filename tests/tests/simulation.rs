@@ -144,6 +144,7 @@ fn sessions_end_well_under_faults() {
     assert!(total.restored >= total.sealed && total.failed < total.sealed / 15, "{total}");
     assert!(total.tracked > total.runs as usize / 3, "{total}");
     assert!(total.faults.of("crashes of roles") > 400 && total.faults.total() > 4000, "{total}");
+    assert!(total.faults.of("outages of minutes") > 5, "{total}");
 }
 
 #[test]
@@ -287,6 +288,12 @@ fn the_message_server_may_restart_at_any_moment() {
 #[test]
 fn the_bucket_may_be_away_at_any_moment() {
     at_any_moment("absence of the bucket", &Upset::Outage(Duration::from_secs(15)));
+}
+
+/// Longer than anybody tries by themselves: jobs wait, and no session is left.
+#[test]
+fn the_bucket_may_be_away_for_minutes_at_any_moment() {
+    at_any_moment("a long absence of the bucket", &Upset::Outage(Duration::from_secs(300)));
 }
 
 #[test]

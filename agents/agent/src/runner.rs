@@ -4,6 +4,7 @@
 //! the ticket and settles it itself (storers, whose effect is an upload of many messages). What fails for good is
 //! told to the session's conductor by name, so that no message disappears in silence.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ const UNSEEN_AFTER: u64 = 2;
 /// that the attempts span some minutes: a role that this one needs may be restarting.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 const RETRY_SLOWEST: Duration = Duration::from_secs(30);
+/// Pause between extensions of a message that somebody is at for long.
+const EXTEND: Duration = Duration::from_millis(500);
 /// Pause before the bus is tried again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 
@@ -179,7 +182,7 @@ async fn settle(context: &Context, queue: &Queue, handler: &mut impl Handler, de
             let doublings = u32::try_from(attempt - 1).unwrap_or(u32::MAX).min(10);
             hand_back(ticket, (RETRY_PAUSE * 2u32.pow(doublings)).min(RETRY_SLOWEST)).await
         }
-        Err(failure) => match handler.gave_up(&message, &failure).await {
+        Err(failure) => match keeping(context, ticket.as_ref(), handler.gave_up(&message, &failure)).await {
             Ok(()) => give_up(context, queue, &message, failure, ticket).await,
             Err(why) => {
                 tracing::warn!(%queue, %why, "cannot give a message up yet");
@@ -189,6 +192,25 @@ async fn settle(context: &Context, queue: &Queue, handler: &mut impl Handler, de
     };
     if let Err(why) = settled {
         tracing::debug!(%queue, %why, "could not settle a message; it will come again");
+    }
+}
+
+/// Does something about a message that is given to nobody else meanwhile, also where the store makes it wait.
+pub async fn keeping<T>(context: &Context, ticket: Option<&Ticket>, step: impl Future<Output = T>) -> T {
+    tokio::select! {
+        biased;
+        done = step => done,
+        never = keep(context, ticket) => match never {},
+    }
+}
+
+async fn keep(context: &Context, ticket: Option<&Ticket>) -> Infallible {
+    loop {
+        context.environment.sleep(EXTEND).await;
+        if let Some(ticket) = ticket {
+            // What cannot be extended is delivered again; every role is right under that.
+            let _ = ticket.extend().await;
+        }
     }
 }
 

@@ -65,10 +65,10 @@ impl OpenSession {
             }
             Err(failure) => {
                 // Nobody will drive this session, and a collector would wait for it.
-                if let Err(why) = revoke(&repository, &session).await {
-                    tracing::warn!(session = %session.id, %why, "the session's object stays for the collector");
-                }
-                Err(failure)
+                let Err(why) = revoke(&repository, &session).await else { return Err(failure) };
+                tracing::warn!(session = %session.id, %why, "the session's object stays for the collector");
+                // Whoever begins again for the same job ends this one first.
+                Err(Failure { retry: failure.retry || why.retry, ..failure })
             }
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use agent::{Context, Failure, Queue, Topic};
 use anyhow::{Context as _, bail};
 use schema::JobId;
-use schema::messages::{About, BackupJob, FailureKind, JobDone, JobOutcome, Message, Progress};
+use schema::messages::{About, BackupJob, FailureKind, JobDone, JobOutcome, Message, Progress, RestoreWaits};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use volume_lvm::Tools;
@@ -198,21 +198,26 @@ fn conclude(outcomes: Vec<anyhow::Result<()>>) -> anyhow::Result<()> {
 }
 
 /// Hands a job to a conductor and waits for its end.
-async fn follow_job(context: &Context, job: &BackupJob, bar: &Bar) -> anyhow::Result<JobOutcome> {
+async fn follow_job(app: &App, context: &Context, job: &BackupJob, bar: &Bar) -> anyhow::Result<JobOutcome> {
     let about = About { session: None, volume: job.volume.clone() };
     context.bus.publish(&Queue::jobs(), Message::new(&about, job)).await.map_err(Failure::from)?;
     tokio::select! {
         outcome = outcome_of(context, job.job, &job.volume) => outcome,
-        () = hear(context, job.job, |done, total| bar.set(done, total)) => unreachable!("it has no end"),
+        () = hear(app, context, job, bar) => unreachable!("it has no end"),
     }
 }
 
-/// Hears how far a job is: bytes done and all of them. Has no end.
-async fn hear(context: &Context, job: JobId, progress: impl Fn(u64, u64)) {
-    if let Ok(mut heard) = context.bus.subscribe(&Topic::progress(job)).await {
+/// Hears how far a job is, and says once why it stands still. Has no end.
+async fn hear(app: &App, context: &Context, job: &BackupJob, bar: &Bar) {
+    let mut said = false;
+    if let Ok(mut heard) = context.bus.subscribe(&Topic::progress(job.job)).await {
         while let Ok(message) = heard.next().await {
             if let Ok(now) = message.read::<Progress>() {
-                progress(now.done, now.total);
+                bar.set(now.done, now.total);
+            } else if let Ok(waits) = message.read::<RestoreWaits>()
+                && !std::mem::replace(&mut said, true)
+            {
+                app.complain(format!("{} waits on {}: {}", job.volume, waits.host, waits.why));
             }
         }
     }
@@ -221,7 +226,7 @@ async fn hear(context: &Context, job: JobId, progress: impl Fn(u64, u64)) {
 
 async fn follow(app: &App, context: &Context, job: &BackupJob, bar: &Bar) -> anyhow::Result<()> {
     let started = context.environment.elapsed();
-    let outcome = follow_job(context, job, bar).await;
+    let outcome = follow_job(app, context, job, bar).await;
     bar.finish();
     let seconds = context.environment.elapsed().saturating_sub(started).as_secs_f64();
     match outcome? {

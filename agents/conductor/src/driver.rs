@@ -33,6 +33,8 @@ use crate::recent::Recent;
 use crate::structure::Structure;
 use crate::takeover;
 
+pub(crate) use ending::may_stay;
+
 /// Leaves named in one request to read again.
 const LEAVES_ASKED: usize = 64 << 10;
 /// Unchanged ranges that wait to be looked at, before no more events are taken.
@@ -89,6 +91,8 @@ pub(crate) struct Driver {
     /// The request that checks, after everything is mapped, that the source is unchanged; and whether it came back.
     check: Option<(u32, bool)>,
     changed: bool,
+    /// Whether another session may follow when this one fails for now.
+    patience: bool,
     /// Whether the reader may leave out what has not changed since the parent.
     track: bool,
     /// Whether it was found out too late that it must not.
@@ -174,6 +178,7 @@ impl Driver {
             answered: BTreeSet::new(),
             check: None,
             changed: false,
+            patience: false,
             track: true,
             distrusted: false,
             tracking: Tracking::Everything { why: None },
@@ -193,10 +198,10 @@ impl Driver {
         };
         match driver.load_parent().await {
             Ok(()) => Ok(driver),
-            Err(failure) => {
-                driver.dismiss().await;
-                Err(failure)
-            }
+            Err(failure) => match sessions::revoke(&driver.repository, driver.session.session()).await {
+                Ok(_) => Err(failure),
+                Err(why) => Err(driver.unsure(failure, &why)),
+            },
         }
     }
 
@@ -240,17 +245,15 @@ impl Driver {
         self.yields
     }
 
-    /// Ends the session without a snapshot.
-    pub(crate) async fn dismiss(self) {
-        if let Err(failure) = self.session.abandon().await {
-            tracing::warn!(%failure, "the session's object stays for the collector");
-        }
-    }
-
     /// Drives the session. It waits for events and questions of readers and hashers, for packs to become durable, for a
     /// word to cancel or to stop, and for time to ask again.
-    pub(crate) async fn run(mut self, adopt: Option<Checkpoint>, track: bool) -> Result<End, Failure> {
-        self.track = track;
+    pub(crate) async fn run(
+        mut self,
+        adopt: Option<Checkpoint>,
+        track: bool,
+        patience: bool,
+    ) -> Result<End, Failure> {
+        (self.track, self.patience) = (track, patience);
         let serving = Stop::default();
         let context = Context { stop: serving.clone(), ..self.context.clone() };
         let service = Service::conductor(self.session.session().id);

@@ -13,7 +13,6 @@ pub mod retention;
 mod structure;
 mod takeover;
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,17 +20,17 @@ use agent::bus::Ticket;
 use agent::index::IndexClient;
 use agent::{Context, Failure, Handler, Outcome, Queue, Repository, Topic};
 use async_trait::async_trait;
-use schema::messages::{About, BackupJob, CloseReading, FailureKind, JobDone, JobOutcome, Message};
+use schema::messages::{
+    About, BackupJob, CloseReading, FailureKind, JobDone, JobOutcome, Message, RestoreWaits,
+};
 
-use driver::{Driver, End};
+use driver::{Driver, End, may_stay};
 use retention::Policies;
 
 /// Sessions that a job may lose to a store or an index that does not answer.
 const SESSION_TRIES: u32 = 4;
 /// Pause before the next one.
 const SESSION_PAUSE: Duration = Duration::from_secs(2);
-/// Pause between extensions of a job.
-const EXTEND: Duration = Duration::from_millis(500);
 
 /// How a conductor works. Clocks only decide when to ask again or to give up.
 #[derive(Debug, Clone)]
@@ -91,6 +90,16 @@ impl Conductor {
         futures::future::try_join_all(loops).await.map(drop)
     }
 
+    /// A job from its beginning to an end, and what the policies forget after that.
+    async fn work(&self, job: &BackupJob, ticket: &Option<Ticket>) -> Result<End, Failure> {
+        let mut end = self.drive_patiently(job, ticket).await;
+        if let Ok(End::Done(JobOutcome::Sealed { notes, .. })) = &mut end {
+            self.context.counters.sessions_sealed.add(1);
+            self.retain(job, notes).await;
+        }
+        end
+    }
+
     /// A store or an index that is away for a while costs a session, not the job.
     async fn drive_patiently(&self, job: &BackupJob, ticket: &Option<Ticket>) -> Result<End, Failure> {
         let mut track = true;
@@ -108,17 +117,6 @@ impl Conductor {
             }
         }
         self.drive(job, ticket, track, false).await
-    }
-
-    /// Keeps the job from being delivered again for as long as somebody is at it, also where the store makes it wait.
-    async fn keep(&self, ticket: &Option<Ticket>) -> Infallible {
-        loop {
-            self.context.environment.sleep(EXTEND).await;
-            if let Some(ticket) = ticket {
-                // A job that cannot be extended is delivered again, and taken over.
-                let _ = ticket.extend().await;
-            }
-        }
     }
 
     /// Applies the policies after a backup. What cannot be forgotten is no failure of the backup.
@@ -150,6 +148,32 @@ impl Conductor {
         self.context.stop.is_raised()
     }
 
+    /// Whether a job that is handed back is taken up again, by whomever.
+    fn comes_again(&self) -> bool {
+        self.settings.hand_back || !self.stops()
+    }
+
+    /// Takes a job over, and tells the readers of its earlier sessions that these are over.
+    async fn take_over(&self, job: &BackupJob, patience: bool) -> Result<takeover::Taken, Failure> {
+        let taken = takeover::take_over(&self.repository, job, patience).await?;
+        for (session, committed) in &taken.over {
+            // Readers that do not hear it read for nobody, and nothing worse.
+            let about = About::session(*session, job.volume.clone());
+            let over = CloseReading { session: *session, host: job.host.clone(), committed: *committed };
+            let _ = self.context.bus.broadcast(&Topic::closed(), Message::new(&about, &over)).await;
+            let _ = self.context.bus.retire(&Queue::session(*session)).await;
+        }
+        Ok(taken)
+    }
+
+    /// What there is of a job that is given up: its snapshot, or nothing. Sessions that attempts left are over then.
+    async fn found(&self, job: &BackupJob) -> Result<Option<JobOutcome>, Failure> {
+        match self.take_over(job, false).await?.already_done {
+            Some(sealed) => Ok(Some(sealed)),
+            None => takeover::sealed_already(&self.repository, job).await,
+        }
+    }
+
     /// One session of a job. With `track`, what has not changed since the parent may be left out; with `patience`, another
     /// one may follow.
     async fn drive(
@@ -159,14 +183,7 @@ impl Conductor {
         track: bool,
         patience: bool,
     ) -> Result<End, Failure> {
-        let taken = takeover::take_over(&self.repository, job, patience).await?;
-        for (session, committed) in taken.over {
-            // Readers that do not hear it read for nobody, and nothing worse.
-            let about = About::session(session, job.volume.clone());
-            let over = CloseReading { session, host: job.host.clone(), committed };
-            let _ = self.context.bus.broadcast(&Topic::closed(), Message::new(&about, &over)).await;
-            let _ = self.context.bus.retire(&Queue::session(session)).await;
-        }
+        let taken = self.take_over(job, patience).await?;
         if let Some(outcome) = taken.already_done {
             return Ok(End::Done(outcome));
         }
@@ -187,8 +204,30 @@ impl Conductor {
             return Ok(End::TakenOver);
         }
         // What an earlier session left out may be in its checkpoint.
-        driver.run(taken.checkpoint.filter(|_| track), track).await
+        driver.run(taken.checkpoint.filter(|_| track), track, patience).await
     }
+
+    /// Says to whoever waits for a job why it stands still.
+    async fn say_that_it_waits(&self, about: &About, job: &BackupJob, failure: &Failure) {
+        tracing::warn!(%failure, volume = job.volume, "a backup stands still; it is taken up again");
+        let why = format!("{failure}; the backup is taken up again by itself");
+        let waits = RestoreWaits { job: job.job, host: self.context.host.to_string(), why };
+        // Whoever does not hear it waits all the same.
+        let _ = self.context.bus.broadcast(&Topic::progress(job.job), Message::new(about, &waits)).await;
+    }
+
+    async fn tell(&self, about: &About, job: &BackupJob, outcome: JobOutcome) -> Result<(), Failure> {
+        if let JobOutcome::Failed { why, .. } = &outcome {
+            self.context.counters.sessions_failed.add(1);
+            tracing::error!(%why, "a backup failed");
+        }
+        let done = JobDone { job: job.job, outcome };
+        Ok(self.context.bus.publish(&Queue::done(job.job), Message::new(about, &done)).await?)
+    }
+}
+
+fn failed(job: &BackupJob, failure: Failure) -> JobOutcome {
+    JobOutcome::Failed { kind: failure.kind, why: format!("{}: {}", job.volume, failure.why) }
 }
 
 /// Whether the job was settled by whoever had it before. Asked once the own session exists: whoever settles it after that
@@ -209,18 +248,13 @@ impl Handler for Conductor {
         let about = message.about()?;
         let job: BackupJob = message.read()?;
         let span = tracing::info_span!("session", job = %job.job, volume = job.volume);
-        let driven = tracing::Instrument::instrument(self.drive_patiently(&job, ticket), span);
-        let end = tokio::select! {
-            biased;
-            end = driven => end,
-            never = self.keep(ticket) => match never {},
-        };
-        let mut outcome = match end {
+        let work = tracing::Instrument::instrument(self.work(&job, ticket), span);
+        let outcome = match agent::keeping(&self.context, ticket.as_ref(), work).await {
             Ok(End::Done(outcome)) => outcome,
-            Ok(End::Distrusted) => JobOutcome::Failed {
-                kind: FailureKind::Other,
-                why: format!("{}: what was left out as unchanged does not hold", job.volume),
-            },
+            Ok(End::Distrusted) => {
+                let why = "what was left out as unchanged does not hold";
+                failed(&job, Failure::new(FailureKind::Other, why))
+            }
             Ok(End::TakenOver) => {
                 tracing::info!(volume = job.volume, "another conductor has taken this job over");
                 if let Some(ticket) = ticket.take() {
@@ -232,35 +266,28 @@ impl Handler for Conductor {
                 let why = format!("the backup of {} was handed back", job.volume);
                 return Err(Failure { kind: FailureKind::Other, retry: true, why });
             }
-            Err(failure) => {
-                JobOutcome::Failed { kind: failure.kind, why: format!("{}: {}", job.volume, failure.why) }
-            }
-        };
-        match &mut outcome {
-            JobOutcome::Failed { why, .. } => {
-                self.context.counters.sessions_failed.add(1);
-                tracing::error!(%why, "a backup failed");
-            }
-            JobOutcome::Sealed { notes, .. } => {
-                self.context.counters.sessions_sealed.add(1);
-                if let Some(ticket) = ticket {
-                    // A job that cannot be extended is delivered again, and found to be done.
-                    let _ = ticket.extend().await;
+            // No end that is certain: whoever was told one would leave what is there to nobody.
+            Err(failure) if failure.retry && self.comes_again() => {
+                if !self.stops() {
+                    self.say_that_it_waits(&about, &job, &failure).await;
                 }
-                self.retain(&job, notes).await;
+                return Err(failure);
             }
-            JobOutcome::Restored { .. } => {}
-        }
-        let done = JobDone { job: job.job, outcome };
-        self.context.bus.publish(&Queue::done(job.job), Message::new(&about, &done)).await?;
-        Ok(Outcome::Done)
+            Err(failure) if failure.retry => failed(&job, may_stay(failure)),
+            Err(failure) => failed(&job, failure),
+        };
+        self.tell(&about, &job, outcome).await.map(|()| Outcome::Done)
     }
 
     async fn gave_up(&mut self, message: &Message, failure: &Failure) -> Result<(), Failure> {
         let (Ok(about), Ok(job)) = (message.about(), message.read::<BackupJob>()) else { return Ok(()) };
-        self.context.counters.sessions_failed.add(1);
-        let why = format!("{}: {}", job.volume, failure.why);
-        let done = JobDone { job: job.job, outcome: JobOutcome::Failed { kind: failure.kind, why } };
-        Ok(self.context.bus.publish(&Queue::done(job.job), Message::new(&about, &done)).await?)
+        let outcome = match self.found(&job).await {
+            Ok(Some(sealed)) => sealed,
+            Ok(None) => failed(&job, failure.clone()),
+            Err(why) if why.retry && self.settings.hand_back => return Err(why),
+            // In one process nobody waits for a store that does not come back.
+            Err(_) => failed(&job, may_stay(failure.clone())),
+        };
+        self.tell(&about, &job, outcome).await
     }
 }

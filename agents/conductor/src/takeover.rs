@@ -21,24 +21,14 @@ pub(crate) struct Taken {
     pub(crate) over: Vec<(SessionId, bool)>,
 }
 
-/// Takes a job over. With `patience`, a session that the store does not give at the moment is a failure: it may be one of
-/// this job's, and nobody else would end it.
+/// Takes a job over, with or without `patience` for sessions that are not given.
 pub(crate) async fn take_over(
     repository: &Repository,
     job: &BackupJob,
     patience: bool,
 ) -> Result<Taken, Failure> {
     let mut taken = Taken { already_done: None, checkpoint: None, over: Vec::new() };
-    for (id, session) in sessions::list_all(repository).await? {
-        let session = match session {
-            Some(session) => Some(session),
-            None => match repository.read::<Session>(&names::session(id)).await {
-                Ok(session) => session,
-                Err(failure) if patience && failure.retry => return Err(failure),
-                Err(_) => None,
-            },
-        };
-        let Some(session) = session.filter(|session| session.job == job.job) else { continue };
+    for session in sessions_of(repository, job, patience).await? {
         tracing::info!(session = %session.id, "taking over");
         let at_slot = sessions::revoke(repository, &session).await?;
         taken.over.push((session.id, matches!(at_slot, AtSlot::Snapshot(_))));
@@ -50,6 +40,30 @@ pub(crate) async fn take_over(
     Ok(taken)
 }
 
+/// The sessions of a job. With `patience`, one that the store does not give at the moment is a failure: it may be one of
+/// this job's, and nobody else would end it. Without, it is passed over where the store gives something else.
+async fn sessions_of(
+    repository: &Repository,
+    job: &BackupJob,
+    patience: bool,
+) -> Result<Vec<Session>, Failure> {
+    let mut found = Vec::new();
+    for (id, session) in sessions::list_all(repository).await? {
+        let session = match session {
+            Some(session) => Some(session),
+            None => match repository.read::<Session>(&names::session(id)).await {
+                Ok(session) => session,
+                Err(failure) if failure.retry && (patience || !repository.gives_others().await) => {
+                    return Err(failure);
+                }
+                Err(_) => None,
+            },
+        };
+        found.extend(session.filter(|session| session.job == job.job));
+    }
+    Ok(found)
+}
+
 /// Whether a session is the one that goes on with its job. The same job may have been taken up twice at one moment:
 /// both sessions exist by now, so that at least one of them sees the other, and the greater id goes on. Rivals of a
 /// lesser id are revoked.
@@ -58,27 +72,28 @@ pub(crate) async fn goes_on(
     job: &BackupJob,
     own: SessionId,
 ) -> Result<bool, Failure> {
-    let sessions = sessions::list(repository).await?;
-    let rivals: Vec<_> = sessions.iter().filter(|other| other.job == job.job && other.id != own).collect();
+    let mut rivals = sessions_of(repository, job, false).await?;
+    rivals.retain(|other| other.id != own);
     if rivals.iter().any(|rival| rival.id > own) {
         return Ok(false);
     }
     for rival in rivals {
         tracing::info!(session = %rival.id, "the same job was taken up twice; this one goes on");
-        sessions::revoke(repository, rival).await?;
+        sessions::revoke(repository, &rival).await?;
     }
     Ok(true)
 }
 
 /// Whether another session than `own` drives this job, or has sealed it already. The own object may still be there:
-/// a store that was away could not be told that the session is over.
+/// a store that was away could not be told that the session is over. An error is no answer: somebody else may well.
 pub(crate) async fn is_elsewhere(
     repository: &Repository,
     job: &BackupJob,
     own: SessionId,
+    patience: bool,
 ) -> Result<bool, Failure> {
-    for session in sessions::list(repository).await? {
-        if session.job != job.job || session.id == own || session.ended.is_some() {
+    for session in sessions_of(repository, job, patience).await? {
+        if session.id == own || session.ended.is_some() {
             continue;
         }
         // One that is decided drives nothing any more: the store may not have let its object go.
@@ -90,8 +105,16 @@ pub(crate) async fn is_elsewhere(
             return Ok(true);
         }
     }
+    Ok(sealed_already(repository, job).await?.is_some())
+}
+
+/// The end of a job of which a snapshot is there.
+pub(crate) async fn sealed_already(
+    repository: &Repository,
+    job: &BackupJob,
+) -> Result<Option<JobOutcome>, Failure> {
     let roots = repository.roots(Some(repository.key.volume_key(&job.volume))).await?.warned();
-    Ok(roots.iter().any(|root| root.job == job.job))
+    Ok(roots.iter().find(|root| root.job == job.job).map(sealed))
 }
 
 /// The outcome that a committed root stands for.

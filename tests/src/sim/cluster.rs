@@ -142,8 +142,14 @@ impl World {
 
     /// Whether the bucket was away at some moment of a time.
     pub fn was_away(&self, time: &Range<u64>) -> bool {
+        self.was_away_for(Duration::ZERO, time)
+    }
+
+    /// Whether the bucket was away for so long at once, at some moment of a time.
+    pub fn was_away_for(&self, long: Duration, time: &Range<u64>) -> bool {
         let outages = self.outages.lock().unwrap_or_else(PoisonError::into_inner);
-        outages.iter().any(|outage| outage.start <= time.end && time.start <= outage.end)
+        let is_long = |outage: &Range<u64>| u128::from(outage.end - outage.start) >= long.as_millis();
+        outages.iter().any(|outage| is_long(outage) && outage.start <= time.end && time.start <= outage.end)
     }
 
     /// Whether somebody ended a session of this job.

@@ -20,7 +20,7 @@ use schema::JobId;
 use schema::messages::{FailureKind, JobOutcome};
 use schema::names::{self, Slot};
 use schema::root::Root;
-use schema::session::SessionKind;
+use schema::session::{Session, SessionKind};
 
 use super::bucket::History;
 use super::build::targets;
@@ -30,6 +30,8 @@ use super::content::{BLOCK, Content};
 use super::ledger::Ledger;
 use super::second::Second;
 
+/// What the least patient role waits for another one that the bucket makes wait.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Collections after which nothing is left to collect.
 const COLLECTIONS: u32 = 8;
 
@@ -173,7 +175,13 @@ fn outcomes(world: &World, jobs: &[Job]) {
             // Nobody remembers a job that failed: when it is delivered again, its source may hold still.
             Some(JobOutcome::Failed { kind, why })
                 if sealed.is_empty()
-                    || [FailureKind::Device, FailureKind::Revoked, FailureKind::Store].contains(kind) =>
+                    || [
+                        FailureKind::Device,
+                        FailureKind::Revoked,
+                        FailureKind::Store,
+                        FailureKind::Other,
+                    ]
+                    .contains(kind) =>
             {
                 failed(world, job, *kind, why);
             }
@@ -226,6 +234,10 @@ fn failed(world: &World, job: &Job, kind: FailureKind, why: &str) {
             (changes || cannot_be_read(world, &source, why)) && why.contains(&source)
         }
         (FailureKind::Store, _) => world.was_away(&job.time),
+        (FailureKind::Other, _) => {
+            let waited = ["nothing more came", "no answer on"].iter().any(|words| why.contains(words));
+            waited && world.was_away_for(PATIENCE, &job.time)
+        }
         (FailureKind::Revoked, _) => world.was_cancelled(job.job) || declared_dead(),
         _ => false,
     };
@@ -260,7 +272,7 @@ fn what_policies_keep(world: &World, ledger: &Ledger) {
 }
 
 /// Sessions end with their objects, unless whoever drove one crashed, a write landed after the end, or the bucket was
-/// away while it was open: until its job's end was heard of, if it has a job.
+/// away while it was open (until its job's end was heard of, if it has a job) and nobody comes by who would end it.
 async fn sessions(world: &World, history: &History, jobs: &[Job]) {
     let left = match agent::sessions::list(&world.repository).await {
         Ok(left) => left,
@@ -270,10 +282,21 @@ async fn sessions(world: &World, history: &History, jobs: &[Job]) {
         let key = names::session(session.id);
         let end = jobs.iter().find(|job| job.job == session.job).map_or(u64::MAX, |job| job.time.end);
         let was_away = world.was_away(&(session.started_ms..end));
-        if !(world.is_abandoned(&session) || history.came_back(&key) || was_away) {
+        let may_stay = was_away && nobody_comes_by(world, &session).await;
+        if !(world.is_abandoned(&session) || history.came_back(&key) || may_stay) {
             world.trace.wrong(format!("progress: {key} is left though every job has ended"));
         }
     }
+}
+
+/// Whether nobody takes up what a session was for, so that it stays where the bucket was away at its end: who only reads
+/// says nothing to anybody, and what somebody has cancelled is not begun again. A slot that is decided keeps nobody waiting.
+async fn nobody_comes_by(world: &World, session: &Session) -> bool {
+    let is_decided = match session.slot {
+        Some(slot) => world.repository.store.head(&slot.snapshot()).await.is_ok_and(|found| found.is_some()),
+        None => false,
+    };
+    session.kind != SessionKind::Backup || world.was_cancelled(session.job) || is_decided
 }
 
 /// `progress`: when everybody has ended, all that no snapshot needs is collected.

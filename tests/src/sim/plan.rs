@@ -147,6 +147,12 @@ fn millis(random: &mut StdRng, from: u64, to: u64) -> Duration {
     Duration::from_millis(random.random_range(from..=to))
 }
 
+/// How long the bucket is away: as a rule not much longer than a role tries, and now and then for minutes.
+fn outage(random: &mut StdRng) -> Upset {
+    let lasts = millis(random, 100, 50_000);
+    Upset::Outage(if lasts.as_millis().is_multiple_of(4) { lasts * 24 } else { lasts })
+}
+
 impl Plan {
     /// A run without any fault: two small volumes with shared content.
     pub fn calm(seed: u64) -> Self {
@@ -340,7 +346,7 @@ impl Plan {
     fn upset(random: &mut StdRng) -> Upset {
         let which = random.random_range(0..1000);
         if random.random_range(0..40) == 0 {
-            return Upset::Outage(millis(random, 100, 50_000));
+            return outage(random);
         }
         if random.random_range(0..40) == 0 {
             return Upset::Cancel { which, revoke: random.random() };

@@ -24,6 +24,9 @@ use super::plan::{Plan, Upset};
 /// Virtual time in which queues must be empty after the last job, and roles must have ended after they were told to.
 const CALM: Duration = Duration::from_secs(600);
 
+/// Outages that last longer are counted by themselves.
+const MINUTES: Duration = Duration::from_secs(120);
+
 /// What a run did.
 #[derive(Debug, Clone)]
 pub struct Report {
@@ -203,7 +206,10 @@ async fn weather(world: &Arc<World>, cluster: &Arc<Cluster>) {
             let (what, is_hit) = match upset {
                 Upset::Crash { which, forgetful } => ("crashes of roles", cluster.crash(*which, *forgetful)),
                 Upset::Restart { which } => ("stops of roles", cluster.restart(*which)),
-                Upset::Outage(lasts) => ("outages of the bucket", outage(world, *lasts).await),
+                Upset::Outage(lasts) => {
+                    let what = if *lasts > MINUTES { "outages of minutes" } else { "outages of the bucket" };
+                    (what, outage(world, *lasts).await)
+                }
                 Upset::Cancel { which, revoke } => {
                     ("sessions cancelled", cancel(world, *which, *revoke).await)
                 }

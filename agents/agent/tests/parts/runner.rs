@@ -1,10 +1,11 @@
 //! The one loop: what is acknowledged when, what is tried again, and who hears of what was given up.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent::bus::{Bus, BusError, Queue, Service, Ticket};
+use agent::bus::{Bus, BusError, Queue, Service, Settle, Ticket};
 use agent::local::LocalBus;
 use agent::{Answerer, Context, Environment, Failure, Handler, Outcome, Stop};
 use async_trait::async_trait;
@@ -281,6 +282,24 @@ async fn what_cannot_be_told_yet_is_not_given_up() {
     run.stop().await;
 }
 
+/// It must not be given to another one meanwhile, who would do what is being given up.
+#[tokio::test(start_paused = true)]
+async fn what_is_done_about_a_message_for_long_keeps_it() {
+    let environment = environment();
+    let bus = Arc::new(LocalBus::new(environment.clone(), 1 << 20));
+    let (counters, stop, host) = (Arc::default(), Stop::default(), "host".into());
+    let context = Context { bus, environment: environment.clone(), counters, stop, host };
+    let extended = Arc::new(Extended::default());
+    let ticket = Ticket::new(extended.clone());
+    let slow = async {
+        environment.sleep(Duration::from_secs(60)).await;
+        extended.0.load(Ordering::SeqCst)
+    };
+    let times = agent::keeping(&context, Some(&ticket), slow).await;
+    assert!(times > 60, "extended {times} times in a minute");
+    ticket.leave();
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_an_agent_that_is_stopped_hands_back_is_not_given_up() {
     let run = Loop::start((0..11).map(|_| Step::Fail(later())), || Step::Stop);
@@ -312,6 +331,32 @@ async fn a_retired_queue_is_taken_up_again() {
     run.settle().await;
     assert_eq!((run.calls(), run.bus.bytes_in(&queue())), (1, 0));
     run.stop().await;
+}
+
+/// How often a delivery was extended.
+#[derive(Debug, Default)]
+struct Extended(AtomicU32);
+
+#[async_trait]
+impl Settle for Extended {
+    async fn done(&self) -> Result<(), BusError> {
+        Ok(())
+    }
+
+    async fn again(&self, _delay: Duration) -> Result<(), BusError> {
+        Ok(())
+    }
+
+    async fn extend(&self) -> Result<(), BusError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn is_queued(&self) -> Result<bool, BusError> {
+        Ok(true)
+    }
+
+    fn abandoned(&self) {}
 }
 
 struct Refusing;

@@ -1,4 +1,5 @@
 //! How a session ends: committed, given up, taken over, or handed back; always with a definite answer from its slot.
+//! Where the store is away there is none, and the job's end is not told: whoever is given the job again ends the session.
 
 use std::time::Duration;
 
@@ -24,6 +25,15 @@ fn moment(facts: &[(String, String)], group: Option<&Group>, started_ms: u64) ->
 /// How often a session that lost its slot to somebody looks for who drives the job now, and the pause between.
 const SUCCESSOR_LOOKS: u32 = 5;
 const SUCCESSOR_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is told where nobody makes sure any more that a session is over.
+pub(crate) fn may_stay(failure: Failure) -> Failure {
+    let why = format!(
+        "{}; its session may stay open, and collections wait for it then: `lvkeep status` shows it, `lvkeep cancel` ends it",
+        failure.why
+    );
+    Failure { retry: false, why, ..failure }
+}
 
 /// What a reader says of its volume. A backup is no copy, whatever it says.
 fn told(facts: &[(String, String)]) -> impl Iterator<Item = (String, String)> {
@@ -82,10 +92,9 @@ impl Driver {
         let (about, host) = (self.about.clone(), self.job.host.clone());
         let end = match end {
             Ok(End::HandedBack) => return Ok(End::HandedBack),
+            // Nobody must adopt what it checkpointed.
             Ok(End::Distrusted) => {
-                if let Err(error) = self.session.abandon().await {
-                    tracing::warn!(%error, "the session's object stays for the collector");
-                }
+                self.dismiss().await;
                 Ok(End::Distrusted)
             }
             Ok(end) => {
@@ -94,7 +103,18 @@ impl Driver {
                 }
                 Ok(end)
             }
-            Err(failure) => self.give_up(failure).await,
+            Err(failure) => match self.give_up(&failure).await {
+                Ok(Some(end)) => Ok(end),
+                Ok(None) => Err(failure),
+                Err(why) => {
+                    let unsure = self.unsure(failure, &why);
+                    // Whoever ends it says so to its readers, and whether it was committed.
+                    if unsure.retry && !self.ends_here() {
+                        return Err(unsure);
+                    }
+                    Err(unsure)
+                }
+            },
         };
         // Readers close readings by themselves when this is lost; a queue that stays is dropped by its age.
         let over = CloseReading { session: id, host, committed: matches!(end, Ok(End::Done(_))) };
@@ -104,30 +124,77 @@ impl Driver {
     }
 
     /// The session failed. Its slot is decided before its object goes; when it turns out to hold the commit, whose
-    /// answer was lost, the session is sealed after all.
-    pub(super) async fn give_up(self, failure: Failure) -> Result<End, Failure> {
-        let (repository, environment, job) =
-            (self.repository.clone(), self.context.environment.clone(), self.job.clone());
-        let own = self.session.session().id;
-        match self.session.abandon().await {
-            Ok(AtSlot::Snapshot(root)) => return Ok(End::Done(takeover::sealed(&root))),
-            Ok(AtSlot::Nothing | AtSlot::Tombstone) => {}
-            Err(error) => tracing::warn!(%error, "the session's object stays for the collector"),
+    /// answer was lost, the session is sealed after all. Says what else it ended by than its failure; an error when that
+    /// is not certain.
+    async fn give_up(&self, failure: &Failure) -> Result<Option<End>, Failure> {
+        let left = match sessions::revoke(&self.repository, self.session.session()).await {
+            Ok(AtSlot::Snapshot(root)) => return Ok(Some(End::Done(takeover::sealed(&root)))),
+            Ok(AtSlot::Nothing | AtSlot::Tombstone) => None,
+            Err(why) => Some(why),
+        };
+        match (self.is_elsewhere(failure).await, left) {
+            (Ok(true), left) => {
+                if left.is_some() {
+                    self.dismiss().await;
+                }
+                Ok(Some(End::TakenOver))
+            }
+            (Ok(false), None) => Ok(None),
+            (Err(why), _) | (Ok(false), Some(why)) => Err(why),
         }
+    }
+
+    /// Whether nobody takes the job up when this process stops.
+    fn ends_here(&self) -> bool {
+        self.context.stop.is_raised() && !self.settings.hand_back
+    }
+
+    /// Whether the job of a session that failed is somebody else's by now. Who fails for another reason than that its slot
+    /// is lost may have been taken over as well: the job's end is not its to tell.
+    async fn is_elsewhere(&self, failure: &Failure) -> Result<bool, Failure> {
         // Whoever takes a job over opens its session a moment after it has occupied this one's slot. Nobody does where
         // a word to stop ends the job, and nobody is waited for after a word to cancel, or where the slot was not lost.
-        let stopped = self.context.stop.is_raised() && !self.settings.hand_back;
-        let waits = failure.kind == FailureKind::Revoked && !self.cancelled && !stopped;
-        for look in 1.. {
-            // Who fails for another reason may have been taken over as well: the job's end is not its to tell.
-            if takeover::is_elsewhere(&repository, &job, own).await.unwrap_or(false) {
-                return Ok(End::TakenOver);
+        let waits = failure.kind == FailureKind::Revoked && !self.cancelled && !self.ends_here();
+        let own = self.session.session().id;
+        let looks = if waits { SUCCESSOR_LOOKS } else { 1 };
+        for _ in 1..looks {
+            if let Ok(true) = takeover::is_elsewhere(&self.repository, &self.job, own, self.patience).await {
+                return Ok(true);
             }
-            if !waits || look == SUCCESSOR_LOOKS {
-                break;
-            }
-            environment.sleep(SUCCESSOR_PAUSE).await;
+            self.context.environment.sleep(SUCCESSOR_PAUSE).await;
         }
-        Err(failure)
+        takeover::is_elsewhere(&self.repository, &self.job, own, self.patience).await
+    }
+
+    /// The failure of a session of which it is not certain that it is over. Whoever is given the job again makes sure;
+    /// after a word to cancel nobody is.
+    pub(super) fn unsure(&self, failure: Failure, why: &Failure) -> Failure {
+        let id = self.session.session().id;
+        tracing::warn!(session = %id, %why, "it is not certain that a session is over");
+        let told = format!(
+            "{}; it is not certain that session {id} is over and nobody else goes on with the job ({why})",
+            failure.why
+        );
+        let unsure = Failure { why: told, ..failure };
+        match unsure.retry || why.retry && !self.cancelled {
+            true => Failure { retry: true, ..unsure },
+            false => may_stay(unsure),
+        }
+    }
+
+    /// Ends a session whose job goes on without it, or is done. Nobody else comes by to do so: the store is waited for as
+    /// long as it gives nothing at all, unless this process is to stop.
+    pub(crate) async fn dismiss(&self) {
+        let session = self.session.session();
+        let mut tries = 0;
+        while let Err(failure) = sessions::revoke(&self.repository, session).await {
+            tries += u32::from(self.repository.gives_others().await);
+            if !failure.retry || tries == SUCCESSOR_LOOKS || self.context.stop.is_raised() {
+                tracing::warn!(session = %session.id, %failure, "a session stays open that nobody drives: `lvkeep cancel` ends it");
+                return;
+            }
+            tracing::warn!(session = %session.id, %failure, "a session that nobody drives cannot be ended yet");
+            self.context.environment.sleep(SUCCESSOR_PAUSE).await;
+        }
     }
 }

@@ -5,11 +5,15 @@ use std::collections::BTreeSet;
 use agent::forgetting::{self, Forgot};
 use agent::pattern::matches;
 use agent::{DamagedRoot, Failure, Repository, marks};
+use futures::future::join_all;
 use schema::facts::GROUP_MEMBERS;
 use schema::names::UNDO_VOLUMES;
 use schema::root::Root;
 
 use super::{Decided, Rules, Snapshot, decide, stand_ins};
+
+/// Snapshots forgotten at once.
+const AT_ONCE: usize = 16;
 
 /// What is kept of the volumes whose names match.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +55,7 @@ pub(crate) struct Applied {
 }
 
 /// Applies the policies to a volume, and to the whole runs of the groups that it was in. What is done when something
-/// fails stands in `applied`.
+/// fails stands in `applied`; nothing more is begun then.
 pub(crate) async fn apply(
     repository: &Repository,
     policies: &Policies,
@@ -73,13 +77,21 @@ pub(crate) async fn apply(
     }
     let (notes, going) = read.going(repository, policies, volume);
     applied.notes = notes;
-    for root in going {
-        match forgetting::forget(repository, &root, by).await? {
-            Forgot::Done => applied.forgotten.push(root),
-            // It was held after it was looked at.
-            Forgot::Protected(why) | Forgot::BroughtBack(_, why) => {
-                tracing::info!(snapshot = %root.slot.session, volume = root.volume, why, "a snapshot stays");
+    for some in going.chunks(AT_ONCE) {
+        let ended = join_all(some.iter().map(|root| forgetting::forget(repository, root, by))).await;
+        let mut failed = None;
+        for (root, forgot) in some.iter().zip(ended) {
+            match forgot {
+                Ok(Forgot::Done) => applied.forgotten.push(root.clone()),
+                // It was held after it was looked at.
+                Ok(Forgot::Protected(why) | Forgot::BroughtBack(_, why)) => {
+                    tracing::info!(snapshot = %root.slot.session, volume = root.volume, why, "a snapshot stays");
+                }
+                Err(failure) => drop(failed.get_or_insert(failure)),
             }
+        }
+        if let Some(failure) = failed {
+            return Err(failure);
         }
     }
     Ok(())

@@ -69,10 +69,66 @@ async fn a_session_that_cannot_be_given_up_leaves_its_object() {
     let session = begun(&world, &job).await.session;
     world.faults.refuse(Some(Refusal::Full));
     world.tell(session, SessionEvent::Failed { kind: FailureKind::Store, why: "no space".into() }).await;
-    assert_eq!(world.failed(&job).await.0, FailureKind::Store);
+    let (kind, why) = world.failed(&job).await;
+    assert_eq!(kind, FailureKind::Store);
+    assert!(why.contains(&session.to_string()) && why.contains("lvkeep cancel"), "{why}");
     world.faults.refuse(None);
-    let open: Vec<SessionId> = world.open_sessions().await.iter().map(|open| open.id).collect();
-    assert_eq!(open, [session], "a collector decides its slot later");
+    assert_eq!(world.open().await, [session], "a collector decides its slot later");
+}
+
+/// Whoever waits for the job hears why it stands still.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_for_minutes_ends_no_job_and_leaves_no_session() {
+    for by_its_source in [false, true] {
+        let world = World::new().await;
+        world.start(settings());
+        let job = world.job(1);
+        let old = begun(&world, &job).await;
+        let mut told = world.bus.subscribe(&Topic::progress(job.job)).await.unwrap();
+        world.faults.crash();
+        match by_its_source {
+            true => {
+                let (kind, why) = (FailureKind::Device, "cannot read at offset 4096".into());
+                world.tell(old.session, SessionEvent::Failed { kind, why }).await;
+            }
+            // Whether that pack is there is asked of the store.
+            false => {
+                let pack = world.context.environment.pack_id();
+                world.mapped_leaf(old.session, 1, Mapped::Known(world.id(2), pack)).await;
+            }
+        }
+        world.wait(300).await;
+        assert!(!world.is_reported(&job), "nobody knows what became of the session");
+        let waits = loop {
+            if let Ok(waits) = told.next().await.unwrap().read::<RestoreWaits>() {
+                break waits;
+            }
+        };
+        assert_eq!((waits.job, &*waits.host), (job.job, "conductor"));
+        assert!(waits.why.contains("the store is down"), "{}", waits.why);
+        world.faults.recover();
+        let new = world.asked().await.session;
+        world.assert_given_up(old.session).await;
+        world.opened(new, 1, LEAF_SPAN).await;
+        world.mapped(new, 0, &[(LEAF_SPAN as u32, Mapped::Zero)]).await;
+        world.unchanged().await;
+        assert_eq!(world.sealed(&job).await.slot, world.slot(new));
+        assert_eq!(world.open().await, []);
+    }
+}
+
+/// Where nobody would take it up again, it ends; and says that something may be left.
+#[tokio::test(start_paused = true)]
+async fn a_word_to_stop_ends_a_job_whose_store_is_away() {
+    let world = World::new().await;
+    let conductor = world.start(Settings { hand_back: false, ..settings() });
+    let job = world.job(1);
+    let session = begun(&world, &job).await.session;
+    world.faults.crash();
+    conductor.stop().await;
+    let (kind, why) = world.failed(&job).await;
+    assert_eq!(kind, FailureKind::Revoked);
+    assert!(why.contains(&session.to_string()) && why.contains("lvkeep cancel"), "{why}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod endings;
+mod givings_up;
 mod hints;
 mod losses;
 mod retention;

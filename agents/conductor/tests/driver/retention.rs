@@ -1,5 +1,13 @@
 //! Policies, applied after sessions that were sealed.
 
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use agent::bus::{BusError, Settle, Ticket};
+use agent::faults::store::StoreFaults;
+use agent::{Environment, Handler, Stop};
+use async_trait::async_trait;
+use conductor::Settings;
 use conductor::retention::{Policies, Policy, Rules};
 use schema::messages::{BackupJob, Group};
 use schema::names::Slot;
@@ -52,6 +60,65 @@ async fn runs_of_a_group_go_as_a_whole() {
     runs.sort();
     assert_eq!(world.snapshots().await, runs);
     conductor.stop().await;
+}
+
+/// When a delivery was extended.
+#[derive(Debug)]
+struct Extended {
+    environment: Arc<dyn Environment>,
+    at: Mutex<Vec<Duration>>,
+}
+
+#[async_trait]
+impl Settle for Extended {
+    async fn done(&self) -> Result<(), BusError> {
+        Ok(())
+    }
+
+    async fn again(&self, _delay: Duration) -> Result<(), BusError> {
+        Ok(())
+    }
+
+    async fn extend(&self) -> Result<(), BusError> {
+        self.at.lock().unwrap().push(self.environment.elapsed());
+        Ok(())
+    }
+
+    async fn is_queued(&self) -> Result<bool, BusError> {
+        Ok(true)
+    }
+
+    fn abandoned(&self) {}
+}
+
+/// Whoever was given the job a second time would end its session, and do it all again.
+#[tokio::test(start_paused = true)]
+async fn a_job_is_nobody_elses_while_a_policy_is_applied() {
+    let world = World::new().await;
+    let conductor = world.start(settings());
+    for number in 1..=40 {
+        world.backup(&world.job(number), &[1]).await;
+    }
+    conductor.stop().await;
+    let slow_max = Duration::from_secs(4);
+    world.faults.set(StoreFaults { slow: 1000, slow_max, ..StoreFaults::default() });
+    let environment = world.context.environment.clone();
+    let extended = Arc::new(Extended { environment, at: Mutex::default() });
+    // So slow a store is not asked again.
+    let patient = Settings { ask_again: Duration::from_secs(3000), ..settings() };
+    let mut conductor = world.conductor(patient, newest(), Stop::default());
+    let (job, mut ticket) = (world.job(41), Some(Ticket::new(extended.clone())));
+    let given = message(&job);
+    let (handled, ()) = tokio::join!(conductor.handle(&given, &mut ticket), world.read_all(&[1]));
+    handled.unwrap();
+    let (ended, ended_ms) = (world.context.environment.elapsed(), world.context.environment.now_ms());
+    let last = world.sealed(&job).await;
+    assert_eq!(world.snapshots().await, [last.slot]);
+    let at = [&extended.at.lock().unwrap()[..], &[ended][..]].concat();
+    let longest = at.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+    assert!(longest < Duration::from_secs(2), "it was left alone for {longest:?}");
+    // One after the other, 40 of them take more than twice as long.
+    assert!(ended_ms - last.sealed_ms < 150_000, "{} ms", ended_ms - last.sealed_ms);
 }
 
 #[tokio::test(start_paused = true)]

@@ -112,6 +112,12 @@ impl Running {
         self.stop.raise();
         self.task.await.unwrap().unwrap();
     }
+
+    /// Dies, and settles nothing.
+    pub async fn kill(self) {
+        self.task.abort();
+        assert!(self.task.await.unwrap_err().is_cancelled());
+    }
 }
 
 pub fn settings() -> Settings {
@@ -158,11 +164,15 @@ impl World {
     /// A conductor with policies of retention.
     pub fn start_keeping(&self, settings: Settings, policies: Policies) -> Running {
         let stop = Stop::default();
-        let context = Context { stop: stop.clone(), ..self.context.clone() };
-        let index = IndexClient::new(context.bus.clone(), context.environment.clone(), 1);
-        let conductor = Conductor::new(context, self.repository.clone(), index, settings);
-        let conductor = conductor.with_retention(policies);
+        let conductor = self.conductor(settings, policies, stop.clone());
         Running { stop, task: tokio::spawn(conductor.run()) }
+    }
+
+    /// A conductor that takes no jobs yet.
+    pub fn conductor(&self, settings: Settings, policies: Policies, stop: Stop) -> Conductor {
+        let context = Context { stop, ..self.context.clone() };
+        let index = IndexClient::new(context.bus.clone(), context.environment.clone(), 1);
+        Conductor::new(context, self.repository.clone(), index, settings).with_retention(policies)
     }
 
     pub async fn wait(&self, seconds: u64) {
@@ -193,8 +203,7 @@ impl World {
     }
 
     pub async fn submit(&self, job: &BackupJob) {
-        let about = About { session: None, volume: job.volume.clone() };
-        self.bus.publish(&Queue::jobs(), Message::new(&about, job)).await.unwrap();
+        self.bus.publish(&Queue::jobs(), message(job)).await.unwrap();
     }
 
     pub async fn done(&self, job: &BackupJob) -> JobOutcome {
@@ -238,6 +247,10 @@ impl World {
 
     pub async fn open_sessions(&self) -> Vec<Session> {
         sessions::list(&self.repository).await.unwrap()
+    }
+
+    pub async fn open(&self) -> Vec<SessionId> {
+        self.open_sessions().await.iter().map(|open| open.id).collect()
     }
 
     pub fn slot(&self, session: SessionId) -> Slot {
@@ -423,6 +436,12 @@ impl World {
     /// Backs up leaves that each start with one of these chunks, as new ones, from start to end.
     pub async fn backup(&self, job: &BackupJob, chunks: &[u32]) -> Root {
         self.submit(job).await;
+        self.read_all(chunks).await;
+        self.sealed(job).await
+    }
+
+    /// What everybody but the conductor does for such a backup.
+    pub async fn read_all(&self, chunks: &[u32]) {
         let request = self.asked().await;
         let session = request.session;
         self.opened(session, 1, chunks.len() as u64 * LEAF_SPAN).await;
@@ -432,8 +451,12 @@ impl World {
         self.read(&request, false).await;
         self.store(chunks).await;
         self.unchanged().await;
-        self.sealed(job).await
     }
+}
+
+/// A job as its queue has it.
+pub fn message(job: &BackupJob) -> Message {
+    Message::new(&About { session: None, volume: job.volume.clone() }, job)
 }
 
 pub fn reading(number: u8) -> ReadingId {

@@ -102,6 +102,37 @@ async fn a_driver_that_fails_after_its_job_was_taken_over_does_not_end_it() {
     assert_eq!(world.sealed(&job).await.slot, world.slot(new));
 }
 
+/// The same while the store does not say whether somebody goes on.
+#[tokio::test(start_paused = true)]
+async fn who_cannot_see_whether_a_job_was_taken_over_does_not_end_it() {
+    let world = World::new().await;
+    let slow = Settings { checkpoint: Duration::from_secs(1000), ..checkpointing() };
+    world.start(slow.clone());
+    let job = world.job(1);
+    world.submit(&job).await;
+    let old = world.asked().await;
+    world.opened(old.session, 1, LEAF_SPAN).await;
+    world.submit(&job).await;
+    world.start(slow);
+    let new = world.asked().await.session;
+    world.wait(2).await;
+    // A store that has just come back may list what it does not give yet.
+    world.faults.withhold(&names::session(new), None);
+    world.opened(old.session, 1, LEAF_SPAN).await;
+    world.read(&old, true).await;
+    world.wait(60).await;
+    assert!(!world.is_reported(&job), "the job's end is not the old driver's to tell");
+    world.faults.withhold_nothing();
+    // It was given the job as well, and takes it back.
+    let last = world.asked().await.session;
+    world.assert_given_up(new).await;
+    assert_eq!(world.open().await, [last]);
+    world.opened(last, 1, LEAF_SPAN).await;
+    world.mapped(last, 0, &[(LEAF_SPAN as u32, Mapped::Zero)]).await;
+    world.unchanged().await;
+    assert_eq!(world.sealed(&job).await.slot, world.slot(last));
+}
+
 #[tokio::test(start_paused = true)]
 async fn finished_leaves_are_adopted() {
     let world = World::new().await;

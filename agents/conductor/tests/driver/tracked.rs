@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use agent::bus::{Bus, Service, Topic};
 use agent::repository::AtSlot;
+use conductor::Settings;
 use schema::limits::LEAF_SPAN;
 use schema::map::Content;
 use schema::messages::*;
@@ -16,7 +17,11 @@ const SIZE: u64 = 3 * LEAF_SPAN;
 
 /// A snapshot of three leaves, and the request of the next session.
 async fn second(world: &World) -> (Root, ReadVolume) {
-    world.start(settings());
+    second_by(world, settings()).await
+}
+
+async fn second_by(world: &World, settings: Settings) -> (Root, ReadVolume) {
+    world.start(settings);
     let parent = world.backup(&world.job(1), &[1, 2, 3]).await;
     world.submit(&world.job(2)).await;
     let request = world.asked().await;
@@ -343,6 +348,27 @@ async fn a_list_that_is_found_wrong_too_late_costs_the_session() {
     world.sealed(&world.job(2)).await;
     let last: CloseReading = closed.next().await.unwrap().read().unwrap();
     assert_eq!((last.session, last.committed), (again.session, true));
+}
+
+/// The store is away just then: what was left out is in a checkpoint, which nobody adopts.
+#[tokio::test(start_paused = true)]
+async fn a_list_that_is_found_wrong_while_the_store_is_away_is_not_believed_afterwards() {
+    let world = World::new().await;
+    let often = Settings { checkpoint: Duration::from_secs(5), ..settings() };
+    let (parent, request) = second_by(&world, often).await;
+    let session = request.session;
+    tracked(&world, session, since(&parent), false).await;
+    unchanged(&world, session, parent.slot.session, &[(0, LEAF_SPAN)]).await;
+    world.wait(6).await;
+    assert_eq!(world.open_sessions().await[0].checkpoint.as_ref().unwrap().leaves.len(), 1);
+    world.faults.crash();
+    tracked(&world, session, Tracking::Everything { why: Some("the audit".into()) }, true).await;
+    world.wait(300).await;
+    assert!(!world.is_reported(&world.job(2)) && !world.is_asked());
+    world.faults.recover();
+    let again = world.asked().await;
+    assert_eq!((again.parent, again.leaves), (None, None), "nothing is left out or adopted");
+    assert_eq!(world.open().await, [again.session]);
 }
 
 /// A request that waited for long, or came twice, is told what is missing by now.

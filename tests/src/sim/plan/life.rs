@@ -8,7 +8,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::super::sources::Tracking;
-use super::{MIB, Plan, Round, Upset, VolumePlan, millis};
+use super::{MIB, Plan, Round, Upset, VolumePlan, millis, outage};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -92,7 +92,7 @@ impl Plan {
         let pace = u64::try_from(self.storm.as_millis()).unwrap_or(u64::MAX) / days as u64;
         let upsets = (0..days / 2).map(|_| {
             let upset = match random.random_range(0..12) {
-                0 if outages => Upset::Outage(millis(random, 100, 50_000)),
+                0 if outages => outage(random),
                 1 | 2 if cancels => {
                     Upset::Cancel { which: random.random_range(0..1000), revoke: random.random() }
                 }
