@@ -3,17 +3,26 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident => $text:literal),* $(,)?) => {
+    (
+        $($(#[$doc:meta])* $name:ident => $text:literal,)*;
+        $($(#[$gauge_doc:meta])* $gauge:ident => $gauge_text:literal,)*
+    ) => {
         /// All counters. Cheap to add to from any thread.
         #[derive(Debug, Default)]
         pub struct Counters {
             $($(#[$doc])* pub $name: Counter,)*
+            $($(#[$gauge_doc])* pub $gauge: Gauge,)*
         }
 
         impl Counters {
             /// Name, help text and value of each.
             pub fn list(&self) -> Vec<(&'static str, &'static str, u64)> {
                 vec![$((stringify!($name), $text, self.$name.get()),)*]
+            }
+
+            /// The same of what is so now.
+            pub fn gauges(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$((stringify!($gauge), $gauge_text, self.$gauge.get()),)*]
             }
         }
     };
@@ -72,6 +81,10 @@ counters! {
     messages_retried => "Messages put back for another try.",
     /// Messages given up.
     messages_rejected => "Messages given up; their sessions failed by name.",
+
+    ;
+    /// How long ago the oldest session began that a collection waits for.
+    collection_waits_seconds => "Seconds since the oldest session began that a collection of this agent waits for; 0 when it waits for none.",
 }
 
 /// One counter.
@@ -85,6 +98,22 @@ impl Counter {
     }
 
     /// Its value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Something that rises and falls.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// It is so much now.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// How much it was last.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

@@ -1,9 +1,10 @@
 //! The latest collection, as everybody reads it.
 //!
 //! Names under `gc/` are never deleted. So one that is listed and not there is an answer that nobody may go by: what a
-//! collection condemns would count as there for ever. Only a listing says that an epoch shrank to nothing. One that is
-//! damaged stops nobody who can be certain without it: a verdict deletes nothing but what its epoch condemned, and says
-//! by itself what it deletes.
+//! collection condemns would count as there for ever. Nobody empties an object of the latest collection: one that is
+//! empty is damaged, and an epoch that is gone is missed by what is left of the same number. What is damaged stops nobody
+//! who can be certain without it: a verdict deletes nothing but what its epoch condemned, and says by itself what it
+//! deletes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,11 +18,11 @@ use crate::{Failure, Repository};
 /// What of a collection's objects there is to read.
 #[derive(Debug, Clone)]
 pub enum Stored<T> {
-    /// Nothing, or no more than an empty object.
+    /// Nothing.
     Nothing,
     /// It.
     Is(T),
-    /// Something that cannot be read, or not any more.
+    /// Something that cannot be read, or is empty.
     Unreadable(Failure),
 }
 
@@ -30,8 +31,8 @@ pub enum Stored<T> {
 pub struct Latest {
     /// Its number.
     pub number: u64,
-    /// Its epoch; nothing when that shrank to nothing, because the collection is finished.
-    pub epoch: Stored<Epoch>,
+    /// Its epoch, or why that cannot be read.
+    pub epoch: Result<Epoch, Failure>,
     /// Its verdict, if there is one.
     pub verdict: Stored<Verdict>,
 }
@@ -49,16 +50,12 @@ impl Latest {
     /// What it condemns: its verdict, or before there is one, everything that it proposed. One that is finished condemns
     /// packs that are gone anyway, so that nobody needs to know whether it is.
     pub fn condemned(self) -> Result<Condemned, Failure> {
-        let epoch = match self.epoch {
-            Stored::Nothing => Ok((Vec::new(), Some(BTreeSet::new()))),
-            Stored::Is(epoch) => Ok((epoch.condemned, Some(epoch.forgotten.into_iter().collect()))),
-            Stored::Unreadable(why) => Err(why),
-        };
-        let (packs, swept) = match (self.verdict, epoch) {
-            (Stored::Is(verdict), epoch) => (verdict.delete, epoch.ok().and_then(|(_, swept)| swept)),
-            (_, Ok(proposed)) => proposed,
+        let (packs, forgotten) = match (self.verdict, self.epoch) {
+            (Stored::Is(verdict), epoch) => (verdict.delete, epoch.ok().map(|epoch| epoch.forgotten)),
+            (_, Ok(epoch)) => (epoch.condemned, Some(epoch.forgotten)),
             (verdict, Err(why)) => return Err(unknown(self.number, why, &verdict)),
         };
+        let swept = forgotten.map(|forgotten| forgotten.into_iter().collect());
         Ok(Condemned { packs: packs.into_iter().collect(), swept })
     }
 }
@@ -82,32 +79,19 @@ pub fn unknown(number: u64, why: Failure, verdict: &Stored<Verdict>) -> Failure 
 pub async fn latest(repository: &Repository) -> Result<Option<Latest>, Failure> {
     let listed = repository.store.list(names::EPOCHS).await?;
     let sizes: BTreeMap<String, u64> = listed.into_iter().map(|listed| (listed.key, listed.size)).collect();
-    let Some(number) =
-        sizes.keys().filter_map(|key| names::parse_epoch(key).ok()).map(|(number, _)| number).max()
-    else {
-        return Ok(None);
-    };
+    let Some(number) = sizes.keys().filter_map(|key| number_of(key)).max() else { return Ok(None) };
     // The epoch is read before its verdict is looked for: a verdict that appears in between condemns fewer packs.
     let key = names::epoch(number);
-    let epoch = match sizes.get(&key) {
-        Some(0) => Stored::Nothing,
-        listed => match stored::<Epoch>(repository, &key, listed.is_some()).await? {
-            Stored::Nothing => return Err(not_there(&key)),
-            read => read,
-        },
+    let epoch: Result<Epoch, Failure> = match stored(repository, &key, sizes.get(&key).copied()).await? {
+        Stored::Is(epoch) => Ok(epoch),
+        Stored::Nothing => Err(Failure::damaged(format!("{key} is gone"))),
+        Stored::Unreadable(why) => Err(why),
     };
-    if let Stored::Is(epoch) = &epoch {
+    if let Ok(epoch) = &epoch {
         check_number(Epoch::WHAT, epoch.number, number)?;
     }
     let key = names::verdict(number);
-    let verdict = match stored::<Verdict>(repository, &key, true).await? {
-        Stored::Nothing => match sizes.get(&key) {
-            None => Stored::Nothing,
-            Some(0) => Stored::Unreadable(Failure::damaged(format!("{key} is empty"))),
-            Some(_) => return Err(not_there(&key)),
-        },
-        read => read,
-    };
+    let verdict: Stored<Verdict> = stored(repository, &key, sizes.get(&key).copied()).await?;
     if let Stored::Is(verdict) = &verdict {
         check_number(Verdict::WHAT, verdict.number, number)?;
     }
@@ -123,20 +107,26 @@ pub async fn verdict(repository: &Repository, number: u64) -> Result<Option<Verd
     Ok(verdict)
 }
 
-/// Reads one of a collection's objects. One that is neither listed nor there is gone.
+/// The number of the collection whose object has this key.
+pub fn number_of(key: &str) -> Option<u64> {
+    names::parse_epoch(key.strip_suffix(".sessions").unwrap_or(key)).ok().map(|(number, _)| number)
+}
+
+/// Reads one of the latest collection's objects, of which a listing had the size.
 async fn stored<T: Object>(
     repository: &Repository,
     key: &str,
-    is_listed: bool,
+    listed: Option<u64>,
 ) -> Result<Stored<T>, Failure> {
-    match repository.read::<T>(key).await {
-        Ok(Some(value)) => Ok(Stored::Is(value)),
-        Ok(None) if !is_listed => Ok(Stored::Unreadable(Failure::damaged(format!("{key} is gone")))),
-        Ok(None) => Ok(Stored::Nothing),
-        Err(failure) if matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused) => {
+    match (repository.read::<T>(key).await, listed) {
+        (Ok(Some(value)), _) => Ok(Stored::Is(value)),
+        (Ok(None), None) => Ok(Stored::Nothing),
+        (Ok(None), Some(0)) => Ok(Stored::Unreadable(Failure::damaged(format!("{key} is empty")))),
+        (Ok(None), Some(_)) => Err(not_there(key)),
+        (Err(failure), _) if matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused) => {
             Ok(Stored::Unreadable(failure))
         }
-        Err(failure) => Err(failure),
+        (Err(failure), _) => Err(failure),
     }
 }
 
@@ -144,8 +134,9 @@ async fn stored<T: Object>(
 /// will wait for all that are there when it goes on.
 pub async fn awaited(repository: &Repository) -> Result<Option<Vec<SessionId>>, Failure> {
     let listed = repository.store.list(names::EPOCHS).await?;
-    let numbers = listed.iter().filter_map(|listed| names::parse_epoch(&listed.key).ok());
-    let Some(number) = numbers.map(|(number, _)| number).max() else { return Ok(None) };
+    let Some(number) = listed.iter().filter_map(|listed| number_of(&listed.key)).max() else {
+        return Ok(None);
+    };
     let key = names::awaited(number);
     match repository.read::<Awaited>(&key).await? {
         Some(awaited) => {

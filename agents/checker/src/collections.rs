@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use agent::Failure;
 use agent::epochs::{self, Latest, Stored};
+use agent::store::Created;
 use bytes::Bytes;
 use schema::epoch::{Awaited, Epoch, Verdict};
 use schema::messages::FailureKind;
@@ -21,9 +22,7 @@ impl Mender {
     /// nothing: a verdict says so that nobody can change, and one that came meanwhile holds.
     pub(crate) async fn decide(&self) -> Result<(), Failure> {
         let repository = &self.source.repository;
-        let Some(Latest { number, epoch: Stored::Unreadable(why), verdict: Stored::Nothing }) =
-            self.latest().await?
-        else {
+        let Some(Latest { number, epoch: Err(why), verdict: Stored::Nothing }) = self.latest().await? else {
             return Ok(());
         };
         if why.kind == FailureKind::Refused {
@@ -42,11 +41,10 @@ impl Mender {
         mended: &mut Mended,
     ) -> Result<(), Failure> {
         let Some(Latest { number, epoch, verdict }) = self.latest().await? else { return Ok(()) };
-        let is_over = matches!(epoch, Stored::Nothing);
-        self.empty_what_is_over(if is_over { number + 1 } else { number }, mended).await?;
+        self.empty_what_is_over(number, mended).await?;
         let (key, packs, why) = match (&epoch, &verdict) {
-            (Stored::Is(epoch), Stored::Unreadable(why)) => (names::verdict(number), &epoch.condemned, why),
-            (Stored::Unreadable(why), Stored::Is(verdict)) => (names::epoch(number), &verdict.delete, why),
+            (Ok(epoch), Stored::Unreadable(why)) => (names::verdict(number), &epoch.condemned, why),
+            (Err(why), Stored::Is(verdict)) => (names::epoch(number), &verdict.delete, why),
             _ => return Ok(()),
         };
         if why.kind == FailureKind::Refused {
@@ -83,9 +81,9 @@ impl Mender {
     async fn latest(&self) -> Result<Option<Latest>, Failure> {
         let repository = &self.source.repository;
         match epochs::latest(repository).await? {
-            Some(
-                Latest { epoch: Stored::Unreadable(_), .. } | Latest { verdict: Stored::Unreadable(_), .. },
-            ) => epochs::latest(repository).await,
+            Some(Latest { epoch: Err(_), .. } | Latest { verdict: Stored::Unreadable(_), .. }) => {
+                epochs::latest(repository).await
+            }
             found => Ok(found),
         }
     }
@@ -126,22 +124,27 @@ impl Mender {
         Ok(is_all.then_some(unreadable))
     }
 
-    /// Empties what cannot be read of the collections before this one.
+    /// Empties what cannot be read of the collections before this one, and what should be there and is gone.
     async fn empty_what_is_over(&self, before: u64, mended: &mut Mended) -> Result<(), Failure> {
         let listed = self.source.repository.store.list(names::EPOCHS).await?;
         let sizes: BTreeMap<String, u64> =
             listed.into_iter().map(|listed| (listed.key, listed.size)).collect();
+        for key in (1..before).flat_map(|number| [names::epoch(number), names::verdict(number)]) {
+            if !sizes.contains_key(&key)
+                && self.source.repository.store.create(&key, Bytes::new()).await? == Created::Won
+            {
+                mended.collections.push(key);
+            }
+        }
         for (key, _) in sizes.into_iter().filter(|(_, size)| *size > 0) {
-            let named = names::parse_epoch(key.trim_end_matches(".sessions"));
-            let Ok((number, is_verdict)) = named else { continue };
-            if number >= before {
+            if epochs::number_of(&key).is_none_or(|number| number >= before) {
                 continue;
             }
             self.source.go_on()?;
-            let is_damaged = match (key.ends_with(".sessions"), is_verdict) {
-                (true, _) => self.is_damaged::<Awaited>(&key).await?,
-                (false, true) => self.is_damaged::<Verdict>(&key).await?,
-                (false, false) => self.is_damaged::<Epoch>(&key).await?,
+            let is_damaged = match key.rsplit_once('.') {
+                Some((_, "sessions")) => self.is_damaged::<Awaited>(&key).await?,
+                Some(_) => self.is_damaged::<Verdict>(&key).await?,
+                None => self.is_damaged::<Epoch>(&key).await?,
             };
             if is_damaged {
                 self.source.repository.store.put(&key, Bytes::new()).await?;

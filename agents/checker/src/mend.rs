@@ -236,7 +236,7 @@ impl Mender {
         }
         builder.add_sessions(&footer.sessions);
         let moved = builder.entries().len() as u64;
-        self.upload(builder).await?;
+        self.upload(builder, pack).await?;
         Ok(Salvaged::Moved(moved))
     }
 
@@ -275,8 +275,8 @@ impl Mender {
         Ok(key)
     }
 
-    /// Uploads a pack and reads it back.
-    async fn upload(&self, mut builder: PackBuilder) -> Result<(), Failure> {
+    /// Uploads what was moved out of a pack and reads it back.
+    async fn upload(&self, mut builder: PackBuilder, from: PackId) -> Result<(), Failure> {
         let (store, environment) = (&self.source.repository.store, self.source.repository.environment());
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
@@ -303,7 +303,7 @@ impl Mender {
             }
             environment.sleep(pause).await;
             pause *= 2;
-            builder = builder.renamed(environment.pack_id());
+            builder = builder.renamed(self.older(from));
         }
         unreachable!("the loop returns")
     }

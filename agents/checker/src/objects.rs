@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use agent::Failure;
+use agent::{Failure, epochs};
 use futures::stream::{self, StreamExt};
 use schema::check::Check;
 use schema::damage::{Damage, Holes};
@@ -167,14 +167,24 @@ impl Checker {
 
     async fn epochs(&self, report: &mut Report) -> Result<(), Failure> {
         let listed = self.source.repository.store.list(names::EPOCHS).await?;
-        let keys: BTreeSet<String> = listed.into_iter().map(|listed| listed.key).collect();
+        let (empty, keys): (Vec<_>, BTreeSet<String>) = (
+            listed.iter().filter(|listed| listed.size == 0).map(|listed| listed.key.clone()).collect(),
+            listed.iter().map(|listed| listed.key.clone()).collect(),
+        );
         let suffix = |key: &String, suffix: &str| key.ends_with(suffix);
         let (verdicts, rest): (Vec<String>, Vec<String>) =
             keys.iter().cloned().partition(|key| suffix(key, ".verdict"));
-        let (awaited, epochs): (Vec<String>, Vec<String>) =
+        let (awaited, proposed): (Vec<String>, Vec<String>) =
             rest.into_iter().partition(|key| suffix(key, ".sessions"));
-        let last = keys.iter().filter_map(|key| names::parse_epoch(key.trim_end_matches(".sessions")).ok());
-        for number in 1..=last.map(|(number, _)| number).max().unwrap_or(0) {
+        let last = keys.iter().filter_map(|key| epochs::number_of(key)).max().unwrap_or(0);
+        for key in [names::epoch(last), names::verdict(last)].into_iter().filter(|key| empty.contains(key)) {
+            report.object(
+                key,
+                "it is empty, as nothing of the latest collection ever is (`lvkeep repair` ends that collection, or says \
+                 what must be brought back)",
+            );
+        }
+        for number in 1..=last {
             for (key, is_due) in [
                 (names::epoch(number), true),
                 (names::verdict(number), keys.contains(&names::epoch(number + 1))),
@@ -185,7 +195,7 @@ impl Checker {
             }
         }
         let is = |number: u64, key: &str, name: fn(u64) -> String| name(number) == *key;
-        self.open(epochs.into_iter(), |epoch: &Epoch, key| is(epoch.number, key, names::epoch), report)
+        self.open(proposed.into_iter(), |epoch: &Epoch, key| is(epoch.number, key, names::epoch), report)
             .await?;
         self.open(verdicts.into_iter(), |one: &Verdict, key| is(one.number, key, names::verdict), report)
             .await?;

@@ -360,7 +360,8 @@ impl Checked {
         lines.push(format!("{} snapshots, {}: checked{read}", self.snapshots, text::size(self.bytes)));
         if let Some(pack) = &self.went_on_behind {
             lines.push(format!(
-                "content was read from behind pack {pack} on, where another check was interrupted (--restart reads all of it)"
+                "content was read from behind pack {pack} on, where another check was interrupted; what a collection has moved \
+                 to before it since is for the next check (--restart reads all of it)"
             ));
         }
         lines.join("\n")
@@ -370,6 +371,18 @@ impl Checked {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_goes_on_behind_another_check_says_what_it_has_not_read() {
+        let whole = Checked::told(schema::check::Report::default());
+        assert!(!whole.text().contains("behind"));
+        let text = Checked { went_on_behind: Some("PACK".into()), ..whole }.text();
+        for said in
+            ["from behind pack PACK on", "moved to before it since is for the next check", "--restart"]
+        {
+            assert!(text.contains(said), "{text}");
+        }
+    }
 
     /// Nothing that was found hides anything else.
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Any number of agents may do it, and none owns it: whose turn comes first collects, and the others skip theirs. The
 //! first turn comes after a random part of the time, so that agents that start together, or often, share them. What
-//! fails is logged and tried again at the next turn. It declares no session dead, and never runs without being asked for.
+//! fails is logged and tried again at the next turn. It declares no session dead unless it is told after how long, and
+//! never runs without being asked for.
 
 use std::time::Duration;
 
@@ -25,12 +26,13 @@ pub struct Collecting {
 }
 
 impl Collecting {
-    /// With a small part of the agent's memory, and patience until the next turn.
+    /// With a small part of the agent's memory, and patience until the next turn, which goes on waiting.
     pub fn new(app: &App, context: Context, repository: Repository, every: Duration) -> Self {
+        let revoke_after = app.settings.prune_revoke_after.value.map(Duration::from_secs_f64);
         let settings = Settings {
             limits: Limits { max_repack: app.settings.max_repack.value, repack_below: REPACK_BELOW },
             memory: app.settings.memory.value / 8,
-            patience: Patience { wait: every, revoke_after: None },
+            patience: Patience { wait: every, revoke_after },
             exclusive: false,
             announce: Announce::to(context.bus.clone(), app.settings.index_shards.value),
         };
@@ -47,9 +49,10 @@ impl Collecting {
                 return Ok(());
             }
             pause = self.every;
-            let turn = self.turn().await;
-            match turn {
-                Ok(()) => {}
+            match self.turn().await {
+                // It has waited all the time.
+                Ok(true) => pause = Duration::ZERO,
+                Ok(false) => {}
                 Err(_) if stop.is_raised() => return Ok(()),
                 Err(failure) => {
                     self.context.counters.collections_failed.add(1);
@@ -64,22 +67,28 @@ impl Collecting {
         }
     }
 
-    /// Goes on with what is unfinished, and collects unless somebody else has since the last turn.
-    async fn turn(&mut self) -> Result<(), Failure> {
-        if let Latest::Finished { next } = collector::latest(&self.repository).await? {
+    /// Goes on with what is unfinished, and collects unless somebody else has since the last turn. Whether it waits for a
+    /// session until the next one.
+    async fn turn(&mut self) -> Result<bool, Failure> {
+        let latest = collector::latest(&self.repository).await?;
+        if !matches!(latest, Latest::Open(_)) {
+            self.context.counters.collection_waits_seconds.set(0);
+        }
+        if let Latest::Finished { next } = latest {
             let before = self.next.replace(next);
             if before.is_some_and(|before| before != next) {
                 tracing::debug!(collection = next - 1, "another one has collected meanwhile");
-                return Ok(());
+                return Ok(false);
             }
         }
         let (repository, settings) = (self.repository.clone(), self.settings.clone());
-        let report = Collector::new(repository, settings, self.context.stop.clone()).prune().await?;
+        let collector = Collector::new(repository, settings, self.context.stop.clone());
+        let report = collector.telling(self.context.counters.clone()).prune().await?;
         self.tell(&report);
         if let Some(number) = report.epoch {
             self.next = Some(number + 1);
         }
-        Ok(())
+        Ok(!report.waits.is_empty())
     }
 
     fn tell(&self, report: &Report) {
@@ -107,9 +116,12 @@ impl Collecting {
                 "the store does not let them go yet ({LOCKED})"
             );
         }
-        if report.waits.is_empty() {
+        if report.is_finished() {
             self.context.counters.collections.add(1);
             tracing::info!(collection, snapshots, packs, freed, "collected");
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,5 +57,31 @@ fn render(counters: &Counters) -> String {
     for (name, help, value) in counters.list() {
         out.push_str(&format!("# HELP lvkeep_{name}_total {help}\n# TYPE lvkeep_{name}_total counter\nlvkeep_{name}_total {value}\n"));
     }
+    for (name, help, value) in counters.gauges() {
+        out.push_str(&format!(
+            "# HELP lvkeep_{name} {help}\n# TYPE lvkeep_{name} gauge\nlvkeep_{name} {value}\n"
+        ));
+    }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_rises_and_falls_is_no_counter() {
+        let counters = Counters::default();
+        counters.collections.add(2);
+        counters.collection_waits_seconds.set(7);
+        let text = render(&counters);
+        for line in [
+            "# TYPE lvkeep_collections_total counter",
+            "lvkeep_collections_total 2",
+            "# TYPE lvkeep_collection_waits_seconds gauge",
+            "lvkeep_collection_waits_seconds 7",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line} in {text}");
+        }
+    }
 }

@@ -153,7 +153,7 @@ fn pruned(args: &PruneArgs, report: &Report) -> Pruned {
     Pruned {
         dry_run: args.dry_run,
         collection: report.epoch,
-        finished: report.waits.is_empty() && report.swept.is_finished(),
+        finished: report.is_finished(),
         snapshots_forgotten: report.forgotten,
         snapshots_removed: report.swept.snapshots,
         packs_unneeded: report.dead,

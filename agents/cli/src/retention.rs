@@ -5,10 +5,10 @@ use std::time::Duration;
 use agent::Failure;
 use anyhow::{Context, bail};
 use conductor::retention::{Policies, Rules};
-use jiff::{Span, SpanRelativeTo, Unit};
 use serde::{Deserialize, Serialize};
 
 use crate::args::Keep;
+use crate::settings::seconds_of;
 
 /// One `[[retention]]` of the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -68,11 +68,7 @@ impl Keep {
 
 /// Hours, days of 24 hours and weeks of 7 days: months have no length.
 fn parse_within(text: &str) -> anyhow::Result<Duration> {
-    let relative = SpanRelativeTo::days_are_24_hours();
-    let span = text.parse::<Span>().ok();
-    let weeks = span.filter(|span| span.get_years() == 0 && span.get_months() == 0 && span.is_positive());
-    let seconds = weeks.and_then(|span| span.total((Unit::Second, relative)).ok());
-    match seconds {
+    match seconds_of(text) {
         Some(seconds) if seconds >= 1.0 => Ok(Duration::from_secs_f64(seconds)),
         _ => bail!(Failure::refused(format!(
             "{text:?} is not how long to keep something (write for example 36h, 14d or 8w)"

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use directories::ProjectDirs;
+use jiff::{Span, SpanRelativeTo, Unit};
 use schema::limits::LEAF_SPAN;
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +64,7 @@ struct AgentFile {
     restores: Option<usize>,
     span: Option<String>,
     prune_every: Option<String>,
+    prune_revoke_after: Option<String>,
     max_repack: Option<String>,
     check_every: Option<String>,
     check_share: Option<String>,
@@ -155,6 +157,9 @@ pub struct Settings {
     pub span: Setting<u64>,
     /// Conductor: how often it collects what nobody needs, in seconds; none: never.
     pub prune_every: Setting<Option<f64>>,
+    /// Conductor: sessions that such a collection waits for and that began longer ago than this, in seconds, are cancelled;
+    /// none: it waits for ever.
+    pub prune_revoke_after: Setting<Option<f64>>,
     /// Conductor: bytes that such a collection moves at most.
     pub max_repack: Setting<u64>,
     /// Conductor: how often it asks agents to check content, in seconds; none: never.
@@ -178,12 +183,20 @@ pub fn parse_size(what: &str, text: &str) -> anyhow::Result<u64> {
     }
 }
 
-/// A length of time in seconds, such as 26h or 90s.
+/// A length of time in seconds, such as 7d, 26h or 90s.
 pub fn parse_seconds(what: &str, text: &str) -> anyhow::Result<f64> {
-    match text.parse::<jiff::SignedDuration>() {
-        Ok(length) if length.is_positive() => Ok(length.as_secs_f64()),
-        _ => bail!("{what}: {text:?} is not a length of time (write for example 26h or 90s)"),
+    match seconds_of(text) {
+        Some(seconds) => Ok(seconds),
+        None => bail!("{what}: {text:?} is not a length of time (write for example 7d, 26h or 90s)"),
     }
+}
+
+/// The seconds of a length of time. Days have 24 hours and weeks 7 days; months have no length.
+pub fn seconds_of(text: &str) -> Option<f64> {
+    let span = text.parse::<Span>().ok()?;
+    let has_length = span.get_years() == 0 && span.get_months() == 0 && span.is_positive();
+    let relative = SpanRelativeTo::days_are_24_hours();
+    has_length.then(|| span.total((Unit::Second, relative)).ok()).flatten()
 }
 
 /// Per cent of the content, such as 5%.
@@ -310,6 +323,11 @@ pub fn resolve(global: &Global, extra: Extra, matches: &ArgMatches) -> anyhow::R
         restores: r.pick("restores", None, file.agent.restores, 2),
         span: Setting { value: span.value.unwrap_or(1 << 30), origin: span.origin },
         prune_every: r.optional("prune_every", None, seconds("prune_every", &file.agent.prune_every)?),
+        prune_revoke_after: r.optional(
+            "prune_revoke_after",
+            None,
+            seconds("prune_revoke_after", &file.agent.prune_revoke_after)?,
+        ),
         max_repack: match max_repack.value {
             Some(value) => Setting { value, origin: max_repack.origin },
             None => Setting { value: parse_size("max_repack", MAX_REPACK)?, origin: Origin::Default },
@@ -398,5 +416,18 @@ impl Settings {
             Some((name, text, origin))
         };
         Ok(fields.into_iter().filter_map(row).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_of_time_are_read_in_every_unit_that_has_one() {
+        let seconds = |text| parse_seconds("a setting", text).ok();
+        let read = ["90s", "1.5s", "250ms", "26h", "1h 30m", "7d", "2w"].map(seconds);
+        assert_eq!(read, [90.0, 1.5, 0.25, 93_600.0, 5400.0, 604_800.0, 1_209_600.0].map(Some));
+        assert_eq!(["", "0s", "-1h", "3", "1mo", "1y", "soon"].map(seconds), [None; 7]);
     }
 }

@@ -34,26 +34,25 @@ pub async fn latest(repository: &Repository) -> Result<Latest, Failure> {
     let agent::epochs::Latest { number, epoch, verdict } = found;
     let finished = Latest::Finished { next: number + 1 };
     match (epoch, verdict) {
-        (Stored::Nothing, _) => Ok(finished),
-        (Stored::Is(epoch), Stored::Nothing) => Ok(Latest::Open(epoch)),
-        (Stored::Is(epoch), Stored::Is(verdict)) => {
+        (Ok(epoch), Stored::Nothing) => Ok(Latest::Open(epoch)),
+        (Ok(epoch), Stored::Is(verdict)) => {
             match is_gone(&verdict.delete, repository).await? && is_swept(&epoch, repository).await? {
                 true => Ok(finished),
                 false => Ok(Latest::Decided(epoch, verdict)),
             }
         }
         // It deletes nothing else.
-        (Stored::Is(epoch), Stored::Unreadable(why)) => {
+        (Ok(epoch), Stored::Unreadable(why)) => {
             let is_over =
                 is_gone(&epoch.condemned, repository).await? && is_swept(&epoch, repository).await?;
             unreadable(names::verdict(number), why, is_over).map(|()| finished)
         }
         // Roots go before packs; and where no pack goes, nothing is lost of what is still to be swept.
-        (Stored::Unreadable(why), Stored::Is(verdict)) => {
+        (Err(why), Stored::Is(verdict)) => {
             let is_over = is_gone(&verdict.delete, repository).await?;
             unreadable(names::epoch(number), why, is_over).map(|()| finished)
         }
-        (Stored::Unreadable(why), verdict) => Err(unknown(number, why, &verdict)),
+        (Err(why), verdict) => Err(unknown(number, why, &verdict)),
     }
 }
 

@@ -21,7 +21,9 @@ mod sweep;
 mod verdict;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use agent::counters::Counters;
 use agent::{Failure, Repository, Stop};
 use schema::PackId;
 use schema::epoch::{Epoch, Verdict};
@@ -90,6 +92,13 @@ pub struct Report {
     pub withheld: BTreeMap<PackId, String>,
 }
 
+impl Report {
+    /// Whether nothing is left to do of the epoch that the run ended in.
+    pub fn is_finished(&self) -> bool {
+        self.waits.is_empty() && self.swept.is_finished()
+    }
+}
+
 /// A collector of one repository.
 pub struct Collector {
     repository: Repository,
@@ -97,6 +106,7 @@ pub struct Collector {
     stop: Stop,
     footers: Footers,
     budget: Budget,
+    counters: Arc<Counters>,
 }
 
 /// Whether an epoch could be brought to its end.
@@ -110,7 +120,13 @@ impl Collector {
     pub fn new(repository: Repository, settings: Settings, stop: Stop) -> Self {
         let budget = Budget::new(settings.memory);
         let footers = Footers::new(repository.clone(), budget.footers);
-        Self { repository, settings, stop, footers, budget }
+        Self { repository, settings, stop, footers, budget, counters: Arc::default() }
+    }
+
+    /// Tells these counters for how long it waits.
+    pub fn telling(mut self, counters: Arc<Counters>) -> Self {
+        self.counters = counters;
+        self
     }
 
     /// Finishes what is unfinished, then collects what there is. Ends early, without an error, when it waits for
@@ -209,8 +225,8 @@ impl Collector {
             Latest::Open(epoch) => {
                 report.epoch = Some(epoch.number);
                 let sessions = sessions::list_sessions(&self.repository, epoch.number).await?;
-                report.waits =
-                    sessions::wait(&self.repository, &sessions, self.settings.patience, &self.stop).await?;
+                let (patience, age) = (self.settings.patience, &self.counters.collection_waits_seconds);
+                report.waits = sessions::wait(&self.repository, &sessions, patience, &self.stop, age).await?;
                 if !report.waits.is_empty() {
                     report.left = Left::of(&self.repository, &epoch.condemned, &epoch.forgotten).await?;
                     return Ok(Ended::Not);

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use agent::counters::Gauge;
 use agent::store::Created;
 use agent::{Failure, Repository, Stop};
 use schema::epoch::Awaited;
@@ -94,18 +95,21 @@ pub(crate) async fn list_sessions(
     }
 }
 
-/// Waits until these sessions are gone; returns those that are not.
+/// Waits until these sessions are gone; returns those that are not. How old the oldest is that is waited for is told at
+/// each look.
 pub(crate) async fn wait(
     repository: &Repository,
     sessions: &BTreeSet<SessionId>,
     patience: Patience,
     stop: &Stop,
+    age: &Gauge,
 ) -> Result<Vec<Waiting>, Failure> {
     let environment = repository.environment();
     let start = environment.elapsed();
     let mut pause = PAUSES.0;
     loop {
         let open = still_open(repository, sessions, patience).await?;
+        age.set(oldest(repository, &open).as_secs());
         let left = patience.wait.saturating_sub(environment.elapsed().saturating_sub(start));
         if open.is_empty() || left.is_zero() || stop.is_raised() {
             return Ok(open);
@@ -113,6 +117,16 @@ pub(crate) async fn wait(
         environment.timeout(pause.min(left), stop.raised()).await;
         pause = (pause * 2).min(PAUSES.1);
     }
+}
+
+/// How long ago the first of these began, by its id where it does not say so.
+fn oldest(repository: &Repository, open: &[Waiting]) -> Duration {
+    let began = |waiting: &Waiting| match &waiting.about {
+        Some(about) => about.started_ms,
+        None => waiting.session.time_ms(),
+    };
+    let now = repository.environment().now_ms();
+    Duration::from_millis(open.iter().map(began).min().map_or(0, |first| now.saturating_sub(first)))
 }
 
 /// Those of the sessions that are still open.

@@ -84,8 +84,9 @@ impl Risk {
         let mut condemned = std::pin::pin!(condemned);
         while let Some((id, found)) = condemned.try_next().await? {
             let pack = match &found {
-                Found::Gone => continue,
                 Found::Pack(pack) if self.is_known(id, pack) && !self.reprieved.contains(&id) => pack,
+                // Also one that is gone: it was listed, and may only seem to be. Where it was deleted, another verdict
+                // says so, and holds.
                 _ => {
                     self.reprieved.insert(id);
                     continue;
@@ -143,7 +144,7 @@ impl Risk {
         let mut condemned = std::pin::pin!(condemned);
         let mut delete = Vec::new();
         while let Some((id, found)) = condemned.try_next().await? {
-            // A damaged pack stays, and one that is not given, and nothing relies on what is in it.
+            // A damaged pack stays, and one that is not given or gone, and nothing relies on what is in it.
             let Found::Pack(pack) = found else { continue };
             if !self.is_known(id, &pack) {
                 continue;

@@ -3,20 +3,21 @@
 
 use agent::forgetting;
 use bytes::Bytes;
-use schema::epoch::{Epoch, Verdict};
+use schema::epoch::{Awaited, Epoch, Verdict};
 use schema::root::Root;
 use schema::{PackId, names};
 use tests::rot::{Objects, Rot};
 
 use super::older::collect;
 use super::withheld::over;
-use super::{ALL, Victim, flipped, victim};
+use super::{ALL, Victim, flipped, is_named, victim};
 use agent::faults::store::Refusal;
+use checker::Content;
 
 /// How far a collection came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// It has an epoch, which condemns everything.
+    /// It has an epoch, which condemns everything, and waits for nobody.
     Proposed,
     /// It has a verdict, and its roots are swept.
     Decided,
@@ -48,6 +49,8 @@ async fn left(victim: &Victim, stage: Stage) -> Left {
         rot.repository.list_packs().await.expect("packs").into_iter().map(|(pack, _)| pack).collect();
     let epoch = Epoch { number: 1, forgotten: vec![victim.older.slot, alone.slot], condemned };
     rot.put(&names::epoch(1), &epoch).await.expect("an epoch");
+    let awaited = Awaited { number: 1, sessions: Vec::new() };
+    rot.put(&names::awaited(1), &awaited).await.expect("a list of sessions");
     let mut delete = Vec::new();
     if stage != Stage::Proposed {
         let (locked, store) = over(&rot);
@@ -81,29 +84,43 @@ async fn a_collection_that_rots_stops_backups_only_where_nothing_is_known_and_a_
         for key in [names::epoch(1), names::verdict(1)] {
             let Some(bytes) = left.objects.get(&key) else { continue };
             let places = [0, 30, bytes.len() / 2, bytes.len() - 1];
-            let mut cases: Vec<Bytes> = places.iter().map(|at| flipped(bytes, *at)).collect();
-            cases.push(bytes.slice(..bytes.len() / 2));
-            for (number, rotten) in cases.into_iter().enumerate() {
-                let case = format!("{stage:?}: {key}, case {number}");
+            let mut cases: Vec<(String, Option<Bytes>)> =
+                places.iter().map(|at| (format!("byte {at}"), Some(flipped(bytes, *at)))).collect();
+            cases.push(("cut in half".into(), Some(bytes.slice(..bytes.len() / 2))));
+            cases.push(("empty".into(), Some(Bytes::new())));
+            // A verdict that is gone leaves no trace.
+            if key == names::epoch(1) {
+                cases.push(("gone".into(), None));
+            }
+            for (what, rotten) in cases {
+                let case = format!("{stage:?}: {key}, {what}");
                 let mut objects = left.objects.clone();
-                objects.insert(key.clone(), rotten);
-                rots(&victim, &left, stage, &objects, &case).await;
+                match rotten {
+                    Some(rotten) => objects.insert(key.clone(), rotten),
+                    None => objects.remove(&key),
+                };
+                rots(&victim, &left, (stage, key.as_str()), &objects, &case).await;
             }
         }
     }
 }
 
-async fn rots(victim: &Victim, left: &Left, stage: Stage, objects: &Objects, case: &str) {
+async fn rots(victim: &Victim, left: &Left, (stage, key): (Stage, &str), objects: &Objects, case: &str) {
     let rot = victim.rot.with(objects).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+    let report = rot.check(Content::None).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+    assert!(is_named(&report, key), "{case}: {report:?}");
     let backed_up = rot.backup("vm/bad", &victim.path).await;
+    // What is empty says nothing any more once a later collection has begun.
+    let mut is_settled = false;
     if stage == Stage::Proposed {
         let why = backed_up.expect_err(case).to_string();
         assert!(why.contains("lvkeep repair"), "{case}: {why}");
     } else {
         backed_up.unwrap_or_else(|why| panic!("{case}: {why}"));
-        let knows = objects[&names::epoch(1)] == left.objects[&names::epoch(1)];
+        let knows = objects.get(&names::epoch(1)) == left.objects.get(&names::epoch(1));
         // What a verdict deletes that cannot be read may be anything that was condemned.
         let is_over = stage == Stage::Over && !knows;
+        is_settled = is_over && objects.get(key).is_some_and(Bytes::is_empty);
         let back = forgetting::unforget(&rot.repository, &left.late, "a test").await;
         assert_eq!(back.is_ok(), knows, "{case}: {back:?}");
         match collect(&rot).await {
@@ -117,7 +134,8 @@ async fn rots(victim: &Victim, left: &Left, stage: Stage, objects: &Objects, cas
     victim.good_is_unharmed(&rot, case).await;
 
     let (mended, _) = rot.repair().await.unwrap_or_else(|why| panic!("{case}: {why}"));
-    assert!(mended.unended.is_empty() && !mended.collections.is_empty(), "{case}: {mended:?}");
+    assert!(mended.unended.is_empty(), "{case}: {mended:?}");
+    assert_eq!(mended.collections.is_empty(), is_settled, "{case}: {mended:?}");
     // Whoever had read the verdict, and is slow, still does what it says.
     sweep(&rot, &left.delete).await;
     if stage != Stage::Over {
@@ -141,6 +159,23 @@ async fn goes_on(victim: &Victim, rot: &Rot, case: &str) {
             assert!(restored == victim.bad.1, "{case}, round {round}");
         }
         victim.good_is_unharmed(rot, case).await;
+    }
+}
+
+/// A verdict that is gone is made again, and deletes nothing that anybody relies on; whoever has read it carries it out.
+#[tokio::test]
+async fn a_verdict_that_is_gone_is_made_again() {
+    let victim = victim().await;
+    for stage in [Stage::Decided, Stage::Begun, Stage::Over] {
+        let case = format!("{stage:?}: the verdict is gone");
+        let left = left(&victim, stage).await;
+        let mut objects = left.objects.clone();
+        objects.remove(&names::verdict(1)).expect("a verdict");
+        let rot = victim.rot.with(&objects).await.expect("a repository");
+        rot.backup("vm/bad", &victim.path).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+        collect(&rot).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+        sweep(&rot, &left.delete).await;
+        goes_on(&victim, &rot, &case).await;
     }
 }
 

@@ -148,16 +148,18 @@ async fn what_a_collection_sweeps_or_swept_does_not_come_back() {
     }
 }
 
-/// A collection that cannot be read may be sweeping it; one that is over sweeps nothing.
+/// A collection that cannot be read may be sweeping it, also one whose epoch was cut to nothing.
 #[tokio::test(start_paused = true)]
 async fn what_a_collection_may_sweep_that_cannot_be_read_does_not_come_back() {
     let (world, root) = forgotten().await;
-    world.put(&names::epoch(4), bytes::Bytes::from_static(b"rot")).await;
     world.verdict(4, 4, &[]).await;
-    let refused = forgetting::unforget(&world.repository, &root, "test").await.unwrap_err();
-    assert!(refused.why.contains("`lvkeep repair`"), "{refused}");
-    assert!(sessions::list(&world.repository).await.unwrap().is_empty(), "nobody waits for it");
-    world.tombstone(&names::epoch(4)).await;
+    for rot in ["rot", ""] {
+        world.put(&names::epoch(4), rot.into()).await;
+        let refused = forgetting::unforget(&world.repository, &root, "test").await.unwrap_err();
+        assert!(refused.why.contains("`lvkeep repair`"), "{refused}");
+        assert!(sessions::list(&world.repository).await.unwrap().is_empty(), "nobody waits for it");
+    }
+    world.epoch(4, 4, &[]).await;
     forgetting::unforget(&world.repository, &root, "test").await.unwrap();
 }
 

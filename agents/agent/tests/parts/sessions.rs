@@ -45,7 +45,7 @@ async fn a_session_looks_in_the_order_of_the_protocol() {
 /// What a session finds in `gc/`, and which of the packs 1 to 4 then count.
 #[tokio::test(start_paused = true)]
 async fn the_latest_epoch_condemns() {
-    /// Number, packs proposed, packs of the verdict; none is a tombstone, no verdict is none at all.
+    /// Number, packs proposed, packs of the verdict; none is an empty object, no verdict is none at all.
     type Written = (u64, Option<&'static [u8]>, Option<Option<&'static [u8]>>);
     struct Case {
         name: &'static str,
@@ -71,14 +71,12 @@ async fn the_latest_epoch_condemns() {
             epochs: &[(10, Some(&[4]), None), (9, Some(&[3]), None)],
             counts: &[1, 2, 3],
         },
-        Case { name: "a shrunken epoch", epochs: &[(1, None, None)], counts: &[1, 2, 3, 4] },
         Case {
-            name: "a shrunken epoch, its verdict not",
+            name: "an emptied epoch, its verdict not",
             epochs: &[(1, None, Some(Some(&[2])))],
             counts: &[1, 3, 4],
         },
-        Case { name: "both shrunken", epochs: &[(1, None, Some(None))], counts: &[1, 2, 3, 4] },
-        Case { name: "a shrunken verdict", epochs: &[(1, Some(&[1]), Some(None))], counts: &[2, 3, 4] },
+        Case { name: "an emptied verdict", epochs: &[(1, Some(&[1]), Some(None))], counts: &[2, 3, 4] },
     ];
     for case in cases {
         let world = World::new().await;

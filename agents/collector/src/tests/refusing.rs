@@ -188,6 +188,33 @@ async fn a_verdict_believes_no_copy_that_is_newer_than_what_it_would_replace() {
     assert_eq!(world.check().await, 1);
 }
 
+/// Until any one operation of the collector, a store says of a condemned pack that it is not there, and lists it.
+#[tokio::test(start_paused = true)]
+async fn a_condemned_pack_that_only_seems_to_be_gone_is_not_deleted() {
+    let base = World::plain().await;
+    base.backup("a", &[1, 2, 3]).await;
+    let first = base.repository.key.chunk_ids().id(Domain::Data, &chunk(1));
+    let (needed, ..) = base.copies().await.unwrap()[&first][0];
+    let condemned = base.packs().await.into_iter().collect();
+    let (key, epoch) = (names::epoch(1), Epoch { number: 1, forgotten: Vec::new(), condemned });
+    let bytes = base.repository.seal(&key, &epoch).unwrap();
+    base.repository.store.put(&key, bytes).await.unwrap();
+    for number in 0.. {
+        let world = base.fork();
+        let (store, _) = hiding(&world);
+        store.hide(Some(&names::pack(needed)));
+        let given = store.clone();
+        let moment = Moment::act(Arc::new(store), number, Box::pin(async move { given.hide(None) }));
+        let repository = world.over(Arc::new(moment.clone()));
+        Collector::new(repository, World::settings(), Default::default()).prune().await.unwrap();
+        assert!(world.packs().await.contains(&needed), "operation {number}");
+        assert_eq!(world.check().await, 1, "operation {number}");
+        if moment.count() <= number {
+            break;
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_root_that_gets_unreadable_during_a_collection_reprieves_everything_and_the_epoch_ends() {
     let (world, _) = littered(false).await;
