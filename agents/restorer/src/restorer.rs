@@ -354,7 +354,7 @@ impl Restorer {
             let result = result.map_err(|failure| match comes_again {
                 true => (failure, Left::ForItsJob),
                 false => {
-                    let ending = work.sink.ending(&failure, work.spans.helped_bytes() > 0);
+                    let ending = work.sink.ending(&failure, work.spans.was_lent());
                     let left = work.sink.give_up(ending);
                     (with_notes(failure, left.as_slice()), Left::As(ending))
                 }

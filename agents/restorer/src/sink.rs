@@ -238,7 +238,7 @@ impl Sink {
     }
 
     /// How a restore with this failure ended. What stands on the target of the snapshot is worth keeping, whatever the
-    /// reason, unless that is the target; `is_helped` says that others have written to it.
+    /// reason, unless that is the target; `is_helped` says that others may have written to it.
     pub fn ending(&self, failure: &Failure, is_helped: bool) -> Ending {
         let Self::Target(opened) = self else { return Ending::Failed };
         let is_written = is_helped || opened.is_written.load(Ordering::Relaxed) || opened.is_begun();
