@@ -137,8 +137,9 @@ fn steps(window: &Window, part: &Range<u64>) -> Vec<Vec<Place>> {
 fn same(work: &Work, places: &[Place], buffer: &mut Aligned) -> Result<Vec<u64>, Failure> {
     let Some(reading) = work.compare.reading() else { return Ok(Vec::new()) };
     let mut offsets = |run: &[Place]| -> Result<Vec<u64>, Failure> {
-        let found = same_of_run(work, reading, run, buffer)?;
-        Ok(found.map(|(place, _)| place.offset).collect())
+        let found: Vec<Place> = same_of_run(work, reading, run, buffer)?.map(|(place, _)| *place).collect();
+        work.repeats.note_at(found.iter().map(|place| (place.id, place.offset)));
+        Ok(found.into_iter().map(|place| place.offset).collect())
     };
     let mut same = Vec::new();
     for run in runs(places) {
@@ -175,6 +176,7 @@ fn copied(work: &Work, places: &[Place], buffer: &mut Aligned) -> Result<Vec<u64
                 for (place, bytes) in found {
                     work.sink.write(place.offset, bytes)?;
                     work.counters.bytes_restored.add(bytes.len() as u64);
+                    work.repeats.note_at(std::iter::once((place.id, place.offset)));
                     copied.push(place.offset);
                 }
             }

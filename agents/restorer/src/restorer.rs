@@ -49,7 +49,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Bytes of fetched frames in flight, 2 MiB to 1 GiB, of all restores at once. Plaintext adds half a MiB per thread,
-    /// comparing a target two MiB per thread, and where chunks stand on a target a sixteenth for each restore.
+    /// comparing a target two MiB per thread, and where chunks stand on targets a sixteenth for all restores.
     pub memory: u64,
     /// Reads of content and maps in the store at once, of all restores.
     pub fetches: usize,
@@ -324,7 +324,9 @@ impl Restorer {
             }
             Purpose::Verify => Task::new(Sink::Discard, all),
             Purpose::Sample => Task::new(Sink::Discard, 0..root.size.min(SAMPLE)),
-            Purpose::Read(range, out) => return self.to_channel(source, range, out, progress).await,
+            Purpose::Read(range, out) => {
+                return self.to_channel(source.keeping_leaves(), range, out, progress).await;
+            }
             Purpose::Compare(path) => {
                 let reading = self.blocking(move || Reading::open(&path, root.volume, root.size)).await?;
                 Task { compare: Compare::ToTell(reading), ..Task::new(Sink::Discard, all) }
@@ -402,7 +404,7 @@ impl Restorer {
     }
 
     pub(crate) fn work(&self, source: Source, task: Task) -> Arc<Work> {
-        let room = if matches!(task.sink, Sink::Target(_)) { self.turns.bytes / 16 } else { 0 };
+        let room = matches!(task.sink, Sink::Target(_)).then(|| self.turns.room.clone());
         Arc::new(Work {
             volume: source.map.root().volume.clone(),
             environment: self.context.environment.clone(),

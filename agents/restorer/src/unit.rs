@@ -26,7 +26,7 @@ use crate::pipeline::stopped;
 use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
 use crate::pool::Pool;
 use crate::reading::{Aligned, Reading};
-use crate::repeats::Repeats;
+use crate::repeats::{Repeats, Room};
 use crate::report::{Hole, Report};
 use crate::restorer::Settings;
 use crate::sink::Sink;
@@ -103,6 +103,8 @@ pub(crate) struct Turns {
     pub memory: Arc<Semaphore>,
     /// How many they are in all.
     pub bytes: u64,
+    /// Room to remember where chunks stand on targets.
+    pub room: Arc<Room>,
     /// Reads of the store at once, of all of them.
     pub fetches: usize,
 }
@@ -163,6 +165,16 @@ impl Unit {
             Self::Zero(range) => run_zero(&work, range).await,
             Self::Lose(range, why) => leave_hole(&work, range, &why).await,
             Self::Found(report) => Ok(report),
+        }
+    }
+}
+
+impl Source {
+    /// For parts of the volume that are read one by one, several of which are in one leaf of the map.
+    pub fn keeping_leaves(self) -> Self {
+        match Arc::try_unwrap(self.map) {
+            Ok(map) => Self { map: map.keeping_leaves().into(), ..self },
+            Err(map) => Self { map, ..self },
         }
     }
 }
@@ -251,6 +263,7 @@ impl Turns {
             buffers: Arc::default(),
             memory: Arc::new(Semaphore::new(bytes as usize)),
             bytes,
+            room: Arc::new(Room::new(bytes / 16)),
             fetches: settings.fetches.max(1),
         }
     }

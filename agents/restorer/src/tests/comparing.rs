@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use schema::messages::FailureKind;
 use schema::root::Root;
@@ -135,7 +136,33 @@ async fn a_chunk_that_repeats_is_written_where_it_is_not_yet() {
     fs::write(&path, &old).unwrap();
     let report = onto(&fixture, &root, &path, false).await;
     assert!(fs::read(&path).unwrap() == content);
-    assert_eq!((report.written, report.chunks), (2 * CHUNK as u64, 1), "fetched once");
+    assert_eq!((report.copied, report.fetched), (2 * CHUNK as u64, 0), "it stands beside");
+}
+
+/// In another window than where it stands.
+#[tokio::test(start_paused = true)]
+async fn what_stands_on_the_target_far_away_is_not_fetched() {
+    let fixture = Fixture::plain().await;
+    let mut content = vec![0; 520 * MIB];
+    content[..4 * MIB].copy_from_slice(&noise(3, 4 * MIB));
+    content.copy_within(..4 * MIB, 515 * MIB);
+    let root = fixture.volume(&content).await;
+    let (first, second) = (fixture.path("first"), fixture.path("second"));
+    for path in [&first, &second] {
+        let old = File::create(path).unwrap();
+        old.set_len(content.len() as u64).unwrap();
+        old.write_all_at(&content[..4 * MIB], 0).unwrap();
+    }
+    let report = onto(&fixture, &root, &first, false).await;
+    assert!(fs::read(&first).unwrap() == content);
+    assert_eq!((report.kept, report.copied, report.fetched), (4 * MIB as u64, 4 * MIB as u64, 0));
+
+    // What was taken from another target counts, too: it stands there once, and is wanted twice.
+    let (path, donor) = (fixture.path("third"), second);
+    let target = Target::new(&path, true).after(&donor);
+    let report = fixture.restorer().restore(root, target, |_| ()).await.unwrap();
+    assert!(fs::read(&path).unwrap() == content);
+    assert_eq!((report.copied + report.kept, report.fetched), (8 * MIB as u64, 0), "{report:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -214,6 +241,25 @@ async fn ranges_are_handed_on_in_order() {
     let refused = fixture.restorer().read(root, 5..end as u64 + 1, out, |_| ()).await.unwrap_err();
     assert!(refused.why.contains(&end.to_string()), "{refused}");
     assert_eq!(fixture.sessions().await, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leaf_of_the_map_is_read_once_for_all_parts_in_it() {
+    let fixture = Fixture::plain().await;
+    let content = noise(7, 20 * MIB);
+    let root = fixture.volume(&content).await;
+    let (out, mut parts) = tokio::sync::mpsc::channel(1);
+    let (restorer, before) = (fixture.restorer(), fixture.reads.load(Ordering::Relaxed));
+    let (report, count) =
+        tokio::join!(restorer.read(root, 0..content.len() as u64, out, |_| ()), async {
+            let mut count = 0;
+            while parts.recv().await.is_some() {
+                count += 1;
+            }
+            count
+        });
+    assert_eq!(count, 10);
+    assert_eq!(fixture.reads.load(Ordering::Relaxed) - before, report.unwrap().requests + 1);
 }
 
 #[tokio::test(start_paused = true)]
