@@ -111,6 +111,8 @@ pub(crate) struct Opened {
     pub is_alone: bool,
     /// Bytes that it has from the first write to the end, where it is a file.
     pub len: Option<u64>,
+    /// Bytes that it had before, where what was behind the snapshot's end was cut off.
+    pub was_longer: Option<u64>,
     /// The same device past the page cache, where that is possible; opened when it is first written to.
     pub direct: OnceLock<Option<File>>,
 }
@@ -180,6 +182,14 @@ impl Sink {
             Self::Target(opened) => opened.place.clone(),
             Self::Discard | Self::Memory(_) => None,
         }
+    }
+
+    /// What the operator should know of a target that has become shorter.
+    pub fn cut_off(&self) -> Option<String> {
+        let Self::Target(Opened { path, len: Some(now), was_longer: Some(before), .. }) = self else {
+            return None;
+        };
+        Some(format!("{} was cut off from {before} to {now} bytes, which the snapshot has", path.display()))
     }
 
     /// What lies behind the snapshot's end and is emptied with the rest.
@@ -295,6 +305,7 @@ impl Opened {
             syncing: AtomicBool::new(false),
             is_alone: false,
             len: None,
+            was_longer: None,
             direct: OnceLock::new(),
         }
     }

@@ -21,7 +21,7 @@ use schema::names;
 use tokio::sync::Semaphore;
 
 use crate::batch::Batch;
-use crate::compare::{Compare, not_zero};
+use crate::compare::{Compare, holds, not_zero};
 use crate::pipeline::stopped;
 use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
 use crate::pool::Pool;
@@ -355,9 +355,8 @@ async fn decode(
             let wanted = &window.chunks[frame.chunk];
             let bytes = frame_bytes(&frame.copy, start, &bytes);
             match write_frame(work, opener, &mut batch, wanted, bytes, &keys) {
-                Ok(bytes) => {
-                    decoded.report.written += bytes;
-                    decoded.report.chunks += 1;
+                Ok(report) => {
+                    decoded.report += report;
                     written.push(frame.chunk);
                 }
                 Err(Trouble::Copy(why)) => {
@@ -397,7 +396,7 @@ async fn keys_for(work: &Arc<Work>, frames: &[Frame], start: u64, bytes: &[u8]) 
     Ok(keys)
 }
 
-/// Verifies one frame and writes its plaintext to every place that wants it. Returns the bytes written. Blocks.
+/// Verifies one frame and writes its plaintext to every place that wants it, or says whether it stands there. Blocks.
 fn write_frame(
     work: &Work,
     opener: &mut Opener,
@@ -405,7 +404,7 @@ fn write_frame(
     wanted: &Wanted,
     frame: &[u8],
     keys: &Keys,
-) -> Result<u64, Trouble> {
+) -> Result<Report, Trouble> {
     let damaged = |e: schema::FormatError| Trouble::Copy(e.into());
     let header = FrameHeader::parse(frame).map_err(damaged)?;
     let candidates = match keys.get(&header.key) {
@@ -421,15 +420,23 @@ fn write_frame(
                 return Err(Trouble::Copy(Failure::damaged(why)));
             }
             Ok(plain) => {
-                let mut written = 0;
+                let mut report = Report { chunks: 1, ..Report::default() };
                 for offset in &wanted.offsets {
                     let range = work.wanted(&(*offset..*offset + plain.len() as u64));
                     let bytes = &plain[(range.start - offset) as usize..(range.end - offset) as usize];
+                    if let Compare::ToTell(reading) = &work.compare {
+                        report.kept += bytes.len() as u64;
+                        report.compared += bytes.len() as u64;
+                        if !holds(reading, &range, bytes).map_err(Trouble::Target)? {
+                            report.differences.add(range);
+                        }
+                        continue;
+                    }
                     batch.write(range.start, bytes).map_err(Trouble::Target)?;
-                    written += bytes.len() as u64;
+                    report.written += bytes.len() as u64;
                 }
-                work.counters.bytes_restored.add(written);
-                return Ok(written);
+                work.counters.bytes_restored.add(report.written);
+                return Ok(report);
             }
             Err(error) => last = damaged(error),
         }

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use schema::messages::FailureKind;
+use schema::messages::{FailureKind, Verified};
 use schema::root::Root;
 
 use super::fixture::{CHUNK, Fixture, noise};
@@ -196,6 +196,67 @@ async fn what_differs_is_told_and_nothing_is_changed() {
     assert!(failure.kind == FailureKind::Refused && failure.why.contains("1048576 bytes"), "{failure}");
     fs::remove_file(&path).unwrap();
     assert_eq!(compare().await.unwrap_err().kind, FailureKind::Device);
+}
+
+/// Whatever stands beside it on the target, and whatever its chunks hold beside it.
+#[tokio::test(start_paused = true)]
+async fn only_a_range_is_compared() {
+    let fixture = Fixture::encrypted().await;
+    let content = content();
+    let root = fixture.volume(&content).await;
+    let (path, end) = (fixture.path("target"), content.len());
+    let restorer = fixture.restorer();
+    let ranges = [100..101, CHUNK - 1..3 * CHUNK + 1, 3 * MIB + 5..7 * MIB + 9, 5 * MIB + 1..5 * MIB + 2];
+    for range in ranges.into_iter().chain([end - 1..end, 0..end, 7..7]) {
+        let mut there = vec![0xee; range.end];
+        there[range.clone()].copy_from_slice(&content[range.clone()]);
+        let part = range.start as u64..range.end as u64;
+        let compare = |there: &[u8]| {
+            fs::write(&path, there).unwrap();
+            restorer.compare_range(root.clone(), &path, part.clone(), |_| ())
+        };
+        assert_eq!(compare(&there).await.unwrap(), Differences::default(), "{range:?}");
+        // Its first and its last byte, with what is told of chunks as a whole, or of a part of one.
+        for at in [range.start, range.end.saturating_sub(1)].into_iter().filter(|_| !range.is_empty()) {
+            let mut other = there.clone();
+            other[at] ^= 1;
+            let found = compare(&other).await.unwrap();
+            let [told] = found.first.as_slice() else { panic!("{range:?}, {at}: {found:?}") };
+            assert!(told.contains(&(at as u64)) && part.start <= told.start && told.end <= part.end);
+            assert_eq!(found.bytes, told.end - told.start);
+        }
+    }
+    let compare = |range| restorer.compare_range(root.clone(), &path, range, |_| ());
+    let refused = compare(5..end as u64 + 1).await.unwrap_err();
+    assert!(refused.why.contains(&end.to_string()), "{refused}");
+    fs::write(&path, &content[..MIB]).unwrap();
+    let refused = compare(5..MIB as u64 + 1).await.unwrap_err();
+    assert!(refused.why.contains("1048576 bytes"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_range_that_was_restored_is_read_again() {
+    let fixture = Fixture::encrypted().await;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    let path = fixture.path("target");
+    fs::write(&path, vec![0xee; MIB / 2]).unwrap();
+    let range = CHUNK as u64 / 2..5 * CHUNK as u64 + 1;
+    let target = Target::new(&path, true).only(Some(range)).read_again(true);
+    let report = fixture.restorer().restore(root, target, |_| ()).await.unwrap();
+    assert_eq!(report.verified, Some(Verified::Equal));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_becomes_shorter_is_said_to() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    let path = fixture.path("target");
+    for (len, is_said) in [(MIB / 2, false), (MIB, false), (MIB + 5, true)] {
+        fs::write(&path, vec![0xee; len]).unwrap();
+        let notes = onto(&fixture, &root, &path, false).await.notes;
+        assert_eq!(notes.len(), usize::from(is_said), "{notes:?}");
+        assert!(!is_said || notes[0].contains("from 1048581 to 1048576 bytes"), "{notes:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
