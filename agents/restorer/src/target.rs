@@ -367,7 +367,9 @@ impl Target {
             let before = self.claim_file(&file, path)?;
             self.check_keeps_size(&file, at.root)?;
             match (self.range.is_some(), before) {
-                (true, Before::Content) => drop(self.size_for(&file, at.root)?),
+                (true, Before::Content) => {
+                    self.size_for(&file, at.root)?;
+                }
                 (true, Before::Empty) if self.put_back => return Err(self.refused(NOT_WHOLE)),
                 _ => {}
             }

@@ -101,12 +101,13 @@ impl Targets for LvmTargets {
             return Ok(None);
         }
         let donor = wish.donor.and_then(|donor| self.volume_at(donor));
+        let is_whole = wish.part == (0..wish.root.size);
         let request = Request {
             vg: &vg,
             lv: &lv,
             size: wish.part.end,
             data: data_of(wish.root).min(wish.part.end - wish.part.start),
-            only: (wish.part != (0..wish.root.size)).then(|| wish.part.end - wish.part.start),
+            only: (!is_whole).then(|| wish.part.end - wish.part.start),
             layout: &wish.root.layout,
             repository: wish.repository,
             snapshot: wish.root.slot.session,
@@ -122,7 +123,7 @@ impl Targets for LvmTargets {
         let place = LvmPlace::new(format!("{vg}/{lv}"), self, wish.repository, plan);
         Ok(Some(Arc::new(LvmPlace {
             force: wish.force,
-            is_whole: request.only.is_none(),
+            is_whole,
             bases,
             between_looks: self.between_looks,
             promises: Mutex::new(Some(promises)),

@@ -297,7 +297,7 @@ async fn what_others_have_written_before_they_gave_up_is_left_and_said() {
         let bytes = &content[offset as usize..][..CHUNK];
         std::os::unix::fs::FileExt::write_all_at(&opened(&path), bytes, offset).unwrap();
         match has_failed {
-            true => drop(hand.ask(SpanNow::Failed { offset, why: "no".into() }).await),
+            true => assert_eq!(hand.ask(SpanNow::Failed { offset, why: "no".into() }).await, None),
             // Nobody speaks of it any more.
             false => fixture.context.environment.sleep(Duration::from_secs(60)).await,
         }
