@@ -139,7 +139,10 @@ impl VolumeFile {
         wrong.extend(options.preparation().err().map(|why| why.to_string()));
         wrong.extend(self.range().err().map(|why| format!("range: {why}")));
         let more = [
-            (self.range.is_some() && self.create, "range and create: a volume that is made is restored whole"),
+            (
+                self.range.is_some() && self.create,
+                "range and create: a volume that is made is restored whole",
+            ),
             (self.snapshot.is_empty(), "snapshot is missing"),
             (self.target.is_empty(), "target is missing"),
             (self.host.as_deref() == Some(""), "host has no name"),

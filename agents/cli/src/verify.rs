@@ -76,8 +76,7 @@ async fn compare(
     let part = range.unwrap_or(0..root.size);
     let display = Display::new(app);
     let bar = display.bar(&root.volume);
-    let comparing =
-        restorer.compare_range(root.clone(), &path, part.clone(), |p| bar.set(p.done, p.total));
+    let comparing = restorer.compare_range(root.clone(), &path, part.clone(), |p| bar.set(p.done, p.total));
     let compared = comparing.await;
     bar.finish();
     let differences = compared.with_context(|| format!("comparing {target} with {}", root.volume))?;

@@ -311,14 +311,13 @@ async fn a_leaf_of_the_map_is_read_once_for_all_parts_in_it() {
     let root = fixture.volume(&content).await;
     let (out, mut parts) = tokio::sync::mpsc::channel(1);
     let (restorer, before) = (fixture.restorer(), fixture.reads.load(Ordering::Relaxed));
-    let (report, count) =
-        tokio::join!(restorer.read(root, 0..content.len() as u64, out, |_| ()), async {
-            let mut count = 0;
-            while parts.recv().await.is_some() {
-                count += 1;
-            }
-            count
-        });
+    let (report, count) = tokio::join!(restorer.read(root, 0..content.len() as u64, out, |_| ()), async {
+        let mut count = 0;
+        while parts.recv().await.is_some() {
+            count += 1;
+        }
+        count
+    });
     assert_eq!(count, 10);
     assert_eq!(fixture.reads.load(Ordering::Relaxed) - before, report.unwrap().requests + 1);
 }

@@ -257,7 +257,8 @@ pub fn restored_to_new() {
 
     step("again, as one that was cut off has left it, and no whole one");
     let done = keeper.run(&["--json", "restore", "image@latest", &plain.path()]).ok().json();
-    let tag = |id: &str| run("lvchange", &["-q", "--addtag", &format!("lvkeep-incomplete={id}"), &plain.path()]);
+    let tag =
+        |id: &str| run("lvchange", &["-q", "--addtag", &format!("lvkeep-incomplete={id}"), &plain.path()]);
     stale(&plain);
     tag(done["snapshot"].as_str().expect("an id"));
     restored(&keeper, &plain, &["--create"]);

@@ -6,7 +6,8 @@ use super::*;
 use crate::marks::Marks;
 use crate::report::Attributes;
 use crate::testing::{
-    group, inventory, linear, marks, ours, owner, pool, repository, session, thick_snapshot, thin, thin_snapshot,
+    group, inventory, linear, marks, ours, owner, pool, repository, session, thick_snapshot, thin,
+    thin_snapshot,
 };
 
 const GIB: u64 = 1 << 30;
@@ -273,8 +274,7 @@ fn a_new_volume_is_as_large_as_the_snapshot_in_extents() {
         Volume::New(arguments) => arguments.join(" "),
         other => panic!("{other:?}"),
     };
-    let tag =
-        format!("--addtag lvkeep-unfinished={} --addtag lvkeep-incomplete={}", job(), session(1));
+    let tag = format!("--addtag lvkeep-unfinished={} --addtag lvkeep-incomplete={}", job(), session(1));
     let plain = made(&asked(NewVolume::Plain), &empty);
     assert_eq!(
         plain,
