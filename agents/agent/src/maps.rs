@@ -1,7 +1,7 @@
 //! Reads the maps of snapshots: from the root's top down to leaves, through the index and the bucket.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use schema::chunk::Opener;
@@ -9,6 +9,7 @@ use schema::map::{Content, Geometry, Leaf, Node, Piece};
 use schema::messages::{About, Copy, FailureKind};
 use schema::root::Root;
 use schema::{ChunkId, PackId};
+use tokio::sync::OnceCell;
 
 use crate::Failure;
 use crate::index::IndexClient;
@@ -17,6 +18,11 @@ use crate::repository::Repository;
 
 /// Nodes kept while a map is walked: one per level suffices.
 const NODES_KEPT: usize = 8;
+/// Leaves kept where they are: neighbouring parts of a volume lie in two at most.
+const LEAVES_KEPT: usize = 2;
+
+/// Leaves by their numbers, the latest last. Whoever wants one that is being read waits for it.
+type Leaves = Mutex<Vec<(u64, Arc<OnceCell<Leaf>>)>>;
 
 /// Reads one snapshot's map.
 pub struct MapReader {
@@ -25,6 +31,7 @@ pub struct MapReader {
     root: Root,
     geometry: Geometry,
     nodes: Mutex<BTreeMap<ChunkId, Node>>,
+    leaves: Option<Leaves>,
     looks: Option<Looks>,
 }
 
@@ -32,12 +39,18 @@ impl MapReader {
     /// A reader of the map of `root`.
     pub fn new(repository: Repository, index: IndexClient, root: Root) -> Result<Self, Failure> {
         let geometry = Geometry::new(root.size)?;
-        Ok(Self { repository, index, root, geometry, nodes: Mutex::default(), looks: None })
+        Ok(Self { repository, index, root, geometry, nodes: Mutex::default(), leaves: None, looks: None })
     }
 
     /// Before anything counts as lost, the index looks at the bucket again.
     pub fn thorough(mut self) -> Self {
         self.looks = Some(Looks::new(self.repository.clone(), self.index.clone()));
+        self
+    }
+
+    /// The latest leaves are kept: for whoever asks for each several times in a row.
+    pub fn keeping_leaves(mut self) -> Self {
+        self.leaves = Some(Leaves::default());
         self
     }
 
@@ -75,6 +88,12 @@ impl MapReader {
 
     /// A leaf's pieces.
     pub async fn leaf(&self, leaf: u64) -> Result<Leaf, Failure> {
+        let Some(leaves) = &self.leaves else { return self.unkept_leaf(leaf).await };
+        let kept = kept(&mut leaves.lock().unwrap_or_else(PoisonError::into_inner), leaf);
+        kept.get_or_try_init(|| self.unkept_leaf(leaf)).await.cloned()
+    }
+
+    async fn unkept_leaf(&self, leaf: u64) -> Result<Leaf, Failure> {
         let range = self.geometry.leaf_range(leaf);
         let span = range.end - range.start;
         match self.leaf_id(leaf).await? {
@@ -148,6 +167,19 @@ impl MapReader {
     pub async fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Copy>>, Failure> {
         self.index.locate(&self.about(), ids).await
     }
+}
+
+/// The place of a leaf among those that are kept.
+fn kept(leaves: &mut Vec<(u64, Arc<OnceCell<Leaf>>)>, leaf: u64) -> Arc<OnceCell<Leaf>> {
+    if let Some((_, kept)) = leaves.iter().find(|(number, _)| *number == leaf) {
+        return kept.clone();
+    }
+    if leaves.len() >= LEAVES_KEPT {
+        leaves.remove(0);
+    }
+    let new = Arc::default();
+    leaves.push((leaf, Arc::clone(&new)));
+    new
 }
 
 /// Reads a structure chunk from the first copy that is whole.

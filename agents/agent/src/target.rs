@@ -130,7 +130,8 @@ pub trait Place: fmt::Debug + Send + Sync + 'static {
         false
     }
 
-    /// Whether an earlier attempt of the wish's job has made it, and nobody has ended it since.
+    /// Whether an earlier attempt of the wish's job has made it, or an earlier restore of the same snapshot, and it is not
+    /// whole.
     fn is_begun(&self) -> bool {
         false
     }

@@ -309,6 +309,10 @@ pub struct VerifyArgs {
     /// A file, a block device, or a logical volume as VG/LV, which is compared with the snapshot; without, every chunk of
     /// the snapshot is read from the repository and verified
     pub target: Option<String>,
+    /// Compare only LENGTH bytes from OFFSET on, as after `restore --range`; chunks that are in it in part are fetched,
+    /// which needs the identity
+    #[arg(long, value_name = "OFFSET+LENGTH", requires = "target")]
+    pub range: Option<String>,
 }
 
 /// `show`.
@@ -345,7 +349,7 @@ pub struct RestoreArgs {
     pub target: Option<String>,
     /// Restore only LENGTH bytes from OFFSET on, to where they were; the rest of the target stays as it is, and so does
     /// its size
-    #[arg(long, value_name = "OFFSET+LENGTH", conflicts_with_all = ["create", "verify"])]
+    #[arg(long, value_name = "OFFSET+LENGTH", conflicts_with_all = ["create"])]
     pub range: Option<String>,
     /// Keep what is overwritten in this new local file; `apply FILE TARGET` puts it back, with --unfinished when the
     /// restore was killed
@@ -353,7 +357,7 @@ pub struct RestoreArgs {
     pub snapback: Option<PathBuf>,
     /// Restore to this target, too; repeat for more. What is read from the repository is read once, and files share it
     /// on disk where the file system can
-    #[arg(long, value_name = "TARGET", conflicts_with_all = ["group", "range"])]
+    #[arg(long, value_name = "TARGET", conflicts_with = "group")]
     pub also: Vec<String>,
     /// How.
     #[command(flatten)]
@@ -417,6 +421,10 @@ pub struct UndoArgs {
     /// one that it was. One that is in use is refused all the same
     #[arg(long)]
     pub same_device: bool,
+    /// Put back all that stood there, also where a restore of a range has overwritten nothing; what was written there
+    /// since is lost. Without it, only the range is put back
+    #[arg(long)]
+    pub whole: bool,
     /// Overwrite a target that is in use by now, or whose name may mean another one by now
     #[arg(long)]
     pub force: bool,

@@ -261,14 +261,14 @@ fn done(order: &Order, host: &str, outcome: JobOutcome, seconds: f64) -> anyhow:
 
 /// Why nobody knows that a target holds what an agent restored to it.
 fn unverified(order: &Order, host: &str, verified: Option<Verified>) -> Option<anyhow::Error> {
-    let Order { root, target, .. } = order;
+    let target = &order.target;
     if let Some(verified) = verified {
         return restore::why_unverified(order, &format!("{host}:{target}"), verified);
     }
-    let (volume, id) = (&root.volume, root.slot.session);
+    let (volume, verifying) = (&order.root.volume, order.verifying());
     let why = format!(
-        "{volume} was restored to {target}; the agent on {host} is too old to read again what it restored: `lvkeep verify \
-         {id} {target}` there"
+        "{volume} was restored to {target}; the agent on {host} is too old to read again what it restored: `{verifying}` \
+         there"
     );
     Some(Failure::refused(why).into())
 }

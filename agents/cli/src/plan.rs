@@ -4,6 +4,7 @@
 //! said at once, with the line.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 
 use agent::{Failure, Repository};
@@ -16,7 +17,7 @@ use crate::apart::Apart;
 use crate::args::RestoreOptions;
 use crate::restore::Order;
 use crate::settings::AT_ONCE_MAX;
-use crate::{select, snapback};
+use crate::{cat, select, snapback};
 
 /// Volumes of one host at once, unless the plan says otherwise.
 pub const AT_ONCE: usize = 2;
@@ -50,6 +51,7 @@ struct HostFile {
 struct VolumeFile {
     snapshot: String,
     target: String,
+    range: Option<String>,
     host: Option<String>,
     priority: i32,
     force: bool,
@@ -127,11 +129,20 @@ impl VolumeFile {
         }
     }
 
+    fn range(&self) -> anyhow::Result<Option<Range<u64>>> {
+        self.range.as_deref().map(cat::parse).transpose()
+    }
+
     fn wrong(&self, around: &Surroundings<'_>) -> Vec<String> {
         let options = self.options();
         let mut wrong = options.clashes();
         wrong.extend(options.preparation().err().map(|why| why.to_string()));
+        wrong.extend(self.range().err().map(|why| format!("range: {why}")));
         let more = [
+            (
+                self.range.is_some() && self.create,
+                "range and create: a volume that is made is restored whole",
+            ),
             (self.snapshot.is_empty(), "snapshot is missing"),
             (self.target.is_empty(), "target is missing"),
             (self.host.as_deref() == Some(""), "host has no name"),
@@ -239,7 +250,8 @@ async fn planned(
     let root = select::snapshot(repository, &volume.snapshot).await.map_err(wrong)?;
     // What is wrong with it is said already.
     let preparation = options.preparation().unwrap_or_default();
-    let order = Order { root, target: volume.target.clone(), range: None, options, preparation };
+    let range = volume.range().unwrap_or_default();
+    let order = Order { root, target: volume.target.clone(), range, options, preparation };
     Ok(Planned { order, priority: volume.priority })
 }
 
@@ -283,6 +295,7 @@ thin = "pool"
 [[volume]]
 snapshot = "01ABC"
 target = "/srv/x.img"
+range = "1MiB+4KiB"
 safety_snapshot = "1GiB"
 verify = true
 "#;
@@ -292,6 +305,8 @@ verify = true
         assert_eq!((options[0].thin.as_deref(), options[0].to_host.as_deref()), (Some("pool"), Some("new")));
         assert_eq!(options[1].preparation().unwrap().safety.unwrap().size, Some(1 << 30));
         assert_eq!(file.volume[0].get_ref().priority, 100);
+        let ranges: Vec<_> = file.volume.iter().map(|one| one.get_ref().range().unwrap()).collect();
+        assert_eq!(ranges, [None, Some(1 << 20..(1 << 20) + 4096)]);
     }
 
     #[test]
@@ -310,6 +325,7 @@ host = "here"
 verify = true
 [[volume]]
 target = "vg1/c"
+range = "many"
 safety_snapshot = "many"
 snapback = "/srv/kept"
 "#;
@@ -321,6 +337,7 @@ snapback = "/srv/kept"
             (2, "volumes_at_once: 0"),
             (4, "like:"),
             (8, "/dev/vg1/a on here is the target of the volume in line 4"),
+            (13, "range:"),
             (13, "safety_snapshot:"),
             (13, "snapback:"),
             (13, "snapshot is missing"),

@@ -50,10 +50,20 @@ impl Order {
         target.prepared(self.preparation.clone()).only(self.range.clone()).keep_going(keep_going)
     }
 
+    /// The bytes that are restored.
+    pub fn part(&self) -> Range<u64> {
+        self.range.clone().unwrap_or(0..self.root.size)
+    }
+
     /// What of the repository it needs.
     pub fn wish(&self) -> Wish {
-        let all = Wish::all(self.root.clone());
-        Wish { part: self.range.clone().unwrap_or(all.part), ..all }
+        Wish { part: self.part(), ..Wish::all(self.root.clone()) }
+    }
+
+    /// The command that compares what it has restored.
+    pub fn verifying(&self) -> String {
+        let range = self.range.as_ref().map(|range| format!(" --range {}", text::range(range)));
+        format!("lvkeep verify {} {}{}", self.root.slot.session, self.target, range.unwrap_or_default())
     }
 }
 
@@ -314,7 +324,7 @@ pub async fn by_restorer(
     let Some(verified) = report.verified.clone() else { return Ok(Done::new(order, report, seconds)) };
     let compared = match verified {
         Verified::Equal | Verified::Differs { .. } => {
-            Some(Compared::new(&order.root, &order.target, &report.differences))
+            Some(Compared::new(&order.root, &order.part(), &order.target, &report.differences))
         }
         Verified::Unread { .. } => None,
     };

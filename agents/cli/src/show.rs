@@ -274,6 +274,7 @@ pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()>
         let why = format!("volume {:?} has no snapshot (`lvkeep snapshots` lists volumes)", args.volume);
         return Err(Failure::refused(why).into());
     }
+    check_within(&args.volume, offset, roots.iter().map(|root| root.size))?;
     let wish = |root: &Root| Wish { part: within.clone(), ..Wish::map(root.clone()) };
     let maps: Vec<Wish> = roots.iter().map(wish).collect();
     let work = Embedded::reading(app, repository, &maps).await?;
@@ -296,6 +297,16 @@ pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()>
         lines.join("\n")
     })?;
     select::conclude(app, &damaged)
+}
+
+/// What lies behind the end of all snapshots never changed, which is no answer to a question that is mistyped.
+fn check_within(volume: &str, offset: u64, sizes: impl Iterator<Item = u64>) -> Result<(), Failure> {
+    match sizes.max() {
+        Some(most) if offset >= most => Err(Failure::refused(format!(
+            "{volume} has nothing at offset {offset}: its largest snapshot has {most} bytes"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 async fn changes(
@@ -359,6 +370,14 @@ mod tests {
         let mut differing = Differing { within, ranges: Vec::new() };
         compare(LEAF_SPAN, a, b).into_iter().for_each(|run| differing.add(run));
         differing.ranges.iter().map(|range| (range.offset - LEAF_SPAN, range.len)).collect()
+    }
+
+    #[test]
+    fn what_lies_behind_every_snapshot_is_refused() {
+        let check = |offset, sizes: &[u64]| check_within("vm", offset, sizes.iter().copied());
+        assert!(check(9, &[10, 5]).is_ok());
+        let why = check(10, &[5, 10]).unwrap_err().why;
+        assert!(why.contains("vm has nothing at offset 10") && why.contains("10 bytes"), "{why}");
     }
 
     #[test]

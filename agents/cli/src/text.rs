@@ -11,6 +11,11 @@ pub fn size(bytes: u64) -> String {
     bytesize::ByteSize(bytes).display().iec().to_string()
 }
 
+/// A range as options take it.
+pub fn range(range: &std::ops::Range<u64>) -> String {
+    format!("{}+{}", range.start, range.end - range.start)
+}
+
 /// A time in the local time zone.
 pub fn time(ms: u64) -> String {
     let stamp = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());

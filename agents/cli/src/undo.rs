@@ -1,7 +1,8 @@
 //! `undo`, and what makes it possible: a snapshot of a target, committed before its first byte is overwritten.
 //!
 //! It is a snapshot like any other, of a volume that is named after the target: what the repository holds already
-//! takes no room, and it stands for as long as it is wanted, whatever becomes of the restore.
+//! takes no room, and it stands for as long as it is wanted, whatever becomes of the restore. What was kept for the
+//! restore of a range says so, and only that is put back: a guest may have written beside it since.
 
 use agent::{Failure, Repository};
 use anyhow::bail;
@@ -73,7 +74,15 @@ pub async fn run(app: &App, args: &UndoArgs) -> anyhow::Result<()> {
     check(&root, args.to_host.as_deref().unwrap_or(&app.settings.host.value))?;
     let options = RestoreOptions { force: args.force, ..RestoreOptions::default() };
     let (target, preparation) = (root.source.clone(), options.preparation()?);
-    let order = Order { root, target, range: None, options, preparation };
+    let range = restorer::kept_range(&root).filter(|_| !args.whole);
+    if let Some(range) = &range {
+        let range = text::range(range);
+        app.say(format!(
+            "only {range} of {target} is put back, which the restore has overwritten: the rest stays as it is (--whole puts \
+             back all that stood there)"
+        ));
+    }
+    let order = Order { root, target, range, options, preparation };
     if let Some(host) = &args.to_host {
         let context = app.context(bus::connect(app, "undo").await?);
         let far = Far { app, context: &context, repository: &repository, host };

@@ -15,7 +15,7 @@ use crate::embedded::Embedded;
 use crate::exit::Differs;
 use crate::progress::Display;
 use crate::show::Range;
-use crate::{open, restore, select, text};
+use crate::{cat, open, restore, select, text};
 
 /// Ranges that are printed for people; `--json` has all that were found.
 const SHOWN: usize = 10;
@@ -45,12 +45,14 @@ pub async fn run(app: &App, args: &VerifyArgs) -> anyhow::Result<()> {
     app.stop_on_signals()?;
     let repository = app.repository().await?;
     let root = select::snapshot(&repository, &args.snapshot).await?;
-    // Comparing needs no content of the repository's, and thus no identity.
-    let content = args.target.is_none();
-    let wish = Wish { content, ..Wish::all(root.clone()) };
+    let range = args.range.as_deref().map(cat::parse).transpose()?;
+    // Comparing whole chunks needs no content of the repository's, and thus no identity.
+    let (content, all) = (args.target.is_none() || range.is_some(), 0..root.size);
+    let part = range.clone().unwrap_or(all);
+    let wish = Wish { content, part, ..Wish::all(root.clone()) };
     let work = Embedded::reading(app, repository, &[wish]).await?;
     let verified = match &args.target {
-        Some(target) => compare(app, &work, &root, target).await,
+        Some(target) => compare(app, &work, &root, target, range).await,
         None => read(app, &work, &root).await,
     };
     work.finish().await;
@@ -58,15 +60,27 @@ pub async fn run(app: &App, args: &VerifyArgs) -> anyhow::Result<()> {
 }
 
 /// Compares a target with a snapshot, prints what was found, and fails when something differs.
-async fn compare(app: &App, work: &Embedded, root: &Root, target: &str) -> anyhow::Result<()> {
+async fn compare(
+    app: &App,
+    work: &Embedded,
+    root: &Root,
+    target: &str,
+    range: Option<ops::Range<u64>>,
+) -> anyhow::Result<()> {
     let path = restore::path(target)?;
-    let restorer = restore::make(app, work, None);
+    let identity = match range {
+        Some(_) => restore::identity(app, work)?,
+        None => None,
+    };
+    let restorer = restore::make(app, work, identity);
+    let part = range.unwrap_or(0..root.size);
     let display = Display::new(app);
     let bar = display.bar(&root.volume);
-    let compared = restorer.compare(root.clone(), &path, |p| bar.set(p.done, p.total)).await;
+    let comparing = restorer.compare_range(root.clone(), &path, part.clone(), |p| bar.set(p.done, p.total));
+    let compared = comparing.await;
     bar.finish();
     let differences = compared.with_context(|| format!("comparing {target} with {}", root.volume))?;
-    let compared = Compared::new(root, target, &differences);
+    let compared = Compared::new(root, &part, target, &differences);
     app.print(&compared, || compared.text())?;
     match differences.first.into_iter().next() {
         None => Ok(()),
@@ -75,14 +89,14 @@ async fn compare(app: &App, work: &Embedded, root: &Root, target: &str) -> anyho
 }
 
 impl Compared {
-    /// A target was compared with a snapshot.
-    pub fn new(root: &Root, target: &str, differences: &Differences) -> Self {
+    /// This part of a target was compared with a snapshot.
+    pub fn new(root: &Root, part: &ops::Range<u64>, target: &str, differences: &Differences) -> Self {
         let range = |range: &ops::Range<u64>| Range { offset: range.start, len: range.end - range.start };
         Self {
             snapshot: root.slot.session.to_string(),
             volume: root.volume.clone(),
             target: target.to_owned(),
-            size: root.size,
+            size: part.end - part.start,
             bytes_differing: differences.bytes,
             first_differences: differences.first.iter().map(range).collect(),
         }

@@ -12,7 +12,7 @@ use agent::Failure;
 use schema::limits::CHUNK_MAX;
 use schema::{ChunkId, Domain};
 
-use crate::plan::Window;
+use crate::plan::{Wanted, Window};
 use crate::reading::{Aligned, READ_MAX, Reading};
 use crate::restorer::Report;
 use crate::unit::Work;
@@ -43,6 +43,10 @@ impl Place {
     fn range(&self) -> Range<u64> {
         self.offset..self.offset + u64::from(self.len)
     }
+
+    fn is_inside(&self, part: &Range<u64>) -> bool {
+        part.start <= self.offset && self.range().end <= part.end
+    }
 }
 
 impl Compare {
@@ -67,11 +71,19 @@ pub(crate) async fn leave_equal(work: &Arc<Work>, window: &mut Window) -> Result
     let same = all_of(running).await?.into_iter().collect();
     let mut report = Report { compared, kept: without(window, &same), ..Report::default() };
     if matches!(work.compare, Compare::ToTell(_)) {
-        for wanted in window.chunks.drain(..) {
-            for offset in &wanted.offsets {
-                report.differences.add(*offset..*offset + u64::from(wanted.len));
-            }
+        for wanted in &mut window.chunks {
+            let Wanted { id, len, .. } = *wanted;
+            wanted.offsets.retain(|offset| {
+                let place = Place { id, offset: *offset, len };
+                let is_told = place.is_inside(&work.part);
+                if is_told {
+                    report.differences.add(place.range());
+                }
+                // Of what is wanted in part only, the content is asked.
+                !is_told
+            });
         }
+        window.chunks.retain(|wanted| !wanted.offsets.is_empty());
         // Nothing is written.
         report.kept = compared;
     }
@@ -115,8 +127,7 @@ fn steps(window: &Window, part: &Range<u64>) -> Vec<Vec<Place>> {
         let place = |offset: &u64| Place { id: wanted.id, offset: *offset, len: wanted.len };
         wanted.offsets.iter().map(place)
     });
-    let inside = |place: &Place| part.start <= place.offset && place.range().end <= part.end;
-    let mut places: Vec<Place> = places.filter(inside).collect();
+    let mut places: Vec<Place> = places.filter(|place| place.is_inside(part)).collect();
     places.sort_unstable_by_key(|place| place.offset);
     let mut steps: Vec<Vec<Place>> = Vec::new();
     let mut bytes = 0;
@@ -137,8 +148,9 @@ fn steps(window: &Window, part: &Range<u64>) -> Vec<Vec<Place>> {
 fn same(work: &Work, places: &[Place], buffer: &mut Aligned) -> Result<Vec<u64>, Failure> {
     let Some(reading) = work.compare.reading() else { return Ok(Vec::new()) };
     let mut offsets = |run: &[Place]| -> Result<Vec<u64>, Failure> {
-        let found = same_of_run(work, reading, run, buffer)?;
-        Ok(found.map(|(place, _)| place.offset).collect())
+        let found: Vec<Place> = same_of_run(work, reading, run, buffer)?.map(|(place, _)| *place).collect();
+        work.repeats.note_at(found.iter().map(|place| (place.id, place.offset)));
+        Ok(found.into_iter().map(|place| place.offset).collect())
     };
     let mut same = Vec::new();
     for run in runs(places) {
@@ -175,6 +187,7 @@ fn copied(work: &Work, places: &[Place], buffer: &mut Aligned) -> Result<Vec<u64
                 for (place, bytes) in found {
                     work.sink.write(place.offset, bytes)?;
                     work.counters.bytes_restored.add(bytes.len() as u64);
+                    work.repeats.note_at(std::iter::once((place.id, place.offset)));
                     copied.push(place.offset);
                 }
             }
@@ -216,6 +229,11 @@ pub(crate) fn same_of_run<'a>(
         (place, &found[from..from + place.len as usize])
     };
     Ok(run.iter().map(there).filter(move |(place, bytes)| ids.id(Domain::Data, bytes) == place.id))
+}
+
+/// Whether these bytes, of a chunk that is wanted in part, stand there. Blocks.
+pub(crate) fn holds(reading: &Reading, range: &Range<u64>, bytes: &[u8]) -> Result<bool, Failure> {
+    Ok(reading.read(range, &mut Aligned::new())? == bytes)
 }
 
 /// What cannot be read is written anew, which may mend it; whoever asked what is there is told.

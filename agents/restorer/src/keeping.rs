@@ -5,6 +5,7 @@
 //! is what it must be when it is overwritten, or nothing is.
 
 use std::fs::{File, Metadata};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,17 @@ use crate::pipeline;
 use crate::restorer::Restorer;
 use crate::sink::Before;
 use crate::target::{Circumstances, Target};
+
+/// The tag of what was kept for the restore of a range, with OFFSET+LENGTH behind it.
+const RANGE: &str = "lvkeep-range=";
+
+/// The only bytes that the restore overwrote for which this was kept; none where it was all of it.
+pub fn kept_range(root: &Root) -> Option<Range<u64>> {
+    let (start, len) = root.tags.iter().find_map(|tag| tag.strip_prefix(RANGE))?.split_once('+')?;
+    let (start, len): (u64, u64) = (start.parse().ok()?, len.parse().ok()?);
+    let end = start.checked_add(len)?;
+    (start < end && end <= root.size).then_some(start..end)
+}
 
 /// A target that is held.
 struct Held {
@@ -165,7 +177,8 @@ impl Restorer {
             None => undo,
         };
         let source = held.source.clone();
-        let (tags, allow_changes, group, plain) = (Vec::new(), false, None, true);
+        let range = target.range().map(|range| format!("{RANGE}{}+{}", range.start, range.end - range.start));
+        let (tags, allow_changes, group, plain) = (range.into_iter().collect(), false, None, true);
         let job = BackupJob { job, volume, host, source, tags, allow_changes, group, plain };
         let now = self.backed_up(&job, target.stop().unwrap_or(&self.context.stop), progress).await?;
         if let Some(earlier) = &earlier {
@@ -262,4 +275,49 @@ pub(crate) fn state(path: &Path, found: &Metadata) -> Option<ReadingId> {
         changed: time(found.ctime(), found.ctime_nsec()),
     };
     found.is_file().then(|| state.reading(&[]))
+}
+
+#[cfg(test)]
+mod tests {
+    use schema::root::{Statistics, Tracking};
+    use schema::{SessionId, VolumeKey};
+
+    use super::*;
+
+    #[test]
+    fn a_range_is_known_by_a_tag_that_makes_sense() {
+        let slot = Slot { volume: VolumeKey::from_bytes([1; 16]), session: SessionId::from_parts(0, 1) };
+        let root = |tags: &[&str]| Root {
+            version: Root::VERSION,
+            volume: "undo/host/x".into(),
+            host: "host".into(),
+            source: "/x".into(),
+            slot,
+            reading: ReadingId::from_bytes([7; 16]),
+            job: JobId::from_bytes([8; 16]),
+            generation: 1,
+            parent: None,
+            size: 100,
+            top: None,
+            time_ms: 0,
+            sealed_ms: 0,
+            group: None,
+            changed_while_read: false,
+            layout: Default::default(),
+            tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+            statistics: Statistics::default(),
+            tracking: Tracking::Everything { why: None },
+        };
+        for (tags, expected) in [
+            (&["before", "lvkeep-range=5+95"][..], Some(5..100)),
+            (&["lvkeep-range=5+96"], None),
+            (&["lvkeep-range=5+0"], None),
+            (&["lvkeep-range=5+18446744073709551615"], None),
+            (&["lvkeep-range=5"], None),
+            (&["lvkeep-range"], None),
+            (&[], None),
+        ] {
+            assert_eq!(kept_range(&root(tags)), expected, "{tags:?}");
+        }
+    }
 }

@@ -40,6 +40,7 @@ mod verify;
 
 pub use budget::{Budget, Share};
 pub use differences::Differences;
+pub use keeping::kept_range;
 pub use report::{Hole, Progress, Report};
 pub use restorer::{Restorer, SAMPLE, Settings};
 pub use service::Serving;

@@ -75,7 +75,7 @@ impl Reading {
         check(file.metadata())?;
         let found = seek(&file, SeekFrom::End(0)).map_err(|why| cannot(why.into()))?;
         match found < size {
-            true => Err(refused(format!("it has {found} bytes, the snapshot of {volume} has {size}"))),
+            true => Err(refused(format!("it has {found} bytes, and {volume} is compared up to {size}"))),
             false => Ok(Self { file, path: path.to_owned(), volume }),
         }
     }

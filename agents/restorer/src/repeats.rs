@@ -1,12 +1,13 @@
 //! Takes what comes again in a volume from where it stands on the target already, so that it is fetched once.
 //!
 //! Inside a window each chunk is fetched once anyhow; this is about windows that are far from each other, as where a
-//! volume holds copies of an image. What was written is remembered as far as there is room for it, and verified by its
-//! id when it is read again, so that what is remembered wrongly costs a read.
+//! volume holds copies of an image. What stands there by now, written or found, is remembered as far as there is room
+//! for it, and verified by its id when it is read again, so that what is remembered wrongly costs a read.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use agent::Failure;
@@ -22,11 +23,32 @@ use crate::unit::Work;
 /// Bytes that a chunk's place takes, with what a growing table has to spare.
 const PLACE_LEN: u64 = 32;
 
+/// Room for places, which all restores of a restorer have together.
+#[derive(Debug)]
+pub(crate) struct Room(AtomicUsize);
+
+impl Room {
+    /// For as many places as fit so many bytes.
+    pub fn new(bytes: u64) -> Self {
+        Self(AtomicUsize::new((bytes / PLACE_LEN) as usize))
+    }
+
+    fn take_one(&self) -> bool {
+        let less = |free: usize| free.checked_sub(1);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+
+    fn give_back(&self, places: usize) {
+        self.0.fetch_add(places, Ordering::Relaxed);
+    }
+}
+
 /// Where chunks of a restore stand on its target.
 pub(crate) struct Repeats {
     /// Offsets of the volume, by a part of the chunk's id.
     places: Mutex<HashMap<u64, u64>>,
-    most: usize,
+    /// What they take; none where nothing is remembered.
+    room: Option<Arc<Room>>,
     reading: OnceLock<Option<Reading>>,
 }
 
@@ -52,19 +74,26 @@ fn key(id: &ChunkId) -> u64 {
 }
 
 impl Repeats {
-    /// Remembers as many as fit so many bytes.
-    pub fn new(bytes: u64) -> Self {
+    /// Remembers as many as there is room for while it goes on.
+    pub fn new(room: Option<Arc<Room>>) -> Self {
         let (places, reading) = (Mutex::default(), OnceLock::new());
-        Self { places, most: (bytes / PLACE_LEN) as usize, reading }
+        Self { places, room, reading }
     }
 
     /// These chunks were written, as far as they are wanted of `part`.
     pub fn note<'a>(&self, part: &Range<u64>, written: impl Iterator<Item = &'a Wanted>) {
+        self.note_at(written.filter_map(|wanted| Some((wanted.id, whole(wanted, part).next()?))));
+    }
+
+    /// These chunks stand on the target, each at its offset.
+    pub fn note_at(&self, there: impl Iterator<Item = (ChunkId, u64)>) {
+        let Some(room) = &self.room else { return };
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        for wanted in written {
-            let Some(at) = whole(wanted, part).next() else { continue };
-            if places.len() < self.most {
-                places.entry(key(&wanted.id)).or_insert(at);
+        for (id, at) in there {
+            if let Entry::Vacant(entry) = places.entry(key(&id))
+                && room.take_one()
+            {
+                entry.insert(at);
             }
         }
     }
@@ -93,6 +122,13 @@ impl Repeats {
             reading.inspect_err(|why| tracing::debug!(%why, "what comes again is fetched again")).ok()
         };
         self.reading.get_or_init(open).as_ref()
+    }
+}
+
+impl Drop for Repeats {
+    fn drop(&mut self) {
+        let places = self.places.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.room.iter().for_each(|room| room.give_back(places.len()));
     }
 }
 
@@ -132,4 +168,40 @@ fn copied(
         Err(why) => tracing::warn!(volume = work.volume, %why, "fetched instead"),
     }
     Ok(copied)
+}
+
+#[cfg(test)]
+mod tests {
+    use schema::Domain;
+
+    use super::*;
+
+    fn chunks(of: u8) -> impl Iterator<Item = (ChunkId, u64)> {
+        (0..100).map(move |n: u8| {
+            let mut id = [n; 33];
+            (id[0], id[1]) = (Domain::Data as u8, of);
+            (ChunkId::parse(&id).unwrap(), u64::from(n))
+        })
+    }
+
+    #[test]
+    fn many_restores_remember_no_more_than_there_is_room_for() {
+        let room = Arc::new(Room::new(250 * PLACE_LEN));
+        let restores: Vec<Repeats> = (0..64).map(|_| Repeats::new(Some(room.clone()))).collect();
+        let known = |one: &Repeats| one.places.lock().unwrap().len();
+        for (of, one) in restores.iter().enumerate() {
+            one.note_at(chunks(of as u8));
+            one.note_at(chunks(of as u8));
+        }
+        let all: Vec<usize> = restores.iter().map(known).collect();
+        assert_eq!(all[..4], [100, 100, 50, 0]);
+        assert_eq!(all.iter().sum::<usize>(), 250);
+        // What those that end had is for the others.
+        let last = restores.into_iter().next_back().unwrap();
+        last.note_at(chunks(63));
+        assert_eq!(known(&last), 100);
+        let none = Repeats::new(None);
+        none.note_at(chunks(1));
+        assert_eq!(known(&none), 0);
+    }
 }

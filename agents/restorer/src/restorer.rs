@@ -49,7 +49,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Bytes of fetched frames in flight, 2 MiB to 1 GiB, of all restores at once. Plaintext adds half a MiB per thread,
-    /// comparing a target two MiB per thread, and where chunks stand on a target a sixteenth for each restore.
+    /// comparing a target two MiB per thread, and where chunks stand on targets a sixteenth for all restores.
     pub memory: u64,
     /// Reads of content and maps in the store at once, of all restores.
     pub fetches: usize,
@@ -86,8 +86,8 @@ pub(crate) enum Purpose {
     Verify,
     /// To know that the keys open it.
     Sample,
-    /// To know what of a target differs from it.
-    Compare(PathBuf),
+    /// To know what of a target differs from it, in a range.
+    Compare(PathBuf, Range<u64>),
     /// To hand on a range of the volume, in order.
     Read(Range<u64>, mpsc::Sender<Vec<u8>>),
 }
@@ -164,11 +164,7 @@ impl Restorer {
         out: mpsc::Sender<Vec<u8>>,
         progress: impl Fn(Progress),
     ) -> Result<Report, Failure> {
-        if range.start > range.end || range.end > root.size {
-            let (start, end) = (range.start, range.end);
-            let why = format!("{} has {} bytes, and none from {start} to {end}", root.volume, root.size);
-            return Err(Failure::refused(why));
-        }
+        check_range(&root, &range)?;
         self.run_as(self.fresh_ids(), root, Purpose::Read(range, out), &progress).await
     }
 
@@ -181,7 +177,20 @@ impl Restorer {
         path: &Path,
         progress: impl Fn(Progress),
     ) -> Result<Differences, Failure> {
-        let purpose = Purpose::Compare(path.to_owned());
+        let all = 0..root.size;
+        self.compare_range(root, path, all, progress).await
+    }
+
+    /// The same of a range. Of chunks that are in it in part, the content is fetched.
+    pub async fn compare_range(
+        &self,
+        root: Root,
+        path: &Path,
+        range: Range<u64>,
+        progress: impl Fn(Progress),
+    ) -> Result<Differences, Failure> {
+        check_range(&root, &range)?;
+        let purpose = Purpose::Compare(path.to_owned(), range);
         Ok(self.run_as(self.fresh_ids(), root, purpose, &progress).await?.differences)
     }
 
@@ -218,7 +227,7 @@ impl Restorer {
             _ => None,
         };
         let reads = self.reads(limit.as_ref());
-        if !matches!(purpose, Purpose::Compare(_)) {
+        if !matches!(purpose, Purpose::Compare(..)) {
             self.keys(&reads).check().map_err(|e| e.context(format!("cannot restore {}", root.volume)))?;
         }
         let (claim, again) = match &purpose {
@@ -324,13 +333,17 @@ impl Restorer {
             }
             Purpose::Verify => Task::new(Sink::Discard, all),
             Purpose::Sample => Task::new(Sink::Discard, 0..root.size.min(SAMPLE)),
-            Purpose::Read(range, out) => return self.to_channel(source, range, out, progress).await,
-            Purpose::Compare(path) => {
-                let reading = self.blocking(move || Reading::open(&path, root.volume, root.size)).await?;
-                Task { compare: Compare::ToTell(reading), ..Task::new(Sink::Discard, all) }
+            Purpose::Read(range, out) => {
+                return self.to_channel(source.keeping_leaves(), range, out, progress).await;
+            }
+            Purpose::Compare(path, part) => {
+                let end = part.end;
+                let reading = self.blocking(move || Reading::open(&path, root.volume, end)).await?;
+                Task { compare: Compare::ToTell(reading), ..Task::new(Sink::Discard, part) }
             }
         };
         let (place, goes_on, tracked) = (task.sink.place(), task.goes_on, task.tracked.clone());
+        let cut_off = task.sink.cut_off();
         let work = self.work(source, task);
         let audited = self.audit(&work, tracked, &stop).await;
         let shared = match &claim {
@@ -354,7 +367,7 @@ impl Restorer {
             let result = result.map_err(|failure| match comes_again {
                 true => (failure, Left::ForItsJob),
                 false => {
-                    let ending = work.sink.ending(&failure, work.spans.helped_bytes() > 0);
+                    let ending = work.sink.ending(&failure, work.spans.was_lent());
                     let left = work.sink.give_up(ending);
                     (with_notes(failure, left.as_slice()), Left::As(ending))
                 }
@@ -368,6 +381,7 @@ impl Restorer {
         match result {
             Ok(mut report) => {
                 report += audited;
+                report.notes.extend(cut_off);
                 report.notes.extend(end_place(place.as_deref(), Ending::Restored).await);
                 report.notes.extend(kept);
                 report.notes.extend(let_stay(place, claim.as_ref()).await);
@@ -402,7 +416,7 @@ impl Restorer {
     }
 
     pub(crate) fn work(&self, source: Source, task: Task) -> Arc<Work> {
-        let room = if matches!(task.sink, Sink::Target(_)) { self.turns.bytes / 16 } else { 0 };
+        let room = matches!(task.sink, Sink::Target(_)).then(|| self.turns.room.clone());
         Arc::new(Work {
             volume: source.map.root().volume.clone(),
             environment: self.context.environment.clone(),
@@ -545,6 +559,17 @@ impl Restorer {
         let Some(place) = targets.find(&wish).await? else { return Ok(None) };
         target.check_place(place.name())?;
         Ok(Some(place))
+    }
+}
+
+fn check_range(root: &Root, range: &Range<u64>) -> Result<(), Failure> {
+    let Range { start, end } = *range;
+    match start > end || end > root.size {
+        true => {
+            let why = format!("{} has {} bytes, and none from {start} to {end}", root.volume, root.size);
+            Err(Failure::refused(why))
+        }
+        false => Ok(()),
     }
 }
 

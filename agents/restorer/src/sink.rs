@@ -23,6 +23,9 @@ use schema::messages::FailureKind;
 
 use crate::reading::{Reading, again};
 
+#[cfg(test)]
+mod tests;
+
 /// Bytes that are written at once where zeroes must be written.
 const ZEROES_LEN: usize = 256 << 10;
 static ZEROES: [u8; ZEROES_LEN] = [0; ZEROES_LEN];
@@ -94,6 +97,8 @@ pub(crate) struct Opened {
     pub is_written: AtomicBool,
     /// Something of it was made to read as zero.
     pub is_zeroed: AtomicBool,
+    /// There was no room for something.
+    pub is_full: AtomicBool,
     /// What of it lies behind the snapshot's end and is emptied with the rest.
     pub behind: Range<u64>,
     /// The logical volume that it is.
@@ -106,6 +111,8 @@ pub(crate) struct Opened {
     pub is_alone: bool,
     /// Bytes that it has from the first write to the end, where it is a file.
     pub len: Option<u64>,
+    /// Bytes that it had before, where what was behind the snapshot's end was cut off.
+    pub was_longer: Option<u64>,
     /// The same device past the page cache, where that is possible; opened when it is first written to.
     pub direct: OnceLock<Option<File>>,
 }
@@ -177,6 +184,14 @@ impl Sink {
         }
     }
 
+    /// What the operator should know of a target that has become shorter.
+    pub fn cut_off(&self) -> Option<String> {
+        let Self::Target(Opened { path, len: Some(now), was_longer: Some(before), .. }) = self else {
+            return None;
+        };
+        Some(format!("{} was cut off from {before} to {now} bytes, which the snapshot has", path.display()))
+    }
+
     /// What lies behind the snapshot's end and is emptied with the rest.
     pub fn behind(&self) -> Range<u64> {
         match self {
@@ -238,11 +253,12 @@ impl Sink {
     }
 
     /// How a restore with this failure ended. What stands on the target of the snapshot is worth keeping, whatever the
-    /// reason, unless that is the target; `is_helped` says that others have written to it.
+    /// reason, unless that is the target, and not merely its room; `is_helped` says that others may have written to it.
     pub fn ending(&self, failure: &Failure, is_helped: bool) -> Ending {
         let Self::Target(opened) = self else { return Ending::Failed };
         let is_written = is_helped || opened.is_written.load(Ordering::Relaxed) || opened.is_begun();
-        match is_written && failure.kind != FailureKind::Device {
+        let is_sound = failure.kind != FailureKind::Device || opened.is_full.load(Ordering::Relaxed);
+        match is_written && is_sound {
             true => Ending::CutOff,
             false => Ending::Failed,
         }
@@ -282,12 +298,14 @@ impl Opened {
             shared: false,
             is_written: AtomicBool::new(false),
             is_zeroed: AtomicBool::new(false),
+            is_full: AtomicBool::new(false),
             behind: 0..0,
             place: None,
             zeroing: AtomicU8::new(0),
             syncing: AtomicBool::new(false),
             is_alone: false,
             len: None,
+            was_longer: None,
             direct: OnceLock::new(),
         }
     }
@@ -312,7 +330,7 @@ impl Opened {
     /// What is left of a restore that was cut off, and what is to be done with it. A place that was made says so itself.
     fn left(&self) -> Option<String> {
         let (volume, path) = (&self.volume, self.path.display());
-        match (&self.place, self.before) {
+        let left = match (&self.place, self.before) {
             (Some(place), _) if place.is_new() || place.is_begun() => None,
             (Some(place), _) => {
                 let name = place.name();
@@ -325,6 +343,27 @@ impl Opened {
                 "what was written to {path} stays, and is not all of {volume}: do not use it; the same restore with --force \
                  goes on from there"
             )),
+        };
+        let room = self.is_full.load(Ordering::Relaxed).then(|| self.wanted_room());
+        let lines: Vec<String> = left.into_iter().chain(room).collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
+    }
+
+    /// What is to be done where there is no room.
+    fn wanted_room(&self) -> String {
+        match &self.place {
+            Some(place) => format!(
+                "there is no room left for {}: extend the thin pool that it is in before the restore is begun again, or \
+                 remove what is not needed; while a pool is full, its other volumes fail, too",
+                place.name()
+            ),
+            None => {
+                let path = self.path.display();
+                format!(
+                    "there is no room left for {path}: make some, or raise its owner's quota, before the restore is begun \
+                     again; a part that is not to be gone on with takes room until it is removed"
+                )
+            }
         }
     }
 
@@ -365,6 +404,7 @@ impl Opened {
 
     /// Why something cannot be done at an offset.
     pub fn cannot(&self, verb: &str, offset: u64, why: &io::Error) -> Failure {
+        self.note_room(why);
         let (volume, path) = (&self.volume, self.path.display());
         Failure::new(
             FailureKind::Device,
@@ -372,7 +412,15 @@ impl Opened {
         )
     }
 
+    /// A disk, a quota or a thin pool is full.
+    fn note_room(&self, why: &io::Error) {
+        if matches!(why.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            self.is_full.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn not_durable(&self, why: &io::Error) -> Failure {
+        self.note_room(why);
         let (volume, path) = (&self.volume, self.path.display());
         let why =
             format!("cannot make {volume} durable on {path}: {why}; what is there is not to be trusted");
@@ -475,80 +523,5 @@ impl Opened {
             at += len as u64;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Off a block at both ends, within one block, whole blocks, and longer than one write of zeroes.
-    const RANGES: [Range<u64>; 4] = [10..9000, 20_000..20_010, 40_960..49_152, 100_001..700_003];
-
-    #[test]
-    fn every_way_of_zeroing_clears_exactly_its_range() {
-        for way in 0..=ZEROING.len() as u8 {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("target");
-            std::fs::write(&path, vec![0xee; 800_000]).unwrap();
-            let file = File::options().read(true).write(true).open(&path).unwrap();
-            let opened = Opened::new(file, path.clone(), "v".into(), Before::Content);
-            opened.zeroing.store(way, Ordering::Relaxed);
-            let sink = Sink::Target(opened);
-            let mut expected = vec![0xee; 800_000];
-            for range in RANGES {
-                expected[range.start as usize..range.end as usize].fill(0);
-                sink.zero(range, &Stop::default()).unwrap();
-            }
-            sink.finish().unwrap();
-            assert!(std::fs::read(&path).unwrap() == expected, "way {way}");
-        }
-    }
-
-    /// Nothing takes a byte here.
-    #[test]
-    fn what_a_device_answers_is_told_with_the_offset() {
-        let file = File::options().write(true).open("/dev/full").unwrap();
-        let sink = Sink::Target(Opened::new(file, "/dev/full".into(), "the volume".into(), Before::Content));
-        let failures = [sink.write(12_288, &[1; 100]), sink.zero(12_288..12_300, &Stop::default())];
-        for failure in failures.map(Result::unwrap_err) {
-            assert_eq!(failure.kind, FailureKind::Device);
-            for part in ["the volume", "/dev/full", "offset 12288", "No space left"] {
-                assert!(failure.why.contains(part), "{part} is not in: {failure}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_file_that_is_taken_away_meanwhile_is_not_restored() {
-        type Harm = fn(&std::path::Path);
-        let harms: [(&str, Harm); 5] = [
-            ("removed", |path| std::fs::remove_file(path).unwrap()),
-            ("moved", |path| std::fs::rename(path, path.with_extension("away")).unwrap()),
-            ("replaced", |path| {
-                std::fs::rename(path, path.with_extension("away")).unwrap();
-                std::fs::write(path, [0; 8192]).unwrap();
-            }),
-            ("4096 bytes", |path| File::options().write(true).open(path).unwrap().set_len(4096).unwrap()),
-            ("9000 bytes", |path| File::options().write(true).open(path).unwrap().set_len(9000).unwrap()),
-        ];
-        for (what, harm) in harms {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("target");
-            std::fs::write(&path, [0xee; 8192]).unwrap();
-            let file = File::options().read(true).write(true).open(&path).unwrap();
-            let opened = Opened::new(file, path.clone(), "the volume".into(), Before::Content);
-            let sink = Sink::Target(Opened { len: Some(8192), ..opened });
-            sink.write(0, &[1; 4096]).unwrap();
-            harm(&path);
-            // Nobody sees a move before the end.
-            let written = sink.write(4096, &[1; 4096]);
-            assert_eq!(written.is_ok(), matches!(what, "moved" | "replaced"), "{what}: {written:?}");
-            let failure = sink.finish().unwrap_err();
-            assert_eq!(failure.kind, FailureKind::Device);
-            for part in ["the volume", path.to_str().unwrap(), what] {
-                assert!(failure.why.contains(part), "{part} is not in: {failure}");
-            }
-        }
     }
 }

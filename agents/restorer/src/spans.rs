@@ -30,6 +30,8 @@ struct State {
     /// Leaves of the owner's latest span that it has not begun.
     own: Range<u64>,
     helped: Report,
+    /// Others had some of them, and may have written to the target.
+    was_lent: bool,
     closed: bool,
 }
 
@@ -74,7 +76,7 @@ impl Spans {
             at = leaves.end;
             spans.push(Span { leaves, bytes, hands: Hands::Nobody });
         }
-        let state = State { spans, own: 0..0, helped: Report::default(), closed: false };
+        let state = State { spans, own: 0..0, helped: Report::default(), was_lent: false, closed: false };
         Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
@@ -191,6 +193,11 @@ impl Spans {
         self.state().helped.clone()
     }
 
+    /// Whether others may have written to the target, however what they had ended.
+    pub fn was_lent(&self) -> bool {
+        self.state().was_lent
+    }
+
     /// Bytes of the volume with which others are done so far.
     pub fn helped_bytes(&self) -> u64 {
         let state = self.state();
@@ -217,6 +224,7 @@ impl State {
             None => self.spans.iter_mut().rev().find(|span| span.hands == Hands::Nobody)?,
         };
         span.hands = Hands::Worker { worker: of, done: 0, silent: 0 };
+        self.was_lent = true;
         Some(span.bytes.clone())
     }
 

@@ -32,6 +32,9 @@ pub(crate) use device::known_to_kernel;
 const MODE: u32 = 0o600;
 /// Where logical volumes have names that stay.
 const MAPPER: &str = "/dev/mapper";
+/// Why a range is not put back on a file.
+const NOT_WHOLE: &str = "the file is gone or empty by now, and only a range of what was kept was overwritten; --whole puts \
+                         back all of it";
 
 /// Where to restore to.
 #[derive(Debug, Clone)]
@@ -252,6 +255,11 @@ impl Target {
         }
     }
 
+    /// The only bytes of it that are restored.
+    pub(crate) fn range(&self) -> Option<&Range<u64>> {
+        self.range.as_ref()
+    }
+
     /// How long the target must be.
     fn needs(&self, root: &Root) -> u64 {
         self.range.as_ref().map_or(root.size, |range| range.end)
@@ -305,7 +313,7 @@ impl Target {
             self.claim.begin(&opened.file, &opened.path);
         }
         match self.range.is_none() || opened.before != Before::Content {
-            true => self.sized(opened, root.size),
+            true => self.sized(opened, found.len(), root.size),
             false => Ok(Opened { len: Some(found.len()), ..opened }),
         }
     }
@@ -341,6 +349,7 @@ impl Target {
                     return match self.kept_in {
                         Some(_) => Err(self
                             .refused("there is no such file, and nothing to keep: leave the snapback out")),
+                        None if self.put_back && self.range.is_some() => Err(self.refused(NOT_WHOLE)),
                         None => Ok(None),
                     };
                 }
@@ -357,8 +366,12 @@ impl Target {
             };
             let before = self.claim_file(&file, path)?;
             self.check_keeps_size(&file, at.root)?;
-            if self.range.is_some() && before == Before::Content {
-                self.size_for(&file, at.root)?;
+            match (self.range.is_some(), before) {
+                (true, Before::Content) => {
+                    self.size_for(&file, at.root)?;
+                }
+                (true, Before::Empty) if self.put_back => return Err(self.refused(NOT_WHOLE)),
+                _ => {}
             }
             return Ok(Some(Opened::new(file, path.to_owned(), volume, before)));
         }
@@ -532,9 +545,9 @@ impl Target {
         }
     }
 
-    fn sized(&self, opened: Opened, size: u64) -> Result<Opened, Failure> {
+    fn sized(&self, opened: Opened, before: u64, size: u64) -> Result<Opened, Failure> {
         match opened.file.set_len(size) {
-            Ok(()) => Ok(Opened { len: Some(size), ..opened }),
+            Ok(()) => Ok(Opened { len: Some(size), was_longer: (before > size).then_some(before), ..opened }),
             Err(why) => {
                 let why =
                     format!("cannot give {} the snapshot's size of {size} bytes: {why}", self.path.display());

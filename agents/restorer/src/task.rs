@@ -69,7 +69,7 @@ impl Order {
         let donor = match target.donor() {
             Some(path) => {
                 // The donor may be gone by now, and it is only a shorter way.
-                let donor = Reading::open(path, root.volume.clone(), root.size);
+                let donor = Reading::open(path, root.volume.clone(), part.end);
                 donor.inspect_err(|why| tracing::warn!(%why, "everything is fetched")).ok()
             }
             None => None,

@@ -21,12 +21,12 @@ use schema::names;
 use tokio::sync::Semaphore;
 
 use crate::batch::Batch;
-use crate::compare::{Compare, not_zero};
+use crate::compare::{Compare, holds, not_zero};
 use crate::pipeline::stopped;
 use crate::plan::{Fetch, Frame, Wanted, Window, is_plausible, range_of};
 use crate::pool::Pool;
 use crate::reading::{Aligned, Reading};
-use crate::repeats::Repeats;
+use crate::repeats::{Repeats, Room};
 use crate::report::{Hole, Report};
 use crate::restorer::Settings;
 use crate::sink::Sink;
@@ -103,6 +103,8 @@ pub(crate) struct Turns {
     pub memory: Arc<Semaphore>,
     /// How many they are in all.
     pub bytes: u64,
+    /// Room to remember where chunks stand on targets.
+    pub room: Arc<Room>,
     /// Reads of the store at once, of all of them.
     pub fetches: usize,
 }
@@ -163,6 +165,16 @@ impl Unit {
             Self::Zero(range) => run_zero(&work, range).await,
             Self::Lose(range, why) => leave_hole(&work, range, &why).await,
             Self::Found(report) => Ok(report),
+        }
+    }
+}
+
+impl Source {
+    /// For parts of the volume that are read one by one, several of which are in one leaf of the map.
+    pub fn keeping_leaves(self) -> Self {
+        match Arc::try_unwrap(self.map) {
+            Ok(map) => Self { map: map.keeping_leaves().into(), ..self },
+            Err(map) => Self { map, ..self },
         }
     }
 }
@@ -251,6 +263,7 @@ impl Turns {
             buffers: Arc::default(),
             memory: Arc::new(Semaphore::new(bytes as usize)),
             bytes,
+            room: Arc::new(Room::new(bytes / 16)),
             fetches: settings.fetches.max(1),
         }
     }
@@ -342,9 +355,8 @@ async fn decode(
             let wanted = &window.chunks[frame.chunk];
             let bytes = frame_bytes(&frame.copy, start, &bytes);
             match write_frame(work, opener, &mut batch, wanted, bytes, &keys) {
-                Ok(bytes) => {
-                    decoded.report.written += bytes;
-                    decoded.report.chunks += 1;
+                Ok(report) => {
+                    decoded.report += report;
                     written.push(frame.chunk);
                 }
                 Err(Trouble::Copy(why)) => {
@@ -384,7 +396,7 @@ async fn keys_for(work: &Arc<Work>, frames: &[Frame], start: u64, bytes: &[u8]) 
     Ok(keys)
 }
 
-/// Verifies one frame and writes its plaintext to every place that wants it. Returns the bytes written. Blocks.
+/// Verifies one frame and writes its plaintext to every place that wants it, or says whether it stands there. Blocks.
 fn write_frame(
     work: &Work,
     opener: &mut Opener,
@@ -392,7 +404,7 @@ fn write_frame(
     wanted: &Wanted,
     frame: &[u8],
     keys: &Keys,
-) -> Result<u64, Trouble> {
+) -> Result<Report, Trouble> {
     let damaged = |e: schema::FormatError| Trouble::Copy(e.into());
     let header = FrameHeader::parse(frame).map_err(damaged)?;
     let candidates = match keys.get(&header.key) {
@@ -408,15 +420,23 @@ fn write_frame(
                 return Err(Trouble::Copy(Failure::damaged(why)));
             }
             Ok(plain) => {
-                let mut written = 0;
+                let mut report = Report { chunks: 1, ..Report::default() };
                 for offset in &wanted.offsets {
                     let range = work.wanted(&(*offset..*offset + plain.len() as u64));
                     let bytes = &plain[(range.start - offset) as usize..(range.end - offset) as usize];
+                    if let Compare::ToTell(reading) = &work.compare {
+                        report.kept += bytes.len() as u64;
+                        report.compared += bytes.len() as u64;
+                        if !holds(reading, &range, bytes).map_err(Trouble::Target)? {
+                            report.differences.add(range);
+                        }
+                        continue;
+                    }
                     batch.write(range.start, bytes).map_err(Trouble::Target)?;
-                    written += bytes.len() as u64;
+                    report.written += bytes.len() as u64;
                 }
-                work.counters.bytes_restored.add(written);
-                return Ok(written);
+                work.counters.bytes_restored.add(report.written);
+                return Ok(report);
             }
             Err(error) => last = damaged(error),
         }

@@ -24,14 +24,14 @@ impl Restorer {
     ) -> (Verified, Differences) {
         let name = target.path().display().to_string();
         let comparing = async {
-            let purpose = Purpose::Compare(self.path_of(target, &name)?);
+            let purpose = Purpose::Compare(self.path_of(target, &name)?, target.part(root)?);
             let session = protection.session().cloned();
             self.to_target(job, root.clone(), self.reads(target.limit()), session, purpose, progress).await
         };
         let stop = target.stop().unwrap_or(&self.context.stop);
         let compared: Result<Report, Failure> = tokio::select! {
             biased;
-            () = stop.raised() => Err(stopped(root, &name)),
+            () = stop.raised() => Err(stopped(root, target)),
             compared = comparing => compared,
         };
         let failure =
@@ -43,7 +43,7 @@ impl Restorer {
                     return (verified, differences);
                 }
                 // It was ended by the same flag.
-                Err(_) if stop.is_raised() => stopped(root, &name),
+                Err(_) if stop.is_raised() => stopped(root, target),
                 Err(failure) => protection.explained(root, failure).await,
             };
         let why = format!("{} was restored to {name}; reading it again failed: {}", root.volume, failure.why);
@@ -53,9 +53,14 @@ impl Restorer {
 }
 
 /// Who stopped it, and why, others know.
-fn stopped(root: &Root, name: &str) -> Failure {
-    let id = root.slot.session;
-    let why =
-        format!("stopped before all of it was read again; `lvkeep verify {id} {name}` on its host reads it");
+fn stopped(root: &Root, target: &Target) -> Failure {
+    let (id, name) = (root.slot.session, target.path().display());
+    let range = match target.part(root) {
+        Ok(part) if part != (0..root.size) => format!(" --range {}+{}", part.start, part.end - part.start),
+        _ => String::new(),
+    };
+    let why = format!(
+        "stopped before all of it was read again; `lvkeep verify {id} {name}{range}` on its host reads it"
+    );
     Failure::new(FailureKind::Revoked, why)
 }

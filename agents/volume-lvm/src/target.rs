@@ -101,14 +101,16 @@ impl Targets for LvmTargets {
             return Ok(None);
         }
         let donor = wish.donor.and_then(|donor| self.volume_at(donor));
+        let is_whole = wish.part == (0..wish.root.size);
         let request = Request {
             vg: &vg,
             lv: &lv,
             size: wish.part.end,
             data: data_of(wish.root).min(wish.part.end - wish.part.start),
-            only: (wish.part != (0..wish.root.size)).then(|| wish.part.end - wish.part.start),
+            only: (!is_whole).then(|| wish.part.end - wish.part.start),
             layout: &wish.root.layout,
             repository: wish.repository,
+            snapshot: wish.root.slot.session,
             job: wish.job,
             preparation: wish.preparation,
             force: wish.force,
@@ -121,6 +123,7 @@ impl Targets for LvmTargets {
         let place = LvmPlace::new(format!("{vg}/{lv}"), self, wish.repository, plan);
         Ok(Some(Arc::new(LvmPlace {
             force: wish.force,
+            is_whole,
             bases,
             between_looks: self.between_looks,
             promises: Mutex::new(Some(promises)),
@@ -171,6 +174,8 @@ struct LvmPlace {
     bases: Vec<Base>,
     plan: Plan,
     force: bool,
+    /// All of the snapshot is restored.
+    is_whole: bool,
     between_looks: Duration,
     notes: Mutex<Vec<String>>,
     /// The volume that was made here, or that an earlier attempt had made.
@@ -194,7 +199,7 @@ impl Place for LvmPlace {
             tracing::info!(target = self.name, "{note}");
         }
         let volume = match &self.plan.volume {
-            Volume::There(volume) => (**volume).clone(),
+            Volume::There(volume) | Volume::Incomplete(volume) => (**volume).clone(),
             Volume::Begun(volume) => self.made.get_or_init(|| (**volume).clone()).clone(),
             Volume::New(arguments) => {
                 if let Some(shared) = &self.plan.shares
@@ -261,7 +266,7 @@ impl Place for LvmPlace {
     }
 
     fn is_begun(&self) -> bool {
-        matches!(self.plan.volume, Volume::Begun(_))
+        matches!(self.plan.volume, Volume::Begun(_) | Volume::Incomplete(_))
     }
 
     fn shared(&self) -> Option<SharedPlace> {
@@ -295,16 +300,20 @@ impl Place for LvmPlace {
                     self.note(failure.why);
                 }
             }
-            (Ending::CutOff, Some(_)) => {
+            (Ending::CutOff | Ending::Failed, made) if made.is_some() || self.is_begun() => {
                 let name = &self.name;
                 self.note(format!(
-                    "{name} was made for this restore and stays, incomplete: do not use it; the same restore without \
-                     --create, --thin and --like goes on from there (with --force if LVM made it larger than the \
-                     snapshot), `lvremove {name}` lets it go"
+                    "{name} was made for this restore and stays, incomplete, as its tag says: do not use it; the same \
+                     restore goes on from there, `lvremove {name}` lets it go"
                 ));
             }
-            (Ending::Restored, _) => self.tell_shared().await,
-            (Ending::Failed | Ending::CutOff, None) => {}
+            (Ending::Restored, _) => {
+                self.tell_shared().await;
+                if let Err(failure) = self.complete().await {
+                    self.note(failure.why);
+                }
+            }
+            (Ending::Failed | Ending::CutOff, _) => {}
         }
         self.promises.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(safety) = self.safety.get().filter(|safety| !safety.holds_all) {
@@ -329,6 +338,7 @@ impl LvmPlace {
             bases: Vec::new(),
             plan,
             force: false,
+            is_whole: true,
             between_looks: Duration::ZERO,
             notes,
             made: OnceLock::new(),
@@ -356,7 +366,7 @@ impl LvmPlace {
     fn volume(&self) -> Result<&LogicalVolume, Failure> {
         match (&self.plan.volume, self.made.get()) {
             (_, Some(made)) => Ok(made),
-            (Volume::There(volume) | Volume::Begun(volume), None) => Ok(volume),
+            (Volume::There(volume) | Volume::Begun(volume) | Volume::Incomplete(volume), None) => Ok(volume),
             (Volume::New(_), None) => Err(self.refused("it was not made")),
         }
     }
@@ -438,11 +448,25 @@ impl LvmPlace {
         said.map(|output| output.text()).map_err(|why| cannot(&self.name, &why))
     }
 
+    /// The restore is over, and no job finds it as its own any more.
     async fn finish(&self) -> Result<(), Failure> {
-        let Some(arguments) = plan::finished(self.volume()?) else { return Ok(()) };
+        self.untag(plan::UNFINISHED, "unfinished").await
+    }
+
+    /// All of a snapshot is on it: it is not to be gone on with, whoever asks for it to be made.
+    async fn complete(&self) -> Result<(), Failure> {
+        match self.is_whole {
+            true => self.untag(plan::INCOMPLETE, "incomplete").await,
+            false => Ok(()),
+        }
+    }
+
+    async fn untag(&self, start: &str, what: &str) -> Result<(), Failure> {
+        let Some(arguments) = plan::without_tags(self.volume()?, start) else { return Ok(()) };
         let done = self.change("lvchange", &arguments).await;
         done.map_err(|e| {
-            e.context(format!("the tag of {}, which says that it is unfinished, stays", self.name))
+            let why = format!("the tag {start} of {}, which says that it is {what}, stays", self.name);
+            e.context(format!("{why}: take it away with lvchange --deltag"))
         })
     }
 

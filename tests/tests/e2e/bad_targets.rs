@@ -141,7 +141,7 @@ fn a_target_that_is_taken_away_meanwhile_is_not_told_to_be_restored() {
 }
 
 #[test]
-fn a_target_without_room_fails_by_name_and_leaves_no_file() {
+fn a_target_without_room_fails_by_name_and_is_gone_on_with_once_there_is_some() {
     let machine = Machine::with_disk(SIZE);
     let folder = machine.place("small");
     std::fs::create_dir(&folder).expect("a folder");
@@ -157,14 +157,20 @@ fn a_target_without_room_fails_by_name_and_leaves_no_file() {
         command.arg(tests::e2e::Binary::path()).arg(&target);
         command.env("HOME", machine.home()).env("LVKEEP_REPO", machine.place("repo"));
         machine.start_command(&["restore"], command).end().fails(4, &[&target]);
-        assert!(!Path::new(&target).exists(), "a restore that failed leaves no file");
+        assert!(!Path::new(&target).exists(), "a restore that has written nothing leaves no file");
         return;
     }
-    let ran = machine.run(&["restore", "vm/disk@latest", &target]);
+    let full = machine.run(&["restore", "vm/disk@latest", &target]);
     let left = Path::new(&target).exists();
+    let larger = Command::new(program("mount")).args(["-o", "remount,size=64m", &folder]).status();
+    let again = machine.run(&["--json", "restore", "--force", "vm/disk@latest", &target]);
+    let restored = machine.place("restored.img");
+    let copied = std::fs::copy(&target, &restored);
     let unmounted = Command::new(program("umount")).arg(&folder).status();
     assert!(unmounted.is_ok_and(|status| status.success()), "{folder} stays mounted");
-    ran.fails(4, &["vm/disk", "at offset", &target]);
-    assert!(!left, "a restore that failed leaves no file");
-    machine.restores("vm/disk@latest", machine.place("disk.img"));
+    full.fails(4, &["vm/disk", "at offset", &target, "do not use it", "--force goes on", "no room left"]);
+    assert!(left && larger.is_ok_and(|status| status.success()) && copied.is_ok());
+    let kept = again.ok().json()["bytes_kept"].as_u64();
+    assert!(kept.is_some_and(|bytes| bytes > 0), "it goes on where it was: {kept:?}");
+    same_bytes(machine.place("disk.img"), &restored);
 }

@@ -52,6 +52,31 @@ fn what_was_overwritten_is_put_back() {
     machine.run(&["--host", "elsewhere", "undo", &ids[0]]).fails(3, &["on host", "elsewhere"]);
 }
 
+/// What a guest has written beside a range since stays, unless all is asked for.
+#[test]
+fn of_a_range_only_that_is_put_back() {
+    let machine = Machine::with_disk(SIZE);
+    let target = machine.place("target.img");
+    random_file(&target, SIZE, 7);
+    let old = std::fs::read(&target).expect("the target");
+    let range = ["--range", "1000+5MiB"];
+    let restore = [&["restore", "--undo", "--verify", "vm/disk@latest", &target], &range[..]].concat();
+    machine.run(&restore).ok();
+    let id = &kept(&machine)[0];
+    let verify = [&["verify", "vm/disk@latest", &target], &range[..]].concat();
+    assert!(machine.run(&verify).ok().out.contains("is the same (5.0 MiB)"));
+    let mut expected = old.clone();
+    expected[40 << 20..41 << 20].fill(7);
+    let guest = File::options().write(true).open(&target).expect("the target");
+    guest.write_all_at(&expected[40 << 20..41 << 20], 40 << 20).expect("a write");
+    let undone = machine.run(&["undo", id]).ok();
+    assert!(undone.err.contains("only 1000+5242880 of") && undone.err.contains("--whole"), "{undone}");
+    assert!(std::fs::read(&target).expect("the target") == expected);
+    machine.run(&verify).fails(10, &["target.img differs"]);
+    machine.run(&["undo", id, "--whole"]).ok();
+    assert!(std::fs::read(&target).expect("the target") == old);
+}
+
 /// A device's name may mean another one by now, which takes a word, and no force: what protects it while it is in use
 /// stays.
 #[test]

@@ -58,6 +58,7 @@ async fn the_owner_works_from_the_front_and_others_from_the_back() {
 #[tokio::test]
 async fn what_others_leave_is_the_owners() {
     let spans = Spans::of(&(0..4 * LEAF_SPAN), 1);
+    assert!(!spans.was_lent());
     assert_eq!((take(&spans, 1), take(&spans, 2), take(&spans, 3)), (Some(3..4), Some(2..3), Some(1..2)));
     ask(&spans, 1, SpanNow::Failed { offset: 3 * LEAF_SPAN, why: "no".into() });
     done(&spans, 2, 2, LEAF_SPAN - 1);
@@ -72,6 +73,7 @@ async fn what_others_leave_is_the_owners() {
     assert_eq!((spans.next(), spans.next()), (Some(1..2), None), "nobody spoke of it");
     done(&spans, 3, 1, LEAF_SPAN);
     assert_eq!(spans.helped().written, 0, "too late to count");
+    assert!(spans.was_lent(), "they may have written, however little counts");
     spans.close();
     assert_eq!((take(&spans, 4), ask(&spans, 2, SpanNow::Working { offset: 0, done: 0 })), (None, None));
 }

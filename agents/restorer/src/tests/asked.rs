@@ -87,7 +87,7 @@ pub async fn keep(fixture: &Fixture, job: &BackupJob) -> Root {
     let slot = Slot { volume: fixture.repository.key.volume_key(&job.volume), session };
     let reading = keeping::state(source, &std::fs::metadata(source).unwrap()).unwrap();
     let (volume, source) = (job.volume.clone(), job.source.clone());
-    let root = Root { volume, source, slot, job: job.job, reading, ..root };
+    let root = Root { volume, source, slot, job: job.job, reading, tags: job.tags.clone(), ..root };
     let bytes = fixture.repository.seal(&slot.snapshot(), &root).unwrap();
     fixture.repository.store.put(&slot.snapshot(), bytes).await.unwrap();
     root
@@ -229,6 +229,54 @@ async fn what_stands_there_is_kept_first_and_put_back() {
     send(&fixture, &asked).await;
     assert!(matches!(done(&fixture, &asked).await, JobOutcome::Restored { undo: None, .. }));
     assert_eq!(keeper.jobs().len(), 1);
+    fixture.context.stop.raise();
+    agent.await.unwrap().unwrap();
+}
+
+/// A guest has written beside the range since, which an undo is not to take away.
+#[tokio::test(start_paused = true)]
+async fn of_what_was_kept_for_a_range_only_that_is_put_back() {
+    let fixture = Arc::new(Fixture::plain().await);
+    let old = noise(1, LEN);
+    let root = fixture.volume(&noise(2, LEN)).await;
+    let _keeper = Keeper::start(&fixture, |_| ());
+    let folder = fixture.folder.path().to_path_buf();
+    let agent = tokio::spawn(fixture.restorer().run(serving(vec![folder])));
+    let path = fixture.path("x");
+    std::fs::write(&path, &old).unwrap();
+    let range = Some((CHUNK as u64 / 2, 3 * CHUNK as u64));
+    let undo = Some(fixture.context.environment.job_id());
+    let asked = job(&fixture, &root, &path).asking(More { undo, range, ..More::default() });
+    send(&fixture, &asked).await;
+    let JobOutcome::Restored { undo: Some(kept), .. } = done(&fixture, &asked).await else {
+        panic!("nothing was kept")
+    };
+    let kept = snapshot_at(&fixture, kept).await;
+    let range = keeping::kept_range(&kept).expect("it is known");
+    assert_eq!(range, CHUNK as u64 / 2..3 * CHUNK as u64);
+
+    let mut expected = old;
+    expected[8 * CHUNK..].fill(7);
+    let guest = std::fs::File::options().write(true).open(&path).unwrap();
+    guest.write_all_at(&expected[8 * CHUNK..], 8 * CHUNK as u64).unwrap();
+    let range = Some((range.start, range.end));
+    let put_back = || job(&fixture, &kept, &path).asking(More { put_back: true, range, ..More::default() });
+    let again = put_back();
+    send(&fixture, &again).await;
+    assert!(matches!(done(&fixture, &again).await, JobOutcome::Restored { .. }));
+    assert!(std::fs::read(&path).unwrap() == expected);
+    // A file of which there is nothing to be put back beside.
+    for is_gone in [false, true] {
+        match is_gone {
+            true => std::fs::remove_file(&path).unwrap(),
+            false => std::fs::write(&path, b"").unwrap(),
+        }
+        let again = put_back();
+        send(&fixture, &again).await;
+        let JobOutcome::Failed { why, .. } = done(&fixture, &again).await else { panic!("{is_gone}") };
+        assert!(why.contains("--whole"), "{why}");
+        assert_eq!(path.exists(), !is_gone);
+    }
     fixture.context.stop.raise();
     agent.await.unwrap().unwrap();
 }

@@ -3,8 +3,9 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
-use schema::messages::FailureKind;
+use schema::messages::{FailureKind, Verified};
 use schema::root::Root;
 
 use super::fixture::{CHUNK, Fixture, noise};
@@ -135,7 +136,33 @@ async fn a_chunk_that_repeats_is_written_where_it_is_not_yet() {
     fs::write(&path, &old).unwrap();
     let report = onto(&fixture, &root, &path, false).await;
     assert!(fs::read(&path).unwrap() == content);
-    assert_eq!((report.written, report.chunks), (2 * CHUNK as u64, 1), "fetched once");
+    assert_eq!((report.copied, report.fetched), (2 * CHUNK as u64, 0), "it stands beside");
+}
+
+/// In another window than where it stands.
+#[tokio::test(start_paused = true)]
+async fn what_stands_on_the_target_far_away_is_not_fetched() {
+    let fixture = Fixture::plain().await;
+    let mut content = vec![0; 520 * MIB];
+    content[..4 * MIB].copy_from_slice(&noise(3, 4 * MIB));
+    content.copy_within(..4 * MIB, 515 * MIB);
+    let root = fixture.volume(&content).await;
+    let (first, second) = (fixture.path("first"), fixture.path("second"));
+    for path in [&first, &second] {
+        let old = File::create(path).unwrap();
+        old.set_len(content.len() as u64).unwrap();
+        old.write_all_at(&content[..4 * MIB], 0).unwrap();
+    }
+    let report = onto(&fixture, &root, &first, false).await;
+    assert!(fs::read(&first).unwrap() == content);
+    assert_eq!((report.kept, report.copied, report.fetched), (4 * MIB as u64, 4 * MIB as u64, 0));
+
+    // What was taken from another target counts, too: it stands there once, and is wanted twice.
+    let (path, donor) = (fixture.path("third"), second);
+    let target = Target::new(&path, true).after(&donor);
+    let report = fixture.restorer().restore(root, target, |_| ()).await.unwrap();
+    assert!(fs::read(&path).unwrap() == content);
+    assert_eq!((report.copied + report.kept, report.fetched), (8 * MIB as u64, 0), "{report:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -169,6 +196,67 @@ async fn what_differs_is_told_and_nothing_is_changed() {
     assert!(failure.kind == FailureKind::Refused && failure.why.contains("1048576 bytes"), "{failure}");
     fs::remove_file(&path).unwrap();
     assert_eq!(compare().await.unwrap_err().kind, FailureKind::Device);
+}
+
+/// Whatever stands beside it on the target, and whatever its chunks hold beside it.
+#[tokio::test(start_paused = true)]
+async fn only_a_range_is_compared() {
+    let fixture = Fixture::encrypted().await;
+    let content = content();
+    let root = fixture.volume(&content).await;
+    let (path, end) = (fixture.path("target"), content.len());
+    let restorer = fixture.restorer();
+    let ranges = [100..101, CHUNK - 1..3 * CHUNK + 1, 3 * MIB + 5..7 * MIB + 9, 5 * MIB + 1..5 * MIB + 2];
+    for range in ranges.into_iter().chain([end - 1..end, 0..end, 7..7]) {
+        let mut there = vec![0xee; range.end];
+        there[range.clone()].copy_from_slice(&content[range.clone()]);
+        let part = range.start as u64..range.end as u64;
+        let compare = |there: &[u8]| {
+            fs::write(&path, there).unwrap();
+            restorer.compare_range(root.clone(), &path, part.clone(), |_| ())
+        };
+        assert_eq!(compare(&there).await.unwrap(), Differences::default(), "{range:?}");
+        // Its first and its last byte, with what is told of chunks as a whole, or of a part of one.
+        for at in [range.start, range.end.saturating_sub(1)].into_iter().filter(|_| !range.is_empty()) {
+            let mut other = there.clone();
+            other[at] ^= 1;
+            let found = compare(&other).await.unwrap();
+            let [told] = found.first.as_slice() else { panic!("{range:?}, {at}: {found:?}") };
+            assert!(told.contains(&(at as u64)) && part.start <= told.start && told.end <= part.end);
+            assert_eq!(found.bytes, told.end - told.start);
+        }
+    }
+    let compare = |range| restorer.compare_range(root.clone(), &path, range, |_| ());
+    let refused = compare(5..end as u64 + 1).await.unwrap_err();
+    assert!(refused.why.contains(&end.to_string()), "{refused}");
+    fs::write(&path, &content[..MIB]).unwrap();
+    let refused = compare(5..MIB as u64 + 1).await.unwrap_err();
+    assert!(refused.why.contains("1048576 bytes"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_range_that_was_restored_is_read_again() {
+    let fixture = Fixture::encrypted().await;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    let path = fixture.path("target");
+    fs::write(&path, vec![0xee; MIB / 2]).unwrap();
+    let range = CHUNK as u64 / 2..5 * CHUNK as u64 + 1;
+    let target = Target::new(&path, true).only(Some(range)).read_again(true);
+    let report = fixture.restorer().restore(root, target, |_| ()).await.unwrap();
+    assert_eq!(report.verified, Some(Verified::Equal));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_becomes_shorter_is_said_to() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, MIB)).await;
+    let path = fixture.path("target");
+    for (len, is_said) in [(MIB / 2, false), (MIB, false), (MIB + 5, true)] {
+        fs::write(&path, vec![0xee; len]).unwrap();
+        let notes = onto(&fixture, &root, &path, false).await.notes;
+        assert_eq!(notes.len(), usize::from(is_said), "{notes:?}");
+        assert!(!is_said || notes[0].contains("from 1048581 to 1048576 bytes"), "{notes:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -214,6 +302,24 @@ async fn ranges_are_handed_on_in_order() {
     let refused = fixture.restorer().read(root, 5..end as u64 + 1, out, |_| ()).await.unwrap_err();
     assert!(refused.why.contains(&end.to_string()), "{refused}");
     assert_eq!(fixture.sessions().await, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leaf_of_the_map_is_read_once_for_all_parts_in_it() {
+    let fixture = Fixture::plain().await;
+    let content = noise(7, 20 * MIB);
+    let root = fixture.volume(&content).await;
+    let (out, mut parts) = tokio::sync::mpsc::channel(1);
+    let (restorer, before) = (fixture.restorer(), fixture.reads.load(Ordering::Relaxed));
+    let (report, count) = tokio::join!(restorer.read(root, 0..content.len() as u64, out, |_| ()), async {
+        let mut count = 0;
+        while parts.recv().await.is_some() {
+            count += 1;
+        }
+        count
+    });
+    assert_eq!(count, 10);
+    assert_eq!(fixture.reads.load(Ordering::Relaxed) - before, report.unwrap().requests + 1);
 }
 
 #[tokio::test(start_paused = true)]

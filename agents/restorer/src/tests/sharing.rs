@@ -280,6 +280,35 @@ async fn damage_in_a_shared_span_fails_the_job_by_name() {
     agents.stop(&fixture).await;
 }
 
+/// Their spans are the owner's again, who has written nothing itself.
+#[tokio::test(start_paused = true)]
+async fn what_others_have_written_before_they_gave_up_is_left_and_said() {
+    let fixture = Fixture::plain().await;
+    let content = content();
+    let root = fixture.volume(&content).await;
+    fixture.table.lock().unwrap().retain(|id, _| id.domain().unwrap() == Domain::Structure);
+    let agents = Agents::start(&fixture, 1);
+    let path = fixture.path("x");
+    for has_failed in [true, false] {
+        fixture.store_is_open.send_replace(false);
+        let job = send(&fixture, &root, &path, false).await;
+        let hand = Hand::called(&fixture).await;
+        let (offset, _) = hand.ask(SpanNow::Idle).await.expect("a span");
+        let bytes = &content[offset as usize..][..CHUNK];
+        std::os::unix::fs::FileExt::write_all_at(&opened(&path), bytes, offset).unwrap();
+        match has_failed {
+            true => assert_eq!(hand.ask(SpanNow::Failed { offset, why: "no".into() }).await, None),
+            // Nobody speaks of it any more.
+            false => fixture.context.environment.sleep(Duration::from_secs(60)).await,
+        }
+        fixture.store_is_open.send_replace(true);
+        let JobOutcome::Failed { kind, why } = done(&fixture, job).await else { panic!("it was restored") };
+        assert!(kind == FailureKind::Damaged && why.contains("do not use it"), "{has_failed}: {why}");
+        std::fs::remove_file(&path).expect("what was written stays");
+    }
+    agents.stop(&fixture).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_logical_volume_is_readied_and_ended_by_its_owner_alone() {
     let fixture = Fixture::plain().await;
@@ -356,7 +385,7 @@ async fn a_job_that_is_stopped_ends_when_nobody_writes_any_more() {
     drop(writing);
     let JobOutcome::Failed { kind, why } = done(&fixture, job).await else { panic!("it was restored") };
     assert!(kind == FailureKind::Revoked && why.contains("stopped, as asked"), "{why}");
-    assert!(!path.exists());
+    assert!(path.exists() && why.contains("do not use it"), "who had a span may have written: {why}");
     agents.stop(&fixture).await;
 }
 

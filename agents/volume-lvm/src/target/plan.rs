@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use schema::messages::{NewVolume, Preparation, Safety};
-use schema::{JobId, RepoId};
+use schema::{JobId, RepoId, SessionId};
 
 use super::layout::Shape;
 use super::room::{Promise, Promised};
@@ -22,6 +22,9 @@ mod tests;
 
 /// The tag of a volume that was made for a restore that has not ended, with the job behind it.
 pub(super) const UNFINISHED: &str = "lvkeep-unfinished=";
+/// The tag of a volume that was made for a restore and is not all of its snapshot, with the snapshot behind it. It stays
+/// when the restore is cut off, until one has ended well.
+pub(super) const INCOMPLETE: &str = "lvkeep-incomplete=";
 /// The tag of a snapshot of what a restore overwrote. It is the operator's: nothing of lvkeep's ever removes it.
 pub(super) const SAFETY: &str = "lvkeep-safety";
 
@@ -38,6 +41,7 @@ pub(super) struct Request<'a> {
     /// The layout of the volume that was backed up.
     pub layout: &'a BTreeMap<String, String>,
     pub repository: RepoId,
+    pub snapshot: SessionId,
     pub job: JobId,
     pub preparation: &'a Preparation,
     pub force: bool,
@@ -69,6 +73,8 @@ pub(super) enum Volume {
     There(Box<LogicalVolume>),
     /// An earlier delivery of this job has made it.
     Begun(Box<LogicalVolume>),
+    /// An earlier restore of the same snapshot has made it, and was cut off.
+    Incomplete(Box<LogicalVolume>),
     /// It is made by `lvcreate` with these arguments.
     New(Vec<String>),
 }
@@ -126,11 +132,11 @@ pub(super) fn plan(
             let plan = existing(inventory, group, there, request, is_alive)?;
             Ok(Plan { volume: Volume::Begun(Box::new(there.clone())), ..plan })
         }
-        (Some(there), Some(_)) => {
-            let begun = there.tags.iter().any(|tag| tag.starts_with(UNFINISHED));
-            let which = if begun { ", and is what an earlier restore has left unfinished" } else { "" };
-            Err(format!("it exists already{which}: without --create its content is overwritten"))
+        (Some(there), Some(_)) if there.tags.contains(&incomplete(request.snapshot)) => {
+            let plan = existing(inventory, group, there, request, is_alive)?;
+            Ok(Plan { volume: Volume::Incomplete(Box::new(there.clone())), ..plan })
         }
+        (Some(there), Some(_)) => Err(exists(there, request)),
         (None, Some(new)) => made(inventory, group, new, request),
         (None, None) => Err(format!("{vg} has no such volume; --create makes it")),
     }
@@ -140,9 +146,31 @@ fn unfinished(job: JobId) -> String {
     format!("{UNFINISHED}{job}")
 }
 
-/// The arguments of `lvchange` for a volume that is whole; none when nothing says that it is not.
-pub(super) fn finished(volume: &LogicalVolume) -> Option<Vec<String>> {
-    let tags: Vec<&String> = volume.tags.iter().filter(|tag| tag.starts_with(UNFINISHED)).collect();
+fn incomplete(snapshot: SessionId) -> String {
+    format!("{INCOMPLETE}{snapshot}")
+}
+
+/// Why a volume that is there is not made.
+fn exists(there: &LogicalVolume, request: &Request<'_>) -> String {
+    let (name, asked) = (there.full_name(), request.snapshot);
+    if let Some(other) = there.tags.iter().find_map(|tag| tag.strip_prefix(INCOMPLETE)) {
+        return format!(
+            "it exists already, and is incomplete: a restore of {other} was cut off on it, and this one is of {asked}; \
+             restore {other} to it, or `lvremove {name}`; without --create its content is overwritten"
+        );
+    }
+    let which = match there.tags.iter().any(|tag| tag.starts_with(UNFINISHED)) {
+        true => "is what an earlier restore has left unfinished",
+        false => {
+            "nothing on it says that it is incomplete: if an earlier run has restored it, leave it out of this one"
+        }
+    };
+    format!("it exists already, and {which}; without --create its content is overwritten")
+}
+
+/// The arguments of `lvchange` for a volume whose restore is over; none when it has no tag that begins so.
+pub(super) fn without_tags(volume: &LogicalVolume, start: &str) -> Option<Vec<String>> {
+    let tags: Vec<&String> = volume.tags.iter().filter(|tag| tag.starts_with(start)).collect();
     let mut arguments = vec!["--quiet".to_owned()];
     arguments.extend(tags.iter().flat_map(|tag| ["--deltag".to_owned(), (*tag).clone()]));
     arguments.push(volume.full_name());
@@ -166,6 +194,9 @@ fn existing(
 ) -> Result<Plan, String> {
     usable(volume, request)?;
     let mut plan = Plan::new(Volume::There(Box::new(volume.clone())), Vec::new());
+    if request.only.is_none() && volume.tags.contains(&incomplete(request.snapshot)) {
+        plan.notes.push(format!("goes on with {}, on which a restore was cut off", volume.full_name()));
+    }
     plan.notes.extend(larger(group, volume, request)?);
     ours(inventory, volume, request, is_alive, &mut plan)?;
     others(inventory, volume, request, &mut plan)?;
@@ -228,7 +259,8 @@ fn larger(
     if behind == 0 || request.only.is_some() {
         return Ok(None);
     }
-    let is_made_for_it = volume.tags.contains(&unfinished(request.job));
+    let tags = [unfinished(request.job), incomplete(request.snapshot)];
+    let is_made_for_it = tags.iter().any(|tag| volume.tags.contains(tag));
     if behind > group.extent_size && !request.force && !is_made_for_it {
         let (has, needs, behind) = (volume.size, request.size, size(behind));
         return Err(format!(
@@ -399,10 +431,10 @@ fn made(
     let mut notes = vec![format!("{}/{} was made ({shape})", request.vg, request.lv)];
     notes.extend(left_out);
     let bytes = extents(request.size.max(1), group);
-    let tag = unfinished(request.job);
+    let tags = [unfinished(request.job), incomplete(request.snapshot)];
     let mut promises = Vec::new();
-    let mut arguments: Vec<String> =
-        ["--yes", "--quiet", "--name", request.lv, "--addtag", &tag].map(str::to_owned).into();
+    let mut arguments: Vec<String> = ["--yes", "--quiet", "--name", request.lv].map(str::to_owned).into();
+    arguments.extend(added(&tags));
     match &shape {
         Shape::Thin { pool: name } => {
             let is_it =
@@ -411,7 +443,7 @@ fn made(
             let pool = pool.ok_or_else(|| format!("{} has no thin pool {name}", request.vg))?;
             let donor = sharing::donor(inventory, request, pool, bytes);
             if let Some(shared) = donor.map(|donor| Shared::with(donor, pool)) {
-                return Ok(shared.plan(request.lv, &tag, notes));
+                return Ok(shared.plan(request.lv, &tags, notes));
             }
             promises.push(fits_pool(inventory, pool, request.data, request)?);
             arguments.extend(["--virtualsize".to_owned(), format!("{bytes}b")]);
@@ -431,6 +463,11 @@ fn made(
         }
     }
     Ok(Plan { promises, ..Plan::new(Volume::New(arguments), notes) })
+}
+
+/// Options of `lvcreate` for these tags.
+pub(super) fn added(tags: &[String]) -> impl Iterator<Item = String> {
+    tags.iter().flat_map(|tag| ["--addtag".to_owned(), tag.clone()])
 }
 
 fn fits_pool(

@@ -4,7 +4,7 @@
 //! What comes of it is a volume of its own: writable, active, activated with the others, and still there when the other
 //! one is removed. LVM names the other one as its origin while that is there, which means nothing for a thin volume.
 
-use super::plan::{Plan, Request, UNFINISHED, Volume};
+use super::plan::{self, INCOMPLETE, Plan, Request, UNFINISHED, Volume};
 use super::zeroing::{Step, UNIT};
 use crate::dm::{DmName, PoolStatus};
 use crate::report::{Inventory, LogicalVolume};
@@ -34,7 +34,8 @@ pub(super) fn donor<'a>(
     let donor = inventory.find(vg, lv)?;
     let attributes = &donor.attributes;
     let is_well = attributes.is_active() && !attributes.is_merging() && attributes.ailment().is_none();
-    let is_whole = !donor.tags.iter().any(|tag| tag.starts_with(UNFINISHED));
+    let is_whole =
+        !donor.tags.iter().any(|tag| [UNFINISHED, INCOMPLETE].iter().any(|start| tag.starts_with(start)));
     let fits = inventory.pool_of(donor).is_some_and(|one| one.uuid == pool.uuid) && donor.size == bytes;
     let alone = donor.is_thin() && donor.origin.is_none();
     (is_well && is_whole && fits && alone && pool.attributes.zeroes()).then_some(donor)
@@ -48,17 +49,18 @@ impl Shared {
     }
 
     /// Makes the new volume, which takes nothing of its pool.
-    pub fn plan(self, lv: &str, tag: &str, mut notes: Vec<String>) -> Plan {
+    pub fn plan(self, lv: &str, tags: &[String], mut notes: Vec<String>) -> Plan {
         notes.push(format!("it began as a snapshot of {}, and is a volume of its own", self.donor));
-        let volume = Volume::New(self.arguments(lv, tag));
+        let volume = Volume::New(self.arguments(lv, tags));
         Plan { shares: Some(self), ..Plan::new(volume, notes) }
     }
 
     /// The arguments of `lvcreate`.
-    fn arguments(&self, lv: &str, tag: &str) -> Vec<String> {
+    fn arguments(&self, lv: &str, tags: &[String]) -> Vec<String> {
         let mut arguments: Vec<String> =
             ["--yes", "--quiet", "--snapshot", "--name", lv].map(str::to_owned).into();
-        let options = ["--addtag", tag, "--permission", "rw", "--setactivationskip", "n", "--activate", "y"];
+        arguments.extend(plan::added(tags));
+        let options = ["--permission", "rw", "--setactivationskip", "n", "--activate", "y"];
         arguments.extend(options.map(str::to_owned));
         arguments.push(self.donor.clone());
         arguments
@@ -90,7 +92,7 @@ mod tests {
     use super::super::room::Promised;
     use super::*;
     use crate::report::Attributes;
-    use crate::testing::{inventory, linear, pool, repository, thin, thin_snapshot};
+    use crate::testing::{inventory, linear, pool, repository, session, thin, thin_snapshot};
 
     const GIB: u64 = 1 << 30;
 
@@ -99,7 +101,7 @@ mod tests {
         let (first, other) = (thin("vg0", "a", "pool", 1), thin("vg0", "o", "pool", 2));
         let with =
             |letters: &str, of: LogicalVolume| LogicalVolume { attributes: Attributes::new(letters), ..of };
-        let tagged = LogicalVolume { tags: vec![format!("{UNFINISHED}01")], ..first.clone() };
+        let tagged = |start| LogicalVolume { tags: vec![format!("{start}01")], ..first.clone() };
         let snapshot =
             LogicalVolume { name: "a".into(), ..with("Vwi-aotz--", thin_snapshot("vg0", "a", &other, 3)) };
         let the_pool = pool("vg0", "pool");
@@ -113,7 +115,8 @@ mod tests {
             (first.clone(), &dirty, GIB, false),
             (with("Vwi---tz--", first.clone()), &the_pool, GIB, false),
             (with("Vwi-aotzF-", first.clone()), &the_pool, GIB, false),
-            (tagged, &the_pool, GIB, false),
+            (tagged(UNFINISHED), &the_pool, GIB, false),
+            (tagged(INCOMPLETE), &the_pool, GIB, false),
             (snapshot, &the_pool, GIB, false),
             (linear("vg0", "a"), &the_pool, GIB, false),
         ] {
@@ -126,6 +129,7 @@ mod tests {
                 only: None,
                 layout: &layout,
                 repository: repository(1),
+                snapshot: session(1),
                 job: JobId::from_parts(1_700_000_000_000, 7),
                 preparation: &preparation,
                 force: false,
@@ -142,7 +146,7 @@ mod tests {
     fn a_volume_that_is_shared_is_one_of_its_own() {
         let shared = Shared::with(&thin("vg0", "a", "my-pool", 1), &pool("vg0", "my-pool"));
         assert_eq!(
-            shared.arguments("b", "t").join(" "),
+            shared.arguments("b", &["t".to_owned()]).join(" "),
             "--yes --quiet --snapshot --name b --addtag t --permission rw --setactivationskip n --activate y vg0/a"
         );
         assert_eq!(shared.pool.as_str(), "vg0-my--pool-tpool");

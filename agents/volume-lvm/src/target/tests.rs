@@ -229,7 +229,7 @@ async fn what_was_made_stays_unless_its_restore_failed_before_anything_was_on_it
         let stays = format!("lvchange --quiet --deltag {tag} vg0/web");
         let (last, said) = match ending {
             Ending::Restored => (stays, "was made (linear)"),
-            Ending::CutOff => (stays, "without --create, --thin and --like goes on"),
+            Ending::CutOff => (stays, "the same restore goes on"),
             Ending::Failed => {
                 let only = format!("lv_uuid=\"{}\"", web().uuid);
                 (format!("lvremove --yes --quiet --select {only} vg0/web"), "removed again")
@@ -237,6 +237,34 @@ async fn what_was_made_stays_unless_its_restore_failed_before_anything_was_on_it
         };
         assert_eq!(host.changes()[1..], [last]);
         assert!(notes.contains(said), "{notes}");
+    }
+}
+
+/// The mark of one that was cut off stays until all of a snapshot is on it; nobody removes what is on it.
+#[tokio::test]
+async fn what_was_cut_off_says_so_until_it_is_restored() {
+    let create = Preparation { create: Some(NewVolume::Plain), ..Preparation::default() };
+    let job = JobId::from_parts(1_700_000_000_000, 8);
+    let tags = vec![format!("lvkeep-unfinished={job}"), format!("lvkeep-incomplete={}", session(1))];
+    let untagged = |tag: &str| format!("lvchange --quiet --deltag {tag} vg0/web");
+    let (unfinished, incomplete) = (untagged(&tags[0]), untagged(&tags[1]));
+    for preparation in [create, Preparation::default()] {
+        for (ending, expected) in [
+            (Ending::Restored, vec![incomplete.clone(), unfinished.clone()]),
+            (Ending::CutOff, vec![unfinished.clone()]),
+            (Ending::Failed, vec![unfinished.clone()]),
+        ] {
+            let host = Host::with(&[LogicalVolume { tags: tags.clone(), ..web() }]);
+            let place = host.find("vg0/web", &preparation, false).await.unwrap().unwrap();
+            assert_eq!((place.is_new(), place.is_begun()), (false, preparation.create.is_some()));
+            place.make().await.unwrap();
+            place.ready(&host.device()).await.unwrap();
+            let notes = place.end(ending).await.join("\n");
+            assert_eq!(place.over().await, None);
+            assert_eq!(host.changes(), expected, "{ending:?}");
+            let is_said = notes.contains("vg0/web was made for this restore and stays, incomplete");
+            assert_eq!(is_said, preparation.create.is_some() && ending != Ending::Restored, "{notes}");
+        }
     }
 }
 

@@ -254,6 +254,16 @@ pub fn restored_to_new() {
     assert!(said.contains("was made (linear)"), "{said}");
     holds(&plain, &image);
     assert_eq!((plain.size(), plain.field("lv_tags").as_str()), (52 * MIB, ""));
+
+    step("again, as one that was cut off has left it, and no whole one");
+    let done = keeper.run(&["--json", "restore", "image@latest", &plain.path()]).ok().json();
+    let tag =
+        |id: &str| run("lvchange", &["-q", "--addtag", &format!("lvkeep-incomplete={id}"), &plain.path()]);
+    stale(&plain);
+    tag(done["snapshot"].as_str().expect("an id"));
+    restored(&keeper, &plain, &["--create"]);
+    holds(&plain, &image);
+    assert_eq!(plain.field("lv_tags"), "");
     keeper.run(&["restore", "image@latest", "vg0/plain", "--create"]).fails(3, &["exists already"]);
 
     step("in a pool");

@@ -6,7 +6,8 @@ use super::*;
 use crate::marks::Marks;
 use crate::report::Attributes;
 use crate::testing::{
-    group, inventory, linear, marks, ours, owner, pool, repository, thick_snapshot, thin, thin_snapshot,
+    group, inventory, linear, marks, ours, owner, pool, repository, session, thick_snapshot, thin,
+    thin_snapshot,
 };
 
 const GIB: u64 = 1 << 30;
@@ -59,6 +60,7 @@ impl Asked {
             only: self.only,
             layout: &self.layout,
             repository: repository(1),
+            snapshot: session(1),
             job: job(),
             preparation: &self.preparation,
             force: self.force,
@@ -272,7 +274,7 @@ fn a_new_volume_is_as_large_as_the_snapshot_in_extents() {
         Volume::New(arguments) => arguments.join(" "),
         other => panic!("{other:?}"),
     };
-    let tag = format!("--addtag lvkeep-unfinished={}", job());
+    let tag = format!("--addtag lvkeep-unfinished={} --addtag lvkeep-incomplete={}", job(), session(1));
     let plain = made(&asked(NewVolume::Plain), &empty);
     assert_eq!(
         plain,
@@ -324,12 +326,40 @@ fn only_the_same_job_goes_on_with_what_was_begun() {
     let same = begun(format!("lvkeep-unfinished={}", job()));
     let plan = Asked::of("web").created(NewVolume::Plain).plan(&inventory([same.clone()])).unwrap();
     assert_eq!(plan.volume, Volume::Begun(Box::new(same.clone())));
-    let done = finished(&same).unwrap().join(" ");
+    let done = without_tags(&same, UNFINISHED).unwrap().join(" ");
     assert_eq!(done, format!("--quiet --deltag lvkeep-unfinished={} vg0/web", job()));
-    assert_eq!(finished(&linear("vg0", "web")), None);
+    assert_eq!(without_tags(&linear("vg0", "web"), UNFINISHED), None);
     let other = begun(format!("lvkeep-unfinished={}", JobId::from_parts(1_700_000_000_000, 8)));
     let why = Asked::of("web").created(NewVolume::Plain).plan(&inventory([other.clone()])).unwrap_err();
     assert!(why.contains("left unfinished"), "{why}");
     let plan = Asked::of("web").plan(&inventory([other.clone()])).unwrap();
     assert_eq!(plan.volume, Volume::There(Box::new(other)));
+}
+
+#[test]
+fn what_was_cut_off_is_made_by_going_on_with_it_and_nothing_else_is() {
+    let tagged = |tags: &[String]| LogicalVolume { tags: tags.into(), ..linear("vg0", "web") };
+    let asked = || Asked::of("web").created(NewVolume::Plain);
+    let cut_off = tagged(&[incomplete(session(1))]);
+    let plan = asked().plan(&inventory([cut_off.clone()])).unwrap();
+    assert_eq!(plan.volume, Volume::Incomplete(Box::new(cut_off.clone())));
+    assert!(named(&plan, "goes on with vg0/web").is_some(), "{:?}", plan.notes);
+    // One that was killed has left the tag of its job as well.
+    let killed = tagged(&[unfinished(JobId::from_parts(1_700_000_000_000, 8)), incomplete(session(1))]);
+    assert!(matches!(asked().plan(&inventory([killed])).unwrap().volume, Volume::Incomplete(_)));
+    // Whatever LVM made of its size.
+    let larger = LogicalVolume { size: GIB + (1 << 30), ..cut_off.clone() };
+    assert!(asked().plan(&inventory([larger.clone()])).is_ok());
+    let plan = Asked::of("web").plan(&inventory([larger.clone()])).unwrap();
+    assert_eq!(plan.volume, Volume::There(Box::new(larger)));
+
+    let other = tagged(&[incomplete(session(2))]);
+    let why = asked().plan(&inventory([other.clone()])).unwrap_err();
+    for part in [session(1).to_string(), session(2).to_string(), "lvremove vg0/web".to_owned()] {
+        assert!(why.contains(&part), "{part} is not in: {why}");
+    }
+    assert!(asked().forced().plan(&inventory([other.clone()])).is_err());
+    assert!(Asked::of("web").plan(&inventory([other])).is_ok());
+    let why = asked().plan(&inventory([linear("vg0", "web")])).unwrap_err();
+    assert!(why.contains("exists already") && why.contains("leave it out"), "{why}");
 }
