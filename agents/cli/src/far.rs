@@ -119,7 +119,8 @@ impl Far<'_> {
             job: environment.job_id(),
             slot: root.slot,
             target: target.clone(),
-            force: options.force,
+            // Agents that know no other word for what is in use would take it for that, too.
+            force: false,
             preparation: preparation.clone(),
             full: options.full,
             untracked: options.no_tracking,
@@ -135,6 +136,8 @@ impl Far<'_> {
             undo: options.undo.then(|| environment.job_id()),
             put_back: asked.put_back,
             same_device: asked.same_device,
+            force: options.force,
+            in_use: options.force_in_use,
         })
     }
 

@@ -53,6 +53,7 @@ struct VolumeFile {
     host: Option<String>,
     priority: i32,
     force: bool,
+    force_in_use: bool,
     create: bool,
     thin: Option<String>,
     like: bool,
@@ -113,6 +114,7 @@ impl VolumeFile {
         };
         RestoreOptions {
             force: self.force,
+            force_in_use: self.force_in_use,
             create: self.create,
             thin: self.thin.clone(),
             like: self.like,
@@ -285,6 +287,7 @@ snapshot = "01ABC"
 target = "/srv/x.img"
 safety_snapshot = "1GiB"
 verify = true
+force_in_use = true
 "#;
         assert!(wrong(text).is_empty(), "{:?}", wrong(text));
         let file: File = toml::from_str(text).unwrap();
@@ -292,6 +295,8 @@ verify = true
         assert_eq!((options[0].thin.as_deref(), options[0].to_host.as_deref()), (Some("pool"), Some("new")));
         assert_eq!(options[1].preparation().unwrap().safety.unwrap().size, Some(1 << 30));
         assert_eq!(file.volume[0].get_ref().priority, 100);
+        let overrides = [&options[0], &options[1]].map(|options| (options.force, options.force_in_use));
+        assert_eq!(overrides, [(false, false), (false, true)], "each volume has its own");
     }
 
     #[test]

@@ -45,9 +45,10 @@ pub struct Order {
 impl Order {
     /// The target as the order says it.
     pub fn to(&self) -> Target {
-        let RestoreOptions { force, full, no_tracking, keep_going, .. } = self.options;
+        let RestoreOptions { force, force_in_use, full, no_tracking, keep_going, .. } = self.options;
         let target = Target::new(PathBuf::from(&self.target), force).full(full).untracked(no_tracking);
-        target.prepared(self.preparation.clone()).only(self.range.clone()).keep_going(keep_going)
+        let target = target.prepared(self.preparation.clone()).only(self.range.clone());
+        target.keep_going(keep_going).in_use(force_in_use)
     }
 
     /// What of the repository it needs.
@@ -122,13 +123,16 @@ async fn chosen(app: &App, repository: &Repository, args: &RestoreArgs) -> anyho
     let (options, preparation) = (&args.options, args.options.preparation()?);
     let range = args.range.as_deref().map(cat::parse).transpose()?;
     let order = |root: Root, target: String| {
-        let (range, options, preparation) = (range.clone(), options.clone(), preparation.clone());
+        let (range, preparation) = (range.clone(), preparation.clone());
+        let force_in_use = args.force_in_use.contains(&target);
+        let options = RestoreOptions { force_in_use, ..options.clone() };
         Order { root, target, range, options, preparation }
     };
     if !args.group {
         let root = select::snapshot(repository, snapshot).await?;
         let targets = std::iter::once(target).chain(args.also.iter().map(String::as_str));
         let chosen: Vec<Order> = targets.map(|target| order(root.clone(), target.to_owned())).collect();
+        check_named(&args.force_in_use, chosen.iter().map(|order| order.target.as_str()))?;
         check_apart(app, &chosen)?;
         return Ok(chosen);
     }
@@ -140,6 +144,7 @@ async fn chosen(app: &App, repository: &Repository, args: &RestoreArgs) -> anyho
         order(root, target)
     };
     let chosen: Vec<Order> = run.warned().into_iter().map(with_target).collect();
+    check_named(&args.force_in_use, chosen.iter().map(|order| order.target.as_str()))?;
     check_apart(app, &chosen)?;
     Ok(chosen)
 }
@@ -155,6 +160,20 @@ fn check_whole(run: &Roots, snapshot: &str, may_lack: bool) -> anyhow::Result<()
         "{snapshot} is not whole: that run has no snapshot of {}; --incomplete restores the others, NAME@TIME an earlier run{damaged}",
         missing.join(", ")
     )))
+}
+
+/// What is taken from whoever uses it is named as the restore names it: a slip of the hand takes nothing.
+pub fn check_named<'a>(
+    named: &[String],
+    targets: impl Iterator<Item = &'a str> + Clone,
+) -> Result<(), Failure> {
+    match named.iter().find(|named| targets.clone().all(|target| target != *named)) {
+        None => Ok(()),
+        Some(named) => Err(Failure::refused(format!(
+            "--force-in-use {named}: this restores to nothing of that name; nothing was begun. It restores to {}",
+            targets.collect::<Vec<_>>().join(", ")
+        ))),
+    }
 }
 
 /// Two volumes of one name must not overwrite each other.

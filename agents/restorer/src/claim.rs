@@ -47,6 +47,7 @@ struct State {
     doubt: Option<Doubt>,
     first: Option<Slot>,
     undo: Vec<(JobId, Slot)>,
+    notes: Vec<String>,
 }
 
 /// Why a job is not to be done by who was given it.
@@ -200,6 +201,20 @@ impl Claim {
     /// By which backups what stood on the target is kept, and where.
     pub fn undo(&self) -> Vec<(JobId, Slot)> {
         self.state().undo.clone()
+    }
+
+    /// What the operator should know of the target; said once, however often it is looked at.
+    pub fn note(&self, note: String) {
+        let notes = &mut self.state().notes;
+        if notes.is_empty() {
+            tracing::warn!("{note}");
+            notes.push(note);
+        }
+    }
+
+    /// What the operator should know of the target.
+    pub fn notes(&self) -> Vec<String> {
+        self.state().notes.clone()
     }
 
     /// The job, where it may be delivered again.

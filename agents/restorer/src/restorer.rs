@@ -370,6 +370,7 @@ impl Restorer {
                 report += audited;
                 report.notes.extend(end_place(place.as_deref(), Ending::Restored).await);
                 report.notes.extend(kept);
+                report.notes.extend(claim.iter().flat_map(Claim::notes));
                 report.notes.extend(let_stay(place, claim.as_ref()).await);
                 Ok(report)
             }
@@ -539,6 +540,7 @@ impl Restorer {
             job,
             preparation: target.preparation(),
             force: target.is_forced(),
+            in_use: target.may_be_in_use(),
             // One that is written as a whole shares nothing.
             donor: target.donor().filter(|_| !target.is_full()),
         };

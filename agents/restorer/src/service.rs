@@ -450,13 +450,13 @@ impl Jobs {
     }
 
     fn target(&self, job: &RestoreJob, claim: Claim, stop: Stop) -> Target {
-        let target = Target::new(job.target(), job.force).full(job.full).untracked(job.untracked);
+        let target = Target::new(job.target(), job.is_forced()).full(job.full).untracked(job.untracked);
         let target = target.prepared(job.preparation.clone());
         let mut target = target.below(&self.serving.allowed).claimed(claim).until(stop);
         target = target.fetching(job.fetches.map(|fetches| fetches as usize));
         if let Some(more) = &job.more {
             target = target.only(more.range.map(|(start, end)| start..end)).keep_going(more.keep_going);
-            target = target.read_again(more.verify);
+            target = target.read_again(more.verify).in_use(more.in_use);
             target = if more.put_back { target.put_back().same_device(more.same_device) } else { target };
         }
         let Some(donor) = &job.donor else { return target };

@@ -120,7 +120,7 @@ impl Targets for LvmTargets {
         let bases = tracking::bases(&inventory, &plan.volume, wish.repository);
         let place = LvmPlace::new(format!("{vg}/{lv}"), self, wish.repository, plan);
         Ok(Some(Arc::new(LvmPlace {
-            force: wish.force,
+            in_use: wish.in_use,
             bases,
             between_looks: self.between_looks,
             promises: Mutex::new(Some(promises)),
@@ -170,7 +170,7 @@ struct LvmPlace {
     /// What its baselines are of.
     bases: Vec<Base>,
     plan: Plan,
-    force: bool,
+    in_use: bool,
     between_looks: Duration,
     notes: Mutex<Vec<String>>,
     /// The volume that was made here, or that an earlier attempt had made.
@@ -328,7 +328,7 @@ impl LvmPlace {
             repository,
             bases: Vec::new(),
             plan,
-            force: false,
+            in_use: false,
             between_looks: Duration::ZERO,
             notes,
             made: OnceLock::new(),
@@ -376,10 +376,13 @@ impl LvmPlace {
             return Err(self.refused("another volume has its name by now"));
         }
         if !self.is_alone(&volume).await? {
-            if !self.force {
-                return Err(self.refused("another process has it open (does a guest run from it?)"));
+            if !self.in_use {
+                return Err(self.refused(
+                    "another process has it open (does a guest run from it?): stop it first (--force-in-use TARGET overwrites \
+                     it all the same)",
+                ));
             }
-            self.note("it was overwritten although another process has it open, by force".to_owned());
+            self.note("it was overwritten although another process has it open, as asked".to_owned());
         }
         // What was opened is the volume that was checked, and not another that came to its device's name.
         let size = rustix::fs::seek(device, rustix::fs::SeekFrom::End(0)).map_err(io::Error::from);

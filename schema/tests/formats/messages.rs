@@ -360,6 +360,8 @@ fn an_old_agent_is_told_no_target_that_it_would_overwrite() {
         More { put_back: true, ..More::default() },
         More { verify: true, ..More::default() },
         More { same_device: true, ..More::default() },
+        More { force: true, ..More::default() },
+        More { in_use: true, ..More::default() },
     ] {
         let job = plain.clone().asking(more);
         assert_eq!((seen(&job).as_str(), job.target()), (NEEDS_NEWER_AGENT, "/dev/vg1/back"));
