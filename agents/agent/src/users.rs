@@ -35,16 +35,29 @@ pub fn writer(proc: &Path, path: &Path, metadata: &Metadata) -> Writer {
 }
 
 /// What an operator should know where so many processes could not be looked at. Whoever is not root sees nothing of other
-/// users' processes, as on every machine, which is worth a word only of a device.
-pub fn unseen(path: &Path, metadata: &Metadata, count: usize) -> Option<String> {
-    let path = path.display();
+/// users' processes, as on every machine, which is worth a word only of a device. What is refused to whoever may trace has
+/// another reason, such as the first process of a container.
+pub fn unseen(proc: &Path, path: &Path, metadata: &Metadata, count: usize) -> Option<String> {
+    let status = fs::read_to_string(proc.join("self/status")).unwrap_or_default();
     let is_root = rustix::process::geteuid().is_root();
-    (is_root || metadata.file_type().is_block_device()).then(|| {
-        format!(
-            "{count} processes could not be looked at (that takes root, with CAP_SYS_PTRACE): nobody knows whether one of \
-             them writes to {path}"
-        )
-    })
+    let path = path.display();
+    if may_trace(&status) || !(is_root || metadata.file_type().is_block_device()) {
+        tracing::info!(%path, count, "some processes could not be looked at");
+        return None;
+    }
+    Some(format!(
+        "{count} processes could not be looked at (that takes root, with CAP_SYS_PTRACE): nobody knows whether one of them \
+         writes to {path}"
+    ))
+}
+
+/// Whether a process has CAP_SYS_PTRACE, by the text of `/proc/PID/status`.
+fn may_trace(status: &str) -> bool {
+    const SYS_PTRACE: u64 = 1 << 19;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .is_some_and(|set| set & SYS_PTRACE != 0)
 }
 
 /// Whoever begins a process shares its files with it until that runs its program, and is no writer by that. It is the
@@ -104,7 +117,8 @@ fn has_open(process: &Path, path: &Path, metadata: &Metadata) -> io::Result<bool
     Ok(false)
 }
 
-fn is_same(a: &Metadata, b: &Metadata) -> bool {
+/// Whether both are of one device, or of one file.
+pub fn is_same(a: &Metadata, b: &Metadata) -> bool {
     let devices = a.file_type().is_block_device() && b.file_type().is_block_device();
     (devices && a.rdev() == b.rdev()) || (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
@@ -131,6 +145,18 @@ mod tests {
             ("pos:\t0\n", false),
         ] {
             assert_eq!(may_write(info), expected, "{info:?}");
+        }
+    }
+
+    #[test]
+    fn the_right_to_trace_is_one_bit() {
+        for (status, expected) in [
+            ("CapPrm:\t000001ffffffffff\nCapEff:\t000001fffeffffff\n", true),
+            ("CapPrm:\t000001ffffffffff\nCapEff:\t0000000000000006\n", false),
+            ("CapEff:\t0000000000080000", true),
+            ("Name:\tlvkeep\n", false),
+        ] {
+            assert_eq!(may_trace(status), expected, "{status:?}");
         }
     }
 

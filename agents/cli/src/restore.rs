@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 use indexer::Wish;
 use restorer::{Report, Restorer, Target};
 use schema::keys::Identity;
-use schema::messages::{Preparation, Verified};
+use schema::messages::{FileIdentity, Preparation, Verified};
 use schema::root::Root;
 use serde::Serialize;
 use volume_lvm::Tools;
@@ -83,6 +83,9 @@ pub struct Done {
     #[serde(skip_serializing_if = "Option::is_none")]
     undo: Option<String>,
     seconds: f64,
+    /// Which file or device the target is.
+    #[serde(skip)]
+    stands_on: Option<FileIdentity>,
     /// Why nobody knows that the target holds it, where that was asked for.
     #[serde(skip)]
     unverified: Option<anyhow::Error>,
@@ -264,7 +267,7 @@ async fn in_turn(
     is_shared: bool,
     mut one: impl AsyncFnMut(usize, &Order, Option<&str>) -> anyhow::Result<Done>,
 ) -> anyhow::Result<()> {
-    let (mut donor, mut failed) = (None, Vec::new());
+    let (mut donor, mut failed, mut restored) = (None, Vec::new(), Vec::<(&Order, Done)>::new());
     for (number, order) in all.iter().enumerate() {
         let ended = match app.stop.is_raised() && number > 0 {
             false => one(number, order, donor).await,
@@ -273,7 +276,10 @@ async fn in_turn(
         let ended = match ended {
             Ok(done) => {
                 donor = donor.or(is_shared.then_some(order.target.as_str()));
-                done.lost().map_or(Ok(()), |lost| Err(lost.into()))
+                let lost: anyhow::Result<()> = done.lost().map_or(Ok(()), |lost| Err(lost.into()));
+                let twice = restored.iter().find_map(|other| done.overwrites(order, (other.0, &other.1)));
+                restored.push((order, done));
+                twice.map_or(lost, |twice| Err(twice.into()))
             }
             Err(error) => Err(error),
         };
@@ -395,7 +401,8 @@ async fn by_agents(app: &App, args: &RestoreArgs, host: &str) -> anyhow::Result<
     let repository = app.repository().await?;
     let all = chosen(app, &repository, args).await?;
     let context = app.context(bus::connect(app, "restore").await?);
-    let far = Far { app, context: &context, repository: &repository, host };
+    let command = app.environment.job_id();
+    let far = Far { app, context: &context, repository: &repository, host, command };
     let restoring =
         in_turn(app, &all, !args.also.is_empty(), async |_, order: &Order, donor: Option<&str>| {
             far_one(&far, order, Asked { donor, ..Asked::default() }).await
@@ -441,6 +448,7 @@ impl Done {
             notes: report.notes,
             undo: None,
             seconds,
+            stands_on: report.stands_on,
             unverified: None,
             compared: None,
         }
@@ -461,6 +469,19 @@ impl Done {
     /// Fails where it was read again in vain, once what was done has been said.
     pub fn verified(mut self) -> anyhow::Result<Self> {
         self.unverified.take().map_or(Ok(self), Err)
+    }
+
+    /// Why this is no restore of its own: another volume was restored to the same file or device by another name, which
+    /// agents that do not know of each other cannot see.
+    pub fn overwrites(&self, order: &Order, (other, there): (&Order, &Self)) -> Option<Failure> {
+        let is_one = self.stands_on.as_ref()?.is_same_target(there.stands_on.as_ref()?);
+        (is_one && order.root.slot != other.root.slot).then(|| {
+            Failure::refused(format!(
+                "{} and {} are one file or device, which holds only what was restored to it last: give {} and {} a target \
+                 each, and restore both again",
+                order.target, other.target, order.root.volume, other.root.volume
+            ))
+        })
     }
 
     /// What the operator should know of the target.

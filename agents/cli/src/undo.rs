@@ -79,7 +79,8 @@ pub async fn run(app: &App, args: &UndoArgs) -> anyhow::Result<()> {
     let order = Order { root, target, range: None, options, preparation };
     if let Some(host) = &args.to_host {
         let context = app.context(bus::connect(app, "undo").await?);
-        let far = Far { app, context: &context, repository: &repository, host };
+        let command = app.environment.job_id();
+        let far = Far { app, context: &context, repository: &repository, host, command };
         let asked = Asked { put_back: true, same_device: args.same_device, ..Asked::default() };
         return restore::far_one(&far, &order, asked).await.map(drop);
     }

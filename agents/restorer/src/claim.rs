@@ -48,6 +48,8 @@ struct State {
     first: Option<Slot>,
     undo: Vec<(JobId, Slot)>,
     notes: Vec<String>,
+    has_overwritten: bool,
+    undo_volume: Option<String>,
 }
 
 /// Why a job is not to be done by who was given it.
@@ -201,6 +203,26 @@ impl Claim {
     /// By which backups what stood on the target is kept, and where.
     pub fn undo(&self) -> Vec<(JobId, Slot)> {
         self.state().undo.clone()
+    }
+
+    /// Something of what stood on the target may be gone.
+    pub fn overwrote(&self) {
+        self.state().has_overwritten = true;
+    }
+
+    /// Whether something of what stood on the target may be gone.
+    pub fn has_overwritten(&self) -> bool {
+        self.state().has_overwritten
+    }
+
+    /// All of the target is restored, and what is kept of it is of this volume.
+    pub fn is_kept_as(&self, volume: String) {
+        self.state().undo_volume = Some(volume);
+    }
+
+    /// Of which volume what is kept of the target is, where all of it is restored.
+    pub fn undo_volume(&self) -> Option<String> {
+        self.state().undo_volume.clone()
     }
 
     /// What the operator should know of the target; said once, however often it is looked at.

@@ -16,6 +16,7 @@ use agent::store::Limit;
 use agent::{Ending, Failure, Stop, mounts};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
 use rustix::io::Errno;
+use schema::JobId;
 use schema::messages::{FailureKind, Preparation};
 use schema::root::Root;
 
@@ -54,6 +55,7 @@ pub struct Target {
     stop: Option<Stop>,
     is_read_again: bool,
     limit: Option<Arc<Limit>>,
+    command: Option<JobId>,
 }
 
 /// What a target is checked against.
@@ -90,6 +92,7 @@ impl Target {
             stop: None,
             is_read_again: false,
             limit: None,
+            command: None,
         }
     }
 
@@ -195,6 +198,17 @@ impl Target {
     pub fn fetching(mut self, most: Option<usize>) -> Self {
         self.limit = most.map(|most| Limit::new(most).into());
         self
+    }
+
+    /// One of several targets of a command, none of which is another.
+    pub(crate) fn of_command(mut self, command: Option<JobId>) -> Self {
+        self.command = command;
+        self
+    }
+
+    /// The command whose other targets it is none of.
+    pub(crate) fn command(&self) -> Option<JobId> {
+        self.command
     }
 
     /// What its reads of the store are limited by, beside those of all others.
@@ -319,7 +333,12 @@ impl Target {
             self.claim.begin(&opened.file, &opened.path);
         }
         match self.range.is_none() || opened.before != Before::Content {
-            true => self.sized(opened, root.size),
+            true => {
+                if found.len() > root.size {
+                    self.claim.overwrote();
+                }
+                self.sized(opened, root.size)
+            }
             false => Ok(Opened { len: Some(found.len()), ..opened }),
         }
     }

@@ -39,6 +39,10 @@ pub struct RestoreJob {
     /// out. An agent that does not know of it reads as often as its own limit allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetches: Option<u32>,
+    /// The command that asks: none of its targets is another's. An agent that does not know of it overwrites one that has
+    /// two names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<JobId>,
     /// What not every agent can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub more: Option<Box<More>>,

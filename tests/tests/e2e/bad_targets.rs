@@ -110,7 +110,8 @@ fn a_mounted_target_is_refused() {
 #[test]
 fn what_is_in_use_is_overwritten_only_where_it_is_named() {
     let machine = Machine::with_disk(SIZE);
-    let (image, used, free) = (machine.place("disk.img"), machine.place("used.img"), machine.place("free.img"));
+    let (image, used, free) =
+        (machine.place("disk.img"), machine.place("used.img"), machine.place("free.img"));
     for target in [&used, &free] {
         random_file(target, SIZE, 9);
     }

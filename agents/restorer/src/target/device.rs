@@ -44,7 +44,11 @@ impl Target {
         let device = metadata.rdev();
         match mounts::mounted(major(device), minor(device)) {
             Some(mounted) if !self.in_use => {
-                let why = format!("it is mounted on {}: unmount it ({})", mounted.display(), self.in_use_all_the_same());
+                let why = format!(
+                    "it is mounted on {}: unmount it ({})",
+                    mounted.display(),
+                    self.in_use_all_the_same()
+                );
                 Err(self.refused(why))
             }
             _ => Ok(()),
@@ -79,7 +83,8 @@ impl Target {
                 };
                 let user = mounts::holder(metadata.rdev()).or_else(writer);
                 let user = user.unwrap_or_else(|| "mounted, or held by another device".to_owned());
-                let why = format!("the device is in use ({user}): free it first ({})", self.in_use_all_the_same());
+                let why =
+                    format!("the device is in use ({user}): free it first ({})", self.in_use_all_the_same());
                 Err(self.refused(why))
             }
             Err(why) => Err(self.cannot_open(&why.into())),
@@ -99,7 +104,7 @@ impl Target {
                 return Err(self.refused(format!("the {what} is in use ({user}): stop it first ({way})")));
             }
             Writer::Unknown(count) => {
-                if let Some(note) = users::unseen(path, metadata, count) {
+                if let Some(note) = users::unseen(Path::new(PROC), path, metadata, count) {
                     self.claim.note(note);
                 }
             }

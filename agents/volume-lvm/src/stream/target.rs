@@ -60,7 +60,8 @@ impl Target {
             Writer::Nobody => {}
             Writer::One(user) => return Err(in_use(name, &user)),
             Writer::Unknown(count) => {
-                users::unseen(&path, &before, count).inspect(|why| tracing::warn!(target = name, "{why}"));
+                users::unseen(Path::new("/proc"), &path, &before, count)
+                    .inspect(|why| tracing::warn!(target = name, "{why}"));
             }
         }
         // Exclusive opening fails while a device is mounted, swapped to, held by device mapper, or written to by
