@@ -120,7 +120,7 @@ impl Targets for LvmTargets {
         let bases = tracking::bases(&inventory, &plan.volume, wish.repository);
         let place = LvmPlace::new(format!("{vg}/{lv}"), self, wish.repository, plan);
         Ok(Some(Arc::new(LvmPlace {
-            in_use: wish.in_use,
+            may_be_in_use: wish.in_use,
             bases,
             between_looks: self.between_looks,
             promises: Mutex::new(Some(promises)),
@@ -170,7 +170,7 @@ struct LvmPlace {
     /// What its baselines are of.
     bases: Vec<Base>,
     plan: Plan,
-    in_use: bool,
+    may_be_in_use: bool,
     between_looks: Duration,
     notes: Mutex<Vec<String>>,
     /// The volume that was made here, or that an earlier attempt had made.
@@ -328,7 +328,7 @@ impl LvmPlace {
             repository,
             bases: Vec::new(),
             plan,
-            in_use: false,
+            may_be_in_use: false,
             between_looks: Duration::ZERO,
             notes,
             made: OnceLock::new(),
@@ -376,7 +376,7 @@ impl LvmPlace {
             return Err(self.refused("another volume has its name by now"));
         }
         if !self.is_alone(&volume).await? {
-            if !self.in_use {
+            if !self.may_be_in_use {
                 return Err(self.refused(
                     "another process has it open (does a guest run from it?): stop it first (--force-in-use TARGET overwrites \
                      it all the same)",
