@@ -321,6 +321,9 @@ pub enum JobOutcome {
         /// What came of reading it again. None where that was not asked for, and of agents that do not know how.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         verified: Option<Verified>,
+        /// Which file or device the target is, whatever its name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stands_on: Option<FileIdentity>,
     },
     /// It failed.
     Failed {

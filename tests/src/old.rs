@@ -97,11 +97,12 @@ impl Older for Progress {
 
 impl Older for RestoreJob {
     fn strip(&mut self, strip: &mut Strip<'_>) {
-        let Self { full, untracked, donor, fetches, more, .. } = self;
+        let Self { full, untracked, donor, fetches, command, more, .. } = self;
         strip.field("full", full);
         strip.field("untracked", untracked);
         strip.field("donor", donor);
         strip.field("fetches", fetches);
+        strip.field("command", command);
         // With all that it asks for (`verify` came later still).
         strip.field("more", more);
     }
@@ -125,6 +126,7 @@ impl Older for JobDone {
                 holes,
                 undo,
                 verified,
+                stands_on,
                 ..
             } => {
                 let counts = [
@@ -140,6 +142,7 @@ impl Older for JobDone {
                 strip.field("holes", holes);
                 strip.field("undo", undo);
                 strip.field("verified", verified);
+                strip.field("stands_on", stands_on);
             }
             JobOutcome::Failed { .. } => {}
         }

@@ -79,13 +79,12 @@ async fn mark_forgotten(repository: &Repository, slot: Slot, by: &str) -> Result
 
 /// Why a snapshot must not be forgotten: a hold, or a restore that may still have to be undone.
 pub async fn protected(repository: &Repository, root: &Root) -> Result<Option<String>, Failure> {
-    if let Some(why) = marks::of(repository, root.slot).await?.why_held() {
+    let is_undo = root.volume.starts_with(UNDO_VOLUMES);
+    // What such a restore holds besides is of use only once that has ended.
+    if is_undo && let Some(why) = restore_that_needs(repository, |undo| undo.contains(&root.job)).await? {
         return Ok(Some(why));
     }
-    match root.volume.starts_with(UNDO_VOLUMES) {
-        true => restore_that_needs(repository, |undo| undo.contains(&root.job)).await,
-        false => Ok(None),
-    }
+    Ok(marks::of(repository, root.slot).await?.why_held())
 }
 
 /// Why what was kept for an undo must stay: a restore that has not ended, by the backups that it may need.

@@ -34,8 +34,10 @@ pub struct Wish<'a> {
     pub job: JobId,
     /// What is to be done to the volume first.
     pub preparation: &'a Preparation,
-    /// Overwrites what is in use, and what others lose by it.
+    /// Overwrites what others lose by it.
     pub force: bool,
+    /// Overwrites what another process has open.
+    pub in_use: bool,
     /// The device or file to which the same snapshot was just restored.
     pub donor: Option<&'a Path>,
 }

@@ -359,22 +359,29 @@ pub struct RestoreArgs {
     /// on disk where the file system can
     #[arg(long, value_name = "TARGET", conflicts_with = "group")]
     pub also: Vec<String>,
+    /// Overwrite TARGET, named as above, although somebody uses it: it is mounted, part of another device, or open in a
+    /// process that writes to it; repeat for more. Whether what it holds may go, --force says
+    #[arg(long, value_name = "TARGET")]
+    pub force_in_use: Vec<String>,
     /// How.
     #[command(flatten)]
     pub options: RestoreOptions,
     /// Restore what this file says, many volumes to many hosts; `lvkeep plan` writes one
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["snapshot", "group", "target", "range", "also", "RestoreOptions"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["snapshot", "group", "target", "range", "also", "force_in_use", "RestoreOptions"])]
     pub plan: Option<PathBuf>,
 }
 
 /// How a volume is restored. Which of it goes together is checked in `options.rs`, for plans, too.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
 pub struct RestoreOptions {
-    /// Overwrite a file that has content, a device that is in use or larger than the snapshot, the snapshot's own
-    /// source, or a volume that has more than an extent behind the snapshot's end (which is emptied), or whose other
-    /// snapshots or thin pool would overflow
+    /// Overwrite a file that has content, a device that is larger than the snapshot, the snapshot's own source, or a
+    /// volume that has more than an extent behind the snapshot's end (which is emptied), or whose other snapshots or
+    /// thin pool would overflow. What is in use is refused all the same
     #[arg(long)]
     pub force: bool,
+    /// Overwrite it although somebody uses it: named on the command line, and by each volume of a plan.
+    #[arg(skip)]
+    pub force_in_use: bool,
     /// Make the logical volume; one of that name must not exist
     #[arg(long)]
     pub create: bool,
@@ -425,9 +432,12 @@ pub struct UndoArgs {
     /// since is lost. Without it, only the range is put back
     #[arg(long)]
     pub whole: bool,
-    /// Overwrite a target that is in use by now, or whose name may mean another one by now
+    /// Overwrite a target whose name may mean another one by now. One that is in use is refused all the same
     #[arg(long)]
     pub force: bool,
+    /// Overwrite TARGET, which is where it was kept, although somebody uses it
+    #[arg(long, value_name = "TARGET")]
+    pub force_in_use: Vec<String>,
     /// With --nats: the host on which it was kept, whose restorer agent puts it back
     #[arg(long, value_name = "HOST")]
     pub to_host: Option<String>,

@@ -197,7 +197,8 @@ async fn carry_out(
     let budget = plan.fetches_at_once.map(|most| Budget::new(most, queues.iter().map(lanes).sum()));
     let budget = budget.as_ref();
     let run = Run { app, plan, repository, budget, display: &display, overall: &overall };
-    let far = |host| context.as_ref().map(|context| Far { app, context, repository, host });
+    let command = app.environment.job_id();
+    let far = |host| context.as_ref().map(|context| Far { app, context, repository, host, command });
     let (mut by_agents, mut by_us) = (Vec::new(), Vec::new());
     for one in &queues {
         let (host, queue) = one;
@@ -223,7 +224,31 @@ async fn carry_out(
     overall.finish();
     let mut ended: Vec<(usize, Outcome)> = ended.into_iter().chain(ended_here).flatten().collect();
     ended.sort_by_key(|(number, _)| *number);
-    Ok((ended.into_iter().map(|(_, outcome)| outcome).collect(), error))
+    let mut outcomes: Vec<Outcome> = ended.into_iter().map(|(_, outcome)| outcome).collect();
+    fail_what_is_one(plan, &mut outcomes);
+    Ok((outcomes, error))
+}
+
+/// Volumes that were restored to one file or device of a host by several names are not there, whoever came last.
+fn fail_what_is_one(plan: &Plan, outcomes: &mut [Outcome]) {
+    let restored = || {
+        let all = plan.orders.iter().zip(outcomes.iter());
+        all.filter_map(|(planned, outcome)| Some((planned, outcome.as_ref().ok()?)))
+    };
+    let why = |planned: &Planned, done: &Done| {
+        let others = restored().filter(|(other, _)| other.host() == planned.host());
+        let mut overwritten =
+            others.filter_map(|(other, there)| done.overwrites(&planned.order, (&other.order, there)));
+        overwritten.next()
+    };
+    let all = plan.orders.iter().zip(outcomes.iter());
+    let failures: Vec<Option<Failure>> =
+        all.map(|(planned, outcome)| why(planned, outcome.as_ref().ok()?)).collect();
+    for (outcome, failure) in outcomes.iter_mut().zip(failures) {
+        if let Some(failure) = failure {
+            *outcome = Err(failure.into());
+        }
+    }
 }
 
 impl Queue {

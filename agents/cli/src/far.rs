@@ -35,6 +35,8 @@ pub struct Far<'a> {
     pub repository: &'a Repository,
     /// The host.
     pub host: &'a str,
+    /// This command: none of its targets is another's.
+    pub command: JobId,
 }
 
 /// What is asked beside the order itself.
@@ -119,11 +121,13 @@ impl Far<'_> {
             job: environment.job_id(),
             slot: root.slot,
             target: target.clone(),
-            force: options.force,
+            // Agents that know no other word for what is in use would take it for that, too.
+            force: false,
             preparation: preparation.clone(),
             full: options.full,
             untracked: options.no_tracking,
             donor: asked.donor.map(str::to_owned),
+            command: Some(self.command),
             fetches: asked.share.map(|share| u32::try_from(share.most()).unwrap_or(u32::MAX)),
             more: None,
         };
@@ -135,6 +139,8 @@ impl Far<'_> {
             undo: options.undo.then(|| environment.job_id()),
             put_back: asked.put_back,
             same_device: asked.same_device,
+            force: options.force,
+            in_use: options.force_in_use,
         })
     }
 
@@ -224,6 +230,7 @@ fn done(order: &Order, host: &str, outcome: JobOutcome, seconds: f64) -> anyhow:
             holes,
             undo,
             verified,
+            stands_on,
         } => {
             let hole = |LostRange { offset, len, why }| Hole {
                 range: offset..offset.saturating_add(len),
@@ -245,6 +252,7 @@ fn done(order: &Order, host: &str, outcome: JobOutcome, seconds: f64) -> anyhow:
                 rescued,
                 lost,
                 holes,
+                stands_on,
                 ..Report::default()
             };
             let done = Done::new(order, report, seconds);

@@ -55,6 +55,7 @@ struct VolumeFile {
     host: Option<String>,
     priority: i32,
     force: bool,
+    force_in_use: bool,
     create: bool,
     thin: Option<String>,
     like: bool,
@@ -115,6 +116,7 @@ impl VolumeFile {
         };
         RestoreOptions {
             force: self.force,
+            force_in_use: self.force_in_use,
             create: self.create,
             thin: self.thin.clone(),
             like: self.like,
@@ -298,6 +300,7 @@ target = "/srv/x.img"
 range = "1MiB+4KiB"
 safety_snapshot = "1GiB"
 verify = true
+force_in_use = true
 "#;
         assert!(wrong(text).is_empty(), "{:?}", wrong(text));
         let file: File = toml::from_str(text).unwrap();
@@ -307,6 +310,8 @@ verify = true
         assert_eq!(file.volume[0].get_ref().priority, 100);
         let ranges: Vec<_> = file.volume.iter().map(|one| one.get_ref().range().unwrap()).collect();
         assert_eq!(ranges, [None, Some(1 << 20..(1 << 20) + 4096)]);
+        let overrides = [&options[0], &options[1]].map(|options| (options.force, options.force_in_use));
+        assert_eq!(overrides, [(false, false), (false, true)], "each volume has its own");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 use indexer::Wish;
 use restorer::{Report, Restorer, Target};
 use schema::keys::Identity;
-use schema::messages::{Preparation, Verified};
+use schema::messages::{FileIdentity, Preparation, Verified};
 use schema::root::Root;
 use serde::Serialize;
 use volume_lvm::Tools;
@@ -45,9 +45,10 @@ pub struct Order {
 impl Order {
     /// The target as the order says it.
     pub fn to(&self) -> Target {
-        let RestoreOptions { force, full, no_tracking, keep_going, .. } = self.options;
+        let RestoreOptions { force, force_in_use, full, no_tracking, keep_going, .. } = self.options;
         let target = Target::new(PathBuf::from(&self.target), force).full(full).untracked(no_tracking);
-        target.prepared(self.preparation.clone()).only(self.range.clone()).keep_going(keep_going)
+        let target = target.prepared(self.preparation.clone()).only(self.range.clone());
+        target.keep_going(keep_going).in_use(force_in_use)
     }
 
     /// The bytes that are restored.
@@ -92,6 +93,9 @@ pub struct Done {
     #[serde(skip_serializing_if = "Option::is_none")]
     undo: Option<String>,
     seconds: f64,
+    /// Which file or device the target is.
+    #[serde(skip)]
+    stands_on: Option<FileIdentity>,
     /// Why nobody knows that the target holds it, where that was asked for.
     #[serde(skip)]
     unverified: Option<anyhow::Error>,
@@ -132,13 +136,16 @@ async fn chosen(app: &App, repository: &Repository, args: &RestoreArgs) -> anyho
     let (options, preparation) = (&args.options, args.options.preparation()?);
     let range = args.range.as_deref().map(cat::parse).transpose()?;
     let order = |root: Root, target: String| {
-        let (range, options, preparation) = (range.clone(), options.clone(), preparation.clone());
+        let (range, preparation) = (range.clone(), preparation.clone());
+        let force_in_use = args.force_in_use.contains(&target);
+        let options = RestoreOptions { force_in_use, ..options.clone() };
         Order { root, target, range, options, preparation }
     };
     if !args.group {
         let root = select::snapshot(repository, snapshot).await?;
         let targets = std::iter::once(target).chain(args.also.iter().map(String::as_str));
         let chosen: Vec<Order> = targets.map(|target| order(root.clone(), target.to_owned())).collect();
+        check_named(&args.force_in_use, chosen.iter().map(|order| order.target.as_str()))?;
         check_apart(app, &chosen)?;
         return Ok(chosen);
     }
@@ -150,6 +157,7 @@ async fn chosen(app: &App, repository: &Repository, args: &RestoreArgs) -> anyho
         order(root, target)
     };
     let chosen: Vec<Order> = run.warned().into_iter().map(with_target).collect();
+    check_named(&args.force_in_use, chosen.iter().map(|order| order.target.as_str()))?;
     check_apart(app, &chosen)?;
     Ok(chosen)
 }
@@ -165,6 +173,20 @@ fn check_whole(run: &Roots, snapshot: &str, may_lack: bool) -> anyhow::Result<()
         "{snapshot} is not whole: that run has no snapshot of {}; --incomplete restores the others, NAME@TIME an earlier run{damaged}",
         missing.join(", ")
     )))
+}
+
+/// What is taken from whoever uses it is named as the restore names it: a slip of the hand takes nothing.
+pub fn check_named<'a>(
+    named: &[String],
+    targets: impl Iterator<Item = &'a str> + Clone,
+) -> Result<(), Failure> {
+    match named.iter().find(|named| targets.clone().all(|target| target != *named)) {
+        None => Ok(()),
+        Some(named) => Err(Failure::refused(format!(
+            "--force-in-use {named}: this restores to nothing of that name; nothing was begun. It restores to {}",
+            targets.collect::<Vec<_>>().join(", ")
+        ))),
+    }
 }
 
 /// Two volumes of one name must not overwrite each other.
@@ -255,7 +277,7 @@ async fn in_turn(
     is_shared: bool,
     mut one: impl AsyncFnMut(usize, &Order, Option<&str>) -> anyhow::Result<Done>,
 ) -> anyhow::Result<()> {
-    let (mut donor, mut failed) = (None, Vec::new());
+    let (mut donor, mut failed, mut restored) = (None, Vec::new(), Vec::<(&Order, Done)>::new());
     for (number, order) in all.iter().enumerate() {
         let ended = match app.stop.is_raised() && number > 0 {
             false => one(number, order, donor).await,
@@ -264,7 +286,10 @@ async fn in_turn(
         let ended = match ended {
             Ok(done) => {
                 donor = donor.or(is_shared.then_some(order.target.as_str()));
-                done.lost().map_or(Ok(()), |lost| Err(lost.into()))
+                let lost: anyhow::Result<()> = done.lost().map_or(Ok(()), |lost| Err(lost.into()));
+                let twice = restored.iter().find_map(|other| done.overwrites(order, (other.0, &other.1)));
+                restored.push((order, done));
+                twice.map_or(lost, |twice| Err(twice.into()))
             }
             Err(error) => Err(error),
         };
@@ -386,7 +411,8 @@ async fn by_agents(app: &App, args: &RestoreArgs, host: &str) -> anyhow::Result<
     let repository = app.repository().await?;
     let all = chosen(app, &repository, args).await?;
     let context = app.context(bus::connect(app, "restore").await?);
-    let far = Far { app, context: &context, repository: &repository, host };
+    let command = app.environment.job_id();
+    let far = Far { app, context: &context, repository: &repository, host, command };
     let restoring =
         in_turn(app, &all, !args.also.is_empty(), async |_, order: &Order, donor: Option<&str>| {
             far_one(&far, order, Asked { donor, ..Asked::default() }).await
@@ -432,6 +458,7 @@ impl Done {
             notes: report.notes,
             undo: None,
             seconds,
+            stands_on: report.stands_on,
             unverified: None,
             compared: None,
         }
@@ -452,6 +479,19 @@ impl Done {
     /// Fails where it was read again in vain, once what was done has been said.
     pub fn verified(mut self) -> anyhow::Result<Self> {
         self.unverified.take().map_or(Ok(self), Err)
+    }
+
+    /// Why this is no restore of its own: another volume was restored to the same file or device by another name, which
+    /// agents that do not know of each other cannot see.
+    pub fn overwrites(&self, order: &Order, (other, there): (&Order, &Self)) -> Option<Failure> {
+        let is_one = self.stands_on.as_ref()?.is_same_target(there.stands_on.as_ref()?);
+        (is_one && order.root.slot != other.root.slot).then(|| {
+            Failure::refused(format!(
+                "{} and {} are one file or device, which holds only what was restored to it last: give {} and {} a target \
+                 each, and restore both again",
+                order.target, other.target, order.root.volume, other.root.volume
+            ))
+        })
     }
 
     /// What the operator should know of the target.

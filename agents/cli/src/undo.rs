@@ -72,8 +72,11 @@ pub async fn run(app: &App, args: &UndoArgs) -> anyhow::Result<()> {
     // Before the index is brought up to date, so that it knows all that this needs.
     let root = select::snapshot(&repository, &args.snapshot).await?;
     check(&root, args.to_host.as_deref().unwrap_or(&app.settings.host.value))?;
-    let options = RestoreOptions { force: args.force, ..RestoreOptions::default() };
-    let (target, preparation) = (root.source.clone(), options.preparation()?);
+    let target = root.source.clone();
+    restore::check_named(&args.force_in_use, std::iter::once(target.as_str()))?;
+    let force_in_use = !args.force_in_use.is_empty();
+    let options = RestoreOptions { force: args.force, force_in_use, ..RestoreOptions::default() };
+    let preparation = options.preparation()?;
     let range = restorer::kept_range(&root).filter(|_| !args.whole);
     if let Some(range) = &range {
         let range = text::range(range);
@@ -85,7 +88,8 @@ pub async fn run(app: &App, args: &UndoArgs) -> anyhow::Result<()> {
     let order = Order { root, target, range, options, preparation };
     if let Some(host) = &args.to_host {
         let context = app.context(bus::connect(app, "undo").await?);
-        let far = Far { app, context: &context, repository: &repository, host };
+        let command = app.environment.job_id();
+        let far = Far { app, context: &context, repository: &repository, host, command };
         let asked = Asked { put_back: true, same_device: args.same_device, ..Asked::default() };
         return restore::far_one(&far, &order, asked).await.map(drop);
     }

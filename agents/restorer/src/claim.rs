@@ -47,6 +47,10 @@ struct State {
     doubt: Option<Doubt>,
     first: Option<Slot>,
     undo: Vec<(JobId, Slot)>,
+    notes: Vec<String>,
+    has_overwritten: bool,
+    undo_volume: Option<String>,
+    put_back: Option<Slot>,
 }
 
 /// Why a job is not to be done by who was given it.
@@ -200,6 +204,50 @@ impl Claim {
     /// By which backups what stood on the target is kept, and where.
     pub fn undo(&self) -> Vec<(JobId, Slot)> {
         self.state().undo.clone()
+    }
+
+    /// Something of what stood on the target may be gone.
+    pub fn overwrote(&self) {
+        self.state().has_overwritten = true;
+    }
+
+    /// Whether something of what stood on the target may be gone.
+    pub fn has_overwritten(&self) -> bool {
+        self.state().has_overwritten
+    }
+
+    /// All of the target is restored, and what is kept of it is of this volume.
+    pub fn is_kept_as(&self, volume: String) {
+        self.state().undo_volume = Some(volume);
+    }
+
+    /// Of which volume what is kept of the target is, where all of it is restored.
+    pub fn undo_volume(&self) -> Option<String> {
+        self.state().undo_volume.clone()
+    }
+
+    /// What was kept in this slot for the restore of a range is put back there.
+    pub fn puts_back(&self, slot: Slot) {
+        self.state().put_back = Some(slot);
+    }
+
+    /// Where that which is put back was kept, if it was kept for the restore of a range.
+    pub fn put_back(&self) -> Option<Slot> {
+        self.state().put_back
+    }
+
+    /// What the operator should know of the target; said once, however often it is looked at.
+    pub fn note(&self, note: String) {
+        let notes = &mut self.state().notes;
+        if notes.is_empty() {
+            tracing::warn!("{note}");
+            notes.push(note);
+        }
+    }
+
+    /// What the operator should know of the target.
+    pub fn notes(&self) -> Vec<String> {
+        self.state().notes.clone()
     }
 
     /// The job, where it may be delivered again.

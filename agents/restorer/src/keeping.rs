@@ -14,7 +14,7 @@ use agent::repository::AtSlot;
 use agent::{Failure, Queue, Stop, Topic};
 use schema::limits::VOLUME_NAME_MAX;
 use schema::messages::{self, About, BackupJob, FailureKind, JobDone, JobOutcome, Message};
-use schema::names::{Slot, UNDO_VOLUMES};
+use schema::names::Slot;
 use schema::root::Root;
 use schema::state::FileState;
 use schema::{JobId, ReadingId};
@@ -115,18 +115,10 @@ impl Restorer {
         };
         let opened = self.opened(target, open).await?;
         let Some(opened) = opened.filter(|opened| opened.before == Before::Content) else { return Ok(None) };
-        let source = match &place {
-            Some(place) => {
-                place.check_alone(&opened.file).await?;
-                self.read_at(target)?
-            }
-            None if target.is_named_by_mapper() => target.path().to_owned(),
-            None => opened.path.clone(),
-        };
-        let Some(source) = source.to_str().map(str::to_owned) else {
-            let name = target.path().display();
-            return Err(Failure::refused(format!("{name}: an undo needs a target whose name is text")));
-        };
+        if let Some(place) = &place {
+            place.check_alone(&opened.file).await?;
+        }
+        let source = self.source_of(target, place.is_some(), &opened.path)?;
         Ok(Some(Held { file: opened.file, path: opened.path, source }))
     }
 
@@ -157,9 +149,7 @@ impl Restorer {
         undo: JobId,
         progress: impl Fn(u64, u64),
     ) -> Result<(Slot, Root), Failure> {
-        let host = self.context.host.to_string();
-        let name = held.source.trim_start_matches("/dev/").trim_start_matches('/');
-        let volume = format!("{UNDO_VOLUMES}{host}/{name}");
+        let (host, volume) = (self.context.host.to_string(), self.undo_volume(&held.source));
         if volume.len() > VOLUME_NAME_MAX {
             return Err(Failure::refused(format!("its name is too long for the volume {volume}")));
         }

@@ -6,6 +6,7 @@
 //! never leaves stale data where the snapshot has zeroes. What stands on the target already is left alone. Memory is
 //! bounded by [`Settings::memory`] whatever the volume's size and whatever maps, frames and the index claim.
 
+mod apart;
 mod batch;
 mod budget;
 mod channel;
@@ -35,6 +36,7 @@ mod stopping;
 mod target;
 mod task;
 mod tracked;
+mod unfinished;
 mod unit;
 mod verify;
 

@@ -2,7 +2,7 @@
 
 use std::ops::{AddAssign, Range};
 
-use schema::messages::Verified;
+use schema::messages::{FileIdentity, Verified};
 
 use crate::differences::Differences;
 
@@ -57,6 +57,8 @@ pub struct Report {
     pub notes: Vec<String>,
     /// What came of reading it again, where that was asked for.
     pub verified: Option<Verified>,
+    /// Which file or device the target is, whatever its name.
+    pub stands_on: Option<FileIdentity>,
 }
 
 /// A part of a volume that cannot be read any more.
@@ -119,5 +121,6 @@ impl AddAssign for Report {
         self.differences += other.differences;
         self.notes.extend(other.notes);
         self.verified = other.verified.or(self.verified.take());
+        self.stands_on = other.stands_on.or(self.stands_on.take());
     }
 }

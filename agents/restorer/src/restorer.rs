@@ -21,6 +21,7 @@ use schema::session::SessionKind;
 use schema::{JobId, SessionId, StreamId};
 use tokio::sync::mpsc;
 
+use crate::apart::Apart;
 use crate::claim::Claim;
 use crate::compare::Compare;
 use crate::differences::Differences;
@@ -79,6 +80,7 @@ pub(crate) struct Ids {
 }
 
 /// What a snapshot is read for.
+#[expect(clippy::large_enum_variant, reason = "a restore has one")]
 pub(crate) enum Purpose {
     /// To bring it back.
     Restore(Target),
@@ -105,6 +107,7 @@ pub struct Restorer {
     protection: Option<Protection>,
     pub(crate) targets: Option<Arc<dyn Targets>>,
     pub(crate) sharing: Option<Sharing>,
+    apart: Arc<Apart>,
 }
 
 impl Restorer {
@@ -118,8 +121,20 @@ impl Restorer {
     ) -> Self {
         let turns = Turns::new(&settings);
         let reads = repository.limited(Limit::new(settings.fetches).into());
-        let (protection, targets, sharing) = (None, None, None);
-        Self { context, repository, reads, index, identity, settings, turns, protection, targets, sharing }
+        let (protection, targets, sharing, apart) = (None, None, None, Arc::default());
+        Self {
+            context,
+            repository,
+            reads,
+            index,
+            identity,
+            settings,
+            turns,
+            protection,
+            targets,
+            sharing,
+            apart,
+        }
     }
 
     /// All that it reads is protected by this, which began before anybody looked where chunks are, and by no session of
@@ -259,9 +274,14 @@ impl Restorer {
             }),
             false => Ok(()),
         };
-        let checked = match checked {
-            Ok(()) => self.check_undo(&undo).await,
+        let held = match checked {
+            Ok(()) => self.hold_kept(&undo).await,
             Err(failure) => Err(failure),
+        };
+        // Whoever forgets looks for the hold after the marker stands.
+        let (checked, held) = match held {
+            Ok(held) => (self.check_undo(&undo).await, held),
+            Err(failure) => (Err(failure), Vec::new()),
         };
         let session = protection.session().cloned();
         let result = match checked {
@@ -276,6 +296,10 @@ impl Restorer {
                 Ok(Report { verified: Some(verified), differences, ..report })
             }
             (done, None) => done,
+        };
+        let result = match &claim {
+            Some(claim) => self.settle_kept(claim, held, result).await,
+            None => result,
         };
         // Until the job is over, somebody may go on with it, and what it reads, and what was kept for its undo, must be
         // there then. It may have overwritten a part when its agent is stopped, or when another restore came between.
@@ -329,7 +353,10 @@ impl Restorer {
                 stop = target.stop().cloned().unwrap_or(stop);
                 claim = Some(target.claim().clone());
                 limit = target.limit().cloned();
-                self.open(&reads, job, root, target).await?
+                let (opened, part, restored) = (target.clone(), target.part(&root)?, root.clone());
+                let task = self.open(&reads, job, root, target).await?;
+                self.name_kept(&opened, &task.sink, &restored, part == all);
+                task
             }
             Purpose::Verify => Task::new(Sink::Discard, all),
             Purpose::Sample => Task::new(Sink::Discard, 0..root.size.min(SAMPLE)),
@@ -356,12 +383,17 @@ impl Restorer {
             None => (running.await, true),
         };
         if !is_ours {
+            claim.inspect(Claim::overwrote);
             return result;
         }
-        let is_stopped = self.context.stop.clone();
+        let (is_stopped, of) = (self.context.stop.clone(), claim.clone());
         let ended = self.blocking(move || {
             let finish = || work.zero_behind(&stop).and_then(|()| work.sink.finish());
             let result = result.and_then(|report| finish().map(|()| report));
+            let result = result.map(|report| Report { stands_on: work.sink.identity(), ..report });
+            if work.sink.is_overwritten() || work.spans.helped_bytes() > 0 {
+                of.as_ref().inspect(|claim| claim.overwrote());
+            }
             // Its job comes again, and finds it as it is.
             let comes_again = goes_on && is_stopped.is_raised();
             let result = result.map_err(|failure| match comes_again {
@@ -384,6 +416,7 @@ impl Restorer {
                 report.notes.extend(cut_off);
                 report.notes.extend(end_place(place.as_deref(), Ending::Restored).await);
                 report.notes.extend(kept);
+                report.notes.extend(claim.iter().flat_map(Claim::notes));
                 report.notes.extend(let_stay(place, claim.as_ref()).await);
                 Ok(report)
             }
@@ -462,9 +495,9 @@ impl Restorer {
                 target.open(&Circumstances { root, host: &host, forbidden })
             };
             let opened = self.opened(&order.target, open).await?;
-            let standing = self.check_standing(&order.target).await;
+            let (standing, apart) = (self.check_standing(&order.target).await, self.apart.clone());
             return self
-                .blocking(move || match standing {
+                .blocking(move || match standing.and_then(|()| apart.add(&order.target, &opened)) {
                     Ok(()) => order.begun(order.target.begin(opened, &order.root)?),
                     Err(failure) => {
                         opened.unmake();
@@ -482,6 +515,8 @@ impl Restorer {
             };
             let opened = self.opened(&order.target, open).await?;
             self.check_standing(&order.target).await?;
+            let (apart, of) = (self.apart.clone(), order.clone());
+            let opened = self.blocking(move || apart.add(&of.target, &opened).map(|()| opened)).await?;
             // Before what knows it may be removed.
             let tracked = match order.target.is_tracked() {
                 true => self.find_changes(reads, &order.root, &*place, &opened.file).await,
@@ -553,6 +588,7 @@ impl Restorer {
             job,
             preparation: target.preparation(),
             force: target.is_forced(),
+            in_use: target.may_be_in_use(),
             // One that is written as a whole shares nothing.
             donor: target.donor().filter(|_| !target.is_full()),
         };

@@ -450,13 +450,13 @@ impl Jobs {
     }
 
     fn target(&self, job: &RestoreJob, claim: Claim, stop: Stop) -> Target {
-        let target = Target::new(job.target(), job.force).full(job.full).untracked(job.untracked);
+        let target = Target::new(job.target(), job.is_forced()).full(job.full).untracked(job.untracked);
         let target = target.prepared(job.preparation.clone());
         let mut target = target.below(&self.serving.allowed).claimed(claim).until(stop);
-        target = target.fetching(job.fetches.map(|fetches| fetches as usize));
+        target = target.of_command(job.command).fetching(job.fetches.map(|fetches| fetches as usize));
         if let Some(more) = &job.more {
             target = target.only(more.range.map(|(start, end)| start..end)).keep_going(more.keep_going);
-            target = target.read_again(more.verify);
+            target = target.read_again(more.verify).in_use(more.in_use);
             target = if more.put_back { target.put_back().same_device(more.same_device) } else { target };
         }
         let Some(donor) = &job.donor else { return target };
@@ -517,7 +517,9 @@ fn is_revoked(outcome: &JobOutcome) -> bool {
 }
 
 fn restored(report: Report, undo: Option<Slot>) -> JobOutcome {
-    let Report { written, kept, compared, tracked, audited, zeroed, fetched, notes, verified, .. } = report;
+    let Report {
+        written, kept, compared, tracked, audited, zeroed, fetched, notes, verified, stands_on, ..
+    } = report;
     let (copied, rescued, lost) = (report.copied, report.rescued, report.lost);
     let told = |hole: &Hole| {
         let Range { start, end } = hole.range;
@@ -539,6 +541,7 @@ fn restored(report: Report, undo: Option<Slot>) -> JobOutcome {
         holes,
         undo,
         verified,
+        stands_on,
     }
 }
 

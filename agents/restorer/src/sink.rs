@@ -19,8 +19,9 @@ use agent::{Ending, Failure, Place, Stop};
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
 use schema::limits::BLOCK;
-use schema::messages::FailureKind;
+use schema::messages::{FailureKind, FileIdentity};
 
+use crate::hold;
 use crate::reading::{Reading, again};
 
 #[cfg(test)]
@@ -176,6 +177,18 @@ impl Sink {
         }
     }
 
+    /// Which file or device a target is, where that is known.
+    pub fn identity(&self) -> Option<FileIdentity> {
+        let Self::Target(opened) = self else { return None };
+        hold::identity(&opened.file, &opened.path).ok()
+    }
+
+    /// Whether something of what stood on a target may be gone.
+    pub fn is_overwritten(&self) -> bool {
+        let Self::Target(opened) = self else { return false };
+        [&opened.is_written, &opened.is_zeroed].iter().any(|flag| flag.load(Ordering::Relaxed))
+    }
+
     /// The logical volume that it is.
     pub fn place(&self) -> Option<Arc<dyn Place>> {
         match self {
@@ -269,9 +282,7 @@ impl Sink {
     pub fn give_up(&self, ending: Ending) -> Option<String> {
         let Self::Target(opened) = self else { return None };
         // What stood there before stays in no case, and whoever reads the failure must know how it is now.
-        let is_overwritten =
-            [&opened.is_written, &opened.is_zeroed].iter().any(|flag| flag.load(Ordering::Relaxed));
-        if ending == Ending::CutOff || (opened.before == Before::Content && is_overwritten) {
+        if ending == Ending::CutOff || (opened.before == Before::Content && self.is_overwritten()) {
             return opened.left();
         }
         let undone = match opened.before {

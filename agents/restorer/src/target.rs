@@ -2,8 +2,8 @@
 //!
 //! A path is resolved once; every check is on the resolved path, and opening it follows no symbolic link, so that what
 //! was checked is what is opened. Nothing is changed before every check has passed. What protects other data is only
-//! overridden by force; what protects the repository itself is never overridden. Logical volumes come as a
-//! [`agent::Place`], which checks what only LVM knows.
+//! overridden by force, and what protects whoever uses a target by a word of its own; what protects the repository itself
+//! is never overridden. Logical volumes come as a [`agent::Place`], which checks what only LVM knows.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -16,6 +16,7 @@ use agent::store::Limit;
 use agent::{Ending, Failure, Stop, mounts};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
 use rustix::io::Errno;
+use schema::JobId;
 use schema::messages::{FailureKind, Preparation};
 use schema::root::Root;
 
@@ -41,6 +42,7 @@ const NOT_WHOLE: &str = "the file is gone or empty by now, and only a range of w
 pub struct Target {
     path: PathBuf,
     force: bool,
+    in_use: bool,
     with_content: bool,
     put_back: bool,
     is_same_device: bool,
@@ -56,6 +58,7 @@ pub struct Target {
     stop: Option<Stop>,
     is_read_again: bool,
     limit: Option<Arc<Limit>>,
+    command: Option<JobId>,
 }
 
 /// What a target is checked against.
@@ -70,12 +73,13 @@ pub(crate) struct Circumstances<'a> {
 
 impl Target {
     /// A file or block device. A file is made when there is none; its folder must exist. `force` overwrites a file
-    /// that has content, the source itself, a device that is in use, and a device that is larger than the snapshot.
+    /// that has content, the source itself, and a device that is larger than the snapshot.
     pub fn new(path: impl Into<PathBuf>, force: bool) -> Self {
         let (preparation, claim) = (Preparation::default(), Claim::default());
         Self {
             path: path.into(),
             force,
+            in_use: false,
             with_content: false,
             put_back: false,
             is_same_device: false,
@@ -91,7 +95,15 @@ impl Target {
             stop: None,
             is_read_again: false,
             limit: None,
+            command: None,
         }
+    }
+
+    /// It is overwritten although somebody uses it: it is mounted, part of another device, or open in a process that writes
+    /// to it. Whether what it holds may go is another question.
+    pub fn in_use(mut self, may_be: bool) -> Self {
+        self.in_use = may_be;
+        self
     }
 
     /// It may hold something, and be the snapshot's own source: what stands there is to be overwritten.
@@ -191,6 +203,17 @@ impl Target {
         self
     }
 
+    /// One of several targets of a command, none of which is another.
+    pub(crate) fn of_command(mut self, command: Option<JobId>) -> Self {
+        self.command = command;
+        self
+    }
+
+    /// The command whose other targets it is none of.
+    pub(crate) fn command(&self) -> Option<JobId> {
+        self.command
+    }
+
     /// What its reads of the store are limited by, beside those of all others.
     pub(crate) fn limit(&self) -> Option<&Arc<Limit>> {
         self.limit.as_ref()
@@ -220,9 +243,14 @@ impl Target {
         self.path.starts_with(MAPPER)
     }
 
-    /// Whether protection is overridden.
+    /// Whether what protects other data is overridden.
     pub(crate) fn is_forced(&self) -> bool {
         self.force
+    }
+
+    /// Whether it is overwritten although somebody uses it.
+    pub(crate) fn may_be_in_use(&self) -> bool {
+        self.in_use
     }
 
     /// Whether nothing that stands there is looked at.
@@ -313,7 +341,12 @@ impl Target {
             self.claim.begin(&opened.file, &opened.path);
         }
         match self.range.is_none() || opened.before != Before::Content {
-            true => self.sized(opened, found.len(), root.size),
+            true => {
+                if found.len() > root.size {
+                    self.claim.overwrote();
+                }
+                self.sized(opened, found.len(), root.size)
+            }
             false => Ok(Opened { len: Some(found.len()), ..opened }),
         }
     }
@@ -390,7 +423,7 @@ impl Target {
             return Ok(());
         }
         let why = match (path != self.path, metadata.file_type().is_block_device()) {
-            (true, _) => "it is a link by now, and was none; force overwrites what it leads to",
+            (true, _) => "it is a link by now, and was none; --force overwrites what it leads to",
             (false, true) if !self.is_same_device => {
                 "a device may have another name by now: look what this one is; --same-device says that it is the same"
             }
@@ -466,7 +499,7 @@ impl Target {
             if found == path || same_device || (there.dev(), there.ino()) == (metadata.dev(), metadata.ino())
             {
                 let why = format!(
-                    "it is the source {source} that the snapshot was taken of; force overwrites it, and so does a \
+                    "it is the source {source} that the snapshot was taken of; --force overwrites it, and so does a \
                      safety snapshot where it is a logical volume"
                 );
                 return Err(self.refused(why));
@@ -501,13 +534,13 @@ impl Target {
     fn check_file(&self, path: &Path, metadata: &Metadata) -> Result<Before, Failure> {
         let begun = metadata.len() > 0 && self.claim.has_begun(path);
         if metadata.len() > 0 && !self.force && !self.with_content && !begun {
-            let why = format!("the file has content ({} bytes); force overwrites it", metadata.len());
+            let why = format!("the file has content ({} bytes); --force overwrites it", metadata.len());
             return Err(self.refused(why));
         }
         match mounts::loop_device(Path::new("/sys/block"), path, metadata) {
-            Some(device) if !self.force => {
-                let why = format!("the file is in use by {}; force overwrites it", device.display());
-                Err(self.refused(why))
+            Some(device) if !self.in_use => {
+                let (device, way) = (device.display(), self.in_use_all_the_same());
+                Err(self.refused(format!("the file is in use by {device}: detach it first ({way})")))
             }
             _ if metadata.len() == 0 => Ok(Before::Empty),
             _ if begun => Ok(Before::Begun),

@@ -1,5 +1,6 @@
 //! Restores of small repositories that are built by hand, from memory and from a directory.
 
+mod apart;
 mod asked;
 mod bounded;
 mod comparing;
@@ -15,6 +16,7 @@ mod snapback;
 mod standing;
 mod targets;
 mod tracking;
+mod unfinished;
 mod verifying;
 mod waiting;
 

@@ -122,7 +122,7 @@ impl Targets for LvmTargets {
         let bases = tracking::bases(&inventory, &plan.volume, wish.repository);
         let place = LvmPlace::new(format!("{vg}/{lv}"), self, wish.repository, plan);
         Ok(Some(Arc::new(LvmPlace {
-            force: wish.force,
+            may_be_in_use: wish.in_use,
             is_whole,
             bases,
             between_looks: self.between_looks,
@@ -173,7 +173,7 @@ struct LvmPlace {
     /// What its baselines are of.
     bases: Vec<Base>,
     plan: Plan,
-    force: bool,
+    may_be_in_use: bool,
     /// All of the snapshot is restored.
     is_whole: bool,
     between_looks: Duration,
@@ -337,7 +337,7 @@ impl LvmPlace {
             repository,
             bases: Vec::new(),
             plan,
-            force: false,
+            may_be_in_use: false,
             is_whole: true,
             between_looks: Duration::ZERO,
             notes,
@@ -386,10 +386,13 @@ impl LvmPlace {
             return Err(self.refused("another volume has its name by now"));
         }
         if !self.is_alone(&volume).await? {
-            if !self.force {
-                return Err(self.refused("another process has it open (does a guest run from it?)"));
+            if !self.may_be_in_use {
+                return Err(self.refused(
+                    "another process has it open (does a guest run from it?): stop it first (--force-in-use TARGET overwrites \
+                     it all the same)",
+                ));
             }
-            self.note("it was overwritten although another process has it open, by force".to_owned());
+            self.note("it was overwritten although another process has it open, as asked".to_owned());
         }
         // What was opened is the volume that was checked, and not another that came to its device's name.
         let size = rustix::fs::seek(device, rustix::fs::SeekFrom::End(0)).map_err(io::Error::from);

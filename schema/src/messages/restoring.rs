@@ -20,7 +20,8 @@ pub struct RestoreJob {
     pub slot: Slot,
     /// Where to write on the restorer's host: a path, or `VG/LV`. [`NEEDS_NEWER_AGENT`] where there is `more`.
     pub target: String,
-    /// Overwrite a file that has content, or a device that is in use.
+    /// Overwrite a file that has content. Older agents take it for a device that is in use as well, so that only older
+    /// commands say it here; see [`More::force`].
     pub force: bool,
     /// What is done to a logical volume first.
     pub preparation: Preparation,
@@ -38,6 +39,10 @@ pub struct RestoreJob {
     /// out. An agent that does not know of it reads as often as its own limit allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetches: Option<u32>,
+    /// The command that asks: none of its targets is another's. An agent that does not know of it overwrites one that has
+    /// two names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<JobId>,
     /// What not every agent can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub more: Option<Box<More>>,
@@ -64,6 +69,13 @@ pub struct More {
     /// refuses such a device without force.
     #[serde(default, skip_serializing_if = "is_false")]
     pub same_device: bool,
+    /// Overwrite a file that has content, the snapshot's own source, or what others lose by it. An agent that passes this
+    /// over refuses those.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub force: bool,
+    /// Overwrite it although somebody uses it. An agent that passes this over refuses it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub in_use: bool,
 }
 
 impl RestoreJob {
@@ -81,6 +93,11 @@ impl RestoreJob {
     /// Where to write on the restorer's host.
     pub fn target(&self) -> &str {
         self.more.as_ref().map_or(&self.target, |more| &more.target)
+    }
+
+    /// Whether what stands on the target, or others have of it, may go.
+    pub fn is_forced(&self) -> bool {
+        self.force || self.more.as_ref().is_some_and(|more| more.force)
     }
 
     fn check_fields(&self) -> Result<()> {

@@ -59,6 +59,18 @@ pub struct FileIdentity {
     pub special: u64,
 }
 
+impl FileIdentity {
+    /// Whether both are one file, or nodes of one device.
+    pub fn is_same_target(&self, other: &Self) -> bool {
+        let is_device = self.special != 0 || other.special != 0;
+        let same = match is_device {
+            true => self.special == other.special,
+            false => (self.device, self.inode) == (other.device, other.inode),
+        };
+        same && self.boot == other.boot
+    }
+}
+
 /// A logical volume as whoever helps must know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedPlace {

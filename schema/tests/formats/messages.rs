@@ -62,6 +62,7 @@ fn jobs() -> Vec<Sample> {
             untracked: false,
             donor: None,
             fetches: None,
+            command: None,
             more: None,
         }
     };
@@ -85,6 +86,7 @@ fn jobs() -> Vec<Sample> {
         holes: Vec::new(),
         undo: None,
         verified: None,
+        stands_on: None,
     };
     let lost = JobOutcome::Restored {
         written: 1,
@@ -101,6 +103,7 @@ fn jobs() -> Vec<Sample> {
         holes: vec![LostRange { offset: 8192, len: 4096, why: "packs/00/0: not found".into() }],
         undo: Some(slot()),
         verified: None,
+        stands_on: None,
     };
     let again = |said| {
         let mut outcome = restored(0, 0, 0, 0);
@@ -109,6 +112,11 @@ fn jobs() -> Vec<Sample> {
         }
         outcome
     };
+    let mut standing = restored(0, 0, 0, 0);
+    if let JobOutcome::Restored { stands_on, .. } = &mut standing {
+        let boot = "8a6c7a0e-64a7-4a8e-9a3c-6d1f4a3e3e3e".into();
+        *stands_on = Some(FileIdentity { boot, device: 5, inode: 1234, special: 64_769 });
+    }
     let unread = Verified::Unread { kind: FailureKind::Device, why: "not all of it was read".into() };
     let asked = RestoreJob { donor: Some("/dev/vg1/first".into()), ..restore(Preparation::default()) };
     let asked = asked.asking(More {
@@ -123,6 +131,9 @@ fn jobs() -> Vec<Sample> {
     let same = restore(Preparation::default()).asking(same);
     let full = RestoreJob { full: true, ..restore(Preparation::default()) };
     let untracked = RestoreJob { untracked: true, ..restore(Preparation::default()) };
+    let taken = More { force: true, in_use: true, ..More::default() };
+    let taken = restore(Preparation::default()).asking(taken);
+    let one_of = RestoreJob { command: Some(job()), ..restore(Preparation::default()) };
     let limited = RestoreJob { fetches: Some(4), ..restore(Preparation::default()) };
     let sealed = |notes, post_failed| JobOutcome::Sealed {
         slot: slot(),
@@ -153,6 +164,7 @@ fn jobs() -> Vec<Sample> {
         sample("-Equal", done(again(Verified::Equal)), b""),
         sample("-Differs", done(again(Verified::Differs { bytes: 8192, start: 4096, end: 12_288 })), b""),
         sample("-Unread", done(again(unread)), b""),
+        sample("-StandsOn", done(standing), b""),
         sample("-Compared", done(restored(4, 5, 0, 0)), b""),
         sample("-Tracked", done(restored(9, 5, 8, 2)), b""),
         sample("-Full", full, b""),
@@ -160,6 +172,8 @@ fn jobs() -> Vec<Sample> {
         sample("-SameDevice", same, b""),
         sample("-Untracked", untracked, b""),
         sample("-Fetches", limited, b""),
+        sample("-InUse", taken, b""),
+        sample("-Command", one_of, b""),
         sample("-Failed", done(JobOutcome::Failed { kind: FailureKind::Damaged, why: "lost".into() }), b""),
         sample("", progress, b""),
     ]
@@ -348,6 +362,7 @@ fn an_old_agent_is_told_no_target_that_it_would_overwrite() {
         untracked: false,
         donor: None,
         fetches: None,
+        command: None,
         more: None,
     };
     let seen =
@@ -360,6 +375,8 @@ fn an_old_agent_is_told_no_target_that_it_would_overwrite() {
         More { put_back: true, ..More::default() },
         More { verify: true, ..More::default() },
         More { same_device: true, ..More::default() },
+        More { force: true, ..More::default() },
+        More { in_use: true, ..More::default() },
     ] {
         let job = plain.clone().asking(more);
         assert_eq!((seen(&job).as_str(), job.target()), (NEEDS_NEWER_AGENT, "/dev/vg1/back"));

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use tests::e2e::{Binary, Machine, Process};
+use tests::e2e::{Binary, Machine, Process, program};
 
 const ROLES: [&str; 7] = ["reader", "hasher", "indexer", "storer", "conductor", "restorer", "checker"];
 const INSTALLED: &str = "/usr/local/bin/lvkeep";
@@ -218,6 +218,49 @@ fn the_binary_takes_every_command_line() {
         "backup",
         &[0],
     );
+}
+
+/// With what the unit leaves root, a restorer sees who has its target open.
+#[test]
+fn a_restorer_may_see_who_uses_its_target() {
+    let name = "lvkeep-agent@restorer.service";
+    let mut unit = unit(name, Some(&format!("{name}.d/restorer.conf")));
+    let words = |unit: &Unit| -> Vec<String> {
+        let lines = unit["Service.CapabilityBoundingSet"].iter();
+        lines.flat_map(|line| line.split_whitespace()).map(str::to_lowercase).collect()
+    };
+    let alone = words(&unit);
+    read_into(&mut unit, &folder().join(format!("{name}.d/lvm.conf.example")));
+    for words in [&alone, &words(&unit)] {
+        assert!(words.iter().any(|word| word == "cap_sys_ptrace"), "{words:?}");
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("NOT SHOWN: what root is left with, for which this test needs root");
+        return;
+    }
+    let machine = Machine::with_disk(4 << 20);
+    let target = machine.place("target.img");
+    let open = std::fs::File::create(&target).expect("a file");
+    let mut command = Command::new(program("cat"));
+    let mut guest = command.stdin(Stdio::piped()).stdout(open).spawn().expect("cat runs");
+    // It holds a handle of its own.
+    drop(command);
+    let restore = |capabilities: &[String]| {
+        let kept: String = capabilities.iter().map(|word| word.replace("cap_", ",+")).collect();
+        let mut command = Command::new(program("setpriv"));
+        command.arg(format!("--bounding-set=-all{kept}")).arg(Binary::path());
+        command.args(["restore", "vm/disk@latest", &target]);
+        command.env("HOME", machine.home()).env("LVKEEP_REPO", machine.place("repo"));
+        machine.start_command(&["restore"], command).end()
+    };
+    restore(&alone).fails(3, &[&target, "in use", &guest.id().to_string(), "cat"]);
+    assert_eq!(std::fs::metadata(&target).expect("the target").len(), 0);
+    // Without it nobody is seen, which is said once.
+    let blind: Vec<String> = alone.into_iter().filter(|word| word != "cap_sys_ptrace").collect();
+    let ran = restore(&blind).ok();
+    assert_eq!(ran.out.matches("could not be looked at").count(), 1, "{ran}");
+    drop(guest.stdin.take());
+    guest.wait().expect("cat ends");
 }
 
 /// Where there is systemd, it has the last word.

@@ -1,7 +1,7 @@
 //! Targets that must not be written to, or cannot be.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use tests::e2e::{LoopDevice, Machine, ext4, holds_tree, make_tree, program, random_file, same_bytes};
 
@@ -104,6 +104,57 @@ fn a_mounted_target_is_refused() {
     refused.fails(3, &[device.path(), "mounted on", &folder]);
     drop(device);
     holds_tree(&file, &tree);
+}
+
+/// Forty images are restored, half of them are cut off, and guests run from the others when the plan is run again.
+#[test]
+fn what_is_in_use_is_overwritten_only_where_it_is_named() {
+    let machine = Machine::with_disk(SIZE);
+    let (image, used, free) =
+        (machine.place("disk.img"), machine.place("used.img"), machine.place("free.img"));
+    for target in [&used, &free] {
+        random_file(target, SIZE, 9);
+    }
+    let before = std::fs::read(&used).expect("the target");
+    let mut guest = Command::new(program("cat"));
+    let open = std::fs::File::options().read(true).write(true).open(&used).expect("the target");
+    let mut running = guest.stdin(Stdio::piped()).stdout(open).spawn().expect("cat runs");
+    drop(guest);
+    let pid = running.id().to_string();
+    let named = format!("--force-in-use {used}");
+    let refused = |more: &[&str]| {
+        let arguments = [&["restore", "vm/disk@latest", used.as_str()], more].concat();
+        machine.run(&arguments).fails(3, &[&used, "in use", &pid, &named]);
+        assert!(std::fs::read(&used).expect("the target") == before, "{more:?} wrote to it");
+    };
+    refused(&["--force"]);
+    refused(&["--force", "--undo"]);
+    // A slip of the hand names nothing.
+    machine
+        .run(&["restore", "vm/disk@latest", &used, "--force", "--force-in-use", &free])
+        .fails(3, &[&free, "nothing of that name", &used]);
+    assert!(std::fs::read(&used).expect("the target") == before);
+    machine.run(&["restore", "--plan", "x", "--force-in-use", &used]).fails(2, &["--plan"]);
+    // In a plan each volume has its own.
+    let volume = |target: &str, more: &str| {
+        format!("[[volume]]\nsnapshot = \"vm/disk@latest\"\ntarget = {target:?}\nforce = true\n{more}\n")
+    };
+    let plan = machine.place("plan.toml");
+    std::fs::write(&plan, volume(&used, "") + &volume(&free, "")).expect("a plan");
+    machine.run(&["restore", "--plan", &plan]).fails(3, &["1 of 2", &used, "in use", &pid]);
+    assert!(std::fs::read(&used).expect("the target") == before);
+    same_bytes(&image, &free);
+    std::fs::write(&plan, volume(&used, "force_in_use = true")).expect("a plan");
+    machine.run(&["restore", "--plan", &plan]).ok();
+    same_bytes(&image, &used);
+
+    // That it may be in use says nothing of what it holds.
+    machine
+        .run(&["restore", "vm/disk@latest", &used, "--force-in-use", &used])
+        .fails(3, &[&used, "has content"]);
+    machine.run(&["restore", "vm/disk@latest", &used, "--force", "--force-in-use", &used]).ok();
+    drop(running.stdin.take());
+    running.wait().expect("cat ends");
 }
 
 /// The system's own answer to a write in the middle of a file that is there.

@@ -112,6 +112,40 @@ fn a_plan_is_written_for_what_there_is() {
     images.iter().for_each(|image| same_bytes(image, image.replace(".img", ".new")));
 }
 
+/// What is one file on another host, only its agents know. Two of them do not know of each other.
+#[test]
+fn two_volumes_are_not_restored_to_one_file_of_another_host() {
+    let site = Site::start("");
+    let place = Machine::new("targets");
+    let folder = place.place("new");
+    std::fs::create_dir(&folder).expect("a folder for targets");
+    let (one, two) = (format!("{folder}/one"), format!("{folder}/two"));
+    std::fs::write(&one, b"").expect("a file");
+    std::os::unix::fs::symlink(&one, &two).expect("a link");
+    let images: Vec<String> = (0..2).map(|number| site.operator.place(&format!("{number}.img"))).collect();
+    images.iter().enumerate().for_each(|(number, image)| random_file(image, 1 << 20, number as u64));
+    let sources: Vec<&str> = images.iter().map(String::as_str).collect();
+    site.operator.run(&[&["backup", "--host", "old"], sources.as_slice()].concat()).ok();
+    let more = "host = \"new\"\nforce = true";
+    let plan = ["volumes_at_once = 1\n".to_owned()].into_iter().chain(
+        [&one, &two]
+            .into_iter()
+            .zip(&images)
+            .map(|(target, image)| volume(&format!("old{image}@latest"), target, more)),
+    );
+    let plan = write(&site.operator, &plan.collect::<String>());
+    let _worker = site.agent("worker", &["indexer"], &[]);
+    let nats = site.nats.url();
+    let restore = ["--json", "restore", "--nats", &nats, "--plan", &plan];
+    let _first = site.agent("new", &["restorer"], &["--target", &folder]);
+    let ran = site.operator.run(&restore).fails(3, &["1 of 2", &one, &two, "nothing was overwritten"]);
+    assert_eq!(ran.json()[0]["outcome"], "restored", "{ran}");
+    same_bytes(&images[0], &one);
+    // Whichever of both takes the second volume, somebody says so.
+    let _second = site.agent("new", &["restorer"], &["--target", &folder]);
+    site.operator.run(&restore).fails(3, &["of 2 restores failed", &one, &two]);
+}
+
 /// A file below `folder` that this agent has open, and of which a restore is in progress.
 fn being_filled(agent: &Agent, folder: &Path) -> Option<PathBuf> {
     let open = std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).ok()?;

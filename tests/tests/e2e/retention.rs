@@ -293,3 +293,56 @@ fn what_a_restore_may_have_to_undo_stays_until_it_ends() {
     assert!(!kept().contains(&id));
     machine.run(&["undo", &id]).fails(3, &["lvkeep unforget"]);
 }
+
+/// Files below a folder; what is still being written has a # in its name.
+fn files_below(folder: &std::path::Path) -> usize {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let count = |path: PathBuf| match path.is_dir() {
+        true => files_below(&path),
+        false => usize::from(!path.to_string_lossy().contains('#')),
+    };
+    entries.map(count).sum()
+}
+
+/// Both restores are killed in the middle, and their sessions ended. Of what was kept, the first is what stood there, and
+/// the second a mixture.
+#[test]
+fn no_rule_forgets_what_a_killed_restore_may_have_overwritten() {
+    let machine = Machine::with_disk(64 << 20);
+    let marks = PathBuf::from(machine.place("repo/marks"));
+    let kept = || ids(&machine, &["--volume", "undo/*"]);
+    // It is held right before the first byte is overwritten.
+    let is_struck = |target: &str| {
+        let held = files_below(&marks);
+        let mut restoring = machine.start(&["restore", "--undo", "vm/disk@latest", target]);
+        while files_below(&marks) <= held && !restoring.has_ended() {
+            std::thread::yield_now();
+        }
+        restoring.kill();
+        files_below(&marks) > held
+    };
+    let struck = (0..20).find_map(|round| {
+        let (target, before) = (machine.place(&format!("target-{round}.img")), kept());
+        random_file(&target, 64 << 20, 100 + round);
+        let new = |but: &[String]| kept().into_iter().find(|id| !before.contains(id) && !but.contains(id));
+        let old = std::fs::read(&target).expect("the target");
+        let first = is_struck(&target).then(|| new(&[])).flatten()?;
+        let second = is_struck(&target).then(|| new(std::slice::from_ref(&first))).flatten()?;
+        Some((target, old, first, second))
+    });
+    let (target, old, first, second) = struck.expect("two restores are killed while they run");
+    let status = machine.json(&["status"]);
+    for open in status["sessions"].as_array().expect("a list") {
+        machine.run(&["cancel", open["session"].as_str().expect("an id")]).ok();
+    }
+    let by_rules = || machine.run(&["forget", "--volume", "undo/*", "--keep-last", "1"]).ok();
+    let said = by_rules();
+    assert!(said.out.contains("has not ended well"), "{said}");
+    assert!(kept().contains(&first) && kept().contains(&second));
+    let release = format!("lvkeep release {first}");
+    machine.run(&["forget", &first]).fails(3, &[&first, "unfinished restore", &release]);
+    machine.run(&["undo", &first]).ok();
+    assert!(std::fs::read(&target).expect("the target") == old);
+    by_rules();
+    assert!(!kept().contains(&first), "what was put back is not needed any more");
+}

@@ -298,6 +298,7 @@ impl System {
             untracked: false,
             donor: None,
             fetches: Some(2),
+            command: Some(self.environment.job_id()),
             more: None,
         }
     }

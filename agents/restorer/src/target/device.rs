@@ -8,7 +8,8 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use agent::{Failure, mounts, users};
+use agent::users::{self, Writer};
+use agent::{Failure, mounts};
 use rustix::fs::{FlockOperation, OFlags, flock, major, minor};
 use rustix::io::Errno;
 use schema::root::Root;
@@ -42,8 +43,12 @@ impl Target {
     pub(super) fn check_unmounted(&self, metadata: &Metadata) -> Result<(), Failure> {
         let device = metadata.rdev();
         match mounts::mounted(major(device), minor(device)) {
-            Some(mounted) if !self.force => {
-                let why = format!("it is mounted on {}: unmount it (force overwrites it)", mounted.display());
+            Some(mounted) if !self.in_use => {
+                let why = format!(
+                    "it is mounted on {}: unmount it ({})",
+                    mounted.display(),
+                    self.in_use_all_the_same()
+                );
                 Err(self.refused(why))
             }
             _ => Ok(()),
@@ -51,8 +56,8 @@ impl Target {
     }
 
     /// Exclusive opening fails while the device is mounted or held by device mapper, md or another restore; the second
-    /// value says that it did not. The lock tells other restores from the rest, keeps them away where the device is in
-    /// use by force, and is held by whoever helped a restore that died. Udev may have it for a moment.
+    /// value says that it did not. The lock tells other restores from the rest, keeps them away where a device that is in
+    /// use is overwritten as asked, and is held by whoever helped a restore that died. Udev may have it for a moment.
     pub(crate) fn open_device(&self, path: &Path, metadata: &Metadata) -> Result<(File, bool), Failure> {
         if let Some(held) = self.claim.held(metadata) {
             return Ok(held);
@@ -67,15 +72,20 @@ impl Target {
             Err(Errno::BUSY) => {
                 let file = self.open_path(path, OFlags::empty())?;
                 self.claim.lock(&file, path)?;
-                if self.force {
+                if self.in_use {
                     self.claim.keep(&file, false);
-                    tracing::warn!(path = %path.display(), "overwriting a device that is in use, by force");
+                    tracing::warn!(path = %path.display(), "overwriting a device that is in use, as asked");
                     return Ok((file, false));
                 }
-                let user = mounts::holder(metadata.rdev());
-                let user = user.or_else(|| users::writer(Path::new(PROC), path, metadata));
+                let writer = || match users::writer(Path::new(PROC), path, metadata) {
+                    Writer::One(user) => Some(user),
+                    Writer::Nobody | Writer::Unknown(_) => None,
+                };
+                let user = mounts::holder(metadata.rdev()).or_else(writer);
                 let user = user.unwrap_or_else(|| "mounted, or held by another device".to_owned());
-                Err(self.refused(format!("the device is in use ({user})")))
+                let why =
+                    format!("the device is in use ({user}): free it first ({})", self.in_use_all_the_same());
+                Err(self.refused(why))
             }
             Err(why) => Err(self.cannot_open(&why.into())),
         }
@@ -84,16 +94,27 @@ impl Target {
     /// Whether another process has a target open to write to it, which neither its lock nor exclusive opening tells. Asked
     /// once it is locked: whoever helped a restore that died has let go by then.
     pub(super) fn check_unused(&self, what: &str, path: &Path, metadata: &Metadata) -> Result<(), Failure> {
-        if self.force {
+        if self.in_use {
             return Ok(());
         }
         match users::writer(Path::new(PROC), path, metadata) {
-            Some(user) => {
-                Err(self
-                    .refused(format!("the {what} is in use ({user}): stop it first (force overwrites it)")))
+            Writer::Nobody => {}
+            Writer::One(user) => {
+                let way = self.in_use_all_the_same();
+                return Err(self.refused(format!("the {what} is in use ({user}): stop it first ({way})")));
             }
-            None => Ok(()),
+            Writer::Unknown(count) => {
+                if let Some(note) = users::unseen(Path::new(PROC), path, metadata, count) {
+                    self.claim.note(note);
+                }
+            }
         }
+        Ok(())
+    }
+
+    /// What overwrites it although somebody uses it.
+    pub(super) fn in_use_all_the_same(&self) -> String {
+        format!("--force-in-use {} overwrites it all the same", self.path.display())
     }
 
     /// Locks a device that is open exclusively. A job that finds it locked comes again; others wait for it.
@@ -114,7 +135,7 @@ impl Target {
         if size > root.size && self.range.is_none() && !self.force {
             let why = format!(
                 "the device has {size} bytes, the snapshot of {} has only {}: what is stored behind its end would stay \
-                 there; force restores all the same",
+                 there; --force restores all the same",
                 root.volume, root.size
             );
             return Err(self.refused(why));

@@ -31,6 +31,7 @@ pub fn job(fixture: &Fixture, root: &Root, target: &Path) -> RestoreJob {
         untracked: false,
         donor: None,
         fetches: None,
+        command: None,
         more: None,
     }
 }

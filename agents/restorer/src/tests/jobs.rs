@@ -37,6 +37,7 @@ async fn send_as(job: JobId, fixture: &Fixture, root: &Root, target: &Path, forc
         untracked: false,
         donor: None,
         fetches: None,
+        command: None,
         more: None,
     };
     let message = Message::new(&About::nothing(), &payload);
@@ -78,6 +79,7 @@ async fn a_job_is_done_and_told() {
         untracked: false,
         donor: None,
         fetches: None,
+        command: None,
         more: None,
     };
     let message = Message::new(&About::nothing(), &payload);

@@ -386,6 +386,7 @@ async fn an_agent_restores_to_places_that_it_allows() {
             untracked: false,
             donor: None,
             fetches: None,
+            command: None,
             more: None,
         };
         let bus = &fixture.context.bus;
@@ -454,6 +455,7 @@ async fn a_volume_that_was_made_is_not_made_again() {
         holes: Vec::new(),
         undo: None,
         verified: None,
+        stands_on: None,
     };
     sessions::note_end(&fixture.repository, job, "v", "host", &outcome).await.unwrap();
     let restorer = volume.restorer(&fixture);
@@ -470,6 +472,7 @@ async fn a_volume_that_was_made_is_not_made_again() {
         untracked: false,
         donor: None,
         fetches: None,
+        command: None,
         more: None,
     };
     let bus = &fixture.context.bus;

@@ -95,6 +95,7 @@ async fn send_as(job: JobId, fixture: &Fixture, root: &Root, target: &Path, forc
         untracked: false,
         donor: None,
         fetches: None,
+        command: None,
         more: None,
     };
     let message = Message::new(&About::nothing(), &order.asking(more));

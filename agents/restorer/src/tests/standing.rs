@@ -430,5 +430,6 @@ fn restored() -> JobOutcome {
         holes: Vec::new(),
         undo: None,
         verified: None,
+        stands_on: None,
     }
 }

@@ -171,16 +171,27 @@ async fn a_device_or_file_in_use_is_refused() {
         rustix::fs::Mode::empty(),
     )
     .unwrap();
-    let failure = fixture.restore(&root, &disk.device).await.unwrap_err();
-    assert!(failure.why.contains("in use"), "{failure}");
-    fixture.restorer().restore(root.clone(), Target::new(&disk.device, true), |_| ()).await.unwrap();
-    assert!(std::fs::read(&disk.device).unwrap() == content, "force overrides");
+    let refused = async |path: &Path, what: &str| {
+        // Force says that what stands there may go, and nothing about who uses it.
+        for force in [false, true] {
+            let target = Target::new(path, force);
+            let failure = fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap_err();
+            for part in [what, &format!("--force-in-use {}", path.display())] {
+                assert!(failure.why.contains(part), "{part} is not in: {failure}");
+            }
+        }
+    };
+    refused(&disk.device, "in use").await;
+    assert!(std::fs::read(&disk.device).unwrap() == vec![0xee; 4 * MIB as usize], "nothing was written");
+    let target = Target::new(&disk.device, false).in_use(true);
+    fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap();
+    assert!(std::fs::read(&disk.device).unwrap() == content, "its own word overrides");
     drop(held);
     // An empty file behind a loop device is refused for that reason alone.
     let empty = fixture.path("empty");
     let Some(_other) = Loop::over(&empty, 0) else { return };
-    let failure = fixture.restore(&root, &empty).await.unwrap_err();
-    assert!(failure.why.contains("in use by /dev/loop"), "{failure}");
+    refused(&empty, "in use by /dev/loop").await;
+    assert_eq!(std::fs::metadata(&empty).unwrap().len(), 0);
 }
 
 /// A guest or a database that merely opened it is no mount, and holds no lock.
@@ -210,18 +221,20 @@ async fn what_a_process_writes_to_is_refused_with_its_name_and_number() {
             };
             let (pid, path) = (guest.id().to_string(), path.to_str().unwrap());
             assert_eq!(failure.kind, FailureKind::Refused);
-            for part in ["in use", &pid, "cat", path, "force"] {
+            for part in ["in use", &pid, "cat", path, &format!("--force-in-use {path}")] {
                 assert!(failure.why.contains(part), "{part} is not in: {failure}");
             }
         };
         refused(Target::new(path, false).with_content(), false).await;
+        refused(Target::new(path, true), false).await;
         if path != &empty {
             refused(Target::new(path, false).with_content(), true).await;
         }
         assert!(std::fs::read(path).unwrap() == before, "nothing was written");
         assert!(keeper.jobs().is_empty(), "nor kept for an undo");
-        fixture.restorer().restore(root.clone(), Target::new(path, true), |_| ()).await.unwrap();
-        assert!(std::fs::read(path).unwrap() == content, "force overrides");
+        let target = Target::new(path, false).with_content().in_use(true);
+        fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap();
+        assert!(std::fs::read(path).unwrap() == content, "its own word overrides");
         drop(guest.stdin.take());
         guest.wait().unwrap();
         fixture
@@ -307,9 +320,15 @@ async fn a_mounted_device_is_refused_with_its_mount_point() {
     let mounted = || Command::new("mount").arg(&disk.device).arg(&mount).status();
     assert!(made.unwrap().success() && mounted().unwrap().success(), "root mounts what mkfs.ext4 made");
     let root = fixture.volume(&noise(1, 16 * MIB as usize)).await;
-    let failure = fixture.restore(&root, &disk.device).await.unwrap_err();
+    let target = |force| Target::new(&disk.device, force);
+    let unforced = fixture.restorer().restore(root.clone(), target(false), |_| ()).await;
+    let forced = fixture.restorer().restore(root, target(true), |_| ()).await;
     assert!(Command::new("umount").arg(&mount).status().unwrap().success());
-    assert!(failure.why.contains(&format!("mounted on {}", mount.display())), "{failure}");
+    for failure in [unforced, forced].map(Result::unwrap_err) {
+        for part in [&format!("mounted on {}", mount.display()), "--force-in-use"] {
+            assert!(failure.why.contains(part), "{part} is not in: {failure}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,8 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use agent::{Failure, Stop, mounts, users};
+use agent::users::{self, Writer};
+use agent::{Failure, Stop, mounts};
 use rustix::fs::{
     Advice, FallocateFlags, FlockOperation, OFlags, SeekFrom, fadvise, fallocate, flock, major, minor, seek,
 };
@@ -55,8 +56,13 @@ impl Target {
             kind if kind.is_block_device() => check_device(name, &before)?,
             _ => return Err(refused(name, "it is neither a regular file nor a block device")),
         }
-        if let Some(user) = users::writer(Path::new("/proc"), &path, &before) {
-            return Err(in_use(name, &user));
+        match users::writer(Path::new("/proc"), &path, &before) {
+            Writer::Nobody => {}
+            Writer::One(user) => return Err(in_use(name, &user)),
+            Writer::Unknown(count) => {
+                users::unseen(Path::new("/proc"), &path, &before, count)
+                    .inspect(|why| tracing::warn!(target = name, "{why}"));
+            }
         }
         // Exclusive opening fails while a device is mounted, swapped to, held by device mapper, or written to by
         // another of these.

@@ -96,11 +96,22 @@ impl Host {
         force: bool,
         donor: Option<&Path>,
     ) -> Result<Option<Arc<dyn Place>>, Failure> {
+        self.find_by(target, preparation, (force, false), donor).await
+    }
+
+    /// `force` is for what others lose, and for who has it open.
+    async fn find_by(
+        &self,
+        target: &str,
+        preparation: &Preparation,
+        (force, in_use): (bool, bool),
+        donor: Option<&Path>,
+    ) -> Result<Option<Arc<dyn Place>>, Failure> {
         let root = root();
         let job = JobId::from_parts(1_700_000_000_000, 7);
         let (root, part) = (&root, 0..root.size);
         let repository = repository(1);
-        let wish = Wish { target, root, part, repository, job, preparation, force, donor };
+        let wish = Wish { target, root, part, repository, job, preparation, force, in_use, donor };
         self.targets.find(&wish).await
     }
 
@@ -369,15 +380,20 @@ async fn nothing_is_changed_while_somebody_else_has_the_volume_open() {
     let host = Host::with(&[web, baseline]);
     host.write("opened", "2\n");
     let all = Preparation { safety: Some(Safety { size: None }), drop_baseline: true, create: None };
-    let place = host.find("vg0/web", &all, false).await.unwrap().unwrap();
-    place.make().await.unwrap();
-    let failure = place.ready(&host.device()).await.unwrap_err();
-    assert!(failure.why.contains("vg0/web") && failure.why.contains("open"), "{failure}");
-    place.end(Ending::Failed).await;
-    assert_eq!(host.changes(), [""; 0]);
-    let place = host.find("vg0/web", &all, true).await.unwrap().unwrap();
+    // Force says nothing about who has it open.
+    for force in [false, true] {
+        let place = host.find("vg0/web", &all, force).await.unwrap().unwrap();
+        place.make().await.unwrap();
+        let failure = place.ready(&host.device()).await.unwrap_err();
+        for part in ["vg0/web", "open", "--force-in-use"] {
+            assert!(failure.why.contains(part), "{part} is not in: {failure}");
+        }
+        place.end(Ending::Failed).await;
+        assert_eq!(host.changes(), [""; 0]);
+    }
+    let place = host.find_by("vg0/web", &all, (false, true), None).await.unwrap().unwrap();
     place.ready(&host.device()).await.unwrap();
-    assert!(place.end(Ending::Restored).await.iter().any(|note| note.contains("by force")));
+    assert!(place.end(Ending::Restored).await.iter().any(|note| note.contains("as asked")));
 }
 
 #[tokio::test]
