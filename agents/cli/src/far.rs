@@ -252,7 +252,7 @@ fn done(order: &Order, host: &str, outcome: JobOutcome, seconds: f64) -> anyhow:
                 rescued,
                 lost,
                 holes,
-                stands_on: stands_on.map(Box::new),
+                stands_on,
                 ..Report::default()
             };
             let done = Done::new(order, report, seconds);

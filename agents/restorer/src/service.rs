@@ -541,7 +541,7 @@ fn restored(report: Report, undo: Option<Slot>) -> JobOutcome {
         holes,
         undo,
         verified,
-        stands_on: stands_on.map(|there| *there),
+        stands_on,
     }
 }
 
