@@ -323,7 +323,7 @@ pub enum JobOutcome {
         verified: Option<Verified>,
         /// Which file or device the target is, whatever its name.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        stands_on: Option<FileIdentity>,
+        stands_on: Option<Box<FileIdentity>>,
     },
     /// It failed.
     Failed {

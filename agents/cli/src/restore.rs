@@ -95,7 +95,7 @@ pub struct Done {
     seconds: f64,
     /// Which file or device the target is.
     #[serde(skip)]
-    stands_on: Option<FileIdentity>,
+    stands_on: Option<Box<FileIdentity>>,
     /// Why nobody knows that the target holds it, where that was asked for.
     #[serde(skip)]
     unverified: Option<anyhow::Error>,

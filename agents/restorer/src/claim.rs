@@ -51,6 +51,7 @@ struct State {
     has_overwritten: bool,
     undo_volume: Option<String>,
     put_back: Option<Slot>,
+    command: Option<JobId>,
 }
 
 /// Why a job is not to be done by who was given it.
@@ -204,6 +205,16 @@ impl Claim {
     /// By which backups what stood on the target is kept, and where.
     pub fn undo(&self) -> Vec<(JobId, Slot)> {
         self.state().undo.clone()
+    }
+
+    /// The target is one of several of this command.
+    pub fn is_of_command(&self, command: Option<JobId>) {
+        self.state().command = command;
+    }
+
+    /// The command of which the target is one of several.
+    pub fn command(&self) -> Option<JobId> {
+        self.state().command
     }
 
     /// Something of what stood on the target may be gone.

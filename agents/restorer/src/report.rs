@@ -58,7 +58,7 @@ pub struct Report {
     /// What came of reading it again, where that was asked for.
     pub verified: Option<Verified>,
     /// Which file or device the target is, whatever its name.
-    pub stands_on: Option<FileIdentity>,
+    pub stands_on: Option<Box<FileIdentity>>,
 }
 
 /// A part of a volume that cannot be read any more.

@@ -390,7 +390,8 @@ impl Restorer {
         let ended = self.blocking(move || {
             let finish = || work.zero_behind(&stop).and_then(|()| work.sink.finish());
             let result = result.and_then(|report| finish().map(|()| report));
-            let result = result.map(|report| Report { stands_on: work.sink.identity(), ..report });
+            let result =
+                result.map(|report| Report { stands_on: work.sink.identity().map(Box::new), ..report });
             if work.sink.is_overwritten() || work.spans.helped_bytes() > 0 {
                 of.as_ref().inspect(|claim| claim.overwrote());
             }

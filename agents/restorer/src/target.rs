@@ -58,7 +58,6 @@ pub struct Target {
     stop: Option<Stop>,
     is_read_again: bool,
     limit: Option<Arc<Limit>>,
-    command: Option<JobId>,
 }
 
 /// What a target is checked against.
@@ -95,7 +94,6 @@ impl Target {
             stop: None,
             is_read_again: false,
             limit: None,
-            command: None,
         }
     }
 
@@ -204,14 +202,14 @@ impl Target {
     }
 
     /// One of several targets of a command, none of which is another.
-    pub(crate) fn of_command(mut self, command: Option<JobId>) -> Self {
-        self.command = command;
+    pub(crate) fn of_command(self, command: Option<JobId>) -> Self {
+        self.claim.is_of_command(command);
         self
     }
 
     /// The command whose other targets it is none of.
     pub(crate) fn command(&self) -> Option<JobId> {
-        self.command
+        self.claim.command()
     }
 
     /// What its reads of the store are limited by, beside those of all others.

@@ -115,7 +115,7 @@ fn jobs() -> Vec<Sample> {
     let mut standing = restored(0, 0, 0, 0);
     if let JobOutcome::Restored { stands_on, .. } = &mut standing {
         let boot = "8a6c7a0e-64a7-4a8e-9a3c-6d1f4a3e3e3e".into();
-        *stands_on = Some(FileIdentity { boot, device: 5, inode: 1234, special: 64_769 });
+        *stands_on = Some(Box::new(FileIdentity { boot, device: 5, inode: 1234, special: 64_769 }));
     }
     let unread = Verified::Unread { kind: FailureKind::Device, why: "not all of it was read".into() };
     let asked = RestoreJob { donor: Some("/dev/vg1/first".into()), ..restore(Preparation::default()) };
