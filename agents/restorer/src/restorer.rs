@@ -80,7 +80,6 @@ pub(crate) struct Ids {
 }
 
 /// What a snapshot is read for.
-#[expect(clippy::large_enum_variant, reason = "a restore has one")]
 pub(crate) enum Purpose {
     /// To bring it back.
     Restore(Target),

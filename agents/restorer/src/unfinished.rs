@@ -22,7 +22,7 @@ use crate::sink::Sink;
 use crate::target::Target;
 
 /// Who holds: hosts have no such names.
-const BY: &str = "an unfinished restore on ";
+pub(crate) const BY: &str = "an unfinished restore on ";
 
 impl Restorer {
     /// What a target is called by its reader, which stays whatever folder or link leads there: `path` is without links.

@@ -110,7 +110,6 @@ pub(crate) struct Turns {
 }
 
 /// One step of a restore.
-#[expect(clippy::large_enum_variant, reason = "there are few at a time")]
 pub(crate) enum Unit {
     /// Fetch frames and write what they hold.
     Fetch(Arc<Window>, Fetch),

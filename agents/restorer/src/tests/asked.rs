@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use agent::forgetting::{self, Forgot};
-use agent::{Protection, Queue, ReadBy, Stop, Topic, sessions};
+use agent::{Protection, Queue, ReadBy, Stop, Topic, marks, sessions};
 use schema::JobId;
 use schema::messages::{
     About, BackupJob, FailureKind, JobDone, JobOutcome, Message, More, NEEDS_NEWER_AGENT, Preparation,
@@ -16,7 +16,7 @@ use schema::root::{Root, Statistics, Tracking};
 use schema::session::SessionKind;
 
 use super::fixture::{CHUNK, Fixture, noise, serving};
-use crate::{Target, keeping};
+use crate::{Target, keeping, unfinished};
 
 const LEN: usize = 1 << 20;
 
@@ -262,10 +262,15 @@ async fn of_what_was_kept_for_a_range_only_that_is_put_back() {
     guest.write_all_at(&expected[8 * CHUNK..], 8 * CHUNK as u64).unwrap();
     let range = Some((range.start, range.end));
     let put_back = || job(&fixture, &kept, &path).asking(More { put_back: true, range, ..More::default() });
+    // As if that restore had not ended well.
+    let is_held = async || !marks::of(&fixture.repository, kept.slot).await.unwrap().holds.is_empty();
+    assert!(!is_held().await, "it has ended well");
+    marks::hold(&fixture.repository, kept.slot, None, unfinished::BY).await.unwrap();
     let again = put_back();
     send(&fixture, &again).await;
     assert!(matches!(done(&fixture, &again).await, JobOutcome::Restored { .. }));
     assert!(std::fs::read(&path).unwrap() == expected);
+    assert!(!is_held().await, "it is put back");
     // A file of which there is nothing to be put back beside.
     for is_gone in [false, true] {
         match is_gone {
