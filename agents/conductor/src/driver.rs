@@ -49,6 +49,7 @@ const FLUSH_SLOWEST: Duration = Duration::from_secs(2);
 
 /// How driving a session ended.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub(crate) enum End {
     /// Definitely.
     Done(JobOutcome),
