@@ -57,6 +57,8 @@ counters! {
     retentions_failed => "Backups after which the policies of the configuration could not be applied.",
     /// Collections that an agent brought to their end by itself.
     collections => "Collections that this agent finished.",
+    /// Backups that nobody can tell the end of.
+    sessions_uncertain => "Times that a backup was put back because the store does not say how it ended.",
     /// Collections that it could not.
     collections_failed => "Collections of this agent that failed, and are tried again.",
     /// Checks that an agent brought to their end.

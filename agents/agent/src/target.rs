@@ -56,6 +56,8 @@ pub struct Base {
 pub enum Ending {
     /// Well.
     Restored,
+    /// As well as it can: what is lost does not stand there.
+    WithHoles,
     /// Cut off: a part of it stands there, with which a restore goes on that is begun again. It stays.
     CutOff,
     /// Before anything was written, or because the target itself failed: what was made for it goes.

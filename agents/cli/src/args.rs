@@ -382,7 +382,8 @@ pub struct RestoreOptions {
     /// Overwrite it although somebody uses it: named on the command line, and by each volume of a plan.
     #[arg(skip)]
     pub force_in_use: bool,
-    /// Make the logical volume; one of that name must not exist
+    /// Make the logical volume; one of that name must not exist, unless a restore of the same snapshot was cut off on it
+    /// (tag lvkeep-incomplete)
     #[arg(long)]
     pub create: bool,
     /// With --create: in this thin pool of the volume group

@@ -2,7 +2,7 @@
 //!
 //! Any number of agents may do it, and none owns it: whose turn comes first collects, and the others skip theirs. The
 //! first turn comes after a random part of the time, so that agents that start together, or often, share them. What
-//! fails is logged and tried again at the next turn. It declares no session dead unless it is told after how long, and
+//! fails is logged and tried again within a quarter of an hour. It declares no session dead unless it is told after how long, and
 //! never runs without being asked for.
 
 use std::time::Duration;
@@ -14,6 +14,9 @@ use crate::app::App;
 use crate::args::REPACK_BELOW;
 use crate::prune::{LOCKED, Waits};
 use crate::text;
+
+/// Pause after a failure at most: a collection may wait for a session that nobody looks at meanwhile.
+const AFTER_FAILURE: Duration = Duration::from_mins(15);
 
 /// How an agent collects.
 pub struct Collecting {
@@ -56,9 +59,11 @@ impl Collecting {
                 Err(_) if stop.is_raised() => return Ok(()),
                 Err(failure) => {
                     self.context.counters.collections_failed.add(1);
+                    // Nobody looks at sessions that are waited for until then.
+                    pause = self.every.min(AFTER_FAILURE);
                     tracing::error!(
                         %failure,
-                        again_in = ?self.every,
+                        again_in = ?pause,
                         "a collection failed, and nothing is lost by that; `lvkeep prune` tries at once, `lvkeep status` \
                          shows where it stands"
                     );

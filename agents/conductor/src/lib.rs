@@ -209,6 +209,7 @@ impl Conductor {
 
     /// Says to whoever waits for a job why it stands still.
     async fn say_that_it_waits(&self, about: &About, job: &BackupJob, failure: &Failure) {
+        self.context.counters.sessions_uncertain.add(1);
         tracing::warn!(%failure, volume = job.volume, "a backup stands still; it is taken up again");
         let why = format!("{failure}; the backup is taken up again by itself");
         let waits = RestoreWaits { job: job.job, host: self.context.host.to_string(), why };
@@ -283,8 +284,14 @@ impl Handler for Conductor {
         let (Ok(about), Ok(job)) = (message.about(), message.read::<BackupJob>()) else { return Ok(()) };
         let outcome = match self.found(&job).await {
             Ok(Some(sealed)) => sealed,
-            Ok(None) => failed(&job, failure.clone()),
-            Err(why) if why.retry && self.settings.hand_back => return Err(why),
+            Ok(None) => {
+                let why = format!("{}; its sessions are over now", failure.why);
+                failed(&job, Failure { why, ..failure.clone() })
+            }
+            Err(why) if why.retry && self.settings.hand_back => {
+                self.context.counters.sessions_uncertain.add(1);
+                return Err(why);
+            }
             // In one process nobody waits for a store that does not come back.
             Err(_) => failed(&job, may_stay(failure.clone())),
         };

@@ -105,7 +105,9 @@ pub(crate) async fn is_elsewhere(
             return Ok(true);
         }
     }
-    Ok(sealed_already(repository, job).await?.is_some())
+    // The own one is no other session's: its commit may have been written although nobody was told so.
+    let roots = roots_of(repository, job).await?;
+    Ok(roots.iter().any(|root| root.slot.session != own))
 }
 
 /// The end of a job of which a snapshot is there.
@@ -113,8 +115,14 @@ pub(crate) async fn sealed_already(
     repository: &Repository,
     job: &BackupJob,
 ) -> Result<Option<JobOutcome>, Failure> {
-    let roots = repository.roots(Some(repository.key.volume_key(&job.volume))).await?.warned();
-    Ok(roots.iter().find(|root| root.job == job.job).map(sealed))
+    Ok(roots_of(repository, job).await?.first().map(sealed))
+}
+
+/// The snapshots of a job.
+async fn roots_of(repository: &Repository, job: &BackupJob) -> Result<Vec<Root>, Failure> {
+    let mut roots = repository.roots(Some(repository.key.volume_key(&job.volume))).await?.warned();
+    roots.retain(|root| root.job == job.job);
+    Ok(roots)
 }
 
 /// The outcome that a committed root stands for.

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use agent::{Failure, users};
 use schema::JobId;
+use schema::names::Slot;
 
 use crate::sink::Opened;
 use crate::target::Target;
@@ -26,25 +27,28 @@ pub(crate) struct Apart(Mutex<VecDeque<One>>);
 struct One {
     command: JobId,
     job: JobId,
+    slot: Slot,
     name: String,
     path: PathBuf,
 }
 
 impl Apart {
-    /// Remembers an opened target, of which nothing was changed; refuses one that another job of its command had. Blocks.
-    pub fn add(&self, target: &Target, opened: &Opened) -> Result<(), Failure> {
+    /// Remembers an opened target, of which nothing was changed, and the snapshot that is for it; refuses one that another
+    /// job of its command had for another snapshot. Blocks.
+    pub fn add(&self, slot: Slot, target: &Target, opened: &Opened) -> Result<(), Failure> {
         let (Some(command), Some(job)) = (target.command(), target.claim().job()) else { return Ok(()) };
         let Ok(found) = opened.file.metadata() else { return Ok(()) };
         let name = target.path().display().to_string();
         let others: Vec<One> = {
             let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            all.iter().filter(|one| one.command == command && one.job != job).cloned().collect()
+            let is_other = |one: &&One| one.command == command && one.job != job && one.slot != slot;
+            all.iter().filter(is_other).cloned().collect()
         };
         let is_it =
             |one: &&One| std::fs::metadata(&one.path).is_ok_and(|there| users::is_same(&there, &found));
         if let Some(other) = others.iter().find(is_it) {
             return Err(Failure::refused(format!(
-                "cannot restore to {name}: it is what {} is, to which the same command restores another volume; nothing was \
+                "cannot restore to {name}: it is what {} is, to which the same command restores another snapshot; nothing was \
                  overwritten: give each volume a target of its own",
                 other.name
             )));
@@ -54,7 +58,7 @@ impl Apart {
         if all.len() == TARGETS_MAX {
             all.pop_front();
         }
-        all.push_back(One { command, job, name, path: opened.path.clone() });
+        all.push_back(One { command, job, slot, name, path: opened.path.clone() });
         Ok(())
     }
 }

@@ -7,6 +7,7 @@
 //! everybody else it is a file that has content. Where a file system has no such attributes, that is all that is lost.
 
 use std::fs::{File, Metadata};
+use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,7 +50,7 @@ struct State {
     undo: Vec<(JobId, Slot)>,
     notes: Vec<String>,
     has_overwritten: bool,
-    undo_volume: Option<String>,
+    undo_volume: Option<(String, Option<Range<u64>>)>,
     put_back: Option<Slot>,
     command: Option<JobId>,
 }
@@ -227,22 +228,22 @@ impl Claim {
         self.state().has_overwritten
     }
 
-    /// All of the target is restored, and what is kept of it is of this volume.
-    pub fn is_kept_as(&self, volume: String) {
-        self.state().undo_volume = Some(volume);
+    /// What is kept of the target is of this volume, and only this part of it is restored.
+    pub fn is_kept_as(&self, volume: String, part: Option<Range<u64>>) {
+        self.state().undo_volume = Some((volume, part));
     }
 
-    /// Of which volume what is kept of the target is, where all of it is restored.
-    pub fn undo_volume(&self) -> Option<String> {
+    /// Of which volume what is kept of the target is, and which part of the target is restored, unless all of it is.
+    pub fn undo_volume(&self) -> Option<(String, Option<Range<u64>>)> {
         self.state().undo_volume.clone()
     }
 
-    /// What was kept in this slot for the restore of a range is put back there.
+    /// What was kept in this slot is put back.
     pub fn puts_back(&self, slot: Slot) {
         self.state().put_back = Some(slot);
     }
 
-    /// Where that which is put back was kept, if it was kept for the restore of a range.
+    /// Where that which is put back was kept.
     pub fn put_back(&self) -> Option<Slot> {
         self.state().put_back
     }

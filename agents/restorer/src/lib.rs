@@ -19,6 +19,7 @@ mod holes;
 mod keeping;
 mod leaving;
 mod lending;
+mod opening;
 mod pipeline;
 mod plan;
 mod pool;

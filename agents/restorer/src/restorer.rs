@@ -4,47 +4,40 @@ use std::num::NonZero;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use agent::index::IndexClient;
 use agent::keys::DataKeys;
 use agent::maps::MapReader;
 use agent::sessions::OpenSession;
 use agent::store::Limit;
-use agent::{Audit, Context, Ending, Failure, Place, Protection, ReadBy, Repository, Stop, Targets, Wish};
+use agent::{Audit, Context, Ending, Failure, Protection, ReadBy, Repository, Stop, Targets};
 use schema::keys::Identity;
 use schema::limits::LEAF_SPAN;
-use schema::messages::FailureKind;
 use schema::names::Slot;
 use schema::root::Root;
 use schema::session::SessionKind;
-use schema::{JobId, SessionId, StreamId};
+use schema::{JobId, SessionId};
 use tokio::sync::mpsc;
 
 use crate::apart::Apart;
 use crate::claim::Claim;
 use crate::compare::Compare;
 use crate::differences::Differences;
-use crate::holes;
 use crate::leaving::{Left, end_place, leave, let_stay, with_notes};
 use crate::pipeline;
 use crate::reading::Reading;
 use crate::repeats::Repeats;
 pub(crate) use crate::report::{Progress, Report};
 use crate::sharing::Sharing;
-use crate::sink::{Opened, Sink};
+use crate::sink::Sink;
 use crate::snapback::Snapback;
 use crate::spans::WINDOW_LEAVES;
-use crate::target::{Circumstances, Target};
-use crate::task::{Order, Task};
-use crate::tracked::Found;
+use crate::target::Target;
+use crate::task::Task;
 use crate::unit::{Source, Turns, Work};
 
 /// Bytes of a volume that are read as a sample at most.
 pub const SAMPLE: u64 = WINDOW_LEAVES * LEAF_SPAN;
-
-/// Pause before a device that is locked is tried again.
-const LOCK_PAUSE: Duration = Duration::from_millis(200);
 
 /// How restores are done.
 #[derive(Debug, Clone)]
@@ -106,7 +99,7 @@ pub struct Restorer {
     protection: Option<Protection>,
     pub(crate) targets: Option<Arc<dyn Targets>>,
     pub(crate) sharing: Option<Sharing>,
-    apart: Arc<Apart>,
+    pub(crate) apart: Arc<Apart>,
 }
 
 impl Restorer {
@@ -354,7 +347,7 @@ impl Restorer {
                 limit = target.limit().cloned();
                 let (opened, part, restored) = (target.clone(), target.part(&root)?, root.clone());
                 let task = self.open(&reads, job, root, target).await?;
-                self.name_kept(&opened, &task.sink, &restored, part == all);
+                self.name_kept(&opened, &task.sink, &restored, &part);
                 task
             }
             Purpose::Verify => Task::new(Sink::Discard, all),
@@ -391,7 +384,7 @@ impl Restorer {
             let result = result.and_then(|report| finish().map(|()| report));
             let result =
                 result.map(|report| Report { stands_on: work.sink.identity().map(Box::new), ..report });
-            if work.sink.is_overwritten() || work.spans.helped_bytes() > 0 {
+            if work.sink.is_overwritten() || work.spans.was_lent() {
                 of.as_ref().inspect(|claim| claim.overwrote());
             }
             // Its job comes again, and finds it as it is.
@@ -408,13 +401,17 @@ impl Restorer {
         });
         let (result, kept) = match ended.await {
             Ok(ended) => ended,
-            Err(failure) => (Err((failure, Left::As(Ending::CutOff))), None),
+            Err(failure) => {
+                claim.as_ref().inspect(|claim| claim.overwrote());
+                (Err((failure, Left::As(Ending::CutOff))), None)
+            }
         };
         match result {
             Ok(mut report) => {
                 report += audited;
                 report.notes.extend(cut_off);
-                report.notes.extend(end_place(place.as_deref(), Ending::Restored).await);
+                let ending = if report.lost == 0 { Ending::Restored } else { Ending::WithHoles };
+                report.notes.extend(end_place(place.as_deref(), ending).await);
                 report.notes.extend(kept);
                 report.notes.extend(claim.iter().flat_map(Claim::notes));
                 report.notes.extend(let_stay(place, claim.as_ref()).await);
@@ -468,133 +465,6 @@ impl Restorer {
             failed: OnceLock::new(),
             counters: self.context.counters.clone(),
         })
-    }
-
-    /// Opens a target, and says what is to be done to it.
-    async fn open(
-        &self,
-        reads: &Repository,
-        job: JobId,
-        root: Root,
-        target: Target,
-    ) -> Result<Task, Failure> {
-        let part = target.part(&root)?;
-        if !target.keeps_going() {
-            holes::refuse(&self.repository, &root, &part).await?;
-        }
-        self.check_standing(&target).await?;
-        let place = self.find(job, &root, part.clone(), &target).await?;
-        let (stream, forbidden) =
-            (StreamId::from_bytes(self.context.environment.random()), self.settings.forbidden.clone());
-        let order = Arc::new(Order { root, part, target, stream, forbidden });
-        let host = self.context.host.clone();
-        let ordered = order.clone();
-        let Some(place) = place else {
-            let open = move || {
-                let Order { root, target, forbidden, .. } = &*ordered;
-                target.open(&Circumstances { root, host: &host, forbidden })
-            };
-            let opened = self.opened(&order.target, open).await?;
-            let (standing, apart) = (self.check_standing(&order.target).await, self.apart.clone());
-            return self
-                .blocking(move || match standing.and_then(|()| apart.add(&order.target, &opened)) {
-                    Ok(()) => order.begun(order.target.begin(opened, &order.root)?),
-                    Err(failure) => {
-                        opened.unmake();
-                        Err(failure)
-                    }
-                })
-                .await;
-        };
-        let claim = order.target.claim().clone();
-        let opening = async {
-            let device = place.make().await?;
-            let open = move || {
-                let Order { root, target, forbidden, .. } = &*ordered;
-                target.open_place(&device, &Circumstances { root, host: &host, forbidden })
-            };
-            let opened = self.opened(&order.target, open).await?;
-            self.check_standing(&order.target).await?;
-            let (apart, of) = (self.apart.clone(), order.clone());
-            let opened = self.blocking(move || apart.add(&of.target, &opened).map(|()| opened)).await?;
-            // Before what knows it may be removed.
-            let tracked = match order.target.is_tracked() {
-                true => self.find_changes(reads, &order.root, &*place, &opened.file).await,
-                false => Found::default(),
-            };
-            place.ready(&opened.file).await?;
-            let opened = Opened { place: Some(place.clone()), ..opened };
-            let task = self.blocking(move || order.begun(opened)).await?;
-            Ok(Task { tracked, ..task })
-        };
-        match opening.await {
-            Ok(opened) => Ok(opened),
-            // Another restore has it, or had it, which ends it. What was made here just now nobody else knows of.
-            Err(failure) if claim.is_busy() || (claim.doubt().is_some() && !place.is_new()) => Err(failure),
-            Err(failure) => {
-                let left = match place.is_begun() {
-                    true if self.context.stop.is_raised() => Left::ForItsJob,
-                    true => Left::As(Ending::CutOff),
-                    false => Left::As(Ending::Failed),
-                };
-                let notes = leave(Some(place), Some(&claim), left).await;
-                Err(with_notes(failure, &notes))
-            }
-        }
-    }
-
-    /// Opens a target. Udev may have a device locked for a moment, and whoever helped a restore that died for longer: a
-    /// command waits for both.
-    pub(crate) async fn opened<T: Send + 'static>(
-        &self,
-        target: &Target,
-        open: impl Fn() -> Result<T, Failure> + Clone + Send + 'static,
-    ) -> Result<T, Failure> {
-        let Context { environment, stop, .. } = &self.context;
-        let (stop, mut is_said) = (target.stop().unwrap_or(stop), false);
-        loop {
-            let opened = self.blocking(open.clone()).await;
-            if !target.claim().has_to_wait() {
-                return opened;
-            }
-            let target = target.path().display();
-            if !std::mem::replace(&mut is_said, true) {
-                tracing::warn!(%target, "waiting for whoever has it locked");
-            }
-            tokio::select! {
-                biased;
-                () = stop.raised() => {
-                    let why = format!("stopped while somebody else had {target} locked; nothing was changed");
-                    return Err(Failure { retry: true, ..Failure::new(FailureKind::Revoked, why) });
-                }
-                () = environment.sleep(LOCK_PAUSE) => {}
-            }
-        }
-    }
-
-    pub(crate) async fn find(
-        &self,
-        job: JobId,
-        root: &Root,
-        part: Range<u64>,
-        target: &Target,
-    ) -> Result<Option<Arc<dyn Place>>, Failure> {
-        let (Some(targets), Some(name)) = (&self.targets, target.path().to_str()) else { return Ok(None) };
-        let wish = Wish {
-            target: name,
-            root,
-            part,
-            repository: self.repository.key.repo(),
-            job,
-            preparation: target.preparation(),
-            force: target.is_forced(),
-            in_use: target.may_be_in_use(),
-            // One that is written as a whole shares nothing.
-            donor: target.donor().filter(|_| !target.is_full()),
-        };
-        let Some(place) = targets.find(&wish).await? else { return Ok(None) };
-        target.check_place(place.name())?;
-        Ok(Some(place))
     }
 }
 

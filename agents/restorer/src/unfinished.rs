@@ -1,11 +1,13 @@
 //! What was kept for an undo outlives every rule as long as its target may be half overwritten.
 //!
-//! It is held from before the first byte is overwritten, whatever becomes of the process. A restore onto the target that
-//! ends well lets go of it, and so does an undo, which is one, also of a range alone; until then only `lvkeep release` does, by its name. Where
-//! nothing was overwritten after all, whoever held it lets go again. A hold that the store does not let go stays, which is
-//! said and does no harm.
+//! It is held from before the first byte is overwritten, whatever becomes of the process. A restore of the same to the
+//! target that ends well lets go of it, and so does an undo, which is one; until then only `lvkeep release` does, by its
+//! name. So it is with an ordinary device whatever is restored to it: its name may have meant another one, of which that
+//! was kept. Where nothing was overwritten after all, whoever held it lets go again. A hold that the store does not let go
+//! stays, which is said and does no harm.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 
 use agent::{Failure, marks};
@@ -44,9 +46,9 @@ impl Restorer {
         format!("{UNDO_VOLUMES}{}/{name}", self.context.host)
     }
 
-    /// Remembers what that which is restored lets go when all is well: of all of a target, the volume of which what stood
-    /// there is kept, if it ever was; of the range for whose restore it was kept, that alone.
-    pub(crate) fn name_kept(&self, target: &Target, sink: &Sink, root: &Root, is_all: bool) {
+    /// Remembers what that which is restored to `part` of a target lets go of when all is well: what was kept of that part,
+    /// ever; where the target is an ordinary device, whose name may have meant another one, only what is put back.
+    pub(crate) fn name_kept(&self, target: &Target, sink: &Sink, root: &Root, part: &Range<u64>) {
         let Sink::Target(opened) = sink else { return };
         let volume = match self.source_of(target, opened.place.is_some(), &opened.path) {
             Ok(source) => self.undo_volume(&source),
@@ -55,10 +57,14 @@ impl Restorer {
                 return;
             }
         };
-        if is_all {
-            target.claim().is_kept_as(volume);
-        } else if root.volume == volume && kept_range(root).as_ref() == target.range() {
+        if root.volume == volume && (target.range().is_none() || kept_range(root).as_ref() == target.range())
+        {
             target.claim().puts_back(root.slot);
+        }
+        let is_file = || opened.file.metadata().is_ok_and(|found| found.is_file());
+        if opened.place.is_some() || target.is_named_by_mapper() || is_file() {
+            let part = target.range().is_some().then(|| part.clone());
+            target.claim().is_kept_as(volume, part);
         }
     }
 
@@ -78,71 +84,94 @@ impl Restorer {
                 );
                 marks::hold(&self.repository, *slot, Some(note), &by).await.map(Some)
             };
-            let hold = holding.await.map_err(|failure: Failure| {
-                failure.context(format!("cannot hold what is kept as {id}; nothing was overwritten"))
-            })?;
-            held.extend(hold.map(|hold| (*slot, hold)));
+            match holding.await {
+                Ok(hold) => held.extend(hold.map(|hold| (*slot, hold))),
+                Err(failure) => {
+                    self.let_all_go(held).await;
+                    let failure: Failure = failure;
+                    return Err(
+                        failure.context(format!("cannot hold what is kept as {id}; nothing was overwritten"))
+                    );
+                }
+            }
         }
         Ok(held)
     }
 
-    /// Lets go of what is kept of a target where it is of no restore that has not ended: after one that ended well, of all
-    /// that was kept of the target, if all of it was restored, and of what was kept for that one; after one that
-    /// overwrote nothing, of what that one alone has held. Else says how it is let go.
+    /// Lets go of what is kept of a target where it is of no restore that has not ended: after one that ended well, of what
+    /// was kept of what it restored, and for it; after one that overwrote nothing, of what that one alone has held. Else
+    /// says how it is let go.
     pub(crate) async fn settle_kept(
         &self,
         claim: &Claim,
         held: Vec<(Slot, MarkId)>,
         result: Result<Report, Failure>,
     ) -> Result<Report, Failure> {
-        let undo = claim.undo();
-        let failure = match result {
-            Ok(report) if !is_whole(&report) => return Ok(report),
-            Ok(report) => {
-                self.release_kept(claim).await;
-                return Ok(report);
-            }
-            Err(failure) => failure,
+        let stays = || {
+            let id = claim.undo().first()?.1.session;
+            Some(format!(
+                "what stood there, kept as {id}, is forgotten by no rule before a restore of the same to this target has \
+                 ended well (`lvkeep release {id}` lets it go)"
+            ))
         };
-        if !claim.has_overwritten() {
-            for (slot, hold) in held {
-                self.let_go(slot, &[hold]).await;
+        match result {
+            Ok(report) if is_whole(&report) => {
+                self.release_kept(claim).await;
+                Ok(report)
             }
-            return Err(failure);
-        }
-        match undo.first() {
-            None => Err(failure),
-            Some((_, first)) => {
-                let id = first.session;
-                let why = format!(
-                    "{}\nwhat stood there, kept as {id}, is forgotten by no rule before a restore to this target has \
-                     ended well (`lvkeep release {id}` lets it go)",
-                    failure.why
-                );
-                Err(Failure { why, ..failure })
+            Ok(mut report) => {
+                report.notes.extend(stays());
+                Ok(report)
             }
+            Err(failure) if !claim.has_overwritten() => {
+                self.let_all_go(held).await;
+                Err(failure)
+            }
+            Err(failure) => match stays() {
+                None => Err(failure),
+                Some(stays) => Err(Failure { why: format!("{}\n{stays}", failure.why), ..failure }),
+            },
         }
     }
 
     async fn release_kept(&self, claim: &Claim) {
+        if let Err(failure) = self.try_release(claim).await {
+            tracing::warn!(%failure, "cannot look whether what stood on this target is held: `lvkeep release` lets it go");
+        }
+    }
+
+    async fn try_release(&self, claim: &Claim) -> Result<(), Failure> {
         let mut own: BTreeSet<Slot> = claim.undo().iter().map(|(_, slot)| *slot).collect();
         own.extend(claim.put_back());
-        let found = match claim.undo_volume() {
-            Some(volume) => marks::all(&self.repository, Some(self.repository.key.volume_key(&volume))).await,
-            None if own.is_empty() => return,
-            None => marks::among(&self.repository, &own).await,
+        let mut found = match own.is_empty() {
+            true => BTreeMap::new(),
+            false => marks::among(&self.repository, &own).await?,
         };
-        let found = match found {
-            Ok(found) => found,
-            Err(failure) => {
-                tracing::warn!(%failure, "cannot look whether what stood on this target is held: `lvkeep release` lets it go");
-                return;
+        if let Some((volume, part)) = claim.undo_volume() {
+            let key = self.repository.key.volume_key(&volume);
+            let mut all = marks::all(&self.repository, Some(key)).await?;
+            all.retain(|_, marks| marks.holds.iter().any(|hold| hold.by.starts_with(BY)));
+            // Of a range, what was kept for the same or less.
+            if let Some(part) = part.filter(|_| !all.is_empty()) {
+                let roots = self.repository.roots(Some(key)).await?.warned();
+                let is_in = |range: Range<u64>| part.start <= range.start && range.end <= part.end;
+                let within = roots.iter().filter(|root| kept_range(root).is_some_and(is_in));
+                let within: BTreeSet<Slot> = within.map(|root| root.slot).collect();
+                all.retain(|slot, _| within.contains(slot));
             }
-        };
+            found.extend(all);
+        }
         for (slot, marks) in found {
             let holds = marks.holds.iter().filter(|hold| hold.by.starts_with(BY));
             let holds: Vec<MarkId> = holds.map(|hold| hold.id).collect();
             self.let_go(slot, &holds).await;
+        }
+        Ok(())
+    }
+
+    async fn let_all_go(&self, held: Vec<(Slot, MarkId)>) {
+        for (slot, hold) in held {
+            self.let_go(slot, &[hold]).await;
         }
     }
 

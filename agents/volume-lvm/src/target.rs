@@ -300,6 +300,16 @@ impl Place for LvmPlace {
                     self.note(failure.why);
                 }
             }
+            (Ending::WithHoles, made) => {
+                self.tell_shared().await;
+                if made.is_some() || self.is_begun() {
+                    let name = &self.name;
+                    self.note(format!(
+                        "{name} was made for this restore, has holes, and is incomplete, as its tag says; the same restore \
+                         goes on from there once they are healed"
+                    ));
+                }
+            }
             (Ending::CutOff | Ending::Failed, made) if made.is_some() || self.is_begun() => {
                 let name = &self.name;
                 self.note(format!(
@@ -466,9 +476,13 @@ impl LvmPlace {
 
     async fn untag(&self, start: &str, what: &str) -> Result<(), Failure> {
         let Some(arguments) = plan::without_tags(self.volume()?, start) else { return Ok(()) };
-        let done = self.change("lvchange", &arguments).await;
+        let mut done = self.change("lvchange", &arguments).await;
+        if done.is_err() {
+            done = self.change("lvchange", &arguments).await;
+        }
         done.map_err(|e| {
-            let why = format!("the tag {start} of {}, which says that it is {what}, stays", self.name);
+            let why =
+                format!("the tag {start} of {}, which says that it is {what}, is wrong and stays", self.name);
             e.context(format!("{why}: take it away with lvchange --deltag"))
         })
     }

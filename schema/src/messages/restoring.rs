@@ -114,7 +114,7 @@ impl RestoreJob {
 /// What is done to a logical volume before a snapshot is restored to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preparation {
-    /// It is made; there must be none of its name.
+    /// It is made; there must be none of its name, but one on which a restore of the same snapshot was cut off.
     pub create: Option<NewVolume>,
     /// A snapshot of what it holds is taken.
     pub safety: Option<Safety>,

@@ -224,7 +224,7 @@ fn the_binary_takes_every_command_line() {
 #[test]
 fn a_restorer_may_see_who_uses_its_target() {
     let name = "lvkeep-agent@restorer.service";
-    let mut unit = unit(name, Some(&format!("{name}.d/restorer.conf")));
+    let mut unit = agent("restorer");
     let words = |unit: &Unit| -> Vec<String> {
         let lines = unit["Service.CapabilityBoundingSet"].iter();
         lines.flat_map(|line| line.split_whitespace()).map(str::to_lowercase).collect()

@@ -69,6 +69,7 @@ fn of_a_range_only_that_is_put_back() {
     expected[40 << 20..41 << 20].fill(7);
     let guest = File::options().write(true).open(&target).expect("the target");
     guest.write_all_at(&expected[40 << 20..41 << 20], 40 << 20).expect("a write");
+    drop(guest);
     let undone = machine.run(&["undo", id]).ok();
     assert!(undone.err.contains("only 1000+5242880 of") && undone.err.contains("--whole"), "{undone}");
     assert!(std::fs::read(&target).expect("the target") == expected);

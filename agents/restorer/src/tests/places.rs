@@ -173,6 +173,7 @@ impl Place for Volume {
     async fn end(&self, ending: Ending) -> Vec<String> {
         self.say(match ending {
             Ending::Restored => "end true",
+            Ending::WithHoles => "end with holes",
             Ending::CutOff => "end cut off",
             Ending::Failed => "end false",
         });

@@ -14,6 +14,7 @@ use schema::names::Slot;
 use super::asked::Keeper;
 use super::fixture::{Fixture, TestEnvironment, noise};
 use crate::report::Progress;
+use crate::unfinished::BY;
 use crate::{Report, Target};
 
 const LEN: usize = 20 << 20;
@@ -87,6 +88,23 @@ async fn what_was_kept_for_a_restore_that_failed_stays_until_one_ends_well() {
     assert!(std::fs::read(&path).unwrap() == new);
     assert_eq!(forget(&fixture, first).await, Forgot::Done);
     assert!(matches!(forget(&fixture, second).await, Forgot::Protected(why) if why == "held by host"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_for_a_range_goes_with_a_restore_around_it() {
+    let fixture = Arc::new(Fixture::plain().await);
+    let root = fixture.volume(&noise(2, 1 << 20)).await;
+    let _keeper = Keeper::start(&fixture, |_| ());
+    let path = fixture.path("x");
+    std::fs::write(&path, noise(1, 1 << 20)).unwrap();
+    let target = |range| Target::new(&path, false).with_content().only(Some(range));
+    let undo = fixture.context.environment.job_id();
+    let kept = fixture.restorer().keep(&root, &target(8192..16384), undo, |_, _| ()).await.unwrap().unwrap();
+    marks::hold(&fixture.repository, kept, None, BY).await.unwrap();
+    for (range, is_let_go) in [(0..12288, false), (4096..20480, true)] {
+        fixture.restorer().restore(root.clone(), target(range.clone()), |_| ()).await.unwrap();
+        assert_eq!(is_held(&fixture, kept).await, !is_let_go, "{range:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
