@@ -144,8 +144,8 @@ pub fn restored_to_thin() {
         ("ignoring", 64, &["-Zn", "--discards", "ignore"]),
         ("large", 1024, &["-Zn", "--discards", "nopassdown"]),
     ] {
-        // Differs from the large one only by its blocks.
-        if name == "stale" && !crate::is_long() {
+        // They differ from others by their blocks, or by a word, alone.
+        if ["stale", "ignoring"].contains(&name) && !crate::is_long() {
             continue;
         }
         step(&format!("a pool with blocks of {block} KiB and {}", options.join(" ")));
