@@ -415,22 +415,6 @@ impl Target {
         Ok(Some(Opened { is_alone, ..Opened::new(file, path.to_owned(), volume, Before::Content) }))
     }
 
-    /// Whether what is to be put back would come where it was: a name may mean something else by now.
-    fn check_same(&self, path: &Path, metadata: &Metadata) -> Result<(), Failure> {
-        if !self.put_back || self.force || self.is_named_by_mapper() {
-            return Ok(());
-        }
-        let why = match (path != self.path, metadata.file_type().is_block_device()) {
-            (true, _) => "it is a link by now, and was none; --force overwrites what it leads to",
-            (false, true) if !self.is_same_device => {
-                "a device may have another name by now: look what this one is; --same-device says that it is the same"
-            }
-            (false, _) => return Ok(()),
-        };
-        let path = self.path.display();
-        Err(Failure::refused(format!("cannot put back what stood on {path}: {why}")))
-    }
-
     /// Opens a target that another restore has checked and holds, to write to it beside that one. Blocks.
     pub(crate) fn open_beside(&self, is_place: bool, forbidden: &[PathBuf]) -> Result<File, Failure> {
         self.check_spelling()?;

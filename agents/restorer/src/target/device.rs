@@ -21,6 +21,22 @@ use crate::sink::{Before, Opened};
 const PROC: &str = "/proc";
 
 impl Target {
+    /// Whether what is to be put back would come where it was: a name may mean something else by now.
+    pub(super) fn check_same(&self, path: &Path, metadata: &Metadata) -> Result<(), Failure> {
+        if !self.put_back || self.force || self.is_named_by_mapper() {
+            return Ok(());
+        }
+        let why = match (path != self.path, metadata.file_type().is_block_device()) {
+            (true, _) => "it is a link by now, and was none; --force overwrites what it leads to",
+            (false, true) if !self.is_same_device => {
+                "a device may have another name by now: look what this one is; --same-device says that it is the same"
+            }
+            (false, _) => return Ok(()),
+        };
+        let path = self.path.display();
+        Err(Failure::refused(format!("cannot put back what stood on {path}: {why}")))
+    }
+
     /// Opens the device of a place. One that is larger than the snapshot will be empty behind its end. Blocks.
     pub(crate) fn open_place(&self, device: &Path, at: &Circumstances<'_>) -> Result<Opened, Failure> {
         let path = known_to_kernel(device.canonicalize().map_err(|why| self.cannot_open(&why))?);
