@@ -26,6 +26,8 @@ pub const SESSIONS: &str = "sessions";
 pub const KEYS: &str = "keys";
 /// Where the collector's epochs are.
 pub const EPOCHS: &str = "gc";
+/// What the key of the list of sessions that an epoch waits for has behind the epoch's.
+pub const AWAITED: &str = ".sessions";
 /// What names of volumes begin with that are kept for an undo; the host and the target follow.
 pub const UNDO_VOLUMES: &str = "undo/";
 /// Where damage is recorded that checks have found.
@@ -80,7 +82,7 @@ pub fn verdict(n: u64) -> String {
 
 /// The key of the list of sessions that an epoch waits for.
 pub fn awaited(n: u64) -> String {
-    format!("{EPOCHS}/{n:020}.sessions")
+    format!("{EPOCHS}/{n:020}{AWAITED}")
 }
 
 /// The key of a record of damage.

@@ -109,7 +109,7 @@ pub async fn verdict(repository: &Repository, number: u64) -> Result<Option<Verd
 
 /// The number of the collection whose object has this key.
 pub fn number_of(key: &str) -> Option<u64> {
-    names::parse_epoch(key.strip_suffix(".sessions").unwrap_or(key)).ok().map(|(number, _)| number)
+    names::parse_epoch(key.strip_suffix(names::AWAITED).unwrap_or(key)).ok().map(|(number, _)| number)
 }
 
 /// Reads one of the latest collection's objects, of which a listing had the size.

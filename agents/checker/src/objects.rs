@@ -175,7 +175,7 @@ impl Checker {
         let (verdicts, rest): (Vec<String>, Vec<String>) =
             keys.iter().cloned().partition(|key| suffix(key, ".verdict"));
         let (awaited, proposed): (Vec<String>, Vec<String>) =
-            rest.into_iter().partition(|key| suffix(key, ".sessions"));
+            rest.into_iter().partition(|key| suffix(key, names::AWAITED));
         let last = keys.iter().filter_map(|key| epochs::number_of(key)).max().unwrap_or(0);
         for key in [names::epoch(last), names::verdict(last)].into_iter().filter(|key| empty.contains(key)) {
             report.object(

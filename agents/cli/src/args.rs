@@ -349,7 +349,7 @@ pub struct RestoreArgs {
     pub target: Option<String>,
     /// Restore only LENGTH bytes from OFFSET on, to where they were; the rest of the target stays as it is, and so does
     /// its size
-    #[arg(long, value_name = "OFFSET+LENGTH", conflicts_with_all = ["create"])]
+    #[arg(long, value_name = "OFFSET+LENGTH", conflicts_with = "create")]
     pub range: Option<String>,
     /// Keep what is overwritten in this new local file; `apply FILE TARGET` puts it back, with --unfinished when the
     /// restore was killed
