@@ -138,13 +138,14 @@ pub async fn awaited(repository: &Repository) -> Result<Option<Vec<SessionId>>, 
         return Ok(None);
     };
     let key = names::awaited(number);
-    match repository.read::<Awaited>(&key).await? {
-        Some(awaited) => {
+    let size = listed.iter().find(|listed| listed.key == key).map(|listed| listed.size);
+    match stored::<Awaited>(repository, &key, size).await? {
+        Stored::Is(awaited) => {
             check_number(Awaited::WHAT, awaited.number, number)?;
             Ok(Some(awaited.sessions))
         }
-        None if listed.iter().any(|listed| listed.key == key) => Err(not_there(&key)),
-        None => Ok(None),
+        Stored::Nothing => Ok(None),
+        Stored::Unreadable(why) => Err(why),
     }
 }
 

@@ -23,6 +23,8 @@ use crate::packs::{Named, Packs};
 
 /// Objects that are read at once.
 const AT_ONCE: usize = 16;
+/// What becomes of a latest collection that cannot be read.
+const IS_ENDED: &str = "`lvkeep repair` ends that collection, or says what must be brought back";
 
 impl Checker {
     /// Opens every small object but roots, and compares them with each other and with the packs.
@@ -177,12 +179,15 @@ impl Checker {
         let (awaited, proposed): (Vec<String>, Vec<String>) =
             rest.into_iter().partition(|key| suffix(key, names::AWAITED));
         let last = keys.iter().filter_map(|key| epochs::number_of(key)).max().unwrap_or(0);
-        for key in [names::epoch(last), names::verdict(last)].into_iter().filter(|key| empty.contains(key)) {
-            report.object(
-                key,
-                "it is empty, as nothing of the latest collection ever is (`lvkeep repair` ends that collection, or says \
-                 what must be brought back)",
-            );
+        for (key, what_then) in [
+            (names::epoch(last), IS_ENDED),
+            (names::verdict(last), IS_ENDED),
+            (names::awaited(last), "whoever collects lists the sessions that are waited for anew"),
+        ] {
+            if empty.contains(&key) {
+                let why = format!("it is empty, as nothing of the latest collection ever is ({what_then})");
+                report.object(key, why);
+            }
         }
         for number in 1..=last {
             for (key, is_due) in [

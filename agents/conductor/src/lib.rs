@@ -211,7 +211,15 @@ impl Conductor {
     async fn say_that_it_waits(&self, about: &About, job: &BackupJob, failure: &Failure) {
         self.context.counters.sessions_uncertain.add(1);
         tracing::warn!(%failure, volume = job.volume, "a backup stands still; it is taken up again");
-        let why = format!("{failure}; the backup is taken up again by itself");
+        let until = match self.settings.hand_back {
+            true => "",
+            // In one process it is nobody's any more when the process ends.
+            false => {
+                "; if this command is ended before that, its session may stay open, and collections wait for it then: \
+                      `lvkeep status` shows it, `lvkeep cancel` ends it"
+            }
+        };
+        let why = format!("{failure}; the backup is taken up again by itself{until}");
         let waits = RestoreWaits { job: job.job, host: self.context.host.to_string(), why };
         // Whoever does not hear it waits all the same.
         let _ = self.context.bus.broadcast(&Topic::progress(job.job), Message::new(about, &waits)).await;

@@ -292,7 +292,8 @@ fn may_be_gone(key: &str) -> bool {
 /// What may be empty: what may be gone, but for what nobody ever empties, which is all of the latest collection; and what
 /// a repair has emptied of those before it.
 fn may_be_empty(key: &str) -> bool {
-    let is_latest = [names::epoch(2), names::verdict(2)].iter().any(|latest| latest == key);
+    let is_latest =
+        [names::epoch(2), names::verdict(2), names::awaited(2)].iter().any(|latest| latest == key);
     !is_latest && (may_be_gone(key) || key.starts_with("gc/"))
 }
 

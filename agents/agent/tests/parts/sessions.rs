@@ -132,6 +132,10 @@ async fn for_whom_a_collection_waits_is_not_known_before_it_has_listed_them() {
     world.faults.hide(Some(&key));
     let failure = epochs::awaited(&world.repository).await.unwrap_err();
     assert!(failure.kind == FailureKind::Store && failure.retry && failure.why.contains(&key), "{failure}");
+    world.faults.hide(None);
+    world.tombstone(&key).await;
+    let failure = epochs::awaited(&world.repository).await.unwrap_err();
+    assert!(failure.kind == FailureKind::Damaged && failure.why.contains(&key), "{failure}");
 }
 
 #[tokio::test(start_paused = true)]

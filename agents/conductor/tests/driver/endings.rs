@@ -81,7 +81,8 @@ async fn a_session_that_cannot_be_given_up_leaves_its_object() {
 async fn a_store_that_is_away_for_minutes_ends_no_job_and_leaves_no_session() {
     for by_its_source in [false, true] {
         let world = World::new().await;
-        world.start(settings());
+        let hand_back = by_its_source;
+        world.start(Settings { hand_back, ..settings() });
         let job = world.job(1);
         let old = begun(&world, &job).await;
         let mut told = world.bus.subscribe(&Topic::progress(job.job)).await.unwrap();
@@ -106,6 +107,12 @@ async fn a_store_that_is_away_for_minutes_ends_no_job_and_leaves_no_session() {
         };
         assert_eq!((waits.job, &*waits.host), (job.job, "conductor"));
         assert!(waits.why.contains("the store is down"), "{}", waits.why);
+        assert_eq!(
+            waits.why.contains("lvkeep cancel"),
+            !hand_back,
+            "who ends it is told what may stay: {}",
+            waits.why
+        );
         world.faults.recover();
         let new = world.asked().await.session;
         world.assert_given_up(old.session).await;
@@ -114,6 +121,30 @@ async fn a_store_that_is_away_for_minutes_ends_no_job_and_leaves_no_session() {
         world.unchanged().await;
         assert_eq!(world.sealed(&job).await.slot, world.slot(new));
         assert_eq!(world.open().await, []);
+    }
+}
+
+/// A commit of which nobody could be told is the session's own, and nobody else's: whenever the store gives it again,
+/// whoever waits for the job hears of it.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_cannot_be_read_back_for_a_while_is_told_in_the_end() {
+    for seconds in (0..60).step_by(3) {
+        let world = World::new().await;
+        world.start(settings());
+        let job = world.job(1);
+        world.submit(&job).await;
+        let request = world.asked().await;
+        let slot = world.slot(request.session);
+        world.faults.withhold(&slot.snapshot(), None);
+        world.opened(request.session, 1, LEAF_SPAN).await;
+        world.mapped(request.session, 0, &[(LEAF_SPAN as u32, Mapped::Zero)]).await;
+        world.unchanged().await;
+        world.wait(seconds).await;
+        world.faults.withhold_nothing();
+        world.wait(300).await;
+        assert!(world.is_reported(&job), "after {seconds} s");
+        assert_eq!(world.sealed(&job).await.slot, slot, "after {seconds} s");
+        assert_eq!((world.open().await, world.snapshots().await), (vec![], vec![slot]), "after {seconds} s");
     }
 }
 
