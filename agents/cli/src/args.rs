@@ -572,7 +572,7 @@ pub enum KeyCommand {
     Add {
         /// The new recipient (age1...)
         recipient: String,
-        /// Where to write the new writer key; default over the old one
+        /// Where to write the new writer key; default over the old one, and never over anything else
         #[arg(long, value_name = "FILE")]
         key_out: Option<PathBuf>,
     },

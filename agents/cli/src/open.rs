@@ -185,6 +185,24 @@ pub fn private_directory(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("making {}", path.display()))
 }
 
+/// Whether a writer key of this repository stands there, which a new one may replace, or nothing at all. Whatever else it
+/// is, and be it an identity, it is refused.
+pub fn is_writer_key_of(path: &Path, repo: RepoId) -> anyhow::Result<bool> {
+    if std::fs::symlink_metadata(path).is_err_and(|why| why.kind() == std::io::ErrorKind::NotFound) {
+        return Ok(false);
+    }
+    match read_writer_key(path) {
+        Ok(key) if key.repo() == repo => Ok(true),
+        Ok(_) | Err(_) => {
+            let path = path.display();
+            bail!(agent::Failure::refused(format!(
+                "{path} exists, and is no writer key of this repository: it is not overwritten, and nothing was changed; \
+                 name a file that does not exist yet (--key-out)"
+            )))
+        }
+    }
+}
+
 fn read_writer_key(path: &Path) -> anyhow::Result<WriterKey> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("reading the writer key {}", path.display()))?;
