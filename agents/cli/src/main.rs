@@ -51,6 +51,7 @@ mod snapshots;
 mod sources;
 mod status;
 mod text;
+mod times;
 mod undo;
 mod verify;
 
@@ -92,6 +93,9 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         _ => {}
+    }
+    if !cli.global.json {
+        times::check(&cli.command)?;
     }
     let app = App::new(&cli, matches)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

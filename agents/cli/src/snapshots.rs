@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::app::App;
 use crate::args::{Chosen, SnapshotsArgs};
 use crate::settings::Origin;
-use crate::{holes, select, text};
+use crate::{holes, select, text, times};
 
 /// A snapshot, as it is printed.
 #[derive(Debug, Serialize)]
@@ -115,10 +115,10 @@ pub fn filtered(
         roots.retain(|root| text::matches(pattern, &root.host));
     }
     roots.retain(|root| of.tags.iter().all(|tag| root.tags.contains(tag)));
-    if let Some(since) = since.map(select::parse_since).transpose()? {
+    if let Some(since) = since.map(times::since).transpose()? {
         roots.retain(|root| root.time_ms >= since);
     }
-    if let Some(until) = until.map(select::parse_time).transpose()? {
+    if let Some(until) = until.map(times::until).transpose()? {
         roots.retain(|root| root.time_ms <= until);
     }
     Ok(roots)
