@@ -46,7 +46,8 @@ fn store_by(
     }
     if !path.is_dir() {
         return Err(agent::Failure::refused(format!(
-            "{} holds no repository (make one with `lvkeep init`)",
+            "{} holds no repository, and is no folder: see that this is the right place, and mounted (`lvkeep init` makes a \
+             new one)",
             path.display()
         ))
         .into());
