@@ -132,6 +132,18 @@ fn s3(access: &Access, bucket: &str, batches: bool) -> anyhow::Result<Arc<dyn Ob
     }
 }
 
+/// What is to be done where a store's error does not say it: without credentials, a cloud's machines are asked for them.
+pub fn advice(error: &str) -> &'static str {
+    let asked = ["/latest/api/token", "/latest/meta-data/"].iter().any(|path| error.contains(path));
+    match asked {
+        true => {
+            "; there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (on a cloud's machine that has a \
+             role, its metadata service did not answer)"
+        }
+        false => "",
+    }
+}
+
 fn lacks_certificates(error: &object_store::Error) -> bool {
     anyhow::Chain::new(error).any(|cause| cause.to_string().contains("No CA certificates"))
 }

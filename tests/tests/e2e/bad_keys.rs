@@ -104,7 +104,7 @@ fn a_repository_is_not_made_twice() {
     machine.run(&["init", "--repo", &repo, "--identity-out", &identity]).fails(3, &["exists already"]);
     assert!(!std::path::Path::new(&repo).join("config").exists(), "nothing was made");
     machine.run(&["init", "--repo", &repo, "--recipient", "age1nonsense"]).fails(3, &["age1nonsense"]);
-    machine.run(&["init", "--repo", &repo, "--pack-size", "1KiB"]).fails(1, &["pack-size"]);
+    machine.run(&["init", "--repo", &repo, "--pack-size", "1KiB"]).fails(2, &["pack-size"]);
     machine.run(&["init", "--repo", "ftp://somewhere/x"]).fails(1, &["ftp://somewhere/x", "s3://"]);
     machine.run(&["snapshots", "--repo", &machine.place("absent")]).fails(3, &["absent", "lvkeep init"]);
 }
