@@ -254,7 +254,14 @@ impl WriterKey {
 
     /// Opens what [`WriterKey::seal`] made of an encrypted repository's key.
     pub fn unseal(sealed: &[u8], identity: &Identity) -> Result<Self> {
-        Self::decode(&identity.open("writer key", sealed)?)
+        let what = "writer key";
+        let opened = identity.open_or_why(what, sealed)?.map_err(|closed| match closed {
+            Closed::ToThisIdentity(why) => FormatError::CannotOpen { what, why },
+            Closed::Damaged(why) => {
+                FormatError::invalid(what, format!("what it is sealed in is damaged ({why})"))
+            }
+        })?;
+        Self::decode(&opened)
     }
 
     /// Reads what [`WriterKey::seal`] made of a plain repository's key.
@@ -490,19 +497,45 @@ impl Identity {
     }
 
     fn open(&self, what: &'static str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
+        self.open_or_why(what, sealed)?.map_err(|closed| match closed {
+            Closed::ToThisIdentity(why) | Closed::Damaged(why) => FormatError::CannotOpen { what, why },
+        })
+    }
+
+    fn open_or_why(
+        &self,
+        what: &'static str,
+        sealed: &[u8],
+    ) -> Result<std::result::Result<Zeroizing<Vec<u8>>, Closed>> {
         if sealed.len() > limits::SEALED_KEY_MAX {
             let (found, limit) = (sealed.len() as u64, limits::SEALED_KEY_MAX as u64);
             return Err(FormatError::TooLarge { what, found, limit });
         }
-        let cannot = |why: String| FormatError::CannotOpen { what, why };
-        let decryptor = age::Decryptor::new_buffered(sealed).map_err(|e| cannot(e.to_string()))?;
-        let mut reader = decryptor
-            .decrypt(self.keys.iter().map(|key| key as &dyn age::Identity))
-            .map_err(|e| cannot(format!("{e} (is this the identity of this repository?)")))?;
+        Ok(self.opened(sealed))
+    }
+
+    fn opened(&self, sealed: &[u8]) -> std::result::Result<Zeroizing<Vec<u8>>, Closed> {
+        let closed = |error: age::DecryptError| match error {
+            age::DecryptError::NoMatchingKeys => {
+                Closed::ToThisIdentity(format!("{error} (is this the identity of this repository?)"))
+            }
+            other => Closed::Damaged(other.to_string()),
+        };
+        let decryptor = age::Decryptor::new_buffered(sealed).map_err(closed)?;
+        let keys = self.keys.iter().map(|key| key as &dyn age::Identity);
+        let mut reader = decryptor.decrypt(keys).map_err(closed)?;
         let mut plaintext = Zeroizing::new(Vec::new());
-        reader.read_to_end(&mut plaintext).map_err(|e| cannot(e.to_string()))?;
+        reader.read_to_end(&mut plaintext).map_err(|error| Closed::Damaged(error.to_string()))?;
         Ok(plaintext)
     }
+}
+
+/// Why what is sealed does not open.
+enum Closed {
+    /// To another recipient alone, as far as can be told: what is damaged where a recipient stands looks the same.
+    ToThisIdentity(String),
+    /// To anybody.
+    Damaged(String),
 }
 
 impl std::fmt::Debug for Identity {

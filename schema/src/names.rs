@@ -39,6 +39,10 @@ pub const CHECKS: &str = "checks";
 /// Where the probe races its creators; everything below is deleted again.
 pub const PROBES: &str = "probe";
 
+/// Below which there is something of every repository that was ever written to: all but what probes leave.
+pub const FOLDERS: [&str; 10] =
+    [PACKS, SNAPSHOTS, KEYS, SESSIONS, EPOCHS, FORGOTTEN, MARKS, DAMAGE, HOLES, CHECKS];
+
 /// The key of a pack.
 pub fn pack(id: PackId) -> String {
     // The end of a ULID is random, its start is a time: only the former spreads packs over folders.

@@ -73,6 +73,15 @@ impl Repository {
         if store.get(names::CONFIG).await?.is_some() {
             return Err(Failure::refused(format!("{} holds a repository already", store.location())));
         }
+        let left = left_in(&store).await?;
+        if !left.is_empty() {
+            return Err(Failure::refused(format!(
+                "{} holds no `config`, and what is left of an archive ({}), which nothing opens any more once another \
+                 `config` is here: nothing was made; {BRING_BACK}, or make the new repository in an empty place",
+                store.location(),
+                left.join(", ")
+            )));
+        }
         let environment = store.environment().clone();
         let promise = store.probe().await?;
         let config = Config {
@@ -94,14 +103,10 @@ impl Repository {
 
     /// Reads what is open in a repository's `config`.
     pub async fn head(store: &Store) -> Result<ConfigHead, Failure> {
-        let bytes = store.get(names::CONFIG).await?.ok_or_else(|| {
-            Failure::refused(format!(
-                "{} holds no repository (make one with `lvkeep init`)",
-                store.location()
-            ))
-        })?;
-        ConfigHead::parse(&bytes)
-            .map_err(|e| Failure::from(e).context(format!("{}/config", store.location())))
+        match store.get(names::CONFIG).await? {
+            Some(bytes) => ConfigHead::parse(&bytes).map_err(|error| of_config(store, error)),
+            None => Err(without_config(store).await),
+        }
     }
 
     /// Opens a repository with its writer key, or with an identity, which opens the writer key in the bucket.
@@ -118,9 +123,7 @@ impl Repository {
             };
             Ok((head.open(&key)?, key))
         };
-        let (config, key) = opened().map_err(|e: schema::FormatError| {
-            Failure::from(e).context(format!("{}/config", store.location()))
-        })?;
+        let (config, key) = opened().map_err(|error| of_config(&store, error))?;
         if config.chunker != CHUNKER_BLOCK_ALIGNED {
             return Err(Failure::refused(format!(
                 "the repository cuts chunks by {:?}, which this lvkeep lacks: use a newer lvkeep",
@@ -354,6 +357,44 @@ impl Repository {
         }
         Ok(SealedKey { id, sealed: bytes, generation: self.config.key_generation })
     }
+}
+
+/// What to do where `config` is lost or damaged: packs open by nothing else.
+const BRING_BACK: &str = "bring `config` back, from a version that the bucket keeps or from a copy";
+
+/// What is wrong with `config`.
+fn of_config(store: &Store, error: FormatError) -> Failure {
+    let failure = Failure::from(error).context(format!("{}/{}", store.location(), names::CONFIG));
+    match failure.kind {
+        FailureKind::Damaged => Failure { why: format!("{}: {BRING_BACK}", failure.why), ..failure },
+        _ => failure,
+    }
+}
+
+/// Why there is no repository where no `config` is.
+async fn without_config(store: &Store) -> Failure {
+    let place = store.location();
+    match left_in(store).await {
+        Ok(left) if !left.is_empty() => Failure::damaged(format!(
+            "{place}: `config` is missing, but the rest of an archive is here ({}): {BRING_BACK}; do not `init`",
+            left.join(", ")
+        )),
+        Ok(_) | Err(_) => Failure::refused(format!(
+            "{place} holds no repository: see that this is the right place, and mounted where it has to be (`lvkeep init` \
+             makes a new one)"
+        )),
+    }
+}
+
+/// What of a repository is in a store, beside its `config`, by folders.
+async fn left_in(store: &Store) -> Result<Vec<String>, StoreError> {
+    let mut left = Vec::new();
+    for folder in names::FOLDERS {
+        if store.has_any(folder).await? {
+            left.push(format!("{folder}/"));
+        }
+    }
+    Ok(left)
 }
 
 /// Whether a pack of this size can hold anything.

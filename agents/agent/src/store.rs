@@ -276,6 +276,13 @@ impl Store {
         .await
     }
 
+    /// Whether anything is below a folder, by the beginning of its listing.
+    pub async fn has_any(&self, folder: &str) -> Result<bool, StoreError> {
+        let path = self.path(folder);
+        let first = || async { self.inner.list(Some(&path)).try_next().await };
+        Ok(self.repeat("listing", folder, first).await?.is_some())
+    }
+
     /// Writes an object, over an older one if there is one.
     pub async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
         let path = self.path(key);

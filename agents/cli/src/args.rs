@@ -6,10 +6,11 @@ mod keeping;
 mod prune;
 mod repair;
 mod streams;
+mod values;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
 pub use check::{CheckArgs, ReadData};
 pub use copy::CopyArgs;
@@ -59,7 +60,7 @@ pub struct Global {
     #[arg(long, global = true, env = "LVKEEP_HOST", value_name = "NAME")]
     pub host: Option<String>,
     /// Memory that the process may use for data in flight and caches, e.g. 256MiB
-    #[arg(long, global = true, env = "LVKEEP_MEMORY", value_name = "SIZE")]
+    #[arg(long, global = true, env = "LVKEEP_MEMORY", value_name = "SIZE", value_parser = values::memory)]
     pub memory: Option<String>,
     /// Where the index's cache is, which backups and `index rebuild` make: 64 MiB, and 62 bytes for each chunk in the
     /// repository
@@ -183,7 +184,7 @@ pub struct InitArgs {
     #[arg(long, conflicts_with = "recipients")]
     pub no_encryption: bool,
     /// Target size of packs, 1MiB to 512MiB
-    #[arg(long, value_name = "SIZE", default_value = "32MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = values::pack_size)]
     pub pack_size: String,
 }
 
@@ -194,7 +195,7 @@ pub struct BackupArgs {
     #[arg(value_name = "SOURCE", required_unless_present_any = ["tags", "domain"])]
     pub sources: Vec<String>,
     /// Name of the volume (one source only); default HOST/PATH or HOST/VG/LV
-    #[arg(long)]
+    #[arg(long, value_parser = values::name)]
     pub name: Option<String>,
     /// A tag for the snapshots; with a leading @, the logical volumes that carry this LVM tag are backed up. May be
     /// repeated
@@ -220,13 +221,13 @@ pub struct BackupArgs {
     #[arg(long)]
     pub allow_changes: bool,
     /// zstd level, 1 to 19 (embedded; agents have their own)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = value_parser!(i32).range(1..=19))]
     pub level: Option<i32>,
     /// Read at most this much per second, e.g. 100MiB
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub limit_read: Option<String>,
     /// Upload at most this much per second
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub limit_upload: Option<String>,
     /// I/O priority of the process
     #[arg(long, value_enum)]
@@ -269,10 +270,10 @@ pub struct SnapshotsArgs {
     #[command(flatten)]
     pub of: Chosen,
     /// Only snapshots of this moment and later: 2026-11-20, 2026-11-20T03:00 or RFC 3339
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub since: Option<String>,
-    /// Only snapshots of this moment and earlier; a date means its end
-    #[arg(long, value_name = "TIME")]
+    /// Only snapshots of this moment and earlier; a date means its end, and so does a minute or a second
+    #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub until: Option<String>,
     /// The snapshots that are forgotten, and not collected yet
     #[arg(long)]
@@ -284,11 +285,12 @@ pub struct SnapshotsArgs {
 pub struct FindChangeArgs {
     /// The volume, as `snapshots` lists it
     pub volume: String,
-    /// Where the range begins, in bytes or with a unit: 1048576, 1MiB
+    /// Where the range begins, in bytes or with a unit: 1048576, 1MiB; or the range, as in 1MiB+64KiB
+    #[arg(value_parser = values::offset, value_name = "OFFSET[+LENGTH]")]
     pub offset: String,
-    /// How long it is
-    #[arg(long, default_value = "4KiB", value_name = "SIZE")]
-    pub length: String,
+    /// How long it is [default: 4KiB]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    pub length: Option<String>,
 }
 
 /// `cat`.
@@ -297,7 +299,7 @@ pub struct CatArgs {
     /// An id, a unique prefix of one, NAME@latest or NAME@TIME
     pub snapshot: String,
     /// Only this range: where it begins and how long it is, as in 1GiB+4KiB
-    #[arg(long, value_name = "OFFSET+LENGTH")]
+    #[arg(long, value_name = "OFFSET+LENGTH", value_parser = values::range)]
     pub range: Option<String>,
 }
 
@@ -311,7 +313,7 @@ pub struct VerifyArgs {
     pub target: Option<String>,
     /// Compare only LENGTH bytes from OFFSET on, as after `restore --range`; chunks that are in it in part are fetched,
     /// which needs the identity
-    #[arg(long, value_name = "OFFSET+LENGTH", requires = "target")]
+    #[arg(long, value_name = "OFFSET+LENGTH", requires = "target", value_parser = values::range)]
     pub range: Option<String>,
 }
 
@@ -345,11 +347,11 @@ pub struct RestoreArgs {
     #[arg(long, requires = "group")]
     pub incomplete: bool,
     /// A file (made if it does not exist), a block device, or a logical volume as VG/LV
-    #[arg(required_unless_present = "plan")]
+    #[arg(required_unless_present = "plan", value_parser = values::target)]
     pub target: Option<String>,
     /// Restore only LENGTH bytes from OFFSET on, to where they were; the rest of the target stays as it is, and so does
     /// its size
-    #[arg(long, value_name = "OFFSET+LENGTH", conflicts_with = "create")]
+    #[arg(long, value_name = "OFFSET+LENGTH", conflicts_with = "create", value_parser = values::range)]
     pub range: Option<String>,
     /// Keep what is overwritten in this new local file; `apply FILE TARGET` puts it back, with --unfinished when the
     /// restore was killed
@@ -357,7 +359,7 @@ pub struct RestoreArgs {
     pub snapback: Option<PathBuf>,
     /// Restore to this target, too; repeat for more. What is read from the repository is read once, and files share it
     /// on disk where the file system can
-    #[arg(long, value_name = "TARGET", conflicts_with = "group")]
+    #[arg(long, value_name = "TARGET", conflicts_with = "group", value_parser = values::target)]
     pub also: Vec<String>,
     /// Overwrite TARGET, named as above, although somebody uses it: it is mounted, part of another device, or open in a
     /// process that writes to it; repeat for more. Whether what it holds may go, --force says
@@ -450,8 +452,9 @@ pub struct PlanArgs {
     /// Of which volumes.
     #[command(flatten)]
     pub of: Chosen,
-    /// The last snapshots of this moment or earlier, instead of the latest; a date means its end
-    #[arg(long, value_name = "TIME")]
+    /// The last snapshots of this moment or earlier, instead of the latest; a date means its end, and so does a minute or a
+    /// second
+    #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub at: Option<String>,
     /// Restore to VG/NAME, with the last part of a volume's name; without, to where the volume was
     #[arg(long, value_name = "VG")]
@@ -522,7 +525,7 @@ pub struct AgentArgs {
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// Fail, and name the volumes, when a volume's last snapshot is older, e.g. 26h
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     pub max_age: Option<String>,
 }
 
@@ -572,7 +575,7 @@ pub enum KeyCommand {
     Add {
         /// The new recipient (age1...)
         recipient: String,
-        /// Where to write the new writer key; default over the old one
+        /// Where to write the new writer key; default over the old one, and never over anything else
         #[arg(long, value_name = "FILE")]
         key_out: Option<PathBuf>,
     },

@@ -137,7 +137,7 @@ fn jobs(app: &App, args: &BackupArgs, sources: &[Source]) -> anyhow::Result<Vec<
 }
 
 /// A volume's name must be printable and must not look like a snapshot's.
-fn check_name(name: &str) -> anyhow::Result<()> {
+pub fn check_name(name: &str) -> anyhow::Result<()> {
     let bad = name.is_empty()
         || name.len() > schema::limits::VOLUME_NAME_MAX
         || name.contains(|c: char| c.is_control() || c == '@');

@@ -88,11 +88,13 @@ fn write(mut parts: mpsc::Receiver<Vec<u8>>) -> anyhow::Result<()> {
 }
 
 /// A range as OFFSET+LENGTH.
-pub fn parse(text: &str) -> anyhow::Result<Range<u64>> {
-    let Some((offset, length)) = text.split_once('+') else {
-        let why = format!("--range {text:?}: write OFFSET+LENGTH, as in 1GiB+4KiB");
-        return Err(Failure::refused(why).into());
-    };
-    let start = settings::parse_size("--range", offset)?;
-    Ok(start..start.saturating_add(settings::parse_size("--range", length)?))
+pub fn parse(text: &str) -> Result<Range<u64>, Failure> {
+    range_of(text).map_err(|why| Failure::refused(format!("--range {text:?}: {why}")))
+}
+
+/// The same of an option that is named already.
+pub fn range_of(text: &str) -> Result<Range<u64>, String> {
+    let (offset, length) = text.split_once('+').ok_or("write OFFSET+LENGTH, as in 1GiB+4KiB")?;
+    let start = settings::size_of(offset)?;
+    Ok(start..start.saturating_add(settings::size_of(length)?))
 }

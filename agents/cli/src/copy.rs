@@ -206,6 +206,10 @@ async fn plan(app: &App, args: &CopyArgs, from: &Repository, to: &Repository) ->
     let wants_undo = args.of.volume.as_ref().is_some_and(|pattern| pattern.starts_with(undo::NAMES));
     chosen.retain(|root| wants_undo || !root.volume.starts_with(undo::NAMES));
     let damaged = select::may_be_chosen(&listing, &args.of, wants_undo);
+    let narrowed = snapshots::is_narrowed(app, &args.of, args.since.as_deref(), args.until.as_deref());
+    if narrowed && chosen.is_empty() && damaged.is_empty() {
+        return Err(snapshots::nothing(&listing.readable, &args.of).into());
+    }
     let (mut missing, mut present) = (Vec::new(), Vec::new());
     for root in chosen {
         match copies.of(&root) {

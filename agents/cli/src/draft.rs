@@ -36,7 +36,7 @@ pub async fn run(app: &App, args: &PlanArgs) -> anyhow::Result<()> {
     chosen.retain(|root| !root.volume.starts_with(undo::NAMES));
     let roots = latest(chosen, args.at.is_some());
     if roots.is_empty() {
-        bail!(Failure::refused("no snapshot is what was asked for (`lvkeep snapshots` lists them)"));
+        bail!(snapshots::nothing(&all.readable, &args.of));
     }
     let row = |root: &'_ Root| target(root, args.to_vg.as_deref());
     let targets: Vec<String> = roots.iter().map(row).collect();

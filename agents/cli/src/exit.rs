@@ -52,12 +52,28 @@ pub struct Differs {
     pub first: Range<u64>,
 }
 
+/// A target that ends before the snapshot does.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{target} differs from {volume}: it has {has} bytes, and the snapshot {size}; what is from {has} on is missing"
+)]
+pub struct Shorter {
+    /// The target.
+    pub target: String,
+    /// The snapshot's volume.
+    pub volume: String,
+    /// Bytes of the target.
+    pub has: u64,
+    /// Bytes of the snapshot, or those that were asked for.
+    pub size: u64,
+}
+
 /// The exit code of an error.
 pub fn code(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(|cause| cause.is::<PostFailed>()) {
         return ExitCode::from(POST_FAILED);
     }
-    if error.chain().any(|cause| cause.is::<Differs>()) {
+    if error.chain().any(|cause| cause.is::<Differs>() || cause.is::<Shorter>()) {
         return ExitCode::from(DIFFERS);
     }
     let kind = error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map(|failure| failure.kind);

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use agent::repository::NewRepository;
 use agent::{Failure, Repository};
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use schema::keys::Identity;
 use serde::Serialize;
 
 use crate::app::App;
 use crate::args::InitArgs;
 use crate::open::{self, KeyFiles};
-use crate::settings::parse_size;
+use crate::settings;
 
 const PACK_MIN: u64 = 1 << 20;
 const PACK_MAX: u64 = 512 << 20;
@@ -51,11 +51,16 @@ pub async fn make_default(app: &App) -> anyhow::Result<Repository> {
     Ok(repository)
 }
 
-async fn make(app: &App, args: &InitArgs) -> anyhow::Result<(Made, Repository)> {
-    let pack_size = parse_size("pack-size", &args.pack_size)?;
-    if !(PACK_MIN..=PACK_MAX).contains(&pack_size) {
-        bail!("pack-size: {} is not between 1MiB and 512MiB", args.pack_size);
+/// The target size of packs.
+pub fn pack_size(text: &str) -> Result<u64, String> {
+    match settings::size_of(text)? {
+        size @ PACK_MIN..=PACK_MAX => Ok(size),
+        _ => Err(format!("{text} is not between 1MiB and 512MiB")),
     }
+}
+
+async fn make(app: &App, args: &InitArgs) -> anyhow::Result<(Made, Repository)> {
+    let pack_size = pack_size(&args.pack_size).map_err(|why| anyhow!("pack-size: {why}"))?;
     let makes_identity = args.recipients.is_empty() && !args.no_encryption && args.like.is_none();
     let identity = makes_identity.then(Identity::generate);
     for path in [&args.identity_out, &args.key_out].into_iter().flatten() {

@@ -80,6 +80,10 @@ pub async fn add(app: &App, recipient: &str, key_out: Option<&Path>) -> anyhow::
         .map_err(|error| anyhow::Error::from(Failure::refused(error.to_string())))?;
     let repository = Repository::open(store, None, Some(&identity)).await?;
     let key = repository.key.with_recipient(recipient).map_err(open::not_fitting)?;
+    let usual = KeyFiles::of(head.repo)?.writer;
+    let path = key_out.map_or_else(|| app.settings.key.value.clone().unwrap_or(usual), Path::to_owned);
+    // Before anything changes: what stands there may be the only identity.
+    let replaces = open::is_writer_key_of(&path, head.repo)?;
     // The configuration first: from then on agents warn about hosts that seal to the old list.
     let config = schema::config::Config { key_generation: key.generation(), ..repository.config.clone() };
     let bytes = config
@@ -87,9 +91,7 @@ pub async fn add(app: &App, recipient: &str, key_out: Option<&Path>) -> anyhow::
         .map_err(Failure::from)?;
     repository.store.put(names::CONFIG, bytes.into()).await.map_err(Failure::from)?;
     // What is stored from here on is sealed to all, whatever becomes of the keys that are there.
-    let usual = KeyFiles::of(head.repo)?.writer;
-    let path = key_out.map_or_else(|| app.settings.key.value.clone().unwrap_or(usual), Path::to_owned);
-    open::write_secret(&path, &key.to_file(), true)?;
+    open::write_secret(&path, &key.to_file(), replaces)?;
     let mut resealed = 0;
     let mut unopened = Vec::new();
     for (name, opened) in open_all(&repository, &identity).await? {

@@ -51,6 +51,7 @@ mod snapshots;
 mod sources;
 mod status;
 mod text;
+mod times;
 mod undo;
 mod verify;
 
@@ -73,7 +74,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // A broken standard error changes nothing about the outcome.
-            let _ = writeln!(std::io::stderr(), "lvkeep: {}", text::error(&error));
+            let said = text::error(&error);
+            let _ = writeln!(std::io::stderr(), "lvkeep: {said}{}", open::advice(&said));
             exit::code(&error)
         }
     }
@@ -83,8 +85,13 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
     logging::start(&cli.global);
     match &cli.command {
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "lvkeep", &mut std::io::stdout());
-            return Ok(ExitCode::SUCCESS);
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "lvkeep", &mut text);
+            return match std::io::stdout().write_all(&text) {
+                // Whoever reads has seen enough.
+                Err(why) if why.kind() != std::io::ErrorKind::BrokenPipe => Err(why.into()),
+                _ => Ok(ExitCode::SUCCESS),
+            };
         }
         Command::Manual { directory } => {
             std::fs::create_dir_all(directory)?;
@@ -92,6 +99,9 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         _ => {}
+    }
+    if !cli.global.json {
+        times::check(&cli.command)?;
     }
     let app = App::new(&cli, matches)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -46,7 +46,8 @@ fn store_by(
     }
     if !path.is_dir() {
         return Err(agent::Failure::refused(format!(
-            "{} holds no repository (make one with `lvkeep init`)",
+            "{} holds no repository, and is no folder: see that this is the right place, and mounted (`lvkeep init` makes a \
+             new one)",
             path.display()
         ))
         .into());
@@ -131,6 +132,18 @@ fn s3(access: &Access, bucket: &str, batches: bool) -> anyhow::Result<Arc<dyn Ob
     }
 }
 
+/// What is to be done where a store's error does not say it: without credentials, a cloud's machines are asked for them.
+pub fn advice(error: &str) -> &'static str {
+    let asked = ["/latest/api/token", "/latest/meta-data/"].iter().any(|path| error.contains(path));
+    match asked {
+        true => {
+            "; there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (on a cloud's machine that has a \
+             role, its metadata service did not answer)"
+        }
+        false => "",
+    }
+}
+
 fn lacks_certificates(error: &object_store::Error) -> bool {
     anyhow::Chain::new(error).any(|cause| cause.to_string().contains("No CA certificates"))
 }
@@ -183,6 +196,24 @@ pub fn private_directory(path: &Path) -> anyhow::Result<()> {
         .mode(0o700)
         .create(path)
         .with_context(|| format!("making {}", path.display()))
+}
+
+/// Whether a writer key of this repository stands there, which a new one may replace, or nothing at all. Whatever else it
+/// is, and be it an identity, it is refused.
+pub fn is_writer_key_of(path: &Path, repo: RepoId) -> anyhow::Result<bool> {
+    if std::fs::symlink_metadata(path).is_err_and(|why| why.kind() == std::io::ErrorKind::NotFound) {
+        return Ok(false);
+    }
+    match read_writer_key(path) {
+        Ok(key) if key.repo() == repo => Ok(true),
+        Ok(_) | Err(_) => {
+            let path = path.display();
+            bail!(agent::Failure::refused(format!(
+                "{path} exists, and is no writer key of this repository: it is not overwritten, and nothing was changed; \
+                 name a file that does not exist yet (--key-out)"
+            )))
+        }
+    }
 }
 
 fn read_writer_key(path: &Path) -> anyhow::Result<WriterKey> {

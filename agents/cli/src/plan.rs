@@ -132,7 +132,7 @@ impl VolumeFile {
     }
 
     fn range(&self) -> anyhow::Result<Option<Range<u64>>> {
-        self.range.as_deref().map(cat::parse).transpose()
+        Ok(self.range.as_deref().map(cat::parse).transpose()?)
     }
 
     fn wrong(&self, around: &Surroundings<'_>) -> Vec<String> {

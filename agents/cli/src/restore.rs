@@ -197,9 +197,14 @@ fn check_apart(app: &App, orders: &[Order]) -> anyhow::Result<()> {
         let (volume, target) = (&order.root.volume, &order.target);
         let host = order.options.to_host.as_deref().unwrap_or(here);
         if let Some((other, at)) = targets.add(host, target, (volume, target)) {
-            bail!(Failure::refused(format!(
-                "{other} would be restored to {at}, and {volume} to {target}, which are the same: restore them one by one"
-            )));
+            bail!(Failure::refused(match other == volume && at == target {
+                true => format!("{target} is named twice: once is enough"),
+                false if other == volume => format!("{at} and {target} are the same: name one of them"),
+                false => format!(
+                    "{other} would be restored to {at}, and {volume} to {target}, which are the same: restore them one by \
+                     one"
+                ),
+            }));
         }
     }
     Ok(())

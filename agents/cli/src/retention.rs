@@ -67,7 +67,7 @@ impl Keep {
 }
 
 /// Hours, days of 24 hours and weeks of 7 days: months have no length.
-fn parse_within(text: &str) -> anyhow::Result<Duration> {
+pub fn parse_within(text: &str) -> anyhow::Result<Duration> {
     match seconds_of(text) {
         Some(seconds) if seconds >= 1.0 => Ok(Duration::from_secs_f64(seconds)),
         _ => bail!(Failure::refused(format!(

@@ -5,9 +5,6 @@ use std::collections::BTreeMap;
 use agent::marks::{self, Marks};
 use agent::{DamagedRoot, Failure, Repository, Roots, forgetting};
 use anyhow::bail;
-use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
-use jiff::{Timestamp, civil};
 use schema::facts::GROUP_MEMBERS;
 use schema::names::Slot;
 use schema::root::Root;
@@ -15,10 +12,7 @@ use schema::{SessionId, VolumeKey};
 
 use crate::app::App;
 use crate::args::Chosen;
-use crate::{text, undo};
-
-/// Characters of a date without a time.
-const DATE_LEN: usize = "2026-11-20".len();
+use crate::{text, times, undo};
 
 /// The roots of all visible snapshots, or of one volume's; oldest first.
 pub async fn roots(repository: &Repository, volume: Option<VolumeKey>) -> Result<Roots, Failure> {
@@ -162,7 +156,7 @@ async fn by_time(repository: &Repository, name: &str, when: &str) -> anyhow::Res
     if when == "latest" {
         roots.sort_by_key(|root| (root.generation, root.slot));
     } else {
-        let limit = parse_time(when)?;
+        let limit = times::until(when)?;
         roots.retain(|root| root.time_ms <= limit);
         roots.sort_by_key(|root| (root.time_ms, root.generation));
     }
@@ -180,7 +174,7 @@ pub async fn group(repository: &Repository, text: &str) -> anyhow::Result<Roots>
 fn run_of(all: Roots, text: &str) -> anyhow::Result<Roots> {
     let (name, limit) = match text.rsplit_once('@') {
         Some((name, "latest")) => (name, u64::MAX),
-        Some((name, when)) => (name, parse_time(when)?),
+        Some((name, when)) => (name, times::until(when)?),
         None => (text.rsplit_once('/').map_or(text, |(name, _)| name), u64::MAX),
     };
     let by_name = text.contains('@');
@@ -227,33 +221,6 @@ pub fn missing<'a>(run: impl Iterator<Item = &'a Root> + Clone) -> Vec<&'a str> 
     members.unwrap_or_default().split_whitespace().filter(is_missing).collect()
 }
 
-/// A time in milliseconds since 1970: RFC 3339, or a local date with or without a time of day. A date alone means its
-/// end.
-pub fn parse_time(text: &str) -> anyhow::Result<u64> {
-    parse(text, |day| day.at(23, 59, 59, 999_000_000))
-}
-
-/// The same, where a date alone means its beginning.
-pub fn parse_since(text: &str) -> anyhow::Result<u64> {
-    parse(text, |day| day.at(0, 0, 0, 0))
-}
-
-fn parse(text: &str, of_day: impl Fn(civil::Date) -> DateTime) -> anyhow::Result<u64> {
-    let local = |moment: DateTime| moment.to_zoned(TimeZone::system()).map(|z| z.timestamp()).ok();
-    let stamp = text.parse::<Timestamp>().ok().or_else(|| match text.len() {
-        // The parser of dates would also take a time, and drop it.
-        DATE_LEN => text.parse::<civil::Date>().ok().and_then(|day| local(of_day(day))),
-        _ => text.parse::<DateTime>().ok().and_then(local),
-    });
-    let ms = stamp.and_then(|stamp| u64::try_from(stamp.as_millisecond()).ok());
-    ms.ok_or_else(|| {
-        Failure::refused(format!(
-            "{text:?} is no time: write latest (after an @), 2026-11-20, 2026-11-20T03:00 or RFC 3339"
-        ))
-        .into()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use agent::{DamagedRoot, Roots};
@@ -261,7 +228,7 @@ mod tests {
     use schema::root::Root;
     use schema::{SessionId, VolumeKey};
 
-    use super::{may_be_chosen, parse_since, parse_time, run_of};
+    use super::{may_be_chosen, run_of};
     use crate::args::Chosen;
     use crate::snapshots::tests::root;
 
@@ -311,15 +278,5 @@ mod tests {
         assert_eq!(chosen(&of(Some("h/1"), &["a"]), 1, false), 1);
         assert_eq!(chosen(&of(Some("h/2"), &[]), 1, false), 0, "it is of another volume");
         assert_eq!(chosen(&of(Some("h/2"), &[]), 4, false), 1, "its volume is not known");
-    }
-
-    #[test]
-    fn times_are_read_in_three_ways() {
-        assert_eq!(parse_time("1970-01-01T00:00:01Z").ok(), Some(1000));
-        let day = parse_time("2026-11-20").unwrap();
-        let evening = parse_time("2026-11-20T22:00").unwrap();
-        assert!(evening < day, "a day means its end");
-        assert!(parse_since("2026-11-20").unwrap() < evening, "or its beginning");
-        assert!(parse_time("yesterday").is_err());
     }
 }

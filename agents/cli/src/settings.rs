@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use directories::ProjectDirs;
@@ -177,17 +177,31 @@ pub fn folders() -> anyhow::Result<ProjectDirs> {
 
 /// A size in bytes, such as 256MiB or 10GB.
 pub fn parse_size(what: &str, text: &str) -> anyhow::Result<u64> {
-    match text.parse::<bytesize::ByteSize>() {
-        Ok(size) => Ok(size.as_u64()),
-        Err(_) => bail!("{what}: {text:?} is not a size (write for example 256MiB)"),
-    }
+    size_of(text).map_err(|why| anyhow!("{what}: {why}"))
+}
+
+/// The same of an option that is named already.
+pub fn size_of(text: &str) -> Result<u64, String> {
+    let size = text.parse::<bytesize::ByteSize>().map(|size| size.as_u64());
+    size.map_err(|_| format!("{text:?} is not a size (write for example 256MiB)"))
 }
 
 /// A length of time in seconds, such as 7d, 26h or 90s.
 pub fn parse_seconds(what: &str, text: &str) -> anyhow::Result<f64> {
-    match seconds_of(text) {
-        Some(seconds) => Ok(seconds),
-        None => bail!("{what}: {text:?} is not a length of time (write for example 7d, 26h or 90s)"),
+    length_of(text).map_err(|why| anyhow!("{what}: {why}"))
+}
+
+/// The same of an option that is named already.
+pub fn length_of(text: &str) -> Result<f64, String> {
+    let why = || format!("{text:?} is not a length of time (write for example 7d, 26h or 90s)");
+    seconds_of(text).ok_or_else(why)
+}
+
+/// Whether a process gets along with so much memory.
+pub fn check_memory(bytes: u64) -> Result<(), String> {
+    match bytes < 64 << 20 {
+        true => Err(format!("{bytes} bytes are too few; at least 64MiB are needed")),
+        false => Ok(()),
     }
 }
 
@@ -344,9 +358,7 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
     if !(1..=19).contains(&settings.level.value) {
         bail!("level: {} is not between 1 and 19", settings.level.value);
     }
-    if settings.memory.value < 64 << 20 {
-        bail!("memory: {} bytes are too few; at least 64MiB are needed", settings.memory.value);
-    }
+    check_memory(settings.memory.value).map_err(|why| anyhow!("memory: {why}"))?;
     if !(1..=1024).contains(&settings.index_shards.value) {
         bail!("index_shards: {} is not between 1 and 1024", settings.index_shards.value);
     }

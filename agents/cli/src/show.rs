@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::app::App;
 use crate::args::{DiffArgs, FindChangeArgs, ShowArgs};
 use crate::embedded::Embedded;
-use crate::{holes, select, settings, text};
+use crate::{cat, holes, select, settings, text};
 
 /// Everything about a snapshot, as it is printed.
 #[derive(Debug, Serialize)]
@@ -265,9 +265,8 @@ struct Changed {
 pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()> {
     app.stop_on_signals()?;
     let repository = app.repository().await?;
-    let offset = settings::parse_size("OFFSET", &args.offset)?;
-    let length = settings::parse_size("--length", &args.length)?;
-    let within = offset..offset.saturating_add(length.max(1));
+    let within = within(args)?;
+    let offset = within.start;
     let found = select::roots(&repository, Some(repository.key.volume_key(&args.volume))).await?;
     let Roots { readable: roots, damaged } = found;
     if roots.is_empty() {
@@ -297,6 +296,23 @@ pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()>
         lines.join("\n")
     })?;
     select::conclude(app, &damaged)
+}
+
+/// The range that is asked about.
+fn within(args: &FindChangeArgs) -> anyhow::Result<ops::Range<u64>> {
+    let ops::Range { start, end } = match (args.offset.contains('+'), &args.length) {
+        (true, None) => cat::parse(&args.offset)?,
+        (true, Some(_)) => {
+            let why = format!("{} says how long the range is: leave --length out", args.offset);
+            return Err(Failure::refused(why).into());
+        }
+        (false, length) => {
+            let start = settings::parse_size("OFFSET", &args.offset)?;
+            let length = length.as_deref().unwrap_or("4KiB");
+            start..start.saturating_add(settings::parse_size("--length", length)?)
+        }
+    };
+    Ok(start..end.max(start.saturating_add(1)))
 }
 
 /// What lies behind the end of all snapshots never changed, which is no answer to a question that is mistyped.

@@ -1,14 +1,15 @@
 //! `snapshots`: the list.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use agent::Failure;
 use schema::root::Root;
 use serde::Serialize;
 
 use crate::app::App;
 use crate::args::{Chosen, SnapshotsArgs};
 use crate::settings::Origin;
-use crate::{holes, select, text};
+use crate::{holes, select, text, times};
 
 /// A snapshot, as it is printed.
 #[derive(Debug, Serialize)]
@@ -115,13 +116,39 @@ pub fn filtered(
         roots.retain(|root| text::matches(pattern, &root.host));
     }
     roots.retain(|root| of.tags.iter().all(|tag| root.tags.contains(tag)));
-    if let Some(since) = since.map(select::parse_since).transpose()? {
+    if let Some(since) = since.map(times::since).transpose()? {
         roots.retain(|root| root.time_ms >= since);
     }
-    if let Some(until) = until.map(select::parse_time).transpose()? {
+    if let Some(until) = until.map(times::until).transpose()? {
         roots.retain(|root| root.time_ms <= until);
     }
     Ok(roots)
+}
+
+/// Whether anything says which snapshots, and not all of them, are asked for.
+pub fn is_narrowed(app: &App, of: &Chosen, since: Option<&str>, until: Option<&str>) -> bool {
+    let by_host = of.host.is_some() && app.settings.host.origin == Origin::Flag;
+    let named = of.volume.is_some() || of.group.is_some() || by_host || !of.tags.is_empty();
+    named || since.is_some() || until.is_some()
+}
+
+/// What else may have been meant, where no volume is called as was asked for: volumes go by HOST/PATH.
+pub fn hint(all: &[Root], of: &Chosen) -> Option<String> {
+    let pattern = of.volume.as_deref()?;
+    let below = format!("{}/*", pattern.trim_end_matches('/'));
+    let count = |pattern: &str| {
+        let names = all.iter().map(|root| root.volume.as_str()).filter(|name| text::matches(pattern, name));
+        names.collect::<BTreeSet<_>>().len()
+    };
+    let found = count(&below);
+    (count(pattern) == 0 && found > 0)
+        .then(|| format!("no volume is called {pattern:?}; '{below}' means {found} volumes"))
+}
+
+/// There is nothing of what was asked for.
+pub fn nothing(all: &[Root], of: &Chosen) -> Failure {
+    let hint = hint(all, of).map_or(String::new(), |hint| format!("; {hint}"));
+    Failure::refused(format!("no snapshot is what was asked for (`lvkeep snapshots` lists them){hint}"))
 }
 
 /// `lvkeep snapshots`.
@@ -167,6 +194,9 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
         let warning = if encrypted { "" } else { "\nThis repository is NOT ENCRYPTED." };
         format!("{}\n{} snapshots{warning}", table.text(), rows.len())
     })?;
+    if let Some(hint) = hint(&all.readable, &args.of) {
+        app.say(format!("lvkeep: {hint}"));
+    }
     select::conclude(app, &select::may_be_chosen(&all, &args.of, true))
 }
 
@@ -202,6 +232,28 @@ pub mod tests {
             tags: Vec::new(),
             statistics: Statistics::default(),
             tracking: Tracking::Everything { why: None },
+        }
+    }
+
+    #[test]
+    fn who_leaves_out_what_stands_behind_the_hosts_name_is_told_so() {
+        let all = [root(None, "vg/a", ""), root(None, "vg/b", ""), root(None, "vg/b", "")];
+        let of = |volume: &str| Chosen {
+            volume: Some(volume.to_owned()),
+            group: None,
+            host: None,
+            tags: Vec::new(),
+        };
+        for pattern in ["h", "h/", "h/vg"] {
+            let said = hint(&all, &of(pattern)).unwrap();
+            assert!(
+                said.contains(&format!("'{}/*' means 2 volumes", pattern.trim_end_matches('/'))),
+                "{said}"
+            );
+            assert!(nothing(&all, &of(pattern)).why.ends_with(&said));
+        }
+        for pattern in ["h/vg/a", "h/*", "*", "other", ""] {
+            assert_eq!(hint(&all, &of(pattern)), None, "{pattern}");
         }
     }
 

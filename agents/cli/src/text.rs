@@ -2,9 +2,10 @@
 
 pub use agent::pattern::matches;
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use schema::root::Tracking;
 use serde::Serialize;
+
+use crate::times;
 
 /// A size with a binary unit.
 pub fn size(bytes: u64) -> String {
@@ -16,10 +17,13 @@ pub fn range(range: &std::ops::Range<u64>) -> String {
     format!("{}+{}", range.start, range.end - range.start)
 }
 
-/// A time in the local time zone.
+/// A time in the local time zone; where that cannot be told, as RFC 3339.
 pub fn time(ms: u64) -> String {
     let stamp = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    stamp.map_or("?".to_owned(), |t| t.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string())
+    stamp.map_or("?".to_owned(), |t| match times::zone() {
+        Ok(zone) => t.to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+        Err(_) => t.to_string(),
+    })
 }
 
 /// A time as RFC 3339, for machines.

@@ -1,6 +1,9 @@
 //! `verify`: a target against a snapshot, or a snapshot against the repository.
 
+use std::io::{Seek, SeekFrom};
 use std::ops;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -12,7 +15,7 @@ use serde::Serialize;
 use crate::app::App;
 use crate::args::VerifyArgs;
 use crate::embedded::Embedded;
-use crate::exit::Differs;
+use crate::exit::{Differs, Shorter};
 use crate::progress::Display;
 use crate::show::Range;
 use crate::{cat, open, restore, select, text};
@@ -29,6 +32,8 @@ pub struct Compared {
     size: u64,
     bytes_differing: u64,
     first_differences: Vec<Range>,
+    /// Bytes that the target has behind the snapshot's end.
+    bytes_beyond: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,11 +73,16 @@ async fn compare(
     range: Option<ops::Range<u64>>,
 ) -> anyhow::Result<()> {
     let path = restore::path(target)?;
+    let (has, size) = (length(&path), range.as_ref().map_or(root.size, |range| range.end));
+    if let Some(has) = has.filter(|has| *has < size && size <= root.size) {
+        return shorter(app, root, target, has, range.unwrap_or(0..size));
+    }
     let identity = match range {
         Some(_) => restore::identity(app, work)?,
         None => None,
     };
     let restorer = restore::make(app, work, identity);
+    let beyond = range.is_none().then_some(has).flatten().map_or(0, |has| has - size);
     let part = range.unwrap_or(0..root.size);
     let display = Display::new(app);
     let bar = display.bar(&root.volume);
@@ -80,12 +90,39 @@ async fn compare(
     let compared = comparing.await;
     bar.finish();
     let differences = compared.with_context(|| format!("comparing {target} with {}", root.volume))?;
-    let compared = Compared::new(root, &part, target, &differences);
+    let compared = Compared { bytes_beyond: beyond, ..Compared::new(root, &part, target, &differences) };
     app.print(&compared, || compared.text())?;
     match differences.first.into_iter().next() {
         None => Ok(()),
         Some(first) => Err(Differs { target: target.to_owned(), volume: root.volume.clone(), first }.into()),
     }
+}
+
+/// The bytes of a file or device, as far as they can be told: what cannot be opened is said by whoever compares.
+fn length(path: &Path) -> Option<u64> {
+    let kind = std::fs::metadata(path).ok()?.file_type();
+    // Opening anything else may do something already.
+    let opened = (kind.is_file() || kind.is_block_device()).then(|| std::fs::File::open(path).ok()).flatten();
+    opened?.seek(SeekFrom::End(0)).ok()
+}
+
+/// What of a target is missing differs, and nothing has to be read for that.
+fn shorter(app: &App, root: &Root, target: &str, has: u64, part: ops::Range<u64>) -> anyhow::Result<()> {
+    let offset = has.max(part.start);
+    let missing = Range { offset, len: part.end - offset };
+    let compared = Compared {
+        bytes_differing: missing.len,
+        first_differences: vec![missing],
+        ..Compared::new(root, &part, target, &Differences::default())
+    };
+    app.print(&compared, || {
+        format!(
+            "{} @ {}: {target} ends at {has}: {} bytes from {offset} on are MISSING; the rest was not compared",
+            root.volume, root.slot.session, missing.len
+        )
+    })?;
+    let (target, volume) = (target.to_owned(), root.volume.clone());
+    Err(Shorter { target, volume, has, size: part.end }.into())
 }
 
 impl Compared {
@@ -99,14 +136,19 @@ impl Compared {
             size: part.end - part.start,
             bytes_differing: differences.bytes,
             first_differences: differences.first.iter().map(range).collect(),
+            bytes_beyond: 0,
         }
     }
 
     /// The same for people.
     pub fn text(&self) -> String {
         let head = format!("{} @ {}: {}", self.volume, self.snapshot, self.target);
+        let beyond = match self.bytes_beyond {
+            0 => String::new(),
+            bytes => format!("\n  {bytes} bytes behind its end were not compared"),
+        };
         if self.bytes_differing == 0 {
-            return format!("{head} is the same ({})", text::size(self.size));
+            return format!("{head} is the same ({}){beyond}", text::size(self.size));
         }
         let shown = self.first_differences.iter().take(SHOWN);
         let mut lines = vec![head];
@@ -114,7 +156,7 @@ impl Compared {
         if self.first_differences.len() > SHOWN {
             lines.push("             ...".to_owned());
         }
-        lines.push(format!("{} in chunks that DIFFER", text::size(self.bytes_differing)));
+        lines.push(format!("{} in chunks that DIFFER{beyond}", text::size(self.bytes_differing)));
         lines.join("\n")
     }
 }

@@ -17,6 +17,7 @@ pub(crate) mod tables;
 mod tracking;
 pub mod zeroing;
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -34,7 +35,7 @@ use self::device::Device;
 use self::plan::{Plan, Request, SafetySnapshot, Volume};
 use self::room::{Ledger, Promise};
 use self::shared::SharedVolume;
-use self::spelling::{Meaning, Places};
+use self::spelling::{Meaning, Places, taken_for_volume};
 use self::zeroing::Kind;
 use crate::changes::Tracker;
 use crate::dm::{DmName, ThinTable};
@@ -42,7 +43,7 @@ use crate::owner::Owner;
 use crate::report::{Inventory, LogicalVolume};
 use crate::settings::Settings;
 use crate::snapshots::commands;
-use crate::tools::{ToolError, Tools};
+use crate::tools::Tools;
 
 #[cfg(test)]
 mod tests;
@@ -96,7 +97,13 @@ impl Targets for LvmTargets {
             return Ok(None);
         }
         let turn = self.ledger.turn().await;
-        let inventory = Inventory::load(&self.tools).await.map_err(|why| cannot(wish.target, &why))?;
+        let inventory = match Inventory::load(&self.tools).await {
+            Ok(inventory) => inventory,
+            Err(why) => {
+                let meant = if has_tools { String::new() } else { taken_for_volume(wish.target) };
+                return Err(cannot(wish.target, &format!("{meant}{why}")));
+            }
+        };
         if or_path && wish.preparation.create.is_none() && inventory.find(&vg, &lv).is_none() {
             return Ok(None);
         }
@@ -117,7 +124,12 @@ impl Targets for LvmTargets {
             donor: donor.as_ref().map(|(vg, lv)| (vg.as_str(), lv.as_str())),
             promised: &turn.promised,
         };
-        let plan = plan::plan(&inventory, &request, Owner::is_alive).map_err(refused)?;
+        let meant = match inventory.group(&vg) {
+            Some(_) => String::new(),
+            None => taken_for_volume(wish.target),
+        };
+        let plan = plan::plan(&inventory, &request, Owner::is_alive);
+        let plan = plan.map_err(|why| refused(format!("{meant}{why}")))?;
         let promises = turn.promise(&plan.promises);
         let bases = tracking::bases(&inventory, &plan.volume, wish.repository);
         let place = LvmPlace::new(format!("{vg}/{lv}"), self, wish.repository, plan);
@@ -159,7 +171,7 @@ fn data_of(root: &Root) -> u64 {
     }
 }
 
-fn cannot(target: &str, why: &ToolError) -> Failure {
+fn cannot(target: &str, why: &impl Display) -> Failure {
     Failure::new(FailureKind::Device, format!("cannot restore to {target}: {why}"))
 }
 

@@ -212,6 +212,12 @@ fn every_flipped_bit_of_config_is_refused() {
         }
         assert_eq!(open_config(&bytes, identity).unwrap(), (config(), true));
     }
+    // Where it can be told, what is damaged is no wrong identity.
+    let mut damaged = file("config");
+    let mac = damaged.windows(5).position(|window| window == b"\n--- ").unwrap() + 5;
+    damaged[mac] ^= 1;
+    let said = open_config(&damaged, Some(&identity())).unwrap_err();
+    assert!(matches!(said, FormatError::Invalid { .. }) && said.to_string().contains("damaged"), "{said}");
     let head = ConfigHead::parse(&file("config")).unwrap();
     assert!(matches!(head.writer_key(None), Err(FormatError::CannotOpen { .. })));
     assert!(head.open(&plain_writer()).is_err());

@@ -31,6 +31,33 @@ fn a_key_that_does_not_open_stops_no_other() {
     one.run(&["--key", &new, "key", "check", &other.place("identity")]).ok();
 }
 
+/// A file of a wrong name may be the only identity.
+#[test]
+fn a_new_writer_key_replaces_an_old_one_and_nothing_else() {
+    let (one, other) = (repository("one"), repository("other"));
+    let (key, identity) = (one.place("key"), one.place("identity"));
+    let made = other.json(&["--key", &other.place("key"), "key", "show"]);
+    let recipient = made["recipients"][0].as_str().expect("a recipient");
+    let add = |out: &str| one.run(&["--identity", &identity, "key", "add", recipient, "--key-out", out]);
+    let (garbage, dangling) = (one.place("garbage"), one.place("dangling"));
+    std::fs::write(&garbage, "").expect("a file");
+    std::os::unix::fs::symlink("nowhere", &dangling).expect("a link");
+    for out in [&identity, &other.place("key"), &garbage, &dangling, &one.place("repo")] {
+        let before = std::fs::read(out).ok();
+        add(out).fails(3, &[out, "is not overwritten"]);
+        assert_eq!(std::fs::read(out).ok(), before, "{out} is as it was");
+    }
+    let recipients = |key: &str| one.json(&["--key", key, "key", "show"])["recipients"].clone();
+    assert_eq!(recipients(&key).as_array().map(Vec::len), Some(1), "nothing was changed");
+    let new = one.place("new");
+    add(&new).ok();
+    add(&key).ok();
+    for path in [&new, &key] {
+        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(path).expect("a writer key"));
+        assert_eq!((mode & 0o777, recipients(path).as_array().map(Vec::len)), (0o600, Some(2)), "{path}");
+    }
+}
+
 #[test]
 fn keys_that_do_not_fit_are_refused_by_name() {
     let (one, other) = (repository("one"), repository("other"));
@@ -77,7 +104,7 @@ fn a_repository_is_not_made_twice() {
     machine.run(&["init", "--repo", &repo, "--identity-out", &identity]).fails(3, &["exists already"]);
     assert!(!std::path::Path::new(&repo).join("config").exists(), "nothing was made");
     machine.run(&["init", "--repo", &repo, "--recipient", "age1nonsense"]).fails(3, &["age1nonsense"]);
-    machine.run(&["init", "--repo", &repo, "--pack-size", "1KiB"]).fails(1, &["pack-size"]);
+    machine.run(&["init", "--repo", &repo, "--pack-size", "1KiB"]).fails(2, &["pack-size"]);
     machine.run(&["init", "--repo", "ftp://somewhere/x"]).fails(1, &["ftp://somewhere/x", "s3://"]);
     machine.run(&["snapshots", "--repo", &machine.place("absent")]).fails(3, &["absent", "lvkeep init"]);
 }

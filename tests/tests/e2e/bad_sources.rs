@@ -48,7 +48,7 @@ fn what_is_no_volume_is_named() {
     machine.run(&["backup", &fifo]).fails(4, &[&fifo, "neither"]);
     machine.run(&["backup", "/dev/zero"]).fails(4, &["/dev/zero", "neither"]);
     let good = machine.place("good.img");
-    machine.run(&["backup", "--name", "a@b", &good]).fails(1, &["a@b", "@"]);
+    machine.run(&["backup", "--name", "a@b", &good]).fails(2, &["a@b", "@"]);
     machine.run(&["backup", "--pre", "true", &good]).fails(3, &[&good, "--pre"]);
     let other = machine.place("other.img");
     std::fs::copy(&good, &other).expect("another image");

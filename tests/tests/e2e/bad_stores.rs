@@ -148,6 +148,19 @@ fn an_object_store_that_is_away_is_named() {
 }
 
 #[test]
+fn who_has_no_credentials_is_told_which_to_set() {
+    let mut machine = Machine::new("m");
+    let [port, metadata] = tests::e2e::free_ports();
+    // In place of the address at which a cloud's machines find theirs.
+    machine.set("AWS_METADATA_ENDPOINT", &format!("http://127.0.0.1:{metadata}"));
+    machine.set("AWS_ENDPOINT_URL", &format!("http://127.0.0.1:{port}"));
+    machine.set("AWS_REGION", "us-east-1");
+    machine
+        .run(&["--repo", "s3://backups/repo", "snapshots"])
+        .fails(5, &["s3://backups/repo/config", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]);
+}
+
+#[test]
 fn a_message_bus_that_is_away_is_named() {
     let mut machine = Machine::new("m");
     let repo = machine.place("repo");

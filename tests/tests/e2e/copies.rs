@@ -301,6 +301,12 @@ fn only_what_is_asked_for_is_copied_and_frames_move_without_an_identity() {
         (&"vm/a".into(), &false.into()),
         "{report}"
     );
+    for of in [["--volume", "nope"], ["--tag", "nope"], ["--host", "nope"], ["--until", "2001-01-01"]] {
+        let copy = ["copy", "--to", &offsite, "--unverified", of[0], of[1]];
+        two.machine.run(&copy).fails(3, &["no snapshot is what was asked for"]);
+    }
+    let hinted = two.machine.run(&["copy", "--to", &offsite, "--unverified", "--volume", "vm"]);
+    hinted.fails(3, &["no volume is called \"vm\"", "'vm/*'"]);
     let said = two.machine.run(&["copy", "--to", &offsite, "--unverified"]).ok();
     assert!(said.out.contains("1 snapshots copied") && said.out.contains("NOT VERIFIED"), "{said}");
     assert!(said.err.contains("vm/b") && !said.err.contains("undo/"), "{said}");

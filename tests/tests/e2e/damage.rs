@@ -250,7 +250,13 @@ fn a_damaged_configuration_and_a_newer_one_are_named() {
     };
     let last = good.len() - 1;
     with(&|bytes| bytes[last] ^= 1).fails(6, &["config"]);
-    with(&|bytes| bytes.truncate(40)).fails(6, &["config"]);
+    with(&|bytes| bytes.truncate(40)).fails(6, &["config", "bring `config` back"]);
+    // What is damaged is no wrong identity.
+    let mac = good.windows(5).position(|window| window == b"\n--- ").expect("what the key is sealed in") + 5;
+    with(&|bytes| bytes[mac] ^= 1).fails(6, &["config"]);
+    let identity = damaged.machine.place("identity");
+    let checked = damaged.machine.run(&["key", "check", &identity]);
+    checked.fails(6, &["config", "writer key", "damaged", "bring `config` back"]);
     with(&|bytes| bytes[4] = 9).fails(3, &["config", "version 9"]);
     let feature = good.windows(6).position(|window| window == b"base-1").expect("a feature");
     with(&|bytes| bytes[feature + 5] = b'9').fails(3, &["config", "base-9"]);
@@ -259,6 +265,31 @@ fn a_damaged_configuration_and_a_newer_one_are_named() {
     }
     std::fs::write(&path, &good).expect("the configuration is written");
     damaged.machine.restores("vm/bad@latest", damaged.machine.place("bad.img"));
+}
+
+#[test]
+fn a_configuration_that_is_lost_is_brought_back_and_never_made_anew() {
+    let damaged = prepared();
+    let (path, machine) = (format!("{}/config", damaged.repo), &damaged.machine);
+    let good = std::fs::read(&path).expect("the configuration");
+    std::fs::remove_file(&path).expect("it goes");
+    let identity = machine.place("identity");
+    for command in
+        [&["snapshots"][..], &["backup", "/etc/hostname"], &["key", "check", &identity], &["check"]]
+    {
+        let words = ["`config` is missing", "packs/", "snapshots/", "bring `config` back", "do not `init`"];
+        machine.run(command).fails(6, &words);
+    }
+    machine.run(&["init"]).fails(3, &["packs/, snapshots/", "nothing was made", "bring `config` back"]);
+    assert!(!std::path::Path::new(&path).exists(), "nothing was made");
+    std::fs::write(&path, &good).expect("it is brought back");
+    machine.restores("vm/bad@latest", machine.place("bad.img"));
+    // What is not mounted is an empty folder, or none.
+    let empty = machine.place("empty");
+    std::fs::create_dir(&empty).expect("a folder");
+    for place in [&empty, &machine.place("none")] {
+        machine.run(&["--repo", place, "snapshots"]).fails(3, &[place, "holds no repository", "mounted"]);
+    }
 }
 
 #[test]

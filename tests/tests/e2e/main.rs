@@ -31,4 +31,5 @@ mod shared;
 mod snapbacks;
 mod spans;
 mod streams;
+mod times;
 mod undo;

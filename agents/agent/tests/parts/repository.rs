@@ -44,7 +44,46 @@ async fn where_no_repository_is_the_operator_hears_what_to_do() {
     let store = Store::new(Arc::new(InMemory::new()), "", "s3://bucket/here", environment());
     let failure = Repository::open(store, None, None).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Refused);
-    assert!(failure.why.contains("s3://bucket/here") && failure.why.contains("lvkeep init"), "{failure}");
+    for words in ["s3://bucket/here", "mounted", "lvkeep init"] {
+        assert!(failure.why.contains(words), "{failure}");
+    }
+}
+
+/// What is left of an archive opens by its own `config` alone, which one that is made anew would hide for ever.
+#[tokio::test(start_paused = true)]
+async fn a_config_that_is_lost_is_brought_back_and_not_made_anew() {
+    let world = World::new().await;
+    let store = world.repository.store.clone();
+    let config = world.get(names::CONFIG).await.unwrap();
+    world.snapshot(&world.root(1, 1, 0)).await;
+    world.any_pack(1).await;
+    store.delete(names::CONFIG).await.unwrap();
+    let failure = Repository::open(store.clone(), None, None).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Damaged);
+    for words in ["`config` is missing", "packs/, snapshots/", "bring `config` back", "do not `init`"] {
+        assert!(failure.why.contains(words), "{failure}");
+    }
+    let failure = Repository::init(store.clone(), &new()).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Refused);
+    assert!(
+        failure.why.contains("packs/, snapshots/") && failure.why.contains("nothing was made"),
+        "{failure}"
+    );
+    assert_eq!(world.get(names::CONFIG).await, None);
+    world.put(names::CONFIG, config.slice(..40)).await;
+    let failure = Repository::open(store.clone(), None, None).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Damaged);
+    assert!(failure.why.contains("/config") && failure.why.contains("bring `config` back"), "{failure}");
+    world.put(names::CONFIG, config).await;
+    Repository::open(store.clone(), None, None).await.unwrap();
+
+    // Whichever of its folders it is.
+    for folder in names::FOLDERS {
+        let store = Store::new(Arc::new(InMemory::new()), "prefix", "test", environment());
+        store.put(&format!("{folder}/something"), Bytes::new()).await.unwrap();
+        let failure = Repository::init(store, &new()).await.unwrap_err();
+        assert!(failure.why.contains(&format!("({folder}/)")), "{failure}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, value_parser};
 
-use super::Chosen;
+use super::{Chosen, values};
 
 /// `copy`.
 #[derive(Debug, Args)]
@@ -20,10 +20,10 @@ pub struct CopyArgs {
     #[command(flatten)]
     pub of: Chosen,
     /// Only snapshots of this moment and later: 2026-11-20, 2026-11-20T03:00 or RFC 3339
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub since: Option<String>,
-    /// Only snapshots of this moment and earlier; a date means its end
-    #[arg(long, value_name = "TIME")]
+    /// Only snapshots of this moment and earlier; a date means its end, and so does a minute or a second
+    #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub until: Option<String>,
     /// Without an identity, move frames as they are between repositories that share their keys: damaged ones, too
     #[arg(long)]
@@ -35,9 +35,9 @@ pub struct CopyArgs {
     #[arg(long)]
     pub dry_run: bool,
     /// zstd level, 1 to 19, where chunks are sealed anew
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = value_parser!(i32).range(1..=19))]
     pub level: Option<i32>,
     /// Upload at most this much per second
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub limit_upload: Option<String>,
 }

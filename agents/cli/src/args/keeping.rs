@@ -3,7 +3,7 @@
 use clap::{Args, value_parser};
 use serde::{Deserialize, Serialize};
 
-use super::Chosen;
+use super::{Chosen, values};
 
 /// Rules of retention: as options, and as a policy of the configuration file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args, Deserialize, Serialize)]
@@ -35,7 +35,7 @@ pub struct Keep {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_yearly: Option<u32>,
     /// Keep what is at most so much older than its volume's newest snapshot, e.g. 36h, 14d or 8w
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", value_parser = values::within)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_within: Option<String>,
     /// Keep what has this tag; repeat for more

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, ValueEnum};
 
+use super::values;
+
 /// A format of changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum StreamFormat {
@@ -53,7 +55,7 @@ pub struct SendArgs {
     #[arg(long, alias = "remote-lvkeep", value_name = "PATH")]
     pub remote_program: Option<String>,
     /// Read at most this much per second, e.g. 100MiB
-    #[arg(long, alias = "limit", value_name = "SIZE")]
+    #[arg(long, alias = "limit", value_name = "SIZE", value_parser = values::size)]
     pub limit_read: Option<String>,
 }
 

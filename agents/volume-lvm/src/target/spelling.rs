@@ -29,6 +29,20 @@ pub(crate) enum Meaning {
     },
 }
 
+/// What is said before why there is no such volume: how it comes that `name` is taken for one, where a file may have been
+/// meant by it. Nothing of a name that is absolute.
+pub(crate) fn taken_for_volume(name: &str) -> String {
+    let path = Path::new(name);
+    let Some(folder) = name.split_once('/').map(|(folder, _)| folder).filter(|_| path.is_relative()) else {
+        return String::new();
+    };
+    let lacking = match Path::new(folder).is_dir() {
+        true => "there is no such file".to_owned(),
+        false => format!("there is no folder `{folder}`"),
+    };
+    format!("`{name}` is taken for a logical volume (VG/LV), since {lacking}; `./{name}` names a file; ")
+}
+
 /// Where devices are described.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
@@ -148,6 +162,15 @@ mod tests {
         let elsewhere = Places { dev: folder.path().join("none"), ..places };
         assert_eq!(elsewhere.meaning("src/web", false), Ok(Meaning::Path));
         assert!(elsewhere.meaning("src/web", true).is_err());
+    }
+
+    #[test]
+    fn what_may_have_been_meant_as_a_file_is_said() {
+        let none = taken_for_volume("nodir/x.img");
+        assert!(none.contains("there is no folder `nodir`") && none.contains("`./nodir/x.img`"), "{none}");
+        // Tests run in the crate's folder, which has a `src`.
+        assert!(taken_for_volume("src/x.img").contains("there is no such file"));
+        assert_eq!(taken_for_volume("/dev/vg/lv"), "");
     }
 
     #[test]

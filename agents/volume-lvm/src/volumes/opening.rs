@@ -20,6 +20,7 @@ use crate::ranges::Ranges;
 use crate::report::{Inventory, Kind, LogicalVolume};
 use crate::settings::Treatment;
 use crate::snapshots::{self, Ours, commands};
+use crate::target::spelling::taken_for_volume;
 use crate::tools::{ToolError, Tools};
 
 /// What a session wants, as values of its own.
@@ -148,7 +149,8 @@ impl Shared {
         let inventory = match Inventory::of_group(&self.tools, vg).await {
             Ok(inventory) => inventory,
             Err(ToolError::Failed { .. }) if *or_path => return Ok(None),
-            Err(why) => return Err(failed(why)),
+            Err(why) if self.places.dev.join(vg).is_dir() => return Err(failed(why)),
+            Err(why) => return Err(cannot_open(source, format!("{}{why}", taken_for_volume(source)))),
         };
         let Some(origin) = inventory.find(vg, lv).cloned() else {
             return match or_path {
