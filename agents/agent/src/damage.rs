@@ -109,6 +109,11 @@ impl Damages {
         self.records.contains(id)
     }
 
+    /// How many records were minded.
+    pub fn records(&self) -> usize {
+        self.records.len()
+    }
+
     /// Whether a record was passed over, because it could not be read or for lack of room.
     pub fn is_incomplete(&self) -> bool {
         self.is_incomplete

@@ -47,6 +47,6 @@ pub use failure::Failure;
 pub use protection::{Protection, ReadBy};
 pub use repository::Repository;
 pub use roots::{DamagedRoot, Roots};
-pub use runner::{Answerer, Context, Handler, Outcome, Stop, consume, keeping, serve};
+pub use runner::{Answerer, Context, Handler, Outcome, Stop, TOLD, consume, keeping, serve};
 pub use target::{Base, Ending, Place, Targets, Wish};
 pub use volume::{Changes, Opening, Volume, VolumeError, VolumeInfo, Volumes};

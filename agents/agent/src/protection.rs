@@ -63,7 +63,11 @@ impl Protection {
         let session = match OpenSession::begin(repository.clone(), session).await {
             Ok(session) => Some(Arc::new(session)),
             Err(failure) if by.undo.is_empty() && is_no_reason(failure.kind) => {
-                tracing::warn!(%failure, "reading without protection: a collection at the same time would end this");
+                let why = failure.to_string();
+                tracing::warn!(
+                    why,
+                    "reading without protection: a collection at the same time would end this"
+                );
                 None
             }
             Err(failure) => {

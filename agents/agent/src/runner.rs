@@ -228,6 +228,9 @@ async fn hand_back(ticket: Option<Ticket>, delay: Duration) -> Result<(), BusErr
     }
 }
 
+/// The target of events whose failure is also told to whoever asked for the work.
+pub const TOLD: &str = "told";
+
 /// Tells the session's conductor, then drops the message for good.
 async fn give_up(
     context: &Context,
@@ -239,7 +242,11 @@ async fn give_up(
     context.counters.messages_rejected.add(1);
     match message.about() {
         Ok(about) => {
-            tracing::error!(%queue, volume = about.volume, %failure, "gave up a message");
+            let (volume, why) = (&about.volume, failure.to_string());
+            match about.session {
+                Some(_) => tracing::error!(target: TOLD, %queue, volume, why, "gave up a message"),
+                None => tracing::error!(%queue, volume, why, "gave up a message"),
+            }
             if let Some(session) = about.session {
                 let event = SessionEvent::Failed { kind: failure.kind, why: failure.why };
                 context.bus.publish(&Queue::session(session), Message::new(&about, &event)).await?;

@@ -27,6 +27,8 @@ pub struct App {
     pub protected: Protected,
     /// Results as JSON.
     pub json: bool,
+    /// Details are printed, too.
+    pub is_verbose: bool,
     quiet: bool,
 }
 
@@ -62,6 +64,7 @@ impl App {
             counters: Arc::default(),
             protected: Protected::default(),
             json: cli.global.json,
+            is_verbose: cli.global.verbose > 0,
             quiet: cli.global.quiet || cli.global.json,
         })
     }
@@ -92,6 +95,11 @@ impl App {
     /// Whether progress is shown: on a terminal, unless somebody does not want it.
     pub fn shows_progress(&self) -> bool {
         !self.quiet && std::io::stderr().is_terminal()
+    }
+
+    /// Whether [`Self::say`] says anything.
+    pub fn says(&self) -> bool {
+        !self.quiet
     }
 
     /// A line for people, on standard error; not with `--quiet` or `--json`.

@@ -34,6 +34,7 @@ pub struct Cli {
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
 pub struct Global {
     /// The repository: a directory, or s3://BUCKET/PREFIX (endpoint, region and credentials by the usual AWS_* variables)
     #[arg(long, global = true, env = "LVKEEP_REPO", value_name = "REPO")]
@@ -524,7 +525,8 @@ pub struct AgentArgs {
 /// `status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Fail, and name the volumes, when a volume's last snapshot is older, e.g. 26h
+    /// Fail, and name the volumes, when a volume's last snapshot is older, e.g. 26h (code 8), or else when damage is recorded
+    /// (code 6)
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     pub max_age: Option<String>,
 }

@@ -56,7 +56,7 @@ pub async fn run(app: &App, args: &BackupArgs) -> anyhow::Result<()> {
     if app.settings.nats.value.is_some() {
         let context = app.context(bus::connect(app, "backup").await?);
         let outcomes = follow_all(app, &context, &jobs, &sources).await;
-        return conclude(outcomes);
+        return conclude(outcomes, app.says());
     }
     make_default_repository(app).await?;
     let mut work = Embedded::writing(app, Some(&hold)).await?;
@@ -73,7 +73,7 @@ pub async fn run(app: &App, args: &BackupArgs) -> anyhow::Result<()> {
         error = work.role_failed() => return Err(error),
     };
     work.finish().await;
-    conclude(outcomes)
+    conclude(outcomes, app.says())
 }
 
 /// A first backup with nothing configured makes a repository in the user's folders, and says so.
@@ -185,7 +185,7 @@ async fn follow_all(
 
 /// The first failure decides the exit code; the others were said. A command that failed after a backup counts when no
 /// backup failed.
-fn conclude(outcomes: Vec<anyhow::Result<()>>) -> anyhow::Result<()> {
+fn conclude(outcomes: Vec<anyhow::Result<()>>, were_said: bool) -> anyhow::Result<()> {
     let total = outcomes.len();
     let errors = outcomes.into_iter().filter_map(Result::err);
     let (afterwards, failed): (Vec<_>, Vec<_>) = errors.partition(|error| error.is::<PostFailed>());
@@ -193,7 +193,7 @@ fn conclude(outcomes: Vec<anyhow::Result<()>>) -> anyhow::Result<()> {
     let Some(first) = failed.next() else { return afterwards.into_iter().next().map_or(Ok(()), Err) };
     match failed.count() {
         0 if total == 1 => Err(first),
-        others => Err(first.context(format!("{} of {total} backups failed; the first", others + 1))),
+        others => Err(text::failed(format!("{} of {total} backups failed", others + 1), first, were_said)),
     }
 }
 

@@ -106,7 +106,7 @@ pub async fn run(app: &App, path: &Path) -> anyhow::Result<()> {
     print(app, &plan, &outcomes)?;
     match error {
         Some(error) => Err(error),
-        None => conclude(outcomes),
+        None => conclude(outcomes, app.says()),
     }
 }
 
@@ -168,7 +168,7 @@ impl Early {
             Some(why) => Failure { why: why.clone(), ..ended },
             None => ended,
         };
-        ended.context("it was not begun").into()
+        NotBegun(ended).into()
     }
 }
 
@@ -295,9 +295,7 @@ impl Run<'_> {
             };
             let outcome = match &by {
                 By::Us(ours) if ours.early.stop.is_raised() => Err(ours.early.ended()),
-                By::Agents(_) if self.app.stop.is_raised() => {
-                    Err(embedded::interrupted().context("it was not begun").into())
-                }
+                By::Agents(_) if self.app.stop.is_raised() => Err(NotBegun(embedded::interrupted()).into()),
                 _ if matches!(share, Some(None)) => Err(Failure::refused(NO_SHARE).into()),
                 by => {
                     let donor = donor.map(|donor| donor.order.target.as_str());
@@ -373,7 +371,9 @@ impl Run<'_> {
                 let _ = self.app.print(done, || done.text());
             }
             Ok(_) => {}
-            Err(why) => self.app.say(format!("lvkeep: {}: {}", planned.order.root.volume, text::error(why))),
+            // The table at the end lists what was not begun.
+            Err(why) if why.is::<NotBegun>() => {}
+            Err(why) => self.app.say(format!("lvkeep: {}: {}", planned.order.root.volume, planned.why(why))),
         });
     }
 
@@ -404,7 +404,7 @@ impl Run<'_> {
 fn print(app: &App, plan: &Plan, outcomes: &[Outcome]) -> anyhow::Result<()> {
     let ended = |(planned, outcome): (&'_ Planned, &'_ Outcome)| {
         let order = &planned.order;
-        (order.root.volume.clone(), planned.to(&app.settings.host.value), why(outcome))
+        (order.root.volume.clone(), planned.to(&app.settings.host.value), planned.failed(outcome))
     };
     let rows: Vec<Ended<'_>> = plan
         .orders
@@ -416,7 +416,8 @@ fn print(app: &App, plan: &Plan, outcomes: &[Outcome]) -> anyhow::Result<()> {
         let failed: Vec<_> =
             plan.orders.iter().zip(outcomes).map(ended).filter(|(.., why)| why.is_some()).collect();
         let restored = rows.len() - failed.len();
-        let bytes = plan.orders.iter().zip(outcomes).filter(|(_, outcome)| why(outcome).is_none());
+        let all = plan.orders.iter().zip(outcomes);
+        let bytes = all.filter(|(planned, outcome)| planned.failed(outcome).is_none());
         let bytes = text::size(bytes.map(|(planned, _)| planned.order.root.size).sum());
         let head = format!("{restored} of {} volumes restored, {bytes}", rows.len());
         if failed.is_empty() {
@@ -424,22 +425,38 @@ fn print(app: &App, plan: &Plan, outcomes: &[Outcome]) -> anyhow::Result<()> {
         }
         let mut table = text::Table::new(&["failed", "target", "why"]);
         for (volume, target, why) in failed {
-            table.row([volume, target, why.unwrap_or_default().replace('\n', "; ")]);
+            let why = why.unwrap_or_default();
+            // What was said when it happened is not said again.
+            let why = if app.says() { why.in_short().to_owned() } else { why.text.replace('\n', "; ") };
+            table.row([volume, target, why]);
         }
         format!("{head}\n{}", table.text())
     })
 }
 
 /// Why a volume is not there as a whole.
-fn why(outcome: &Outcome) -> Option<String> {
-    match outcome {
-        Ok(done) => done.lost().map(|lost| lost.why),
-        Err(why) => Some(text::error(why)),
+#[derive(Default)]
+struct Why {
+    text: String,
+    is_not_begun: bool,
+}
+
+impl Why {
+    fn in_short(&self) -> &str {
+        match self.is_not_begun {
+            true => &self.text,
+            false => "as said above",
+        }
     }
 }
 
+/// A volume that was not begun.
+#[derive(Debug, thiserror::Error)]
+#[error("it was not begun")]
+struct NotBegun(#[source] Failure);
+
 /// The first failure decides the exit code.
-fn conclude(outcomes: Vec<Outcome>) -> anyhow::Result<()> {
+fn conclude(outcomes: Vec<Outcome>, were_said: bool) -> anyhow::Result<()> {
     let total = outcomes.len();
     let mut failed = outcomes.into_iter().filter_map(|outcome| match outcome {
         Ok(done) => done.lost().map(anyhow::Error::from),
@@ -447,12 +464,25 @@ fn conclude(outcomes: Vec<Outcome>) -> anyhow::Result<()> {
     });
     let Some(first) = failed.next() else { return Ok(()) };
     let failures = failed.count() + 1;
-    Err(first.context(format!("{failures} of {total} restores failed; the first")))
+    Err(text::failed(format!("{failures} of {total} restores failed"), first, were_said))
 }
 
 impl Planned {
     fn host(&self) -> Option<&str> {
         self.order.options.to_host.as_deref()
+    }
+
+    /// Why its restore failed, in the words of plans.
+    fn why(&self, why: &anyhow::Error) -> String {
+        in_plan(&self.order.target, &text::error(why))
+    }
+
+    fn failed(&self, outcome: &Outcome) -> Option<Why> {
+        let lost = |lost: Failure| Why { text: lost.why, is_not_begun: false };
+        match outcome {
+            Ok(done) => done.lost().map(lost),
+            Err(why) => Some(Why { text: self.why(why), is_not_begun: why.is::<NotBegun>() }),
+        }
     }
 
     /// Host and target.
@@ -468,7 +498,7 @@ impl<'a> Ended<'a> {
             snapshot: order.root.slot.session.to_string(),
             volume: &order.root.volume,
             target: &order.target,
-            why: text::error(why),
+            why: planned.why(why),
         });
         Self {
             outcome: match outcome {
@@ -484,9 +514,35 @@ impl<'a> Ended<'a> {
     }
 }
 
+/// What a restorer says of the options of `restore`, said of a volume of a plan.
+fn in_plan(target: &str, why: &str) -> String {
+    let options = [
+        (format!("--force-in-use {target}"), "`force_in_use = true` in the plan"),
+        ("--force-in-use TARGET".to_owned(), "`force_in_use = true` in the plan"),
+        ("--force".to_owned(), "`force = true` in the plan"),
+        ("--keep-going".to_owned(), "`keep_going = true` in the plan"),
+        ("--create".to_owned(), "`create = true` in the plan"),
+    ];
+    options.iter().fold(why.to_owned(), |why, (option, key)| why.replace(option, key))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_are_named_as_plans_have_them() {
+        for (why, said) in [
+            (
+                "the file has content; --force overwrites it",
+                "content; `force = true` in the plan overwrites it",
+            ),
+            ("(--force-in-use /a b overwrites it)", "(`force_in_use = true` in the plan overwrites it)"),
+            ("--keep-going restores the rest", "`keep_going = true` in the plan restores the rest"),
+        ] {
+            assert!(in_plan("/a b", why).ends_with(said), "{}", in_plan("/a b", why));
+        }
+    }
 
     #[tokio::test]
     async fn what_this_process_lacks_ends_its_own_restores_alone() {

@@ -1,6 +1,8 @@
 //! `check`: what is damaged, whom it concerns, and records of it for the next backups. The structure always; content as
 //! far as it is asked for.
 
+mod lacks;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,12 +21,10 @@ use crate::args::{CheckArgs, ReadData};
 use crate::embedded::Embedded;
 use crate::progress::Display;
 use crate::show::Range;
-use crate::{checks, open, text};
+use crate::{checks, holes, open, text};
 
 /// Pause between two notes of how far the reading of content is.
 const NOTE: Duration = Duration::from_secs(5);
-/// Ranges that are printed of one snapshot; `--json` has all.
-const SHOWN: usize = 10;
 
 /// What was found, as it is printed.
 #[derive(Debug, Serialize)]
@@ -46,6 +46,9 @@ pub struct Checked {
     chunks_healed: u64,
     records_removed: u64,
     unrecorded: Option<String>,
+    /// Marks of holes that a repair takes away when it finds them healed, where this has found something healed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    marks: Option<u64>,
     /// Behind which pack it went on, where another check of the same had stopped; what that one read was not read again.
     went_on_behind: Option<String>,
 }
@@ -73,6 +76,7 @@ pub struct Job {
 
 /// `lvkeep check`.
 pub async fn run(app: &App, args: &CheckArgs) -> anyhow::Result<()> {
+    debug_assert!(args.misplaced.is_none(), "it takes no value");
     if let Some(job) = &args.job {
         return checks::follow(app, job).await;
     }
@@ -95,12 +99,21 @@ pub async fn run(app: &App, args: &CheckArgs) -> anyhow::Result<()> {
         Content::None | Content::Percent { .. } => None,
     };
     let went_on_behind = behind.map(|pack| pack.to_string());
-    conclude(app, &Checked { went_on_behind, ..Checked::of(report) })
+    let marks = marks_to_take_away(&repository, report.healed).await?;
+    conclude(app, &Checked { went_on_behind, ..Checked::of(report).beside(marks) })
+}
+
+/// How many snapshots are marked with holes, where so much is healed that some may not have them any more.
+pub async fn marks_to_take_away(repository: &Repository, healed: u64) -> Result<Option<u64>, Failure> {
+    match healed {
+        0 => Ok(None),
+        _ => Ok(Some(holes::slots(repository).await?.len() as u64)),
+    }
 }
 
 /// Prints what was found; damage is a failure.
 pub fn conclude(app: &App, checked: &Checked) -> anyhow::Result<()> {
-    app.print(checked, || checked.text())?;
+    app.print(checked, || checked.text(app.is_verbose))?;
     match checked.failure() {
         None => Ok(()),
         Some(failure) => Err(failure.into()),
@@ -227,22 +240,6 @@ impl From<schema::check::DamagedSnapshot> for Damaged {
     }
 }
 
-impl Damaged {
-    fn lines(&self) -> Vec<String> {
-        let mut lines = vec![format!("DAMAGED {} @ {}", self.volume, self.snapshot)];
-        lines.extend(self.problems.iter().map(|problem| format!("  {problem}")));
-        if !self.lost.is_empty() {
-            lines.push(format!("  {} in all cannot be read:", text::size(self.bytes_lost)));
-        }
-        let shown = self.lost.iter().take(SHOWN);
-        lines.extend(shown.map(|range| format!("{:>18}  {}", range.offset, text::size(range.len))));
-        if self.lost.len() > SHOWN {
-            lines.push(format!("  and {} ranges more (--json has them)", self.lost.len() - SHOWN));
-        }
-        lines
-    }
-}
-
 impl Checked {
     /// Of a report.
     pub fn of(report: Report) -> Self {
@@ -263,6 +260,7 @@ impl Checked {
             chunks_healed: report.healed,
             records_removed: report.settled,
             unrecorded: report.unrecorded,
+            marks: None,
             went_on_behind: None,
         }
     }
@@ -286,18 +284,27 @@ impl Checked {
             chunks_healed: report.healed,
             records_removed: report.settled,
             unrecorded: report.unrecorded,
+            marks: None,
             went_on_behind: None,
         }
     }
 
+    /// Beside so many marks.
+    pub fn beside(self, marks: Option<u64>) -> Self {
+        Self { marks, ..self }
+    }
+
     /// A failure when anything is wrong; it says everything that is.
     pub fn failure(&self) -> Option<Failure> {
-        let said = format!("{} of {} snapshots are damaged", self.snapshots_damaged, self.snapshots);
-        let failure = self.failure_of(said)?;
+        let snapshots = text::count(self.snapshots, "snapshot");
+        let are = text::of(self.snapshots, "is", "are");
+        let failure = self.failure_of(format!("{} of {snapshots} {are} damaged", self.snapshots_damaged))?;
         let why = match self.snapshots_damaged + self.objects_damaged > self.objects_unopened {
-            true => {
-                format!("{}. `lvkeep repair`, and the backups after it, mend what can be mended", failure.why)
-            }
+            true => format!(
+                "{}. Back up the volumes, which stores again what they still have, check again, and mend the rest by `lvkeep \
+                 repair`",
+                failure.why
+            ),
             false => failure.why,
         };
         Some(Failure { why, ..failure })
@@ -311,16 +318,21 @@ impl Checked {
         }
         match (self.objects_damaged.saturating_sub(self.objects_unopened), self.snapshots_damaged) {
             (0, _) => {}
-            (objects, 0) => wrong.push(format!(
-                "{objects} objects are damaged or missing; no snapshot was seen to lack anything by it"
-            )),
-            (objects, _) => wrong.push(format!("{objects} objects are damaged or missing")),
+            (objects, snapshots) => {
+                let (counted, are) = (text::count(objects, "object"), text::of(objects, "is", "are"));
+                let lacks = match snapshots {
+                    0 => "; no snapshot was seen to lack anything by it",
+                    _ => "",
+                };
+                wrong.push(format!("{counted} {are} damaged or missing{lacks}"));
+            }
         }
         if self.chunks_unopened > 0 {
             wrong.push(format!(
-                "{} chunks in {} packs cannot be opened with this identity, and nobody knows whether they are whole: what \
-                 stands on them cannot be restored with it",
-                self.chunks_unopened, self.objects_unopened
+                "{} in {} cannot be opened with this identity, and nobody knows whether they are whole: what stands on them \
+                 cannot be restored with it",
+                text::count(self.chunks_unopened, "chunk"),
+                text::count(self.objects_unopened, "pack")
             ));
         }
         if let Some(why) = &self.unrecorded {
@@ -329,35 +341,31 @@ impl Checked {
         (!wrong.is_empty()).then(|| Failure::damaged(wrong.join(". ")))
     }
 
-    /// For people.
-    pub fn text(&self) -> String {
-        let mut lines: Vec<String> = self.damaged.iter().flat_map(Damaged::lines).collect();
-        lines.extend(self.objects.iter().map(|object| format!("DAMAGED {}: {}", object.key, object.why)));
+    /// For people: objects, then volumes and what their snapshots lack. Every chunk is named only where details are wanted.
+    pub fn text(&self, is_verbose: bool) -> String {
+        let why = |why: &str| if is_verbose { why.to_owned() } else { lacks::without_name(why) };
+        let objects = self.objects.iter();
+        let mut lines: Vec<String> =
+            objects.map(|object| format!("DAMAGED {}: {}", object.key, why(&object.why))).collect();
+        lines.extend(lacks::lines(&self.damaged, is_verbose));
         let listed = (self.damaged.len() + self.objects.len()) as u64;
         match (self.snapshots_damaged + self.objects_damaged).saturating_sub(listed) {
             0 => {}
-            more => lines.push(format!("and {more} more that are damaged")),
+            more => lines.push(format!("and {more} more that {} damaged", text::of(more, "is", "are"))),
         }
-        if self.chunks_rescued > 0 {
-            lines.push(format!("{} chunks have a damaged copy; another one is whole", self.chunks_rescued));
-        }
-        if self.chunks_recorded > 0 {
-            lines.push(format!(
-                "{} damaged chunks are recorded: the next backup that still has their content stores them again",
-                self.chunks_recorded
-            ));
-        }
-        if self.chunks_healed > 0 {
-            lines.push(format!("{} chunks that were recorded as damaged are healed", self.chunks_healed));
-        }
+        lines.extend(self.of_chunks());
         if let Some(why) = &self.unrecorded {
             lines.push(format!("what is damaged could NOT be recorded, so that no backup mends it: {why}"));
         }
         let read = match self.packs_read {
             0 => String::new(),
-            packs => format!(", {packs} of {} packs read ({})", self.packs, text::size(self.bytes_read)),
+            packs => {
+                let all = text::count(self.packs, "pack");
+                format!(", {packs} of {all} read ({})", text::size(self.bytes_read))
+            }
         };
-        lines.push(format!("{} snapshots, {}: checked{read}", self.snapshots, text::size(self.bytes)));
+        let snapshots = text::count(self.snapshots, "snapshot");
+        lines.push(format!("{snapshots}, {}: checked{read}", text::size(self.bytes)));
         if let Some(pack) = &self.went_on_behind {
             lines.push(format!(
                 "content was read from behind pack {pack} on, where another check was interrupted; what a collection has moved \
@@ -365,6 +373,37 @@ impl Checked {
             ));
         }
         lines.join("\n")
+    }
+
+    /// What became of chunks.
+    fn of_chunks(&self) -> Vec<String> {
+        let (rescued, recorded, healed) = (self.chunks_rescued, self.chunks_recorded, self.chunks_healed);
+        let mut lines = Vec::new();
+        if rescued > 0 {
+            let has = text::of(rescued, "has", "have");
+            let chunks = text::count(rescued, "chunk");
+            lines.push(format!("{chunks} {has} a damaged copy; another one is whole"));
+        }
+        if recorded > 0 {
+            let (are, of, it) = text::of(recorded, ("is", "its", "it"), ("are", "their", "them"));
+            let chunks = text::count(recorded, "damaged chunk");
+            lines.push(format!(
+                "{chunks} {are} recorded: the next backup that still has {of} content stores {it} again"
+            ));
+        }
+        if healed > 0 {
+            let (were, are) = text::of(healed, ("was", "is"), ("were", "are"));
+            let chunks = text::count(healed, "chunk");
+            let marks = self.marks.filter(|marks| *marks > 0).map_or(String::new(), |marks| {
+                let are = text::of(marks, "is", "are");
+                let snapshots = text::count(marks, "snapshot");
+                format!(
+                    "; {snapshots} {are} marked with what was lost: `lvkeep repair` takes the mark away of what is whole again"
+                )
+            });
+            lines.push(format!("{chunks} that {were} recorded as damaged {are} healed{marks}"));
+        }
+        lines
     }
 }
 
@@ -375,8 +414,8 @@ mod tests {
     #[test]
     fn whoever_goes_on_behind_another_check_says_what_it_has_not_read() {
         let whole = Checked::told(schema::check::Report::default());
-        assert!(!whole.text().contains("behind"));
-        let text = Checked { went_on_behind: Some("PACK".into()), ..whole }.text();
+        assert!(!whole.text(false).contains("behind"));
+        let text = Checked { went_on_behind: Some("PACK".into()), ..whole }.text(false);
         for said in
             ["from behind pack PACK on", "moved to before it since is for the next check", "--restart"]
         {
@@ -400,7 +439,7 @@ mod tests {
             })
         };
         let [snapshots, objects, unopened, harmless] =
-            ["2 of 9 snapshots", "1 objects are damaged", "5 chunks in 1 packs", "lack anything"];
+            ["2 of 9 snapshots", "1 object is damaged", "5 chunks in 1 pack cannot", "lack anything"];
         for (checked, said) in [
             (report(0, &[], 0, 0), vec![]),
             (report(0, &["a"], 0, 0), vec![objects, harmless]),

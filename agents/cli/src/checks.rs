@@ -56,7 +56,10 @@ async fn followed(app: &App, repository: &Repository, job: JobId) -> anyhow::Res
     let ended = ended(app, repository, job, |done, total| bar.set(done, total)).await;
     bar.finish();
     match ended? {
-        (End::Checked(report), _) => check::conclude(app, &Checked::told(*report)),
+        (End::Checked(report), _) => {
+            let marks = check::marks_to_take_away(repository, report.healed).await?;
+            check::conclude(app, &Checked::told(*report).beside(marks))
+        }
         (End::Failed { kind, why, .. }, reached) => {
             for object in &reached.found {
                 app.say(format!("DAMAGED {}: {}", object.key, object.why));
@@ -72,9 +75,10 @@ fn found_so_far(reached: &Reached) -> String {
     match reached.objects() {
         0 => String::new(),
         objects => format!(
-            ". Up to there something was wrong with {objects} objects, and {} damaged chunks were recorded: check again to \
-             see what that concerns",
-            reached.recorded
+            ". Up to there something was wrong with {}, and {} {} recorded: check again to see what that concerns",
+            text::count(objects, "object"),
+            text::count(reached.recorded, "damaged chunk"),
+            text::of(reached.recorded, "was", "were")
         ),
     }
 }
@@ -83,12 +87,14 @@ fn found_so_far(reached: &Reached) -> String {
 pub fn how(end: &End) -> String {
     match end {
         End::Checked(report) if report.damaged + report.objects == 0 => "nothing is wrong".to_owned(),
-        End::Checked(report) => {
-            format!("DAMAGED: {} snapshots, {} objects", report.damaged, report.objects)
-        }
+        End::Checked(report) => damaged(report.damaged, report.objects),
         End::Failed { kind: FailureKind::Revoked, why, .. } => why.clone(),
         End::Failed { why, .. } => format!("FAILED: {why}"),
     }
+}
+
+fn damaged(snapshots: u64, objects: u64) -> String {
+    format!("DAMAGED: {}, {}", text::count(snapshots, "snapshot"), text::count(objects, "object"))
 }
 
 /// Waits for a check's end; that, and how far it came. Progress is bytes done and all of them.
@@ -254,7 +260,7 @@ impl Row {
             total => format!("{} of {}", text::size(self.bytes_done), text::size(total)),
         };
         let found = match self.objects_damaged {
-            Some(objects @ 1..) => format!("; DAMAGED so far: {objects} objects ({see})"),
+            Some(objects @ 1..) => format!("; DAMAGED so far: {} ({see})", text::count(objects, "object")),
             _ => String::new(),
         };
         match self.state {
@@ -262,7 +268,7 @@ impl Row {
             "checked" => match (self.snapshots_damaged, self.objects_damaged) {
                 (Some(0), Some(0)) => "nothing is wrong".to_owned(),
                 (Some(snapshots), Some(objects)) => {
-                    format!("DAMAGED: {snapshots} snapshots, {objects} objects ({see})")
+                    format!("{} ({see})", damaged(snapshots, objects))
                 }
                 _ => String::new(),
             },

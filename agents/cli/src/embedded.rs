@@ -357,6 +357,11 @@ async fn open_for(
     Ok((Answering::Wishes(locator.into()), None))
 }
 
+/// Whether this host has an index's cache.
+pub fn has_cache(app: &App, repository: &Repository) -> bool {
+    Indexer::has_cache(&index_settings(&app.settings, repository, SHARDS, (0..SHARDS).collect()))
+}
+
 /// Builds the index's cache anew.
 pub async fn rebuild(app: &App, repository: &Repository) -> anyhow::Result<SyncReport> {
     let context = app.context(Arc::new(LocalBus::new(app.environment.clone(), 1 << 20)));

@@ -14,7 +14,7 @@ use schema::root::Root;
 
 use crate::app::App;
 use crate::args::{ForgetArgs, UnforgetArgs};
-use crate::{open, select, snapshots, undo};
+use crate::{open, select, snapshots, text, undo};
 
 use row::{Done, Row};
 
@@ -42,11 +42,13 @@ pub async fn run(app: &App, args: &ForgetArgs) -> anyhow::Result<()> {
     let kept = rows.iter().filter(|row| row.keep).count();
     let failed = rows.iter().filter(|row| row.failed.is_some()).count();
     let forgotten = rows.len() - kept - failed;
-    let done = Done { dry_run: args.dry_run, kept, forgotten, failed, snapshots: rows };
+    let is_by_name = !args.snapshots.is_empty();
+    let done = Done { dry_run: args.dry_run, is_by_name, kept, forgotten, failed, snapshots: rows };
     app.print(&done, || done.text())?;
     match failure {
         Some(failure) => {
-            bail!(failure.context(format!("{failed} snapshots may not be forgotten; the first")))
+            let what = format!("{} could not be forgotten", text::count(failed as u64, "snapshot"));
+            bail!(failure.context(if failed == 1 { what } else { format!("{what}; the first") }))
         }
         None => left.conclude(app),
     }

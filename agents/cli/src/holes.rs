@@ -1,6 +1,6 @@
 //! Snapshots that are marked with what of them is lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use agent::{Failure, Repository};
 use schema::damage::Holes;
@@ -15,11 +15,16 @@ pub async fn of(repository: &Repository, slot: Slot) -> Result<Vec<Range>, Failu
     Ok(holes.into_iter().map(|(offset, len)| Range { offset, len }).collect())
 }
 
+/// Where there are marks, also of snapshots that are forgotten or gone.
+pub async fn slots(repository: &Repository) -> Result<BTreeSet<Slot>, Failure> {
+    let listed = repository.store.list(names::HOLES).await?;
+    Ok(listed.iter().filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect())
+}
+
 /// Bytes that are lost of each snapshot that is marked.
 pub async fn all(repository: &Repository) -> Result<BTreeMap<Slot, u64>, Failure> {
     let mut all = BTreeMap::new();
-    for listed in repository.store.list(names::HOLES).await? {
-        let Ok(slot) = Slot::parse_key(&listed.key) else { continue };
+    for slot in slots(repository).await? {
         if let Some(holes) = read(repository, slot).await? {
             all.insert(slot, holes.bytes());
         }

@@ -122,6 +122,6 @@ fn print(app: &App, found: &Vec<Cleaned>) -> anyhow::Result<()> {
                 state,
             ]);
         }
-        format!("{}\n{} snapshots", table.text(), found.len())
+        format!("{}\n{}", table.text(), text::count(found.len() as u64, "snapshot"))
     })
 }

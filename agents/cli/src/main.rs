@@ -16,6 +16,7 @@ mod checking;
 mod checks;
 mod collecting;
 mod copy;
+mod damage;
 mod draft;
 mod embedded;
 mod environment;
@@ -82,7 +83,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
-    logging::start(&cli.global);
+    logging::start(&cli.global, matches!(cli.command, Command::Agent(_)));
     match &cli.command {
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -183,26 +183,51 @@ fn pruned(args: &PruneArgs, report: &Report) -> Pruned {
     }
 }
 
+impl Pruned {
+    /// Whether a dry run has found nothing to do.
+    fn is_nothing(&self) -> bool {
+        let found = self.snapshots_forgotten + self.packs_unneeded + self.packs_rewritten;
+        found == 0 && self.collection.is_none()
+    }
+
+    /// What was written for it, and what it comes to with that.
+    fn rewritten(&self) -> String {
+        if self.packs_written == 0 {
+            return String::new();
+        }
+        let net = match self.bytes_freed.checked_sub(self.bytes_written) {
+            Some(less) if self.finished => format!(": {} less in the end", text::size(less)),
+            _ => String::new(),
+        };
+        format!(
+            "; {} {} rewritten to {} ({}){net}",
+            text::count(self.packs_rewritten, "pack"),
+            text::of(self.packs_rewritten, "was", "were"),
+            text::count(self.packs_written, "new one"),
+            text::size(self.bytes_written)
+        )
+    }
+}
+
 fn describe(pruned: &Pruned) -> String {
     let mut lines = Vec::new();
     let size = text::size;
     match pruned.dry_run {
+        true if pruned.is_nothing() => lines.push("nothing to collect".to_owned()),
         true => lines.push(format!(
-            "would remove {} forgotten snapshots and {} packs ({}), {} of them after moving what is needed to new ones",
-            pruned.snapshots_forgotten,
-            pruned.packs_unneeded + pruned.packs_rewritten,
+            "would remove {} and {}, {} of them after moving what is needed to new ones: {} less in the end",
+            text::count(pruned.snapshots_forgotten, "forgotten snapshot"),
+            text::count(pruned.packs_unneeded + pruned.packs_rewritten, "pack"),
+            pruned.packs_rewritten,
             size(pruned.bytes_unneeded.unwrap_or_default()),
-            pruned.packs_rewritten
         )),
         false if pruned.collection.is_none() => lines.push("nothing to collect".to_owned()),
         false => lines.push(format!(
-            "removed {} forgotten snapshots and {} packs ({}); {} packs were rewritten to {} new ones ({})",
-            pruned.snapshots_removed,
-            pruned.packs_deleted,
+            "removed {} and {} ({}){}",
+            text::count(pruned.snapshots_removed, "forgotten snapshot"),
+            text::count(pruned.packs_deleted, "pack"),
             size(pruned.bytes_freed),
-            pruned.packs_rewritten,
-            pruned.packs_written,
-            size(pruned.bytes_written)
+            pruned.rewritten()
         )),
     }
     let mut left = |bytes: Option<u64>, what: &str| {
@@ -213,7 +238,10 @@ fn describe(pruned: &Pruned) -> String {
     left(pruned.bytes_movable_later, "no longer needed, for another run (--max-repack)");
     left(pruned.bytes_scattered, "no longer needed, in packs that mostly are (--repack-below)");
     left(pruned.bytes_held_by_sessions, "in packs that open sessions write to");
-    left(pruned.bytes_damaged, "in damaged packs, which are never deleted (`lvkeep check`)");
+    left(
+        pruned.bytes_damaged,
+        "in damaged packs that may hold what stands nowhere else: they stay until backups or `lvkeep repair` have mended it",
+    );
     left(pruned.bytes_withheld, "in packs that the store does not give, though it gives others");
     lines.extend(pruned.packs_withheld.iter().map(|one| format!("NOT GIVEN {}: {}", one.pack, one.why)));
     for waits in &pruned.waits_for {
@@ -223,14 +251,17 @@ fn describe(pruned: &Pruned) -> String {
     let bytes_left = size(pruned.bytes_left);
     if !pruned.waits_for.is_empty() {
         lines.push(format!(
-            "nothing more is deleted until they have ended; the next prune goes on, and then removes {snapshots_left} \
-             forgotten snapshots and up to {packs_left} packs ({bytes_left})"
+            "nothing more is deleted until they have ended; the next prune goes on, and then removes {} and up to {} \
+             ({bytes_left})",
+            text::count(*snapshots_left, "forgotten snapshot"),
+            text::count(*packs_left, "pack")
         ));
     }
     if pruned.packs_locked + pruned.snapshots_locked > 0 {
         lines.push(format!(
-            "the store does not let {packs_left} packs ({bytes_left}) and {snapshots_left} snapshots go yet ({LOCKED}); the \
-             next prune tries again"
+            "the store does not let {} ({bytes_left}) and {} go yet ({LOCKED}); the next prune tries again",
+            text::count(*packs_left, "pack"),
+            text::count(*snapshots_left, "snapshot")
         ));
     }
     lines.join("\n")

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::app::App;
 use crate::args::RepairArgs;
 use crate::check::{self, Checked, Job};
-use crate::{embedded, open};
+use crate::{embedded, open, text};
 
 #[derive(Debug, Serialize)]
 struct Repaired {
@@ -87,7 +87,7 @@ pub async fn run(app: &App, args: &RepairArgs) -> anyhow::Result<()> {
         marks_failed: marked.failures,
         checked: Checked::of(report),
     };
-    app.print(&repaired, || repaired.text())?;
+    app.print(&repaired, || repaired.text(app.is_verbose))?;
     let failure = match (repaired.checked.failure_of(said.text()), &repaired.marks_failed[..]) {
         (failure, []) => failure,
         (None, failed) => Some(Failure::damaged(failed.join(". "))),
@@ -121,7 +121,10 @@ impl Said {
         let marked = match marked {
             0 => String::new(),
             some => format!(
-                "; {some} are marked with what of them is lost, and a backup of a volume that still has it heals them"
+                "; {some} {} marked with what of {} is lost, which a backup of a volume that still has it heals (the next \
+                 `lvkeep repair` takes the mark away then)",
+                text::of(*some, "is", "are"),
+                text::of(*some, "it", "them")
             ),
         };
         let withheld = match withheld {
@@ -131,15 +134,19 @@ impl Said {
                  later"
             ),
         };
-        format!("{damaged} of {snapshots} snapshots cannot be read whole{marked}{withheld}")
+        let snapshots = text::count(*snapshots, "snapshot");
+        format!("{damaged} of {snapshots} cannot be read whole{marked}{withheld}")
     }
 }
 
 impl Repaired {
-    fn text(&self) -> String {
+    fn text(&self, is_verbose: bool) -> String {
         let salvaged = self.packs_salvaged.iter();
         let mut lines: Vec<String> = salvaged
-            .map(|one| format!("{} chunks of {} were moved to a new pack", one.chunks, one.pack))
+            .map(|one| {
+                let (chunks, were) = (text::count(one.chunks, "chunk"), text::of(one.chunks, "was", "were"));
+                format!("{chunks} of {} {were} moved to a new pack", one.pack)
+            })
             .collect();
         let stay = self.packs_not_salvaged.iter();
         lines.extend(stay.map(|one| format!("NOT SALVAGED {}: {}", one.pack, one.why)));
@@ -152,12 +159,13 @@ impl Repaired {
         lines.extend(self.marks_failed.iter().map(|why| format!("NOT MARKED: {why}")));
         if self.marks_kept > 0 {
             lines.push(format!(
-                "{} snapshots in which nothing was found stay marked, because not all damage is known: `lvkeep repair \
-                 --read-data` finds out",
-                self.marks_kept
+                "{} in which nothing was found {} marked, because not all damage is known: `lvkeep repair --read-data` \
+                 finds out",
+                text::count(self.marks_kept, "snapshot"),
+                text::of(self.marks_kept, "stays", "stay")
             ));
         }
-        lines.push(self.checked.text());
+        lines.push(self.checked.text(is_verbose));
         lines.join("\n")
     }
 }

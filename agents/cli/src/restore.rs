@@ -309,7 +309,8 @@ async fn in_turn(
     let Some(first) = failed.into_iter().next() else { return Ok(()) };
     match all.len() {
         1 => Err(first),
-        total => Err(first.context(format!("{failures} of {total} restores failed; the first"))),
+        // Each was said.
+        total => Err(text::failed(format!("{failures} of {total} restores failed"), first, true)),
     }
 }
 
@@ -534,8 +535,9 @@ impl Done {
         }
         if self.chunks_rescued > 0 {
             text.push_str(&format!(
-                "\n  {} chunks had a damaged or missing copy and were read from another: run `lvkeep check`",
-                self.chunks_rescued
+                "\n  {} had a damaged or missing copy and {} read from another: run `lvkeep check`",
+                text::count(self.chunks_rescued, "chunk"),
+                text::of(self.chunks_rescued, "was", "were")
             ));
         }
         if self.bytes_copied > 0 {

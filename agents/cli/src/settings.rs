@@ -2,6 +2,8 @@
 //!
 //! Parsed in two steps: text into [`File`], then into [`Settings`], where every value knows where it came from.
 
+mod notation;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
@@ -406,7 +408,7 @@ pub fn hostname() -> String {
 }
 
 impl Settings {
-    /// Name, value and origin of everything, for `config show`.
+    /// Name, value as the file has it, and origin of everything, for `config show`.
     pub fn rows(&self) -> anyhow::Result<Vec<(String, String, Origin)>> {
         let serde_json::Value::Object(fields) = serde_json::to_value(self)? else {
             bail!("settings are a table")
@@ -420,11 +422,7 @@ impl Settings {
                 "file" => Origin::File,
                 _ => Origin::Default,
             };
-            let text = match value {
-                serde_json::Value::Null => "-".to_owned(),
-                serde_json::Value::String(text) => text,
-                other => other.to_string(),
-            };
+            let text = notation::of(&name, &value);
             Some((name, text, origin))
         };
         Ok(fields.into_iter().filter_map(row).collect())

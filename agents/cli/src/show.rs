@@ -102,7 +102,12 @@ fn describe(root: &Root, shown: &Shown<'_>) -> String {
         format!("read        {}", text::size(s.bytes_read)),
         format!("zero        {}", text::size(s.bytes_zero)),
         format!("known       {}", text::size(s.bytes_known)),
-        format!("new         {} in {} of {} chunks", text::size(s.bytes_new), s.chunks_new, s.chunks),
+        format!(
+            "new         {} in {} of {}",
+            text::size(s.bytes_new),
+            s.chunks_new,
+            text::count(s.chunks, "chunk")
+        ),
         format!("stored      {}", text::size(s.bytes_stored)),
     ];
     lines.extend(text::tracking(&root.tracking).map(|tracking| format!("tracking    {tracking}")));
@@ -152,7 +157,8 @@ pub async fn diff(app: &App, args: &DiffArgs) -> anyhow::Result<()> {
     app.print(&value, || {
         let mut lines: Vec<String> =
             ranges.iter().map(|range| format!("{:>16}  {}", range.offset, text::size(range.len))).collect();
-        lines.push(format!("{} changed in {} ranges", text::size(bytes), ranges.len()));
+        let counted = text::count(ranges.len() as u64, "range");
+        lines.push(format!("{} changed in {counted}", text::size(bytes)));
         lines.join("\n")
     })
 }
@@ -292,7 +298,7 @@ pub async fn find_change(app: &App, args: &FindChangeArgs) -> anyhow::Result<()>
             )
         });
         let mut lines: Vec<String> = lines.collect();
-        lines.push(format!("{} snapshots changed a chunk of the range", found.len()));
+        lines.push(format!("{} changed a chunk of the range", text::count(found.len() as u64, "snapshot")));
         lines.join("\n")
     })?;
     select::conclude(app, &damaged)

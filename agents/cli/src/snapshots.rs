@@ -192,7 +192,7 @@ pub async fn run(app: &App, args: &SnapshotsArgs) -> anyhow::Result<()> {
             ]);
         }
         let warning = if encrypted { "" } else { "\nThis repository is NOT ENCRYPTED." };
-        format!("{}\n{} snapshots{warning}", table.text(), rows.len())
+        format!("{}\n{}{warning}", table.text(), text::count(rows.len() as u64, "snapshot"))
     })?;
     if let Some(hint) = hint(&all.readable, &args.of) {
         app.say(format!("lvkeep: {hint}"));

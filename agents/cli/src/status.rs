@@ -1,4 +1,4 @@
-//! `status`: sessions in the bucket, agents on the bus, and volumes whose last snapshot is too old.
+//! `status`: sessions in the bucket, agents on the bus, volumes whose last snapshot is too old, and recorded damage.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
@@ -7,10 +7,12 @@ use std::time::Duration;
 use agent::{Bus, Failure, Roots, Topic, sessions};
 use schema::SessionId;
 use schema::messages::{About, AgentIsThere, Message, WhoIsThere};
+use schema::names::Slot;
 use serde::Serialize;
 
 use crate::app::App;
 use crate::args::{Role, StatusArgs};
+use crate::damage::Recorded;
 use crate::prune::{LOCKED, Waits};
 use crate::settings::parse_seconds;
 use crate::{bus, checks, exit, select, text, undo};
@@ -31,6 +33,7 @@ struct Status {
     collection: Option<Collection>,
     /// Why the latest collection cannot be read.
     collection_unreadable: Option<String>,
+    damage: Recorded,
     checks: Vec<checks::Row>,
     agents: Vec<Agent>,
 }
@@ -107,6 +110,7 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let mut newest: BTreeMap<String, u64> = BTreeMap::new();
     // What was kept for an undo is not backed up again.
     let Roots { readable, damaged } = select::roots(&repository, None).await?;
+    let visible: BTreeSet<Slot> = readable.iter().map(|root| root.slot).collect();
     for root in readable.into_iter().filter(|root| !root.volume.starts_with(undo::NAMES)) {
         let time = newest.entry(root.volume).or_default();
         *time = (*time).max(root.time_ms);
@@ -119,6 +123,10 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
         Volume { volume, last: text::rfc3339(time), age_seconds, too_old }
     };
     let collections = collector::standing(&repository).await?;
+    let agents = match app.settings.nats.value.is_some() {
+        true => agents(app).await?,
+        false => Vec::new(),
+    };
     let status = Status {
         repository: repository.store.location().to_owned(),
         encrypted: repository.key.encrypted(),
@@ -131,13 +139,13 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
         collection: collections.unfinished.map(collection),
         collection_unreadable: collections.unreadable.map(|why| why.why),
         checks: checks::rows(checker::jobs::list_all(&repository).await?),
-        agents: match app.settings.nats.value.is_some() {
-            true => agents(app).await?,
-            false => Vec::new(),
-        },
+        agents,
+        // The last: it ends what of this process asks the index.
+        damage: Recorded::load(app, &repository, &visible, &packs).await?,
     };
     app.print(&status, || describe(app, &status))?;
     let named = select::conclude(app, &damaged);
+    let alarm = limit.and_then(|_| status.damage.alarm());
     let too_old: Vec<&str> = status.volumes.iter().filter(|v| v.too_old).map(|v| v.volume.as_str()).collect();
     if limit.is_some() && status.volumes.is_empty() {
         named?;
@@ -145,11 +153,19 @@ pub async fn run(app: &App, args: &StatusArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(exit::TOO_OLD));
     }
     if too_old.is_empty() {
-        return named.map(|()| ExitCode::SUCCESS);
+        return match (named, alarm) {
+            (Ok(()), None) => Ok(ExitCode::SUCCESS),
+            (Ok(()), Some(alarm)) => Err(alarm.into()),
+            (Err(damaged), alarm) => {
+                alarm.inspect(|alarm| app.complain(format!("lvkeep: {alarm}")));
+                Err(damaged)
+            }
+        };
     }
     if let Err(damaged) = named {
         app.complain(format!("lvkeep: {}", text::error(&damaged)));
     }
+    alarm.inspect(|alarm| app.complain(format!("lvkeep: {alarm}")));
     app.say(format!("lvkeep: too old: {}", too_old.join(", ")));
     Ok(ExitCode::from(exit::TOO_OLD))
 }
@@ -169,18 +185,19 @@ fn collection(unfinished: collector::Unfinished) -> Collection {
 
 impl Collection {
     fn lines(&self) -> String {
-        let Self { number, snapshots, packs, .. } = self;
+        let Self { number, .. } = self;
+        let packs = text::count(self.packs, "pack");
+        let snapshots = text::count(self.snapshots, "forgotten snapshot");
         let size = text::size(self.bytes_left);
         if self.decided {
             return format!(
-                "collection {number} is not finished: {} of {packs} packs ({size}) and {} of {snapshots} forgotten snapshots \
+                "collection {number} is not finished: {} of {packs} ({size}) and {} of {snapshots} \
                  are still there (`lvkeep prune` goes on; what it leaves, the store does not let go yet: {LOCKED})",
                 self.packs_left, self.snapshots_left
             );
         }
         let mut lines = vec![format!(
-            "collection {number} is not finished: {packs} packs ({size}) are condemned, {snapshots} snapshots forgotten \
-             (`lvkeep prune` goes on)"
+            "collection {number} is not finished: it may remove {packs} ({size}) and {snapshots} (`lvkeep prune` goes on)"
         )];
         lines.extend(self.waits_for.iter().map(|waits| format!("  it waits for {}", waits.line())));
         lines.join("\n")
@@ -227,10 +244,10 @@ async fn called(app: &App, bus: &dyn Bus) -> anyhow::Result<Vec<Agent>> {
 
 fn describe(app: &App, status: &Status) -> String {
     let mut lines = vec![format!(
-        "repository  {}: {} in {} packs{}{}",
+        "repository  {}: {} in {}{}{}",
         status.repository,
         text::size(status.bytes),
-        status.packs,
+        text::count(status.packs as u64, "pack"),
         if status.encrypted { "" } else { ", NOT ENCRYPTED" },
         if status.conditional_create { "" } else { ", store without conditional writes" },
     )];
@@ -240,6 +257,7 @@ fn describe(app: &App, status: &Status) -> String {
         table.row([volume.volume.clone(), volume.last.clone(), format!("{}{mark}", age(volume.age_seconds))]);
     }
     lines.push(table.text());
+    lines.extend(status.damage.text());
     let mut table = text::Table::new(&["session", "kind", "volume", "host", "started"]);
     for s in &status.sessions {
         table.row([s.session.clone(), s.kind.clone(), s.volume.clone(), s.host.clone(), s.started.clone()]);

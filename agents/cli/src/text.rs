@@ -12,6 +12,19 @@ pub fn size(bytes: u64) -> String {
     bytesize::ByteSize(bytes).display().iec().to_string()
 }
 
+/// A number with its noun: 1 snapshot, 2 snapshots.
+pub fn count(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", of(number, "", "s"))
+}
+
+/// What fits a number: `one`, or `many`.
+pub fn of<T>(number: u64, one: T, many: T) -> T {
+    match number {
+        1 => one,
+        _ => many,
+    }
+}
+
 /// A range as options take it.
 pub fn range(range: &std::ops::Range<u64>) -> String {
     format!("{}+{}", range.start, range.end - range.start)
@@ -32,16 +45,37 @@ pub fn rfc3339(ms: u64) -> String {
     stamp.map_or(String::new(), |t| t.to_string())
 }
 
+/// What several failures came to, each of which was said when it happened; the first decides the exit code.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct Summary {
+    what: String,
+    #[source]
+    first: anyhow::Error,
+}
+
+/// So many of all failed: in few words where each was said, and otherwise with the first of them.
+pub fn failed(what: String, first: anyhow::Error, were_said: bool) -> anyhow::Error {
+    match were_said {
+        true => Summary { what, first }.into(),
+        false => first.context(format!("{what}; the first")),
+    }
+}
+
 /// An error with its causes on one line, without saying anything twice.
 pub fn error(error: &anyhow::Error) -> String {
     let mut out = String::new();
     for cause in error.chain() {
+        let is_said = cause.is::<Summary>();
         let words = cause.to_string();
         if !out.contains(&words) {
             if !out.is_empty() {
                 out.push_str(": ");
             }
             out.push_str(&words);
+        }
+        if is_said {
+            break;
         }
     }
     out
@@ -124,5 +158,34 @@ impl Table {
             out.trim_end().to_owned()
         };
         self.rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_is_not_said_again_and_decides_all_the_same() {
+        let first = || anyhow::Error::from(agent::Failure::damaged("a hole"));
+        let error = |were_said| failed("2 of 3 restores failed".to_owned(), first(), were_said);
+        assert_eq!(super::error(&error(true)), "2 of 3 restores failed");
+        assert_eq!(super::error(&error(false)), "2 of 3 restores failed; the first: a hole");
+        for were_said in [true, false] {
+            let kind =
+                error(were_said).chain().find_map(|cause| Some(cause.downcast_ref::<agent::Failure>()?.kind));
+            assert_eq!(kind, Some(schema::messages::FailureKind::Damaged));
+        }
+    }
+
+    #[test]
+    fn one_is_no_many() {
+        let counted = [0, 1, 2].map(|number| {
+            format!("{} {} forgotten", count(number, "forgotten snapshot"), of(number, "is", "are"))
+        });
+        let [none, one, many] = counted;
+        assert_eq!(none, "0 forgotten snapshots are forgotten");
+        assert_eq!(one, "1 forgotten snapshot is forgotten");
+        assert_eq!(many, "2 forgotten snapshots are forgotten");
     }
 }

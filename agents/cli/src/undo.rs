@@ -4,6 +4,9 @@
 //! takes no room, and it stands for as long as it is wanted, whatever becomes of the restore. What was kept for the
 //! restore of a range says so, and only that is put back: a guest may have written beside it since.
 
+use std::os::unix::fs::FileTypeExt;
+
+use agent::marks::{self, Marks};
 use agent::{Failure, Repository};
 use anyhow::bail;
 use restorer::{Restorer, Target};
@@ -19,6 +22,9 @@ use crate::{bus, restore, select, text};
 
 /// What names of volumes begin with that are kept for an undo; the host and the target follow.
 pub use schema::names::UNDO_VOLUMES as NAMES;
+
+/// Where the device mapper's names are, which mean the same for as long as they are there.
+const MAPPER: &str = "/dev/mapper";
 
 /// The target of an order, held, and the id under which what stands there is kept where that is asked for. Nothing is
 /// kept where there is no target yet, or an empty file. Progress is bytes done and all of them.
@@ -44,11 +50,20 @@ pub async fn keep(
 }
 
 /// Says where what stands on a target is kept, whatever else is not to be said: nobody could guess it. When a restore was
-/// interrupted and is begun again, what stands there by now is a mixture, and the operator wants what was kept first.
+/// interrupted and is begun again, what stands there by now is a mixture, and the operator wants what was kept first: that
+/// is held until a restore has ended well, or it was put back.
 pub async fn say(app: &App, repository: &Repository, kept: Slot, target: &str, host: Option<&str>) {
     let (id, to_host) = (kept.session, host.map_or(String::new(), |host| format!(" --to-host {host}")));
+    let same_device = match host {
+        None if is_named_device(target) => " --same-device",
+        _ => "",
+    };
+    let elsewhere = match host {
+        Some(_) if target.starts_with("/dev/") => " (--same-device, too, where it is no logical volume)",
+        _ => "",
+    };
     app.say_always(format!(
-        "what stands on {target} is kept as {id}: `lvkeep undo {id}{to_host}` puts it back"
+        "what stands on {target} is kept as {id}: `lvkeep undo {id}{to_host}{same_device}` puts it back{elsewhere}"
     ));
     let others = match select::roots(repository, Some(kept.volume)).await {
         Ok(others) => others.warned(),
@@ -57,12 +72,29 @@ pub async fn say(app: &App, repository: &Repository, kept: Slot, target: &str, h
             return;
         }
     };
-    let mut others: Vec<Root> = others.into_iter().filter(|root| root.slot != kept).collect();
+    let slots = others.iter().map(|root| root.slot).filter(|slot| *slot != kept).collect();
+    let marks = match marks::among(repository, &slots).await {
+        Ok(marks) => marks,
+        Err(why) => {
+            tracing::warn!(%why, "cannot look what was kept earlier");
+            return;
+        }
+    };
+    let is_held = |root: &Root| marks.get(&root.slot).is_some_and(Marks::is_held);
+    let mut others: Vec<Root> =
+        others.into_iter().filter(|root| root.slot != kept && is_held(root)).collect();
     others.sort_by_key(|root| root.time_ms);
     for root in others {
         let (id, time) = (root.slot.session, text::rfc3339(root.time_ms));
         app.say(format!("what stood there at {time} is kept as {id}, too: after a restore that was cut off, it may be what you want back"));
     }
+}
+
+/// Whether a target is a device of this host by a name that may mean another one later, which `undo` asks about.
+fn is_named_device(target: &str) -> bool {
+    let is_device = std::fs::metadata(target).is_ok_and(|found| found.file_type().is_block_device());
+    let is_volume = || restore::targets().name_of(target).is_ok_and(|name| name.is_some());
+    is_device && !target.starts_with(MAPPER) && !is_volume()
 }
 
 /// `lvkeep undo`.

@@ -132,7 +132,8 @@ impl Conductor {
         let others = match applied.forgotten.len() {
             0 => "older snapshots",
             count => {
-                notes.push(format!("{count} older snapshots were forgotten by policy"));
+                let (snapshots, were) = if count == 1 { ("snapshot", "was") } else { ("snapshots", "were") };
+                notes.push(format!("{count} older {snapshots} {were} forgotten by policy"));
                 "others"
             }
         };
@@ -228,7 +229,7 @@ impl Conductor {
     async fn tell(&self, about: &About, job: &BackupJob, outcome: JobOutcome) -> Result<(), Failure> {
         if let JobOutcome::Failed { why, .. } = &outcome {
             self.context.counters.sessions_failed.add(1);
-            tracing::error!(%why, "a backup failed");
+            tracing::error!(target: agent::TOLD, %why, "a backup failed");
         }
         let done = JobDone { job: job.job, outcome };
         Ok(self.context.bus.publish(&Queue::done(job.job), Message::new(about, &done)).await?)
@@ -236,7 +237,9 @@ impl Conductor {
 }
 
 fn failed(job: &BackupJob, failure: Failure) -> JobOutcome {
-    JobOutcome::Failed { kind: failure.kind, why: format!("{}: {}", job.volume, failure.why) }
+    // Who read it may have named it.
+    let why = failure.why.strip_prefix(&format!("volume {}: ", job.volume)).unwrap_or(&failure.why);
+    JobOutcome::Failed { kind: failure.kind, why: format!("{}: {why}", job.volume) }
 }
 
 /// Whether the job was settled by whoever had it before. Asked once the own session exists: whoever settles it after that

@@ -62,7 +62,7 @@ impl Restorer {
                     tokio::select! {
                         biased;
                         sent = out.send(bytes) => Ok(sent.is_ok()),
-                        () = self.context.stop.raised() => Err(pipeline::stopped(&source.map.root().volume)),
+                        () = self.context.stop.raised() => Err(pipeline::reading_stopped(&source.map.root().volume)),
                     }
                 }
                 Err(failure) => Err(failure),

@@ -1,18 +1,32 @@
-//! Snapshots that are marked with holes: nobody restores one of them without saying that the holes may be zero.
+//! Snapshots that are marked with holes: nobody restores one of them without saying that the holes may be zero, unless
+//! backups have healed it since, as far as can be known without reading it.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
+use agent::damage::Damages;
+use agent::maps::MapReader;
 use agent::{Failure, Repository};
 use schema::damage::Holes;
-use schema::messages::FailureKind;
-use schema::root::Root;
+use schema::limits::LEAF_SPAN;
+use schema::map::{Content, Geometry};
+use schema::messages::{Copy, FailureKind};
+use schema::{ChunkId, PackId};
 
 /// Holes that are named.
 const NAMED: usize = 10;
+/// Leaves of the map that are looked at to see whether holes are healed, 64 MiB of the volume each. Of more, a repair
+/// knows.
+const LOOKED_AT_MAX: u64 = 1 << 10;
 
-/// Refuses a restore of `part` when some of it is marked as lost. A mark that cannot be read is passed over: the restore
-/// itself finds what is lost.
-pub(crate) async fn refuse(repository: &Repository, root: &Root, part: &Range<u64>) -> Result<(), Failure> {
+/// Refuses a restore of `part` when some of it is marked as lost and not seen to be healed. A mark that cannot be read is
+/// passed over: the restore itself finds what is lost.
+pub(crate) async fn refuse(
+    repository: &Repository,
+    map: &MapReader,
+    part: &Range<u64>,
+) -> Result<(), Failure> {
+    let root = map.root();
     let holes = match repository.read::<Holes>(&root.slot.holes()).await {
         Ok(Some(holes)) => holes,
         Ok(None) => return Ok(()),
@@ -22,15 +36,63 @@ pub(crate) async fn refuse(repository: &Repository, root: &Root, part: &Range<u6
             return Ok(());
         }
     };
-    match inside(&holes, part) {
-        holes if holes.is_empty() => Ok(()),
-        holes => Err(Failure::damaged(format!(
-            "{} has holes that cannot be read any more, at {}: nothing was changed; give --keep-going to restore the rest \
-             (the holes become zero), or take another snapshot",
-            root.volume,
-            named(&holes)
-        ))),
+    let marked = inside(&holes, part);
+    if marked.is_empty() {
+        return Ok(());
     }
+    // What is recorded nowhere looks whole.
+    if !holes.is_unrecorded && is_healed(repository, map, &marked).await? {
+        tracing::info!(volume = root.volume, slot = %root.slot, "what was marked as lost is there by now");
+        return Ok(());
+    }
+    Err(Failure::damaged(format!(
+        "{} was marked by a repair: it has holes that could not be read any more, at {}. Nothing was changed. Where backups \
+         have healed it since, `lvkeep repair` takes the mark away; --keep-going restores the rest (the holes become zero), \
+         and another snapshot may be whole",
+        root.volume,
+        named(&marked)
+    )))
+}
+
+/// Whether all of these ranges are known to be there: the map is read, and every chunk has a copy in a pack that is listed,
+/// in which it is not recorded as damaged.
+async fn is_healed(repository: &Repository, map: &MapReader, holes: &[(u64, u64)]) -> Result<bool, Failure> {
+    let ranges = || holes.iter().map(|(start, len)| *start..start.saturating_add(*len).min(map.root().size));
+    let leaves = |range: &Range<u64>| Geometry::leaf_of(range.start)..range.end.div_ceil(LEAF_SPAN);
+    if ranges().map(|range| leaves(&range).count() as u64).sum::<u64>() > LOOKED_AT_MAX {
+        return Ok(false);
+    }
+    let damages = Damages::load(repository).await?;
+    if damages.is_incomplete() {
+        return Ok(false);
+    }
+    let sizes: BTreeMap<PackId, u64> = repository.list_packs().await?.into_iter().collect();
+    let is_there = |id: &ChunkId, copy: &Copy| {
+        let end = u64::from(copy.offset) + u64::from(copy.len);
+        sizes.get(&copy.pack).is_some_and(|size| *size >= end) && !damages.has(id, &copy.pack)
+    };
+    for range in ranges() {
+        for number in leaves(&range) {
+            let leaf = match map.leaf(number).await {
+                Ok(leaf) => leaf,
+                Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
+                Err(_) => return Ok(false),
+            };
+            let touches = |at: u64, len: u32| at < range.end && at + u64::from(len) > range.start;
+            let pieces = leaf.located(map.geometry().leaf_range(number).start);
+            let ids: Vec<ChunkId> = pieces
+                .filter_map(|(at, piece)| match piece.content {
+                    Content::Chunk(id) if touches(at, piece.len) => Some(id),
+                    _ => None,
+                })
+                .collect();
+            let copies = map.locate(&ids).await?;
+            if !ids.iter().zip(copies).all(|(id, copies)| copies.iter().any(|copy| is_there(id, copy))) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// The holes that touch a part.

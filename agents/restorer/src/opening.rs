@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent::maps::MapReader;
 use agent::{Context, Ending, Failure, Place, Repository, Wish};
 use schema::messages::FailureKind;
 use schema::root::Root;
@@ -31,7 +32,8 @@ impl Restorer {
     ) -> Result<Task, Failure> {
         let part = target.part(&root)?;
         if !target.keeps_going() {
-            holes::refuse(&self.repository, &root, &part).await?;
+            let map = MapReader::new(reads.clone(), self.index.clone(), root.clone())?.keeping_leaves();
+            holes::refuse(&self.repository, &map, &part).await?;
         }
         self.check_standing(&target).await?;
         let place = self.find(job, &root, part.clone(), &target).await?;

@@ -19,6 +19,7 @@ use crate::compare::{copy_equal, leave_equal};
 use crate::plan::{FETCH_MAX, Window};
 use crate::repeats::copy_repeated;
 use crate::restorer::{Progress, Report};
+use crate::sink::Sink;
 use crate::snapback::{keep_whole, keep_window, keep_zeroed};
 use crate::spans::WINDOW_LEAVES;
 use crate::tracked;
@@ -94,7 +95,7 @@ pub(crate) async fn run(
     let _halt = HaltOnDrop(work.halt.clone());
     // Whoever hears of progress takes it that something may be written from then on.
     if stop.is_raised() {
-        return Err(stopped(&work.volume));
+        return Err(stopped_at(work));
     }
     let total = work.part.end - work.part.start;
     let mut report = Report { size: total, ..Report::default() };
@@ -108,7 +109,7 @@ pub(crate) async fn run(
     while feed.is_some() || !tasks.is_empty() {
         let failed = tokio::select! {
             biased;
-            () = stop.raised(), if failure.is_none() => Some(stopped(&work.volume)),
+            () = stop.raised(), if failure.is_none() => Some(stopped_at(work)),
             Some(joined) = tasks.join_next() => match joined {
                 Ok(Ended { held: given_back, result: Ok(step) }) => {
                     held -= given_back;
@@ -195,7 +196,23 @@ async fn synced(work: Arc<Work>) -> Result<Report, Failure> {
 
 /// Somebody asked for an end.
 pub(crate) fn stopped(volume: &str) -> Failure {
-    let why = format!("the restore of {volume} was stopped before it was complete");
+    not_complete("restore", volume)
+}
+
+/// The same of what only reads.
+pub(crate) fn reading_stopped(volume: &str) -> Failure {
+    not_complete("reading", volume)
+}
+
+fn stopped_at(work: &Work) -> Failure {
+    match work.sink {
+        Sink::Target(_) => stopped(&work.volume),
+        Sink::Discard | Sink::Memory(_) => reading_stopped(&work.volume),
+    }
+}
+
+fn not_complete(what: &str, volume: &str) -> Failure {
+    let why = format!("the {what} of {volume} was stopped before it was complete");
     Failure { retry: true, ..Failure::new(FailureKind::Revoked, why) }
 }
 

@@ -40,7 +40,13 @@ fn what_is_no_volume_is_named() {
     let machine = prepared();
     let (missing, folder, fifo) =
         (machine.place("missing.img"), machine.place("folder"), machine.place("fifo"));
-    machine.run(&["backup", &missing]).fails(4, &[&missing, "No such file"]);
+    let named = machine.run(&["backup", "--name", "vm/x", &missing]).fails(4, &["vm/x: ", "No such file"]);
+    for once in ["vm/x", "No such file", &missing] {
+        assert_eq!(named.err.matches(once).count(), 1, "{once}: {named}");
+    }
+    // With details, the roles' own words, too.
+    let detailed = machine.run(&["-v", "backup", "--name", "vm/x", &missing]).fails(4, &[&missing]);
+    assert!(detailed.err.contains("gave up a message"), "{detailed}");
     std::fs::create_dir(&folder).expect("a folder");
     machine.run(&["backup", &folder]).fails(4, &[&folder, "neither a regular file nor a block device"]);
     let made = std::process::Command::new(tests::e2e::program("mkfifo")).arg(&fifo).status();

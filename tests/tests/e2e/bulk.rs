@@ -47,7 +47,11 @@ fn a_plan_goes_on_past_what_fails() {
     ];
     let plan = write(&machine, &plan.concat());
     let ran = machine.run(&["restore", "--plan", &plan]);
-    let ran = ran.fails(3, &["2 of 4 restores failed; the first", "absent/2", "has content"]);
+    let plan_says = "; `force = true` in the plan overwrites it";
+    let ran = ran.fails(3, &["lvkeep: 2 of 4 restores failed\n", "absent/2", "has content", plan_says]);
+    for once in ["absent/2: ", "has content"] {
+        assert_eq!(format!("{}{}", ran.out, ran.err).matches(once).count(), 1, "{once}: {ran}");
+    }
     let at = |words: &str| ran.out.find(words).unwrap_or_else(|| panic!("{words}: {ran}"));
     assert!(at("vm/3 @") < at("vm/0 @"), "the most urgent first: {ran}");
     assert!(at("2 of 4 volumes restored, 5.0 MiB") < at("FAILED"), "{ran}");

@@ -351,7 +351,7 @@ fn settings_are_shown_with_their_origin_and_unknown_ones_refused() {
         assert_eq!((&shown[name]["value"], &shown[name]["origin"]), (&value, &origin.into()), "{name}");
     }
     let text = machine.run(&["config", "show"]).ok();
-    assert!(text.out.contains("lvkeep.toml"), "{text}");
+    assert!(text.out.contains("lvkeep.toml") && text.out.contains("256MiB"), "{text}");
     machine.configure("levle = 7\n");
     machine.run(&["config", "show"]).fails(1, &["lvkeep.toml", "levle"]);
     machine.configure("level = 77\n");

@@ -96,9 +96,61 @@ fn a_flipped_bit_in_content_is_named() {
     let image = damaged.machine.place("bad.img");
     damaged.machine.run(&["backup", "--name", "vm/bad", &image]).ok();
     let found = damaged.machine.run(&["check"]).ok();
-    assert!(found.out.contains("are healed"), "{found}");
+    assert!(found.out.contains("1 chunk that was recorded as damaged is healed"), "{found}");
     damaged.machine.restores("vm/bad@latest", &image);
     damaged.machine.run(&["repair"]).ok();
+}
+
+/// The guide's steps, in their order; the mark that a repair set in between keeps nobody from what was healed.
+#[test]
+fn monitoring_hears_of_damage_until_it_is_healed_and_unmarked() {
+    let damaged = prepared();
+    let machine = &damaged.machine;
+    let (image, target) = (machine.place("bad.img"), machine.place("marked.img"));
+    let monitor = ["status", "--max-age", "26h"];
+    let id = machine.json(&["show", "vm/bad@latest"])["id"].as_str().expect("an id").to_owned();
+    let whole = machine.run(&monitor).ok();
+    assert!(!whole.to_string().contains("damaged"), "{whole}");
+    let (path, entries) = damaged.pack(Domain::Data);
+    let entry = entries[entries.len() / 2];
+    damaged.flip(&path, u64::from(entry.offset) + u64::from(entry.len) / 2);
+    let found = machine.run(&["check", "--read-data"]);
+    let found = found.fails(6, &["1 of 2 snapshots are damaged", "Back up the volumes", "`lvkeep repair`"]);
+    let chunk = entry.id.to_string();
+    assert!(
+        !found.out.contains(&chunk) && found.out.contains(&format!("vm/bad: 1 snapshot: {id}")),
+        "{found}"
+    );
+    let details = machine.run(&["check", "-v"]).fails(6, &[]);
+    assert!(details.out.contains(&chunk), "{details}");
+
+    let words = "1 damaged chunk is recorded (`lvkeep check` names the snapshots it concerns)";
+    let told = machine.run(&monitor).fails(6, &[words]);
+    assert!(told.out.contains(&format!("DAMAGED: {words}")), "{told}");
+    let recorded = &machine.json(&["status"])["damage"];
+    for (name, value) in [("chunks", 1), ("frames", 1), ("chunks_healed", 0), ("snapshots_marked", 0)] {
+        assert_eq!(recorded[name], value, "{name}: {recorded}");
+    }
+    machine.run(&["status", "--max-age", "1ms"]).fails(8, &[words, "too old"]);
+    machine.run(&["repair"]).fails(6, &["1 is marked with what of it is lost"]);
+    machine.run(&monitor).fails(6, &[words, "1 snapshot is marked"]);
+    let refused = ["marked by a repair", "Nothing was changed", "`lvkeep repair`", "--keep-going"];
+    machine.run(&["restore", &id, &target]).fails(6, &refused);
+
+    machine.run(&["backup", "--name", "vm/bad", &image]).ok();
+    let healed = machine.run(&["check"]).ok();
+    let words =
+        ["1 chunk that was recorded as damaged is healed", "1 snapshot is marked", "`lvkeep repair` takes"];
+    assert!(words.iter().all(|words| healed.out.contains(words)), "{healed}");
+    machine.restores(&id, &image);
+    machine.run(&monitor).fails(6, &["1 snapshot is marked"]);
+    machine.run(&["repair"]).ok();
+    let calm = machine.run(&monitor).ok();
+    assert!(calm.out.contains("1 damaged chunk is recorded, and whole elsewhere by now"), "{calm}");
+    // What is whole elsewhere goes with its pack, and then its record does.
+    machine.run(&["prune", "--repack-below", "100"]).ok();
+    machine.run(&["check"]).ok();
+    assert_eq!(machine.json(&["status"])["damage"]["records"], 0);
 }
 
 #[test]

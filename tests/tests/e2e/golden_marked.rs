@@ -149,7 +149,7 @@ fn what_was_left_in_the_middle_is_read_healed_and_collected() {
     // What the volume still has heals what was lost.
     assert_eq!(back_up(&machine, "vm/c", 1)["generation"], 2);
     let repaired = machine.run(&["repair", "--read-data"]).ok();
-    assert!(repaired.to_string().contains("1 chunks that were recorded as damaged are healed"), "{repaired}");
+    assert!(repaired.to_string().contains("1 chunk that was recorded as damaged is healed"), "{repaired}");
     assert_eq!(lost(&machine, &ids[4]), 0);
     restores(&machine, &ids[4], "vm/c", 1);
     machine.run(&["forget", "--keep-last", "1"]).ok();

@@ -229,7 +229,7 @@ fn an_agent_that_dies_in_a_check_is_gone_on_after() {
     assert_eq!((&caught["state"], &caught["host"]), (&"running".into(), &"a".into()), "{caught}");
     dies.kill();
     let _other = site.agent("b", &["checker"], &[]);
-    let ended = running.end().fails(6, &["1 of 1 snapshots are damaged"]);
+    let ended = running.end().fails(6, &["1 of 1 snapshot is damaged"]);
     let found = ended.json();
     assert_eq!(found["damaged"][0]["volume"], "vm/disk", "{found}");
     let lost = found["damaged"][0]["lost"].as_array().map_or(0, Vec::len);
@@ -241,7 +241,7 @@ fn an_agent_that_dies_in_a_check_is_gone_on_after() {
     assert!(!records.expect("a listing").is_empty());
     assert_eq!(site.archive.open_sessions(), 0);
     let job = caught["job"].as_str().expect("a job");
-    site.operator.run(&["check", "--job", job]).fails(6, &["1 of 1 snapshots are damaged"]);
+    site.operator.run(&["check", "--job", job]).fails(6, &["1 of 1 snapshot is damaged"]);
 
     // Conductors ask for the next ones; what the volume still has heals.
     site.operator.run(&["backup", "--name", "vm/disk", &image]).ok();
@@ -273,7 +273,7 @@ fn a_check_that_is_cancelled_says_so() {
     let _indexer = site.agent("worker", &["indexer"], &[]);
     let _checker = site.agent("a", &["checker"], &[]);
     let checked = site.operator.run(&["check", "--by-agents", "--nats", &nats]);
-    assert!(checked.ok().out.contains("1 snapshots"), "a check of the structure");
+    assert!(checked.ok().out.contains("1 snapshot, "), "a check of the structure");
     let states =
         checks().as_array().map(|all| all.iter().map(|one| one["state"].clone()).collect::<Vec<_>>());
     assert_eq!(states, Some(vec!["checked".into()]));

@@ -69,7 +69,7 @@ fn what_was_forgotten_goes_and_the_rest_restores() {
     let dry = machine.json(&["prune", "--dry-run"]);
     assert_eq!((size(&machine), &dry["snapshots_forgotten"]), (before, &1.into()), "{dry}");
     let told = machine.run(&["prune", "--dry-run"]).ok();
-    assert!(told.out.contains("would remove 1 forgotten snapshots"), "{told}");
+    assert!(told.out.contains("would remove 1 forgotten snapshot and"), "{told}");
 
     let pruned = machine.json(&["prune"]);
     assert_eq!((&pruned["collection"], &pruned["finished"]), (&1.into(), &true.into()), "{pruned}");

@@ -54,7 +54,7 @@ fn what_no_rule_keeps_is_forgotten_and_comes_back() {
     assert_eq!(ids(&machine, &[]), all, "nothing was forgotten yet");
 
     let done = machine.run(&rules).ok();
-    assert!(done.out.contains("1 are forgotten") && done.out.contains("unforget"), "{done}");
+    assert!(done.out.contains("1 is forgotten") && done.out.contains("unforget"), "{done}");
     assert_eq!(ids(&machine, &[]), all[1..]);
     assert_eq!(ids(&machine, &["--forgotten"]), all[..1]);
     let target = machine.place("target.img");
@@ -138,7 +138,7 @@ fn a_damaged_root_stands_in_nobodys_way_and_can_be_let_go() {
     let copied = machine.run(&["copy", "--to", &offsite]).fails(6, &named);
     assert!(copied.out.contains("3 snapshots copied"), "{copied}");
     let done = machine.run(&["forget", "--keep-last", "1"]).fails(6, &named);
-    assert!(done.out.contains("2 snapshots stay, 1 are forgotten"), "{done}");
+    assert!(done.out.contains("2 snapshots stay, 1 is forgotten"), "{done}");
     let fresh = machine.json(&["backup", "--name", "vm/disk", &image]);
     assert_eq!((&fresh["generation"], &fresh["bytes_new"]), (&4.into(), &0.into()), "{fresh}");
 
@@ -151,7 +151,7 @@ fn a_damaged_root_stands_in_nobodys_way_and_can_be_let_go() {
     let planned = machine.json(&[&forget[..], &["--dry-run"]].concat());
     assert_eq!((&planned["forgotten"], &planned["snapshots"][0]["damaged"]), (&1.into(), &true.into()));
     let done = machine.run(&forget).ok();
-    assert!(done.out.contains("1 are forgotten") && !done.out.contains("unforget"), "{done}");
+    assert!(done.out.contains("1 snapshot is forgotten") && !done.out.contains("unforget"), "{done}");
     for command in [&["unforget", &all[1]][..], &["snapshots", "--forgotten"], &["show", &all[1]]] {
         let said = machine.run(command).fails(6, &[&all[1], "cannot be brought back"]);
         assert!(!said.err.contains("lvkeep forget"), "{said}");
@@ -203,7 +203,7 @@ fn policies_are_applied_after_each_backup() {
     }
     assert_eq!(ids(&machine, &["--volume", "other/*"]).len(), 3);
     let backup = machine.run(&["backup", "--name", "vm/disk", &image]).ok();
-    assert!(backup.out.contains("1 older snapshots were forgotten by policy"), "{backup}");
+    assert!(backup.out.contains("1 older snapshot was forgotten by policy"), "{backup}");
     machine.configure("[[retention]]\nvolumes = \"vm/*\"\nkeep_lsat = 2\n");
     machine.run(&["snapshots"]).fails(1, &["keep_lsat"]);
 }

@@ -90,9 +90,11 @@ fn what_stood_on_a_device_is_put_back_without_force() {
         println!("without devices, a file stands for one");
         return;
     };
-    machine.run(&["restore", "--undo", "vm/disk@latest", device.path()]).ok();
+    let restored = machine.run(&["restore", "--undo", "vm/disk@latest", device.path()]).ok();
     same_bytes(machine.place("disk.img"), device.path());
     let ids = kept(&machine);
+    let works = format!("`lvkeep undo {} --same-device` puts it back", ids[0]);
+    assert!(restored.err.contains(&works), "{restored}");
     machine.run(&["undo", &ids[0]]).fails(3, &[device.path(), "--same-device"]);
     let mut guest = Command::new(program("cat"));
     let open = File::options().read(true).write(true).open(device.path()).expect("the device");
@@ -159,7 +161,8 @@ fn a_killed_restore_can_be_undone() {
     machine.run(&["check"]).ok();
 }
 
-/// Begun again after it was cut off, a restore keeps a mixture; what was there first is named, and comes back.
+/// Begun again after it was cut off, a restore keeps a mixture; what was there first is named, and comes back. What was
+/// kept of a restore that ended well is no mixture's, and is not named.
 #[test]
 fn what_was_kept_first_is_named_when_a_restore_is_begun_again() {
     let machine = Machine::with_disk(SIZE);
@@ -167,16 +170,33 @@ fn what_was_kept_first_is_named_when_a_restore_is_begun_again() {
     random_file(&target, SIZE, 3);
     let old = std::fs::read(&target).expect("the target");
     let restore = ["restore", "--undo", "vm/disk@latest", target.as_str()];
-    let first = machine.json(&restore)["undo"].as_str().expect("an id").to_owned();
+    let (pack, whole) = one_byte_wrong(&machine);
+    machine.run(&restore).fails(6, &["at offset"]);
+    let first = kept(&machine).remove(0);
+    std::fs::write(&pack, whole).expect("the pack is whole again");
     let again = machine.run(&restore).ok();
     assert!(again.err.contains(&format!("is kept as {first}, too")), "{}", again.err);
     same_bytes(&image, &target);
     machine.run(&["undo", &first]).ok();
     assert!(std::fs::read(&target).expect("the target") == old);
+    let later = machine.run(&restore).ok();
+    assert!(!later.err.contains("too: after a restore that was cut off"), "{}", later.err);
     // What was kept is no volume that lacks backups.
     let status = machine.json(&["status"]);
     let volumes = status["volumes"].as_array().expect("a list");
     assert_eq!(volumes.len(), 1, "{status}");
+}
+
+/// Makes another one of the byte in the middle of a pack; the pack, and what it was.
+fn one_byte_wrong(machine: &Machine) -> (std::path::PathBuf, Vec<u8>) {
+    let mut packs: Vec<_> = walk(machine.place("repo/packs").as_ref());
+    packs.sort_by_key(|pack| std::fs::metadata(pack).expect("a pack").len());
+    let largest = packs.pop().expect("packs");
+    let whole = std::fs::read(&largest).expect("a pack");
+    let mut bytes = whole.clone();
+    bytes[whole.len() / 2] ^= 1;
+    std::fs::write(&largest, &bytes).expect("a pack");
+    (largest, whole)
 }
 
 #[test]
@@ -209,14 +229,7 @@ fn many_targets_of_one_snapshot_are_read_from_the_repository_once() {
 fn the_rest_of_a_damaged_snapshot_is_restored_and_the_holes_are_listed() {
     let machine = Machine::with_disk(SIZE);
     let (image, target) = (machine.place("disk.img"), machine.place("target.img"));
-    // One of the packs, from which one byte in the middle is another by now.
-    let mut packs: Vec<_> = walk(machine.place("repo/packs").as_ref());
-    packs.sort_by_key(|pack| std::fs::metadata(pack).expect("a pack").len());
-    let largest = packs.last().expect("packs");
-    let mut bytes = std::fs::read(largest).expect("a pack");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(largest, &bytes).expect("a pack");
+    one_byte_wrong(&machine);
     machine.run(&["restore", "vm/disk@latest", &target]).fails(6, &["vm/disk", "at offset", "packs/"]);
     // It goes on with what the first one left.
     let ran = machine.run(&["--json", "restore", "--keep-going", "--force", "vm/disk@latest", &target]);

@@ -31,6 +31,13 @@ pub struct CheckArgs {
     /// Follow this check of agents, or print what it came to; `status` lists them
     #[arg(long, value_name = "JOB", conflicts_with_all = ["read_data", "restart", "no_record", "by_agents"])]
     pub job: Option<String>,
+    /// Nothing: what --read-data takes stands behind a `=`.
+    #[arg(hide = true, value_name = "NOTHING", value_parser = misplaced)]
+    pub misplaced: Option<String>,
+}
+
+fn misplaced(text: &str) -> Result<String, String> {
+    Err(format!("`check` takes no such argument; how much is read stands behind a `=`: --read-data={text}"))
 }
 
 /// How much content is read.
@@ -64,6 +71,15 @@ impl FromStr for ReadData {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_stands_behind_a_blank_is_answered_with_the_way_to_write_it() {
+        use clap::Parser;
+        let parse = |words: &[&str]| crate::args::Cli::try_parse_from([&["lvkeep", "check"], words].concat());
+        let why = parse(&["--read-data", "50"]).unwrap_err().to_string();
+        assert!(why.contains("--read-data=50"), "{why}");
+        assert!(parse(&["--read-data"]).is_ok() && parse(&["--read-data=50"]).is_ok());
+    }
 
     #[test]
     fn shares_and_per_cents() {

@@ -48,6 +48,9 @@ pub struct Row {
 pub struct Done {
     /// Nothing was.
     pub dry_run: bool,
+    /// The snapshots were named, and no rule has decided.
+    #[serde(skip)]
+    pub is_by_name: bool,
     /// Snapshots that stay.
     pub kept: usize,
     /// Snapshots that go.
@@ -159,10 +162,18 @@ impl Done {
     pub fn text(&self) -> String {
         let mut table = text::Table::new(&["", "id", "volume", "gen", "time", "why"]);
         self.snapshots.iter().for_each(|row| table.row(row.cells()));
-        let (kept, forgotten) = (self.kept, self.forgotten);
-        let last = match self.dry_run {
-            true => format!("{kept} snapshots would stay, {forgotten} would be forgotten"),
-            false => format!("{kept} snapshots stay, {forgotten} are forgotten{}", self.way_back()),
+        let (kept, forgotten) = (self.kept as u64, self.forgotten as u64);
+        let snapshots = |number| text::count(number, "snapshot");
+        let (stay, are) = (text::of(kept, "stays", "stay"), text::of(forgotten, "is", "are"));
+        // By name nobody has asked for the others, which all stay.
+        let last = match (self.dry_run, self.is_by_name && kept == 0) {
+            (true, true) => format!("{} would be forgotten", snapshots(forgotten)),
+            (true, false) => format!("{} would stay, {forgotten} would be forgotten", snapshots(kept)),
+            (false, true) => format!("{} {are} forgotten{}", snapshots(forgotten), self.way_back()),
+            (false, false) if forgotten == 0 => format!("{} {stay}, nothing is forgotten", snapshots(kept)),
+            (false, false) => {
+                format!("{} {stay}, {forgotten} {are} forgotten{}", snapshots(kept), self.way_back())
+            }
         };
         let failed = match self.failed {
             0 => String::new(),
@@ -174,9 +185,10 @@ impl Done {
     /// How one comes back, where one can.
     fn way_back(&self) -> &'static str {
         let can = |row: &Row| !row.keep && !row.damaged;
-        match self.forgotten == 0 || self.snapshots.iter().any(can) {
-            true => " (`lvkeep unforget` brings one back until it is collected)",
-            false => "",
+        match (self.snapshots.iter().any(|row| can(row) && row.failed.is_none()), self.forgotten) {
+            (false, _) => "",
+            (true, 1) => " (`lvkeep unforget` brings it back until it is collected)",
+            (true, _) => " (`lvkeep unforget` brings one back until it is collected)",
         }
     }
 }

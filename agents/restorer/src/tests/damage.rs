@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use agent::looks::Looks;
 use agent::maps::MapReader;
+use schema::damage::{Damage, DamagedChunk, Holes};
 use schema::keys::{DataKey, Identity};
 use schema::messages::{About, Copy, FailureKind};
 use schema::{Domain, PackId, names};
@@ -369,6 +370,64 @@ async fn the_rest_of_a_damaged_snapshot_is_restored_when_asked_for() {
             assert!(report.holes[0].why.contains(&names::pack(copy.pack)), "{:?}", report.holes);
         }
     }
+}
+
+/// A mark stays until a repair has looked; what it marks may be there long before.
+#[tokio::test(start_paused = true)]
+async fn what_was_marked_and_is_healed_is_restored_at_once() {
+    let fixture = Fixture::encrypted().await;
+    let content = noise(1, 20 * CHUNK);
+    let root = fixture.volume(&content).await;
+    let seal =
+        async |key: String, bytes: bytes::Bytes| fixture.repository.store.put(&key, bytes).await.unwrap();
+    let mark = async |is_unrecorded: bool| {
+        let ranges = vec![(7 * CHUNK as u64, CHUNK as u64)];
+        let holes = Holes { version: Holes::VERSION, slot: root.slot, found_ms: 0, ranges, is_unrecorded };
+        let key = root.slot.holes();
+        seal(key.clone(), fixture.repository.seal(&key, &holes).unwrap()).await;
+    };
+    mark(false).await;
+    let plain = bytes::Bytes::copy_from_slice(&content[7 * CHUNK..8 * CHUNK]);
+    let id = fixture.repository.key.chunk_ids().id(Domain::Data, &plain);
+    let copy = fixture.table.lock().unwrap()[&id][0];
+    damage(&fixture, &copy).await;
+    let chunks = vec![DamagedChunk { id, packs: vec![copy.pack] }];
+    let record = Damage { version: Damage::VERSION, found_ms: 0, host: "h".into(), packs: vec![], chunks };
+    let key = names::damage(fixture.context.environment.damage_id());
+    seal(key.clone(), fixture.repository.seal(&key, &record).unwrap()).await;
+    let restore = async |name: &str| fixture.restore(&root, &fixture.path(name)).await;
+    let refused = async || {
+        let failure = restore("refused").await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Damaged, "{failure}");
+        let at = format!("{}+{CHUNK}", 7 * CHUNK);
+        for part in ["marked by a repair", "`lvkeep repair`", "--keep-going", "Nothing was changed", &at] {
+            assert!(failure.why.contains(part), "{part} is not in: {failure}");
+        }
+        assert!(!fixture.path("refused").exists());
+    };
+    refused().await;
+    // Other parts are nobody's loss.
+    let target = Target::new(fixture.path("part"), false).only(Some(0..7 * CHUNK as u64));
+    fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap();
+
+    let (healing, _) = fixture.pack(Domain::Data, &[plain]).await;
+    let whole = fixture.bytes_of(healing).await;
+    for broken in [None, Some(whole[..100].to_vec())] {
+        match broken {
+            None => fixture.repository.store.delete(&names::pack(healing)).await.unwrap(),
+            Some(bytes) => seal(names::pack(healing), bytes.into()).await,
+        }
+        refused().await;
+    }
+    seal(names::pack(healing), whole.into()).await;
+    restore("healed").await.unwrap();
+    assert!(std::fs::read(fixture.path("healed")).unwrap() == content);
+    // What no record names looks whole to whoever does not read it, and so does all while a record cannot be read.
+    mark(true).await;
+    refused().await;
+    mark(false).await;
+    seal(names::damage(fixture.context.environment.damage_id()), b"rotten".as_slice().into()).await;
+    refused().await;
 }
 
 /// A collection has moved everything, and the index has not heard of it.
