@@ -323,7 +323,8 @@ impl Target {
         Ok(opened)
     }
 
-    /// The first change of an opened target: a file gets the snapshot's size, and the mark of its job. Blocks.
+    /// The first change of an opened target: a file gets the snapshot's size, unless it is longer, and the mark of its job.
+    /// Blocks.
     pub(crate) fn begin(&self, opened: Opened, root: &Root) -> Result<Opened, Failure> {
         let found = opened.file.metadata().map_err(|why| self.cannot_open(&why))?;
         if self.claim.kept().is_some_and(|kept| keeping::state(&opened.path, &found) != Some(kept)) {
@@ -339,12 +340,7 @@ impl Target {
             self.claim.begin(&opened.file, &opened.path);
         }
         match self.range.is_none() || opened.before != Before::Content {
-            true => {
-                if found.len() > root.size {
-                    self.claim.overwrote();
-                }
-                self.sized(opened, found.len(), root.size)
-            }
+            true => self.sized(opened, found.len(), root.size),
             false => Ok(Opened { len: Some(found.len()), ..opened }),
         }
     }
@@ -560,9 +556,13 @@ impl Target {
         }
     }
 
+    /// What a longer file has behind the snapshot's end stays until everything else is restored.
     fn sized(&self, opened: Opened, before: u64, size: u64) -> Result<Opened, Failure> {
+        if before > size {
+            return Ok(Opened { len: Some(before), cut_to: Some(size), ..opened });
+        }
         match opened.file.set_len(size) {
-            Ok(()) => Ok(Opened { len: Some(size), was_longer: (before > size).then_some(before), ..opened }),
+            Ok(()) => Ok(Opened { len: Some(size), ..opened }),
             Err(why) => {
                 let why =
                     format!("cannot give {} the snapshot's size of {size} bytes: {why}", self.path.display());

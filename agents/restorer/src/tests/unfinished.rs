@@ -148,7 +148,8 @@ async fn an_undo_lets_go_of_what_it_puts_back() {
 #[tokio::test(start_paused = true)]
 async fn a_restore_that_overwrites_nothing_holds_nothing() {
     let fixture = Arc::new(Fixture::plain().await);
-    let (old, new) = (noise(1, 1 << 20), noise(2, 1 << 20));
+    // Nor cut off.
+    let (old, new) = (noise(1, (1 << 20) + 5), noise(2, 1 << 20));
     let root = fixture.volume(&new).await;
     let _keeper = Keeper::start(&fixture, |_| ());
     let path = fixture.path("x");
