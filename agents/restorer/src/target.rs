@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agent::store::Limit;
-use agent::{Ending, Failure, Stop, mounts};
+use agent::{Ending, Failure, Stop};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
 use rustix::io::Errno;
 use schema::JobId;
@@ -405,7 +405,7 @@ impl Target {
         if !kind.is_block_device() {
             return Err(self.refused("it is neither a regular file nor a block device"));
         }
-        self.check_unmounted(&metadata)?;
+        self.check_unmounted(path, &metadata)?;
         let (file, is_alone) = self.open_device(path, &metadata)?;
         self.check_device_size(&file, at.root)?;
         Ok(Some(Opened { is_alone, ..Opened::new(file, path.to_owned(), volume, Before::Content) }))
@@ -515,12 +515,9 @@ impl Target {
             let why = format!("the file has content ({} bytes); --force overwrites it", metadata.len());
             return Err(self.refused(why));
         }
-        match mounts::loop_device(Path::new("/sys/block"), path, metadata) {
-            Some(device) if !self.in_use => {
-                let (device, way) = (device.display(), self.in_use_all_the_same());
-                Err(self.refused(format!("the file is in use by {device}: detach it first ({way})")))
-            }
-            _ if metadata.len() == 0 => Ok(Before::Empty),
+        self.check_backs_none("file", path, metadata)?;
+        match metadata.len() {
+            0 => Ok(Before::Empty),
             _ if begun => Ok(Before::Begun),
             _ => Ok(Before::Content),
         }
