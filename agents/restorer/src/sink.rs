@@ -342,6 +342,12 @@ impl Opened {
         matches!(self.before, Before::Absent | Before::Empty) && !self.shared
     }
 
+    /// Whether it was made for this restore, or for what an earlier attempt of it has begun.
+    pub fn is_made(&self) -> bool {
+        let is_made = |place: &Arc<dyn Place>| place.is_new() || place.is_begun();
+        matches!(self.before, Before::Absent | Before::Begun) || self.place.as_ref().is_some_and(is_made)
+    }
+
     /// Whether an earlier attempt of the same job may have written to it.
     fn is_begun(&self) -> bool {
         self.before == Before::Begun || self.place.as_ref().is_some_and(|place| place.is_begun())
@@ -351,7 +357,7 @@ impl Opened {
     fn left(&self) -> Option<String> {
         let (volume, path) = (&self.volume, self.path.display());
         let left = match (&self.place, self.before) {
-            (Some(place), _) if place.is_new() || place.is_begun() => None,
+            (Some(_), _) if self.is_made() => None,
             (Some(place), _) => {
                 let name = place.name();
                 Some(format!("{name} is overwritten in part: the same restore goes on from there"))
