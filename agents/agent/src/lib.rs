@@ -15,6 +15,7 @@ pub mod bus;
 pub mod contract;
 pub mod counters;
 pub mod damage;
+pub mod disks;
 pub mod environment;
 pub mod epochs;
 pub mod failure;

@@ -1,7 +1,8 @@
 //! Says what uses a device or a file: mounts and loop devices, from the kernel's own tables.
 //!
 //! Opening a device exclusively already fails while it is mounted or held by device mapper or md; this finds the
-//! name of the user, and what exclusive opening does not see: a file behind a loop device.
+//! name of the user, and what exclusive opening does not see: a file or device behind a loop device, which claims
+//! nothing, not even for a file system that is mounted from it.
 
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
@@ -9,6 +10,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{major, minor};
+
+use crate::disks::Overlap;
 
 /// Where the device `major:minor` is mounted, by the text of `/proc/self/mountinfo`.
 pub fn mount_point(mountinfo: &str, major: u32, minor: u32) -> Option<PathBuf> {
@@ -71,8 +74,10 @@ fn holders(folder: &Path) -> Option<String> {
     (!names.is_empty()).then(|| format!("{} is made of it", names.join(", ")))
 }
 
-/// The loop device that a file backs, with loop devices listed below `block` (`/sys/block`).
-pub fn loop_device(block: &Path, file: &Path, metadata: &fs::Metadata) -> Option<PathBuf> {
+/// The loop device that a file or block device backs, at least in part, with loop devices listed below `block`
+/// (`/sys/block`).
+pub fn loop_device(block: &Path, path: &Path, metadata: &fs::Metadata) -> Option<PathBuf> {
+    let overlap = Overlap::of(metadata);
     for entry in fs::read_dir(block).ok()?.flatten() {
         let name = entry.file_name();
         if !name.to_string_lossy().starts_with("loop") {
@@ -80,8 +85,7 @@ pub fn loop_device(block: &Path, file: &Path, metadata: &fs::Metadata) -> Option
         }
         let Ok(backing) = fs::read(entry.path().join("loop/backing_file")) else { continue };
         let backing = PathBuf::from(std::ffi::OsString::from_vec(backing.trim_ascii_end().to_vec()));
-        let same_inode = |m: fs::Metadata| (m.dev(), m.ino()) == (metadata.dev(), metadata.ino());
-        if backing == file || fs::metadata(&backing).is_ok_and(same_inode) {
+        if backing == path || fs::metadata(&backing).is_ok_and(|found| overlap.has(&found)) {
             return Some(Path::new("/dev").join(name));
         }
     }

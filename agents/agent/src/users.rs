@@ -10,6 +10,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::disks::{self, Overlap};
+
 /// After this, a process that had only just begun runs its own program.
 const BEGINS: Duration = Duration::from_millis(50);
 
@@ -24,14 +26,23 @@ pub enum Writer {
     Unknown(usize),
 }
 
-/// Looks below `proc` for another process that writes to what `metadata` describes. Blocks.
+/// What is looked for.
+struct Sought<'a> {
+    path: &'a Path,
+    metadata: &'a Metadata,
+    overlap: Overlap,
+}
+
+/// Looks below `proc` for another process that writes to what `metadata` describes, by whatever name, or to the disk that
+/// it is a part of, or to a part of it. Blocks.
 pub fn writer(proc: &Path, path: &Path, metadata: &Metadata) -> Writer {
-    match look(proc, path, metadata) {
+    let sought = Sought { path, metadata, overlap: Overlap::of(metadata) };
+    match look(proc, &sought) {
         Writer::One(_) => {}
         found => return found,
     }
     pause();
-    look(proc, path, metadata)
+    look(proc, &sought)
 }
 
 /// What an operator should know where so many processes could not be looked at. Whoever is not root sees nothing of other
@@ -67,7 +78,7 @@ fn pause() {
     std::thread::sleep(BEGINS);
 }
 
-fn look(proc: &Path, path: &Path, metadata: &Metadata) -> Writer {
+fn look(proc: &Path, sought: &Sought<'_>) -> Writer {
     // By its number there, which may be another one than here.
     let own = fs::read_link(proc.join("self")).map(|own| own.to_string_lossy().into_owned());
     let own = own.unwrap_or_else(|_| rustix::process::getpid().as_raw_nonzero().to_string());
@@ -78,11 +89,11 @@ fn look(proc: &Path, path: &Path, metadata: &Metadata) -> Writer {
         if number == own || !number.bytes().all(|byte| byte.is_ascii_digit()) {
             continue;
         }
-        match has_open(&process.path(), path, metadata) {
-            Ok(false) => {}
-            Ok(true) => {
+        match writes(&process.path(), sought) {
+            Ok(None) => {}
+            Ok(Some(how)) => {
                 let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-                return Writer::One(format!("process {number}, {}, writes to it", name.trim()));
+                return Writer::One(format!("process {number}, {}, {how}", name.trim()));
             }
             Err(why) if why.kind() == io::ErrorKind::PermissionDenied => unknown += 1,
             // It has ended meanwhile.
@@ -95,39 +106,59 @@ fn look(proc: &Path, path: &Path, metadata: &Metadata) -> Writer {
     }
 }
 
-/// Whether a process has it open to write to it; an error where it may not be looked at.
-fn has_open(process: &Path, path: &Path, metadata: &Metadata) -> io::Result<bool> {
+/// How a process writes to it, if it does; an error where it may not be looked at.
+fn writes(process: &Path, sought: &Sought<'_>) -> io::Result<Option<String>> {
     for file in fs::read_dir(process.join("fd"))?.flatten() {
-        // Looking at the link alone is enough to leave out pipes, sockets and what may hang.
         let link = match fs::read_link(file.path()) {
             Ok(link) => link,
             // It was closed meanwhile.
             Err(why) if why.kind() == io::ErrorKind::NotFound => continue,
             Err(why) => return Err(why),
         };
-        let may_be = link == path || (link.starts_with("/dev") && metadata.file_type().is_block_device());
-        if !may_be || !fs::metadata(file.path()).is_ok_and(|found| is_same(&found, metadata)) {
+        // Pipes, sockets and the like have no path.
+        if !link.is_absolute() {
             continue;
         }
-        let info = process.join("fdinfo").join(file.file_name());
-        if fs::read_to_string(info).is_ok_and(|info| may_write(&info)) {
-            return Ok(true);
+        let info = fs::read_to_string(process.join("fdinfo").join(file.file_name())).unwrap_or_default();
+        if !may_write(&info) || !sought.may_be(&link, &info) {
+            continue;
+        }
+        if let Some(how) = fs::metadata(file.path()).ok().and_then(|found| sought.told(&link, &found)) {
+            return Ok(Some(how));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
-/// Whether both are of one device, or of one file.
-pub fn is_same(a: &Metadata, b: &Metadata) -> bool {
-    let devices = a.file_type().is_block_device() && b.file_type().is_block_device();
-    (devices && a.rdev() == b.rdev()) || (a.dev(), a.ino()) == (b.dev(), b.ino())
+impl Sought<'_> {
+    /// Whether an open file is worth a look, which hangs on some file systems. The number of a file is the same by every
+    /// name, in a container or not. Kernels before 5.14 do not tell it, and stacked file systems may have another one
+    /// there than the look shows: so its name will do. A device has nodes of many numbers.
+    fn may_be(&self, link: &Path, info: &str) -> bool {
+        let number = field(info, "ino:").and_then(|number| number.parse().ok());
+        let is_device = self.overlap.is_device() && link.starts_with("/dev");
+        number == Some(self.metadata.ino()) || link == self.path || is_device
+    }
+
+    /// How it is written to by whoever has `found` open by this name; none where that is something else.
+    fn told(&self, link: &Path, found: &Metadata) -> Option<String> {
+        let is_same = disks::is_same(found, self.metadata);
+        match link == self.path {
+            true if is_same => Some("writes to it".to_owned()),
+            false if is_same => Some(format!("writes to it as {}", link.display())),
+            _ => self.overlap.has(found).then(|| format!("writes to {}", link.display())),
+        }
+    }
 }
 
 /// By the access mode in the octal flags of `/proc/PID/fdinfo/FD`.
 fn may_write(info: &str) -> bool {
-    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    let flags = field(info, "flags:").and_then(|flags| u32::from_str_radix(flags, 8).ok());
     flags.is_some_and(|flags| flags & 3 != 0)
+}
+
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
 #[cfg(test)]
@@ -160,6 +191,46 @@ mod tests {
         }
     }
 
+    /// Looking at anything else may hang.
+    #[test]
+    fn only_what_may_be_it_is_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.img");
+        fs::write(&path, b"x").unwrap();
+        let metadata = fs::metadata(&path).unwrap();
+        let sought = Sought { path: &path, metadata: &metadata, overlap: Overlap::of(&metadata) };
+        let number = |add: u64| format!("flags:\t0100002\nmnt_id:\t25\nino:\t{}\n", metadata.ino() + add);
+        let old_kernel = "flags:\t0100002\nmnt_id:\t25\n";
+        for (link, info, expected) in [
+            ("/images/of/a/guest", &*number(0), true),
+            ("/images/of/a/guest", &number(1), false),
+            ("/images/of/a/guest", old_kernel, false),
+            ("/dev/sdb", &number(1), false),
+            (path.to_str().unwrap(), old_kernel, true),
+            // On an overlay, say.
+            (path.to_str().unwrap(), &number(1), true),
+        ] {
+            assert_eq!(sought.may_be(Path::new(link), info), expected, "{link} {info:?}");
+        }
+    }
+
+    /// `cat` with a file open, until it is dropped.
+    struct Guest(std::process::Child);
+
+    impl Guest {
+        fn with(path: &Path, writes: bool) -> Self {
+            let open = fs::File::options().read(true).write(writes).open(path).unwrap();
+            Self(Command::new("cat").stdin(Stdio::piped()).stdout(open).spawn().unwrap())
+        }
+    }
+
+    impl Drop for Guest {
+        fn drop(&mut self) {
+            drop(self.0.stdin.take());
+            self.0.wait().unwrap();
+        }
+    }
+
     #[test]
     fn a_process_that_writes_is_found_and_one_that_reads_is_not() {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -167,15 +238,25 @@ mod tests {
         let metadata = fs::metadata(&path).unwrap();
         let found = || writer(Path::new("/proc"), &path, &metadata);
         for (writes, expected) in [(false, false), (true, true)] {
-            let open = fs::File::options().read(true).write(writes).open(&path).unwrap();
-            let mut command = Command::new("cat");
-            let mut child = command.stdin(Stdio::piped()).stdout(open).spawn().unwrap();
-            let number = child.id().to_string();
-            assert_eq!(matches!(found(), Writer::One(who) if who.contains(&number)), expected);
-            drop(command);
-            drop(child.stdin.take());
-            child.wait().unwrap();
+            let guest = Guest::with(&path, writes);
+            let told = format!("process {}, cat, writes to it", guest.0.id());
+            assert_eq!(found() == Writer::One(told), expected);
         }
+        let _own = fs::File::options().write(true).open(&path).unwrap();
         assert!(!matches!(found(), Writer::One(_)), "this process does not count");
+    }
+
+    /// A container has it below another folder, and a hard link is in another one.
+    #[test]
+    fn a_process_that_writes_by_another_name_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().canonicalize().unwrap();
+        let (path, other) = (folder.join("disk.img"), folder.join("elsewhere.img"));
+        fs::write(&path, b"x").unwrap();
+        fs::hard_link(&path, &other).unwrap();
+        let guest = Guest::with(&other, true);
+        let told = format!("process {}, cat, writes to it as {}", guest.0.id(), other.display());
+        let found = writer(Path::new("/proc"), &path, &fs::metadata(&path).unwrap());
+        assert_eq!(found, Writer::One(told));
     }
 }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use agent::{Failure, users};
+use agent::{Failure, disks};
 use schema::JobId;
 use schema::names::Slot;
 
@@ -45,7 +45,7 @@ impl Apart {
             all.iter().filter(is_other).cloned().collect()
         };
         let is_it =
-            |one: &&One| std::fs::metadata(&one.path).is_ok_and(|there| users::is_same(&there, &found));
+            |one: &&One| std::fs::metadata(&one.path).is_ok_and(|there| disks::is_same(&there, &found));
         if let Some(other) = others.iter().find(is_it) {
             return Err(Failure::refused(format!(
                 "cannot restore to {name}: it is what {} is, to which the same command restores another snapshot; nothing was \

@@ -362,7 +362,6 @@ impl Restorer {
             }
         };
         let (place, goes_on, tracked) = (task.sink.place(), task.goes_on, task.tracked.clone());
-        let cut_off = task.sink.cut_off();
         let work = self.work(source, task);
         let audited = self.audit(&work, tracked, &stop).await;
         let shared = match &claim {
@@ -397,13 +396,13 @@ impl Restorer {
                     (with_notes(failure, left.as_slice()), Left::As(ending))
                 }
             });
-            Ok((result, work.snapback.as_ref().map(Snapback::end)))
+            Ok((result, work.sink.cut_off(), work.snapback.as_ref().map(Snapback::end)))
         });
-        let (result, kept) = match ended.await {
+        let (result, cut_off, kept) = match ended.await {
             Ok(ended) => ended,
             Err(failure) => {
                 claim.as_ref().inspect(|claim| claim.overwrote());
-                (Err((failure, Left::As(Ending::CutOff))), None)
+                (Err((failure, Left::As(Ending::CutOff))), None, None)
             }
         };
         match result {
@@ -418,7 +417,8 @@ impl Restorer {
                 Ok(report)
             }
             Err((failure, left)) => {
-                let mut notes = leave(place, claim.as_ref(), left).await;
+                let mut notes: Vec<String> = cut_off.into_iter().collect();
+                notes.extend(leave(place, claim.as_ref(), left).await);
                 notes.extend(kept);
                 Err(with_notes(failure, &notes))
             }

@@ -3,8 +3,9 @@
 //! Offsets never overlap between calls, so that any number of threads may write at once. Zero ranges of a fresh file
 //! are never written, so that it stays sparse; anywhere else they are punched out, or written when the target cannot
 //! do that: stale data never stays. A logical volume knows better, and is asked. What is aligned goes to a device past
-//! the page cache, where a write that fails says so itself. Nothing is durable before [`Sink::finish`]. A file that
-//! somebody removes, replaces or cuts off meanwhile fails the restore.
+//! the page cache, where a write that fails says so itself. Nothing is durable before [`Sink::finish`], which alone cuts
+//! off what a longer file has behind the snapshot's end. A file that somebody removes, replaces or cuts off meanwhile
+//! fails the restore.
 
 use std::fs::File;
 use std::io;
@@ -110,10 +111,12 @@ pub(crate) struct Opened {
     pub syncing: AtomicBool,
     /// A device that nobody else has exclusively.
     pub is_alone: bool,
-    /// Bytes that it has from the first write to the end, where it is a file.
+    /// Bytes that it has from the first write until all is written, where it is a file.
     pub len: Option<u64>,
-    /// Bytes that it had before, where what was behind the snapshot's end was cut off.
-    pub was_longer: Option<u64>,
+    /// Bytes that it is cut off to then, where it is longer than the snapshot.
+    pub cut_to: Option<u64>,
+    /// It was cut off.
+    pub is_cut: AtomicBool,
     /// The same device past the page cache, where that is possible; opened when it is first written to.
     pub direct: OnceLock<Option<File>>,
 }
@@ -186,7 +189,9 @@ impl Sink {
     /// Whether something of what stood on a target may be gone.
     pub fn is_overwritten(&self) -> bool {
         let Self::Target(opened) = self else { return false };
-        [&opened.is_written, &opened.is_zeroed].iter().any(|flag| flag.load(Ordering::Relaxed))
+        [&opened.is_written, &opened.is_zeroed, &opened.is_cut]
+            .iter()
+            .any(|flag| flag.load(Ordering::Relaxed))
     }
 
     /// The logical volume that it is.
@@ -199,10 +204,12 @@ impl Sink {
 
     /// What the operator should know of a target that has become shorter.
     pub fn cut_off(&self) -> Option<String> {
-        let Self::Target(Opened { path, len: Some(now), was_longer: Some(before), .. }) = self else {
+        let Self::Target(Opened { path, len: Some(before), cut_to: Some(now), is_cut, .. }) = self else {
             return None;
         };
-        Some(format!("{} was cut off from {before} to {now} bytes, which the snapshot has", path.display()))
+        let said =
+            || format!("{} was cut off from {before} to {now} bytes, which the snapshot has", path.display());
+        is_cut.load(Ordering::Relaxed).then(said)
     }
 
     /// What lies behind the snapshot's end and is emptied with the rest.
@@ -254,9 +261,10 @@ impl Sink {
         synced
     }
 
-    /// Waits until everything is durable. Blocks.
+    /// Everything is written: cuts off a file that is longer, and waits until all of it is durable. Blocks.
     pub fn finish(&self) -> Result<(), Failure> {
         let Self::Target(opened) = self else { return Ok(()) };
+        opened.cut()?;
         let folder = || match (opened.before, opened.path.parent()) {
             (Before::Absent | Before::Begun, Some(folder)) => File::open(folder)?.sync_all(),
             _ => Ok(()),
@@ -316,7 +324,8 @@ impl Opened {
             syncing: AtomicBool::new(false),
             is_alone: false,
             len: None,
-            was_longer: None,
+            cut_to: None,
+            is_cut: AtomicBool::new(false),
             direct: OnceLock::new(),
         }
     }
@@ -333,6 +342,12 @@ impl Opened {
         matches!(self.before, Before::Absent | Before::Empty) && !self.shared
     }
 
+    /// Whether it was made for this restore, or for what an earlier attempt of it has begun.
+    pub fn is_made(&self) -> bool {
+        let is_made = |place: &Arc<dyn Place>| place.is_new() || place.is_begun();
+        matches!(self.before, Before::Absent | Before::Begun) || self.place.as_ref().is_some_and(is_made)
+    }
+
     /// Whether an earlier attempt of the same job may have written to it.
     fn is_begun(&self) -> bool {
         self.before == Before::Begun || self.place.as_ref().is_some_and(|place| place.is_begun())
@@ -342,7 +357,7 @@ impl Opened {
     fn left(&self) -> Option<String> {
         let (volume, path) = (&self.volume, self.path.display());
         let left = match (&self.place, self.before) {
-            (Some(place), _) if place.is_new() || place.is_begun() => None,
+            (Some(_), _) if self.is_made() => None,
             (Some(place), _) => {
                 let name = place.name();
                 Some(format!("{name} is overwritten in part: the same restore goes on from there"))
@@ -438,10 +453,27 @@ impl Opened {
         Failure::new(FailureKind::Device, why)
     }
 
+    /// Cuts off what a file has behind the snapshot's end, once everything else is durable: whoever loses that has got
+    /// the rest.
+    fn cut(&self) -> Result<(), Failure> {
+        let Some(size) = self.cut_to else { return Ok(()) };
+        self.file.sync_data().map_err(|why| self.not_durable(&why))?;
+        self.check_there()?;
+        self.file.set_len(size).map_err(|why| {
+            let (volume, path) = (&self.volume, self.path.display());
+            let why =
+                format!("cannot cut off {path} at the {size} bytes that the snapshot of {volume} has: {why}");
+            Failure::new(FailureKind::Device, why)
+        })?;
+        self.is_cut.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Fails when the file that is written is none any more, or has another length. A write behind the end of one that
     /// was cut off would give it its length back, and zeroes before that: so each write asks.
     fn check_whole(&self) -> Result<(), Failure> {
-        let Some(len) = self.len else { return Ok(()) };
+        let len = if self.is_cut.load(Ordering::Relaxed) { self.cut_to } else { self.len };
+        let Some(len) = len else { return Ok(()) };
         let found = self.file.metadata().map_err(|why| self.cannot("look at", 0, &why))?;
         match (found.nlink(), found.len()) {
             (0, _) => Err(self.is_lost("was removed or replaced")),

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agent::store::Limit;
-use agent::{Ending, Failure, Stop, mounts};
+use agent::{Ending, Failure, Stop};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
 use rustix::io::Errno;
 use schema::JobId;
@@ -323,7 +323,8 @@ impl Target {
         Ok(opened)
     }
 
-    /// The first change of an opened target: a file gets the snapshot's size, and the mark of its job. Blocks.
+    /// The first change of an opened target: a file gets the snapshot's size, unless it is longer, and the mark of its job.
+    /// Blocks.
     pub(crate) fn begin(&self, opened: Opened, root: &Root) -> Result<Opened, Failure> {
         let found = opened.file.metadata().map_err(|why| self.cannot_open(&why))?;
         if self.claim.kept().is_some_and(|kept| keeping::state(&opened.path, &found) != Some(kept)) {
@@ -339,12 +340,7 @@ impl Target {
             self.claim.begin(&opened.file, &opened.path);
         }
         match self.range.is_none() || opened.before != Before::Content {
-            true => {
-                if found.len() > root.size {
-                    self.claim.overwrote();
-                }
-                self.sized(opened, found.len(), root.size)
-            }
+            true => self.sized(opened, found.len(), root.size),
             false => Ok(Opened { len: Some(found.len()), ..opened }),
         }
     }
@@ -409,7 +405,7 @@ impl Target {
         if !kind.is_block_device() {
             return Err(self.refused("it is neither a regular file nor a block device"));
         }
-        self.check_unmounted(&metadata)?;
+        self.check_unmounted(path, &metadata)?;
         let (file, is_alone) = self.open_device(path, &metadata)?;
         self.check_device_size(&file, at.root)?;
         Ok(Some(Opened { is_alone, ..Opened::new(file, path.to_owned(), volume, Before::Content) }))
@@ -519,12 +515,9 @@ impl Target {
             let why = format!("the file has content ({} bytes); --force overwrites it", metadata.len());
             return Err(self.refused(why));
         }
-        match mounts::loop_device(Path::new("/sys/block"), path, metadata) {
-            Some(device) if !self.in_use => {
-                let (device, way) = (device.display(), self.in_use_all_the_same());
-                Err(self.refused(format!("the file is in use by {device}: detach it first ({way})")))
-            }
-            _ if metadata.len() == 0 => Ok(Before::Empty),
+        self.check_backs_none("file", path, metadata)?;
+        match metadata.len() {
+            0 => Ok(Before::Empty),
             _ if begun => Ok(Before::Begun),
             _ => Ok(Before::Content),
         }
@@ -560,9 +553,13 @@ impl Target {
         }
     }
 
+    /// What a longer file has behind the snapshot's end stays until everything else is restored.
     fn sized(&self, opened: Opened, before: u64, size: u64) -> Result<Opened, Failure> {
+        if before > size {
+            return Ok(Opened { len: Some(before), cut_to: Some(size), ..opened });
+        }
         match opened.file.set_len(size) {
-            Ok(()) => Ok(Opened { len: Some(size), was_longer: (before > size).then_some(before), ..opened }),
+            Ok(()) => Ok(Opened { len: Some(size), ..opened }),
             Err(why) => {
                 let why =
                     format!("cannot give {} the snapshot's size of {size} bytes: {why}", self.path.display());

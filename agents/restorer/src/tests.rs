@@ -8,6 +8,7 @@ mod counting;
 mod damage;
 mod ending;
 mod fixture;
+mod in_use;
 mod jobs;
 mod places;
 mod restoring;

@@ -3,8 +3,9 @@
 //! It is held from before the first byte is overwritten, whatever becomes of the process. A restore of the same to the
 //! target that ends well lets go of it, and so does an undo, which is one; until then only `lvkeep release` does, by its
 //! name. So it is with an ordinary device whatever is restored to it: its name may have meant another one, of which that
-//! was kept. Where nothing was overwritten after all, whoever held it lets go again. A hold that the store does not let go
-//! stays, which is said and does no harm.
+//! was kept. So it is, too, where a file or volume of that name was not there any more and is made anew: what is half
+//! overwritten may have another name by then. Where nothing was overwritten after all, whoever held it lets go again. A
+//! hold that the store does not let go stays, which is said and does no harm.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -47,7 +48,8 @@ impl Restorer {
     }
 
     /// Remembers what that which is restored to `part` of a target lets go of when all is well: what was kept of that part,
-    /// ever; where the target is an ordinary device, whose name may have meant another one, only what is put back.
+    /// ever; where the target is an ordinary device, whose name may have meant another one, or was made for this restore,
+    /// only what is put back.
     pub(crate) fn name_kept(&self, target: &Target, sink: &Sink, root: &Root, part: &Range<u64>) {
         let Sink::Target(opened) = sink else { return };
         let volume = match self.source_of(target, opened.place.is_some(), &opened.path) {
@@ -62,7 +64,8 @@ impl Restorer {
             target.claim().puts_back(root.slot);
         }
         let is_file = || opened.file.metadata().is_ok_and(|found| found.is_file());
-        if opened.place.is_some() || target.is_named_by_mapper() || is_file() {
+        let is_named = opened.place.is_some() || target.is_named_by_mapper() || is_file();
+        if is_named && !opened.is_made() {
             let part = target.range().is_some().then(|| part.clone());
             target.claim().is_kept_as(volume, part);
         }

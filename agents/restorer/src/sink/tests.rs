@@ -92,3 +92,26 @@ fn a_file_that_is_taken_away_meanwhile_is_not_restored() {
         }
     }
 }
+
+#[test]
+fn a_longer_file_is_cut_off_at_the_end_unless_somebody_writes_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("target");
+    std::fs::write(&path, [0xee; 8192]).unwrap();
+    let sink = |len| {
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let opened = Opened::new(file, path.clone(), "the volume".into(), Before::Content);
+        Sink::Target(Opened { len: Some(len), cut_to: Some(5000), ..opened })
+    };
+    let first = sink(8192);
+    first.write(0, &[1; 5000]).unwrap();
+    File::options().write(true).open(&path).unwrap().set_len(9000).unwrap();
+    assert!(first.finish().unwrap_err().why.contains("9000 bytes"));
+    assert_eq!((std::fs::metadata(&path).unwrap().len(), first.cut_off()), (9000, None));
+    // With nothing else to be done.
+    let second = sink(9000);
+    assert!(!second.is_overwritten());
+    second.finish().unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), [1; 5000]);
+    assert!(second.is_overwritten() && second.cut_off().unwrap().contains("from 9000 to 5000 bytes"));
+}

@@ -45,7 +45,7 @@ impl Target {
         if self.preparation.safety.is_none() {
             self.check_source(&path, &metadata, at)?;
         }
-        self.check_unmounted(&metadata)?;
+        self.check_unmounted(&path, &metadata)?;
         let (file, is_alone) = self.open_device(&path, &metadata)?;
         let size = self.size_for(&file, at.root)?;
         let mut opened = Opened::new(file, path, at.root.volume.clone(), Before::Content);
@@ -56,7 +56,7 @@ impl Target {
         Ok(opened)
     }
 
-    pub(super) fn check_unmounted(&self, metadata: &Metadata) -> Result<(), Failure> {
+    pub(super) fn check_unmounted(&self, path: &Path, metadata: &Metadata) -> Result<(), Failure> {
         let device = metadata.rdev();
         match mounts::mounted(major(device), minor(device)) {
             Some(mounted) if !self.in_use => {
@@ -67,6 +67,22 @@ impl Target {
                 );
                 Err(self.refused(why))
             }
+            _ => self.check_backs_none("device", path, metadata),
+        }
+    }
+
+    /// Whether a loop device is made of it, which may be mounted, and claims nothing.
+    pub(super) fn check_backs_none(
+        &self,
+        what: &str,
+        path: &Path,
+        metadata: &Metadata,
+    ) -> Result<(), Failure> {
+        match mounts::loop_device(Path::new("/sys/block"), path, metadata) {
+            Some(device) if !self.in_use => {
+                let (device, way) = (device.display(), self.in_use_all_the_same());
+                Err(self.refused(format!("the {what} is in use by {device}: detach it first ({way})")))
+            }
             _ => Ok(()),
         }
     }
@@ -74,8 +90,10 @@ impl Target {
     /// Exclusive opening fails while the device is mounted or held by device mapper, md or another restore; the second
     /// value says that it did not. The lock tells other restores from the rest, keeps them away where a device that is in
     /// use is overwritten as asked, and is held by whoever helped a restore that died. Udev may have it for a moment.
+    /// Neither keeps a process away that merely opens what is held since it was kept for an undo: that is asked again.
     pub(crate) fn open_device(&self, path: &Path, metadata: &Metadata) -> Result<(File, bool), Failure> {
         if let Some(held) = self.claim.held(metadata) {
+            self.check_unused("device", path, metadata)?;
             return Ok(held);
         }
         match open_exactly(path, OFlags::EXCL) {

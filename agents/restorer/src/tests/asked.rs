@@ -86,7 +86,7 @@ pub async fn keep(fixture: &Fixture, job: &BackupJob) -> Root {
     let root = fixture.volume(&std::fs::read(source).unwrap()).await;
     let session = fixture.context.environment.session_id();
     let slot = Slot { volume: fixture.repository.key.volume_key(&job.volume), session };
-    let reading = keeping::state(source, &std::fs::metadata(source).unwrap()).unwrap();
+    let reading = keeping::state(source, &std::fs::metadata(source).unwrap()).unwrap_or(root.reading);
     let (volume, source) = (job.volume.clone(), job.source.clone());
     let root = Root { volume, source, slot, job: job.job, reading, tags: job.tags.clone(), ..root };
     let bytes = fixture.repository.seal(&slot.snapshot(), &root).unwrap();

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use schema::messages::{FailureKind, Verified};
 use schema::root::Root;
+use schema::{ChunkId, Domain};
 
 use super::fixture::{CHUNK, Fixture, noise};
 use crate::{Differences, Progress, Report, Target};
@@ -257,6 +258,38 @@ async fn a_file_that_becomes_shorter_is_said_to() {
         assert_eq!(notes.len(), usize::from(is_said), "{notes:?}");
         assert!(!is_said || notes[0].contains("from 1048581 to 1048576 bytes"), "{notes:?}");
     }
+}
+
+/// Whoever cannot read the snapshot after all still has what stood behind its end.
+#[tokio::test(start_paused = true)]
+async fn a_longer_file_is_cut_off_when_everything_else_is_restored() {
+    let fixture = Fixture::plain().await;
+    let content = noise(1, 4 * MIB);
+    let root = fixture.volume(&content).await;
+    let (path, old) = (fixture.path("target"), noise(2, 5 * MIB + 777));
+    fs::write(&path, &old).unwrap();
+    let all = fixture.table.lock().unwrap().clone();
+    let restore = async || {
+        let target = Target::new(&path, true);
+        fixture.restorer().restore(root.clone(), target, |_| ()).await
+    };
+    // Nothing is read, and then all but the last chunk.
+    let last = fixture.repository.key.chunk_ids().id(Domain::Data, &content[4 * MIB - CHUNK..]);
+    let everything: Vec<ChunkId> = fixture.data_copies().into_iter().map(|(id, _)| id).collect();
+    for lost in [everything, vec![last]] {
+        fixture.table.lock().unwrap().retain(|id, _| !lost.contains(id));
+        let failure = restore().await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Damaged, "{failure}");
+        assert!(!failure.why.contains("was cut off"), "{failure}");
+        let now = fs::read(&path).unwrap();
+        assert_eq!(now.len(), old.len());
+        assert!(now[4 * MIB - CHUNK..] == old[4 * MIB - CHUNK..]);
+        *fixture.table.lock().unwrap() = all.clone();
+    }
+    let report = restore().await.unwrap();
+    assert!(fs::read(&path).unwrap() == content);
+    let told = format!("was cut off from {} to {} bytes", old.len(), content.len());
+    assert!(report.notes.len() == 1 && report.notes[0].contains(&told), "{:?}", report.notes);
 }
 
 #[tokio::test(start_paused = true)]

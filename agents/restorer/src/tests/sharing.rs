@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use agent::counters::Counters;
-use agent::{Audit, Changes, Context, Queue, Service, Topic, forgetting, sessions};
+use agent::{Audit, Changes, Context, Queue, Service, Topic, forgetting, marks, sessions};
 use schema::messages::{
     About, AskSpan, AskTarget, FailureKind, JobDone, JobOutcome, Message, More, Payload, Preparation,
     RestoreJob, SharedTarget, Span, SpanNow, StopRestore, TargetShared,
@@ -307,6 +307,44 @@ async fn what_others_have_written_before_they_gave_up_is_left_and_said() {
         assert!(kind == FailureKind::Damaged && why.contains("do not use it"), "{has_failed}: {why}");
         std::fs::remove_file(&path).expect("what was written stays");
     }
+    agents.stop(&fixture).await;
+}
+
+/// The owner has written nothing itself, and knows only that somebody could.
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_stays_held_when_one_who_helped_may_have_written() {
+    let fixture = Arc::new(Fixture::plain().await);
+    let _keeper = Keeper::start(&fixture, |_| ());
+    // Without a zero, since those need nothing of the store.
+    let content: Vec<u8> =
+        (0..LEAVES as u64).flat_map(|n| noise(n + 1, CHUNK).repeat(LEAF / CHUNK)).collect();
+    let root = fixture.volume(&content).await;
+    fixture.table.lock().unwrap().retain(|id, _| id.domain().unwrap() == Domain::Structure);
+    let agents = Agents::start(&fixture, 1);
+    let path = fixture.path("x");
+    let before = File::create(&path).unwrap();
+    before.set_len(content.len() as u64).unwrap();
+    drop(before);
+    for has_lent in [false, true] {
+        let undo = fixture.context.environment.job_id();
+        let more = More { undo: Some(undo), ..More::default() };
+        fixture.store_is_open.send_replace(!has_lent);
+        let job = send_more(&fixture, &root, &path, true, more).await;
+        if has_lent {
+            let hand = Hand::called(&fixture).await;
+            let (offset, _) = hand.ask(SpanNow::Idle).await.expect("a span");
+            let bytes = &content[offset as usize..][..CHUNK];
+            std::os::unix::fs::FileExt::write_all_at(&opened(&path), bytes, offset).unwrap();
+            assert_eq!(hand.ask(SpanNow::Failed { offset, why: "no".into() }).await, None);
+            fixture.store_is_open.send_replace(true);
+        }
+        let JobOutcome::Failed { kind, why } = done(&fixture, job).await else { panic!("it was restored") };
+        assert_eq!(kind, FailureKind::Damaged, "{why}");
+        assert_eq!(why.contains("is forgotten by no rule"), has_lent, "{why}");
+        let held = marks::all(&fixture.repository, None).await.unwrap();
+        assert_eq!(held.values().filter(|marks| marks.is_held()).count(), usize::from(has_lent));
+    }
+    assert_eq!(agents.written(), [0]);
     agents.stop(&fixture).await;
 }
 

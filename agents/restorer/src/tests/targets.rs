@@ -23,23 +23,24 @@ use crate::{Settings, Target, hold};
 const MIB: u64 = 1 << 20;
 
 /// A loop device over a file full of stale bytes, detached when dropped.
-struct Loop {
-    device: PathBuf,
+pub(super) struct Loop {
+    pub device: PathBuf,
 }
 
 impl Loop {
-    fn over(file: &Path, size: u64) -> Option<Self> {
+    pub fn over(file: &Path, size: u64) -> Option<Self> {
         std::fs::write(file, vec![0xee; size as usize]).unwrap();
         Self::attach(file)
     }
 
-    fn attach(file: &Path) -> Option<Self> {
+    pub fn attach(file: &Path) -> Option<Self> {
         let control = std::fs::File::options().read(true).write(true).open("/dev/loop-control");
         if !rustix::process::geteuid().is_root() || control.is_err() {
             println!("NOT SHOWN: what needs a device, for which this test needs root and /dev/loop-control");
             return None;
         }
-        let made = Command::new("losetup").arg("--find").arg("--show").arg(file).output().unwrap();
+        let made =
+            Command::new("losetup").args(["--partscan", "--find", "--show"]).arg(file).output().unwrap();
         assert!(made.status.success(), "no loop device: {}", String::from_utf8_lossy(&made.stderr));
         Some(Self { device: PathBuf::from(String::from_utf8(made.stdout).unwrap().trim()) })
     }

@@ -1,6 +1,7 @@
 //! What was kept for an undo, and restores that do not end well.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::sync::Arc;
 
 use agent::faults::store::{FaultyStore, StoreFaults};
@@ -8,11 +9,13 @@ use agent::forgetting::{self, Forgot};
 use agent::repository::AtSlot;
 use agent::{Environment, marks};
 use object_store::memory::InMemory;
-use schema::messages::FailureKind;
+use schema::messages::{BackupJob, FailureKind};
 use schema::names::Slot;
 
-use super::asked::Keeper;
+use super::asked::{Keeper, keep};
 use super::fixture::{Fixture, TestEnvironment, noise};
+use super::places::Volume;
+use crate::claim::Claim;
 use crate::report::Progress;
 use crate::unfinished::BY;
 use crate::{Report, Target};
@@ -148,7 +151,8 @@ async fn an_undo_lets_go_of_what_it_puts_back() {
 #[tokio::test(start_paused = true)]
 async fn a_restore_that_overwrites_nothing_holds_nothing() {
     let fixture = Arc::new(Fixture::plain().await);
-    let (old, new) = (noise(1, 1 << 20), noise(2, 1 << 20));
+    // Nor cut off.
+    let (old, new) = (noise(1, (1 << 20) + 5), noise(2, 1 << 20));
     let root = fixture.volume(&new).await;
     let _keeper = Keeper::start(&fixture, |_| ());
     let path = fixture.path("x");
@@ -164,4 +168,60 @@ async fn a_restore_that_overwrites_nothing_holds_nothing() {
     assert_eq!(failure.kind, FailureKind::Damaged, "{failure}");
     assert!(std::fs::read(&path).unwrap() == old && !failure.why.contains("lvkeep release"), "{failure}");
     assert_eq!(forget(&fixture, kept).await, Forgot::Done);
+}
+
+/// What is half overwritten may have been moved away.
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_of_a_target_outlives_a_new_one_of_its_name() {
+    let fixture = Arc::new(Fixture::plain().await);
+    let root = fixture.volume(&noise(2, 1 << 20)).await;
+    let _keeper = Keeper::start(&fixture, |_| ());
+    let path = fixture.path("x");
+    std::fs::write(&path, noise(1, 1 << 20)).unwrap();
+    let undo = fixture.context.environment.job_id();
+    let target = || Target::new(&path, false).with_content();
+    let kept = fixture.restorer().keep(&root, &target(), undo, |_, _| ()).await.unwrap().unwrap();
+    marks::hold(&fixture.repository, kept, None, BY).await.unwrap();
+    let half = fixture.path("x.half");
+    std::fs::rename(&path, &half).unwrap();
+    // Made by a restore, by its job, or gone on with by its job.
+    for attempt in ["alone", "first", "again"] {
+        let claim = if attempt == "alone" { Claim::default() } else { Claim::of(undo) };
+        match attempt {
+            "again" => claim.begin(&File::options().write(true).open(&path).unwrap(), &path),
+            _ => drop(std::fs::remove_file(&path)),
+        }
+        let made = Target::new(&path, false).claimed(claim.clone());
+        fixture.restorer().restore(root.clone(), made, |_| ()).await.unwrap();
+        claim.let_go();
+        assert!(is_held(&fixture, kept).await, "{attempt}");
+    }
+    std::fs::rename(&half, &path).unwrap();
+    fixture.restorer().restore(root, target(), |_| ()).await.unwrap();
+    assert!(!is_held(&fixture, kept).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_of_a_volume_outlives_a_new_one_of_its_name() {
+    let fixture = Arc::new(Fixture::plain().await);
+    let root = fixture.volume(&noise(2, 1 << 20)).await;
+    let mut volume = Volume::of(&fixture, 1 << 20);
+    let job = BackupJob {
+        job: fixture.context.environment.job_id(),
+        volume: fixture.restorer().undo_volume(volume.device.to_str().unwrap()),
+        host: "host".into(),
+        source: volume.device.to_str().unwrap().to_owned(),
+        tags: Vec::new(),
+        allow_changes: false,
+        group: None,
+        plain: true,
+    };
+    let kept = keep(&fixture, &job).await.slot;
+    marks::hold(&fixture.repository, kept, None, BY).await.unwrap();
+    for (is_new, is_begun) in [(true, false), (false, true), (false, false)] {
+        (volume.is_new, volume.is_begun) = (is_new, is_begun);
+        let target = Target::new("vg/lv", true);
+        volume.restorer(&fixture).restore(root.clone(), target, |_| ()).await.unwrap();
+        assert_eq!(is_held(&fixture, kept).await, is_new || is_begun, "new: {is_new}, begun: {is_begun}");
+    }
 }

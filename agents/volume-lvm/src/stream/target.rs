@@ -52,8 +52,8 @@ impl Target {
             ));
         }
         match before.file_type() {
-            kind if kind.is_file() => check_file(name, &path, &before)?,
-            kind if kind.is_block_device() => check_device(name, &before)?,
+            kind if kind.is_file() => check_backs_none(name, &path, &before)?,
+            kind if kind.is_block_device() => check_device(name, &path, &before)?,
             _ => return Err(refused(name, "it is neither a regular file nor a block device")),
         }
         match users::writer(Path::new("/proc"), &path, &before) {
@@ -219,23 +219,26 @@ fn in_use(name: &str, user: &str) -> Failure {
     Failure { retry: true, ..refused(name, &format!("it is in use ({user})")) }
 }
 
-fn check_device(name: &str, metadata: &Metadata) -> Result<(), Failure> {
+fn check_device(name: &str, path: &Path, metadata: &Metadata) -> Result<(), Failure> {
     let device = metadata.rdev();
     match mounts::mounted(major(device), minor(device)) {
         Some(place) => Err(refused(name, &format!("it is mounted on {}: unmount it first", place.display()))),
-        None => Ok(()),
+        None => check_backs_none(name, path, metadata),
     }
 }
 
-fn check_file(name: &str, path: &Path, metadata: &Metadata) -> Result<(), Failure> {
+/// Whether a loop device is made of it, which may be mounted, and claims nothing.
+fn check_backs_none(name: &str, path: &Path, metadata: &Metadata) -> Result<(), Failure> {
     match mounts::loop_device(Path::new("/sys/block"), path, metadata) {
-        Some(device) => Err(refused(name, &format!("the file is in use by {}", device.display()))),
+        Some(device) => Err(refused(name, &format!("it is in use by {}: detach it first", device.display()))),
         None => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
@@ -263,6 +266,46 @@ mod tests {
             assert_eq!(why.kind, FailureKind::Refused);
         }
         assert!(!folder.path().join("none").exists());
+    }
+
+    /// A loop device over a file or device, detached when dropped; none where this machine has none for us.
+    struct Loop(String);
+
+    impl Loop {
+        fn over(path: &Path) -> Option<Self> {
+            let control = File::options().read(true).write(true).open("/dev/loop-control");
+            if !rustix::process::geteuid().is_root() || control.is_err() {
+                println!(
+                    "NOT SHOWN: what needs a device, for which this test needs root and /dev/loop-control"
+                );
+                return None;
+            }
+            let made = Command::new("losetup").args(["--find", "--show"]).arg(path).output().unwrap();
+            assert!(made.status.success(), "no loop device: {}", String::from_utf8_lossy(&made.stderr));
+            Some(Self(String::from_utf8(made.stdout).unwrap().trim().to_owned()))
+        }
+    }
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+        }
+    }
+
+    /// A loop device claims nothing of what it is made of, also while it is mounted.
+    #[test]
+    fn what_is_behind_a_loop_device_is_refused() {
+        let file = file(&[0xee; 1 << 20]);
+        let Some(disk) = Loop::over(file.path()) else { return };
+        let why = Target::open("t", file.path(), None).unwrap_err();
+        assert!(why.to_string().contains(&format!("in use by {}", disk.0)), "{why}");
+        let Some(above) = Loop::over(Path::new(&disk.0)) else { return };
+        let why = Target::open("t", Path::new(&disk.0), None).unwrap_err();
+        assert!(why.to_string().contains(&format!("in use by {}", above.0)), "{why}");
+        assert_eq!(why.kind, FailureKind::Refused);
+        Target::open("t", Path::new(&above.0), None).unwrap();
+        drop(above);
+        Target::open("t", Path::new(&disk.0), None).unwrap();
     }
 
     #[test]
