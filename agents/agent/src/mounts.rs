@@ -13,6 +13,9 @@ use rustix::fs::{major, minor};
 
 use crate::disks::Overlap;
 
+/// File systems that wait for nobody else.
+const LOCAL: [&str; 9] = ["bcachefs", "btrfs", "devtmpfs", "ext2", "ext3", "ext4", "overlay", "tmpfs", "xfs"];
+
 /// Where the device `major:minor` is mounted, by the text of `/proc/self/mountinfo`.
 pub fn mount_point(mountinfo: &str, major: u32, minor: u32) -> Option<PathBuf> {
     let device = format!("{major}:{minor}");
@@ -74,6 +77,14 @@ fn holders(folder: &Path) -> Option<String> {
     (!names.is_empty()).then(|| format!("{} is made of it", names.join(", ")))
 }
 
+/// Whether the mount of this number is of a file system on this machine, a look at which does not hang, by the text of
+/// `/proc/PID/mountinfo`.
+pub fn is_local(mountinfo: &str, number: &str) -> bool {
+    let line = mountinfo.lines().find(|line| line.split(' ').next() == Some(number));
+    let kind = line.and_then(|line| line.split_once(" - ")).and_then(|(_, rest)| rest.split(' ').next());
+    kind.is_some_and(|kind| LOCAL.contains(&kind))
+}
+
 /// The loop device that a file or block device backs, at least in part, with loop devices listed below `block`
 /// (`/sys/block`).
 pub fn loop_device(block: &Path, path: &Path, metadata: &fs::Metadata) -> Option<PathBuf> {
@@ -85,7 +96,9 @@ pub fn loop_device(block: &Path, path: &Path, metadata: &fs::Metadata) -> Option
         }
         let Ok(backing) = fs::read(entry.path().join("loop/backing_file")) else { continue };
         let backing = PathBuf::from(std::ffi::OsString::from_vec(backing.trim_ascii_end().to_vec()));
-        if backing == path || fs::metadata(&backing).is_ok_and(|found| overlap.has(&found)) {
+        // A look at what lies elsewhere hangs on some file systems, and is of no use for a device.
+        let may_be = || !overlap.is_device() || backing.starts_with("/dev");
+        if backing == path || may_be() && fs::metadata(&backing).is_ok_and(|found| overlap.has(&found)) {
             return Some(Path::new("/dev").join(name));
         }
     }
@@ -117,6 +130,15 @@ broken
                 expected.map(PathBuf::from),
                 "{major}:{minor} in a fixed mountinfo"
             );
+        }
+    }
+
+    #[test]
+    fn what_a_look_may_hang_on_is_known_by_the_mount() {
+        let nfs = "40 22 0:50 / /far rw shared:9 - nfs4 server:/images rw\n";
+        let mounts = format!("{MOUNTINFO}{nfs}");
+        for (number, expected) in [("22", true), ("36", true), ("37", false), ("40", false), ("4", false)] {
+            assert_eq!(is_local(&mounts, number), expected, "{number}");
         }
     }
 

@@ -53,23 +53,16 @@ pub enum AtSlot {
     Snapshot(Box<Root>),
 }
 
-impl Repository {
-    /// Makes a repository where none is.
-    pub async fn init(store: Store, new: &NewRepository) -> Result<Self, Failure> {
-        let environment = store.environment().clone();
-        let repo = RepoId::from_bytes(environment.random());
-        let key = WriterKey::new(repo, new.recipients.clone(), &environment.random())
-            .map_err(|wrong| Failure::refused(wrong.to_string()))?;
-        Self::make(store, key, new.pack_size).await
-    }
+/// A repository that can be made: nothing of it is stored yet, so that its keys can be kept first.
+#[derive(Debug)]
+pub struct Prepared {
+    store: Store,
+    key: WriterKey,
+    config: Config,
+}
 
-    /// Makes a repository that shares the keys of another one, for its recipients.
-    pub async fn init_like(store: Store, other: &WriterKey, pack_size: u64) -> Result<Self, Failure> {
-        let repo = RepoId::from_bytes(store.environment().random());
-        Self::make(store, other.like(repo), pack_size).await
-    }
-
-    async fn make(store: Store, key: WriterKey, pack_size: u64) -> Result<Self, Failure> {
+impl Prepared {
+    async fn of(store: Store, key: WriterKey, pack_size: u64) -> Result<Self, Failure> {
         if store.get(names::CONFIG).await?.is_some() {
             return Err(Failure::refused(format!("{} holds a repository already", store.location())));
         }
@@ -82,23 +75,60 @@ impl Repository {
                 left.join(", ")
             )));
         }
-        let environment = store.environment().clone();
         let promise = store.probe().await?;
         let config = Config {
-            created_ms: environment.now_ms(),
+            created_ms: store.environment().now_ms(),
             pack_size,
             chunker: CHUNKER_BLOCK_ALIGNED.to_owned(),
             store: promise,
             key_generation: key.generation(),
         };
-        let bytes = Bytes::from(config.encode(&key, environment.random())?);
+        Ok(Self { store, key, config })
+    }
+
+    /// The key that hosts will need.
+    pub fn key(&self) -> &WriterKey {
+        &self.key
+    }
+
+    /// Makes it. Refused when somebody else was faster; after any other failure it may have been made.
+    pub async fn make(self) -> Result<Repository, Failure> {
+        let Self { store, key, config } = self;
+        let bytes = Bytes::from(config.encode(&key, store.environment().random())?);
         match store.create(names::CONFIG, bytes).await? {
-            Created::Won => Ok(Self { store, key, config }),
+            Created::Won => Ok(Repository { store, key, config }),
             Created::Lost(_) => Err(Failure::refused(format!(
                 "somebody else has just made a repository in {}",
                 store.location()
             ))),
         }
+    }
+}
+
+impl Repository {
+    /// Makes a repository where none is.
+    pub async fn init(store: Store, new: &NewRepository) -> Result<Self, Failure> {
+        Self::prepare(store, new).await?.make().await
+    }
+
+    /// Makes a repository that shares the keys of another one, for its recipients.
+    pub async fn init_like(store: Store, other: &WriterKey, pack_size: u64) -> Result<Self, Failure> {
+        Self::prepare_like(store, other, pack_size).await?.make().await
+    }
+
+    /// Draws the key of a repository that is to be made where none is.
+    pub async fn prepare(store: Store, new: &NewRepository) -> Result<Prepared, Failure> {
+        let environment = store.environment().clone();
+        let repo = RepoId::from_bytes(environment.random());
+        let key = WriterKey::new(repo, new.recipients.clone(), &environment.random())
+            .map_err(|wrong| Failure::refused(wrong.to_string()))?;
+        Prepared::of(store, key, new.pack_size).await
+    }
+
+    /// The same for one that shares the keys of another one.
+    pub async fn prepare_like(store: Store, other: &WriterKey, pack_size: u64) -> Result<Prepared, Failure> {
+        let repo = RepoId::from_bytes(store.environment().random());
+        Prepared::of(store, other.like(repo), pack_size).await
     }
 
     /// Reads what is open in a repository's `config`.
@@ -364,6 +394,13 @@ const BRING_BACK: &str = "bring `config` back, from a version that the bucket ke
 
 /// What is wrong with `config`.
 fn of_config(store: &Store, error: FormatError) -> Failure {
+    if let FormatError::NotOurs { .. } = error {
+        return Failure::damaged(format!(
+            "{}/{} is none of lvkeep's: see that this is the right place, and not another program's; if it is, {BRING_BACK}",
+            store.location(),
+            names::CONFIG
+        ));
+    }
     let failure = Failure::from(error).context(format!("{}/{}", store.location(), names::CONFIG));
     match failure.kind {
         FailureKind::Damaged => Failure { why: format!("{}: {BRING_BACK}", failure.why), ..failure },
@@ -376,7 +413,8 @@ async fn without_config(store: &Store) -> Failure {
     let place = store.location();
     match left_in(store).await {
         Ok(left) if !left.is_empty() => Failure::damaged(format!(
-            "{place}: `config` is missing, but the rest of an archive is here ({}): {BRING_BACK}; do not `init`",
+            "{place}: `config` is missing, but what looks like the rest of an archive is here ({}): see that this is the right \
+             place, and {BRING_BACK}; do not `init`",
             left.join(", ")
         )),
         Ok(_) | Err(_) => Failure::refused(format!(

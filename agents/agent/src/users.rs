@@ -4,6 +4,7 @@
 //! The kernel shows the open files of another process to whoever may trace it: of other users' processes, and of those
 //! with more rights, only to root with CAP_SYS_PTRACE. What could not be looked at is told apart from nobody.
 
+use std::cell::LazyCell;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -11,6 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::disks::{self, Overlap};
+use crate::mounts;
 
 /// After this, a process that had only just begun runs its own program.
 const BEGINS: Duration = Duration::from_millis(50);
@@ -108,6 +110,7 @@ fn look(proc: &Path, sought: &Sought<'_>) -> Writer {
 
 /// How a process writes to it, if it does; an error where it may not be looked at.
 fn writes(process: &Path, sought: &Sought<'_>) -> io::Result<Option<String>> {
+    let mounts = LazyCell::new(|| fs::read_to_string(process.join("mountinfo")).unwrap_or_default());
     for file in fs::read_dir(process.join("fd"))?.flatten() {
         let link = match fs::read_link(file.path()) {
             Ok(link) => link,
@@ -120,7 +123,7 @@ fn writes(process: &Path, sought: &Sought<'_>) -> io::Result<Option<String>> {
             continue;
         }
         let info = fs::read_to_string(process.join("fdinfo").join(file.file_name())).unwrap_or_default();
-        if !may_write(&info) || !sought.may_be(&link, &info) {
+        if !may_write(&info) || !(sought.may_be(&link, &info) || sought.may_be_a_node(&info, &mounts)) {
             continue;
         }
         if let Some(how) = fs::metadata(file.path()).ok().and_then(|found| sought.told(&link, &found)) {
@@ -138,6 +141,12 @@ impl Sought<'_> {
         let number = field(info, "ino:").and_then(|number| number.parse().ok());
         let is_device = self.overlap.is_device() && link.starts_with("/dev");
         number == Some(self.metadata.ino()) || link == self.path || is_device
+    }
+
+    /// Whether an open file may be a node of a device that is sought, as a guest in a folder of its own has one.
+    fn may_be_a_node(&self, info: &str, mounts: &str) -> bool {
+        self.overlap.is_device()
+            && field(info, "mnt_id:").is_some_and(|mount| mounts::is_local(mounts, mount))
     }
 
     /// How it is written to by whoever has `found` open by this name; none where that is something else.

@@ -3,6 +3,7 @@
 
 mod lacks;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +15,7 @@ use checker::{
     Checker, Content, DamagedSnapshot, Finding, Marked, Progress, Report, Settings, Share, Stopped,
 };
 use schema::PackId;
+use schema::names::Slot;
 use serde::Serialize;
 
 use crate::app::App;
@@ -99,16 +101,24 @@ pub async fn run(app: &App, args: &CheckArgs) -> anyhow::Result<()> {
         Content::None | Content::Percent { .. } => None,
     };
     let went_on_behind = behind.map(|pack| pack.to_string());
-    let marks = marks_to_take_away(&repository, report.healed).await?;
+    let marks = marks_to_take_away(&repository, report.healed).await;
     conclude(app, &Checked { went_on_behind, ..Checked::of(report).beside(marks) })
 }
 
 /// How many snapshots are marked with holes, where so much is healed that some may not have them any more.
-pub async fn marks_to_take_away(repository: &Repository, healed: u64) -> Result<Option<u64>, Failure> {
-    match healed {
-        0 => Ok(None),
-        _ => Ok(Some(holes::slots(repository).await?.len() as u64)),
+/// No reason to lose a report.
+pub async fn marks_to_take_away(repository: &Repository, healed: u64) -> Option<u64> {
+    if healed == 0 {
+        return None;
     }
+    let marked = async {
+        let visible: BTreeSet<Slot> = repository.visible_slots(None).await?.into_iter().collect();
+        Ok::<_, Failure>(holes::slots(repository).await?.intersection(&visible).count() as u64)
+    };
+    marked
+        .await
+        .inspect_err(|why| tracing::warn!(%why, "cannot see which snapshots are marked with holes"))
+        .ok()
 }
 
 /// Prints what was found; damage is a failure.

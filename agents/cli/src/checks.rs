@@ -57,7 +57,7 @@ async fn followed(app: &App, repository: &Repository, job: JobId) -> anyhow::Res
     bar.finish();
     match ended? {
         (End::Checked(report), _) => {
-            let marks = check::marks_to_take_away(repository, report.healed).await?;
+            let marks = check::marks_to_take_away(repository, report.healed).await;
             check::conclude(app, &Checked::told(*report).beside(marks))
         }
         (End::Failed { kind, why, .. }, reached) => {

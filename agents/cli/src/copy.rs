@@ -206,9 +206,12 @@ async fn plan(app: &App, args: &CopyArgs, from: &Repository, to: &Repository) ->
     let wants_undo = args.of.volume.as_ref().is_some_and(|pattern| pattern.starts_with(undo::NAMES));
     chosen.retain(|root| wants_undo || !root.volume.starts_with(undo::NAMES));
     let damaged = select::may_be_chosen(&listing, &args.of, wants_undo);
-    let narrowed = snapshots::is_narrowed(app, &args.of, args.since.as_deref(), args.until.as_deref());
-    if narrowed && chosen.is_empty() && damaged.is_empty() {
-        return Err(snapshots::nothing(&listing.readable, &args.of).into());
+    // A time in which nothing was backed up is no mistake.
+    if chosen.is_empty() && damaged.is_empty() && snapshots::is_narrowed(app, &args.of) {
+        let at_any_time = snapshots::filtered(app, &listing.readable, &args.of, None, None)?;
+        if at_any_time.is_empty() {
+            return Err(snapshots::nothing(&listing.readable, &args.of).into());
+        }
     }
     let (mut missing, mut present) = (Vec::new(), Vec::new());
     for root in chosen {

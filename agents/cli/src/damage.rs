@@ -1,13 +1,14 @@
 //! Damage that checks have recorded, as `status` tells it: how much there is, and whether anything may lack it yet.
 //!
 //! Records stay for as long as the packs do that they name. So what is recorded alarms nobody where it is known to stand
-//! elsewhere by now, which this host's index knows, if it has one. Whom it concerns only `check` knows.
+//! elsewhere by now, which this host's index knows, if it has one; nor as long as another process has that index, which is
+//! said. Whom it concerns only `check` knows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent::damage::Damages;
 use agent::{Failure, Repository};
-use schema::messages::{About, Copy};
+use schema::messages::{About, Copy, FailureKind};
 use schema::names::Slot;
 use schema::{ChunkId, PackId};
 use serde::Serialize;
@@ -27,8 +28,11 @@ pub struct Recorded {
     frames: u64,
     /// Packs of which nothing can be read.
     packs: u64,
-    /// Chunks among them that stand elsewhere by now; nothing where this host has no index to ask.
+    /// Chunks among them that stand elsewhere by now; nothing where this host has no index to ask, or not now.
     chunks_healed: Option<u64>,
+    /// Whether another process has the index.
+    #[serde(skip)]
+    is_index_busy: bool,
     /// Whether there is a record that could not be read, or for which there was no room.
     is_incomplete: bool,
     /// Snapshots that a repair has marked with what of them is lost.
@@ -45,12 +49,17 @@ impl Recorded {
     ) -> anyhow::Result<Self> {
         let damages = Damages::load(repository).await?;
         let marked = holes::slots(repository).await?;
+        let healed = healed(app, repository, &damages, packs).await;
         Ok(Self {
             records: damages.records() as u64,
             chunks: damages.chunks().count() as u64,
             frames: damages.chunks().map(|(_, packs)| packs.len() as u64).sum(),
             packs: damages.packs().len() as u64,
-            chunks_healed: healed(app, repository, &damages, packs).await,
+            chunks_healed: match healed {
+                Healed::So(chunks) => Some(chunks),
+                Healed::Unknown | Healed::NotNow => None,
+            },
+            is_index_busy: matches!(healed, Healed::NotNow),
             is_incomplete: damages.is_incomplete(),
             snapshots_marked: marked.intersection(visible).count() as u64,
         })
@@ -70,7 +79,7 @@ impl Recorded {
     fn alarms(&self) -> Vec<String> {
         let (lost, marked) = (self.chunks_lost(), self.snapshots_marked);
         let mut alarms = Vec::new();
-        if lost > 0 {
+        if lost > 0 && !self.is_index_busy {
             let (chunks, are) = (text::count(lost, "damaged chunk"), text::of(lost, "is", "are"));
             alarms.push(format!("{chunks} {are} recorded (`lvkeep check` names the snapshots it concerns)"));
         }
@@ -93,6 +102,14 @@ impl Recorded {
     pub fn text(&self) -> Option<String> {
         let alarms = self.alarms();
         let mut lines: Vec<String> = alarms.into_iter().map(|alarm| format!("DAMAGED: {alarm}")).collect();
+        if self.is_index_busy {
+            let (chunks, are) =
+                (text::count(self.chunks, "damaged chunk"), text::of(self.chunks, "is", "are"));
+            lines.push(format!(
+                "{chunks} {are} recorded; whether backups have healed it is not known at the moment, because another process \
+                 has this host's index"
+            ));
+        }
         if let Some(healed @ 1..) = self.chunks_healed {
             let (chunks, are) = (text::count(healed, "damaged chunk"), text::of(healed, "is", "are"));
             lines.push(format!(
@@ -105,23 +122,26 @@ impl Recorded {
     }
 }
 
-/// How many of the chunks that are recorded stand elsewhere, by this host's index. No reason to fail: what is not known to
-/// be healed is not.
-async fn healed(
-    app: &App,
-    repository: &Repository,
-    damages: &Damages,
-    packs: &[(PackId, u64)],
-) -> Option<u64> {
+/// How many of the chunks that are recorded stand elsewhere.
+enum Healed {
+    So(u64),
+    /// What is not known to be healed is not.
+    Unknown,
+    /// Another process has the index.
+    NotNow,
+}
+
+/// Asks this host's index. No reason to fail.
+async fn healed(app: &App, repository: &Repository, damages: &Damages, packs: &[(PackId, u64)]) -> Healed {
     let ids: Vec<ChunkId> = damages.chunks().map(|(id, _)| *id).collect();
     if ids.is_empty() {
-        return Some(0);
+        return Healed::So(0);
     }
     if !embedded::has_cache(app, repository) {
-        return None;
+        return Healed::Unknown;
     }
     let located = async {
-        let work = Embedded::indexed(app, repository.clone()).await?;
+        let work = Embedded::unshared(app, repository.clone()).await?;
         let located = work.index.locate(&About::nothing(), &ids).await;
         work.finish().await;
         Ok::<_, anyhow::Error>(located?)
@@ -135,11 +155,14 @@ async fn healed(
         Ok(located) => {
             let each = ids.iter().zip(&located);
             let healed = each.filter(|(id, copies)| copies.iter().any(|copy| is_whole(id, copy)));
-            Some(healed.count() as u64)
+            Healed::So(healed.count() as u64)
+        }
+        Err(why) if why.downcast_ref::<Failure>().is_some_and(|why| why.kind == FailureKind::Refused) => {
+            Healed::NotNow
         }
         Err(why) => {
             tracing::warn!(why = text::error(&why), "cannot see what of the damage is healed");
-            None
+            Healed::Unknown
         }
     }
 }
@@ -170,6 +193,11 @@ mod tests {
             (recorded(1, Some(1), 0), false, &[whole]),
             (recorded(1, Some(1), 1), true, &[marked, whole]),
             (Recorded { is_incomplete: true, ..recorded(0, Some(0), 0) }, true, &["DAMAGED: not all"]),
+            (
+                Recorded { is_index_busy: true, ..recorded(2, None, 0) },
+                false,
+                &["2 damaged chunks are recorded; whether"],
+            ),
         ] {
             let text = recorded.text().unwrap_or_default();
             assert_eq!(recorded.alarm().is_some(), is_alarm, "{text}");

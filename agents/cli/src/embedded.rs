@@ -90,7 +90,7 @@ impl Embedded {
     /// has a cache of it, and otherwise what is found of these snapshots alone. They are protected from before that on.
     pub async fn reading(app: &App, repository: Repository, wishes: &[Wish]) -> anyhow::Result<Self> {
         let protection = Some(protect(app, &repository, wishes).await?);
-        let work = Self::start(app, repository, reading_bus(app), Some(wishes)).await?;
+        let work = Self::start(app, repository, reading_bus(app), Wanted::Of(wishes)).await?;
         Ok(Self { protection, ..work })
     }
 
@@ -98,13 +98,18 @@ impl Embedded {
     pub async fn reading_all(app: &App) -> anyhow::Result<Self> {
         let repository = app.repository().await?;
         let protection = Some(app.protected.begin(app, &repository, None).await?);
-        let work = Self::start(app, repository, reading_bus(app), None).await?;
+        let work = Self::start(app, repository, reading_bus(app), Wanted::All).await?;
         Ok(Self { protection, ..work })
+    }
+
+    /// Starts an index over this host's cache, unless another process has it: that is refused.
+    pub async fn unshared(app: &App, repository: Repository) -> anyhow::Result<Self> {
+        Self::start(app, repository, reading_bus(app), Wanted::Unshared).await
     }
 
     /// Starts an index over a repository that is open, for commands that read everything in another way.
     pub async fn indexed(app: &App, repository: Repository) -> anyhow::Result<Self> {
-        Self::start(app, repository, reading_bus(app), None).await
+        Self::start(app, repository, reading_bus(app), Wanted::All).await
     }
 
     /// Starts every role that a backup needs, for commands that also read these snapshots.
@@ -117,7 +122,7 @@ impl Embedded {
     pub async fn storing(app: &App, repository: Repository) -> anyhow::Result<Self> {
         let queue = chunk_queue(&app.settings, repository.config.pack_size)?;
         let bus = LocalBus::new(app.environment.clone(), queue);
-        let mut work = Self::start(app, repository, bus, None).await?;
+        let mut work = Self::start(app, repository, bus, Wanted::All).await?;
         work.store(app);
         Ok(work)
     }
@@ -143,7 +148,7 @@ impl Embedded {
         let settings = &app.settings;
         let queue = chunk_queue(settings, repository.config.pack_size)?;
         let bus = LocalBus::new(app.environment.clone(), queue);
-        let mut work = Self::start(app, repository, bus, None).await?;
+        let mut work = Self::start(app, repository, bus, Wanted::All).await?;
         let (context, repository, index) =
             (work.context.clone(), work.repository.clone(), work.index.clone());
 
@@ -199,16 +204,17 @@ impl Embedded {
         app: &App,
         repository: Repository,
         bus: LocalBus,
-        wishes: Option<&[Wish]>,
+        wanted: Wanted<'_>,
     ) -> anyhow::Result<Self> {
         let context = app.context(Arc::new(bus));
         // Whoever asks the index must get its answers until the end.
         let stop_index = Stop::default();
         let indexing = Context { stop: stop_index.clone(), ..context.clone() };
         let opening = async {
-            match wishes {
-                Some(wishes) => open_for(app, &indexing, &repository, wishes).await,
-                None => open_index(app, &indexing, &repository).await,
+            match wanted {
+                Wanted::Of(wishes) => open_for(app, &indexing, &repository, wishes).await,
+                Wanted::All => open_index(app, &indexing, &repository, true).await,
+                Wanted::Unshared => open_index(app, &indexing, &repository, false).await,
             }
         };
         let (answering, private) = tokio::select! {
@@ -291,6 +297,16 @@ pub fn interrupted() -> Failure {
     Failure::new(schema::messages::FailureKind::Revoked, "interrupted")
 }
 
+/// What an index has to answer.
+enum Wanted<'a> {
+    /// Where the chunks of these are.
+    Of(&'a [Wish]),
+    /// Everything.
+    All,
+    /// Everything, out of the one cache of this host.
+    Unshared,
+}
+
 /// Who answers where chunks are.
 enum Answering {
     Index(Indexer),
@@ -304,8 +320,13 @@ fn reading_bus(app: &App) -> LocalBus {
     LocalBus::new(app.environment.clone(), 8 << 20)
 }
 
-/// Opens the index's cache; when another process has it, a private temporary one.
-async fn open_index(app: &App, context: &Context, repository: &Repository) -> anyhow::Result<Opened> {
+/// Opens the index's cache; when another process has it, a private temporary one where that is wanted.
+async fn open_index(
+    app: &App,
+    context: &Context,
+    repository: &Repository,
+    may_be_private: bool,
+) -> anyhow::Result<Opened> {
     let owned: Vec<u16> = (0..SHARDS).collect();
     let settings = index_settings(&app.settings, repository, SHARDS, owned);
     if let Some(folder) = settings.path.parent() {
@@ -313,7 +334,7 @@ async fn open_index(app: &App, context: &Context, repository: &Repository) -> an
     }
     match Indexer::open(context.clone(), repository.clone(), settings.clone()).await {
         Ok(indexer) => Ok((Answering::Index(indexer), None)),
-        Err(OpenError::Locked { path }) => {
+        Err(OpenError::Locked { path }) if may_be_private => {
             tracing::info!(path = %path.display(), "another process has the index's cache; taking a private one");
             let folder = path.parent().context("the cache is below a folder")?;
             let private = tempfile::Builder::new().prefix("private-").tempdir_in(folder)?;

@@ -6,6 +6,7 @@ use agent::repository::NewRepository;
 use agent::{Failure, Repository};
 use anyhow::{Context, anyhow, bail};
 use schema::keys::Identity;
+use schema::messages::FailureKind;
 use serde::Serialize;
 
 use crate::app::App;
@@ -84,37 +85,84 @@ async fn make(app: &App, args: &InitArgs) -> anyhow::Result<(Made, Repository)> 
         )));
     }
     let store = open::store(&app.settings.repo.value, true, app.environment.clone())?;
-    let repository = match &like {
-        Some(like) => Repository::init_like(store, &like.key, pack_size).await?,
+    let prepared = match &like {
+        Some(like) => Repository::prepare_like(store, &like.key, pack_size).await?,
         None => {
             let recipients = identity.as_ref().map_or(args.recipients.clone(), Identity::recipients);
-            Repository::init(store, &NewRepository { recipients, pack_size }).await?
+            Repository::prepare(store, &NewRepository { recipients, pack_size }).await?
         }
     };
-    let usual = KeyFiles::of(repository.key.repo())?;
-    let mut made = Made {
+    let usual = KeyFiles::of(prepared.key().repo())?;
+    // The keys first: a repository that nothing opens keeps every other one out of its place.
+    let mut written = Written::default();
+    let identity_at = match identity {
+        Some(identity) => {
+            let path = args.identity_out.clone().unwrap_or_else(|| usual.identity.clone());
+            Some(written.write(path, &identity.to_file())?)
+        }
+        None => None,
+    };
+    let writer_key = args.key_out.clone().unwrap_or(usual.writer);
+    let writer_key = written.write(writer_key, &prepared.key().to_file())?;
+    let repository = written.keep_if(prepared.make().await)?;
+    if let Some(like) = &like {
+        link_identity(like, &usual.identity)?;
+    }
+    let made = Made {
         repo: repository.store.location().to_owned(),
         id: repository.key.repo().to_string(),
         encrypted: repository.key.encrypted(),
         recipients: repository.key.recipients().to_vec(),
-        writer_key: None,
-        identity: None,
+        writer_key: Some(writer_key),
+        identity: identity_at,
         like: like.as_ref().map(|like| like.store.location().to_owned()),
         conditional_create: repository.config.store.conditional_create,
     };
-    // The identity first: a repository whose only identity is lost is lost.
-    if let Some(identity) = identity {
-        let path = args.identity_out.clone().unwrap_or_else(|| usual.identity.clone());
-        open::write_secret(&path, &identity.to_file(), false)?;
-        made.identity = Some(path);
-    }
-    if let Some(like) = &like {
-        link_identity(like, &usual.identity)?;
-    }
-    let path = args.key_out.clone().unwrap_or(usual.writer);
-    open::write_secret(&path, &repository.key.to_file(), false)?;
-    made.writer_key = Some(path);
     Ok((made, repository))
+}
+
+/// Key files of a repository that is not made yet; they go again when it is dropped.
+#[derive(Default)]
+struct Written(Vec<PathBuf>);
+
+impl Written {
+    fn write(&mut self, path: PathBuf, text: &str) -> anyhow::Result<PathBuf> {
+        open::write_secret(&path, text, false)?;
+        self.0.push(path.clone());
+        Ok(path)
+    }
+
+    /// They stay where the repository was made; also where nobody knows, which is said.
+    fn keep_if(mut self, made: Result<Repository, Failure>) -> Result<Repository, Failure> {
+        match made {
+            Err(failure) if failure.kind == FailureKind::Refused => Err(failure),
+            Err(failure) => {
+                let files: Vec<String> =
+                    std::mem::take(&mut self.0).iter().map(|p| p.display().to_string()).collect();
+                let why = format!(
+                    "{}; the repository may have been made, and its keys stay in {} (where `lvkeep snapshots` finds none, \
+                     remove them and begin again)",
+                    failure.why,
+                    files.join(" and ")
+                );
+                Err(Failure { why, ..failure })
+            }
+            Ok(repository) => {
+                self.0.clear();
+                Ok(repository)
+            }
+        }
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            if let Err(why) = std::fs::remove_file(path) {
+                tracing::warn!(path = %path.display(), %why, "a key file of no repository stays: remove it");
+            }
+        }
+    }
 }
 
 /// Where the identity of the repository whose keys are shared is in the user's folders, it is found for the new one, too.

@@ -137,8 +137,9 @@ pub fn advice(error: &str) -> &'static str {
     let asked = ["/latest/api/token", "/latest/meta-data/"].iter().any(|path| error.contains(path));
     match asked {
         true => {
-            "; there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (on a cloud's machine that has a \
-             role, its metadata service did not answer)"
+            "; there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or for the second repository of a \
+             command that has two LVKEEP_OTHER_AWS_ACCESS_KEY_ID and so on (on a cloud's machine that has a role, its \
+             metadata service did not answer)"
         }
         false => "",
     }
@@ -206,6 +207,8 @@ pub fn is_writer_key_of(path: &Path, repo: RepoId) -> anyhow::Result<bool> {
     }
     match read_writer_key(path) {
         Ok(key) if key.repo() == repo => Ok(true),
+        // Whose it is, nobody can tell who may not read it.
+        Err(why) if why.downcast_ref::<std::io::Error>().is_some() && path.is_file() => Err(why),
         Ok(_) | Err(_) => {
             let path = path.display();
             bail!(agent::Failure::refused(format!(

@@ -125,11 +125,10 @@ pub fn filtered(
     Ok(roots)
 }
 
-/// Whether anything says which snapshots, and not all of them, are asked for.
-pub fn is_narrowed(app: &App, of: &Chosen, since: Option<&str>, until: Option<&str>) -> bool {
+/// Whether anything but a time says which snapshots, and not all of them, are asked for.
+pub fn is_narrowed(app: &App, of: &Chosen) -> bool {
     let by_host = of.host.is_some() && app.settings.host.origin == Origin::Flag;
-    let named = of.volume.is_some() || of.group.is_some() || by_host || !of.tags.is_empty();
-    named || since.is_some() || until.is_some()
+    of.volume.is_some() || of.group.is_some() || by_host || !of.tags.is_empty()
 }
 
 /// What else may have been meant, where no volume is called as was asked for: volumes go by HOST/PATH.

@@ -15,12 +15,18 @@ use crate::args::Command;
 pub fn zone() -> Result<TimeZone, Failure> {
     TimeZone::try_system().or_else(|_| match std::env::var_os("TZ") {
         None => Ok(TimeZone::UTC),
+        Some(zone) if is_utc(&zone.to_string_lossy()) => Ok(TimeZone::UTC),
         Some(zone) => Err(Failure::refused(format!(
             "TZ={}: no such time zone is known here, so that local times cannot be told (they need the system's zone \
              database, in /usr/share/zoneinfo or where TZDIR says): set TZ=UTC, and write times as UTC",
             zone.to_string_lossy()
         ))),
     })
+}
+
+/// Whether a zone needs no database to be known.
+fn is_utc(zone: &str) -> bool {
+    ["", "UTC", "Etc/UTC", "UCT", "GMT", "Z"].contains(&zone.strip_prefix(':').unwrap_or(zone))
 }
 
 /// Fails, before anything is done, where a command prints local times and they cannot be told.
@@ -149,6 +155,21 @@ mod tests {
             "2026-11-20T03:00[Asia/Tokyo]",
         ] {
             assert_eq!(meant(text), None, "{text}");
+        }
+    }
+
+    /// A rescue system may have no database.
+    #[test]
+    fn utc_needs_no_database() {
+        for (zone, expected) in [
+            ("UTC", true),
+            (":UTC", true),
+            ("Etc/UTC", true),
+            (":", true),
+            ("Europe/Berlin", false),
+            ("UTC0", false),
+        ] {
+            assert_eq!(is_utc(zone), expected, "{zone}");
         }
     }
 

@@ -17,7 +17,7 @@ use schema::{ChunkId, PackId};
 const NAMED: usize = 10;
 /// Leaves of the map that are looked at to see whether holes are healed, 64 MiB of the volume each. Of more, a repair
 /// knows.
-const LOOKED_AT_MAX: u64 = 1 << 10;
+const LOOKED_AT_MAX: usize = 1 << 10;
 
 /// Refuses a restore of `part` when some of it is marked as lost and not seen to be healed. A mark that cannot be read is
 /// passed over: the restore itself finds what is lost.
@@ -40,59 +40,85 @@ pub(crate) async fn refuse(
     if marked.is_empty() {
         return Ok(());
     }
-    // What is recorded nowhere looks whole.
-    if !holes.is_unrecorded && is_healed(repository, map, &marked).await? {
-        tracing::info!(volume = root.volume, slot = %root.slot, "what was marked as lost is there by now");
-        return Ok(());
-    }
+    let seen = match holes.is_unrecorded {
+        true => Seen::Unrecorded,
+        false => look(repository, map, &marked).await?,
+    };
+    let repair = match seen {
+        Seen::Whole => {
+            tracing::info!(volume = root.volume, slot = %root.slot, "what was marked as lost is there by now");
+            return Ok(());
+        }
+        Seen::Lacking => "`lvkeep repair`",
+        // Only who has read everything takes such a mark away.
+        Seen::Unrecorded => "`lvkeep repair --read-data`",
+    };
     Err(Failure::damaged(format!(
         "{} was marked by a repair: it has holes that could not be read any more, at {}. Nothing was changed. Where backups \
-         have healed it since, `lvkeep repair` takes the mark away; --keep-going restores the rest (the holes become zero), \
-         and another snapshot may be whole",
+         have healed it since, {repair} takes the mark away; --keep-going restores the rest (the holes become zero), and \
+         another snapshot may be whole",
         root.volume,
         named(&marked)
     )))
 }
 
-/// Whether all of these ranges are known to be there: the map is read, and every chunk has a copy in a pack that is listed,
-/// in which it is not recorded as damaged.
-async fn is_healed(repository: &Repository, map: &MapReader, holes: &[(u64, u64)]) -> Result<bool, Failure> {
-    let ranges = || holes.iter().map(|(start, len)| *start..start.saturating_add(*len).min(map.root().size));
-    let leaves = |range: &Range<u64>| Geometry::leaf_of(range.start)..range.end.div_ceil(LEAF_SPAN);
-    if ranges().map(|range| leaves(&range).count() as u64).sum::<u64>() > LOOKED_AT_MAX {
-        return Ok(false);
-    }
+/// What is seen of marked holes.
+enum Seen {
+    /// All of it is there.
+    Whole,
+    /// Something is not, or was not looked at.
+    Lacking,
+    /// What is recorded nowhere, or in a record that cannot be read, looks whole.
+    Unrecorded,
+}
+
+/// Looks whether all of these ranges are known to be there: the map is read, and every chunk has a copy in a pack that is
+/// listed, in which it is not recorded as damaged.
+async fn look(repository: &Repository, map: &MapReader, holes: &[(u64, u64)]) -> Result<Seen, Failure> {
+    let Some(leaves) = leaves(holes, map.root().size) else { return Ok(Seen::Lacking) };
     let damages = Damages::load(repository).await?;
     if damages.is_incomplete() {
-        return Ok(false);
+        return Ok(Seen::Unrecorded);
     }
     let sizes: BTreeMap<PackId, u64> = repository.list_packs().await?.into_iter().collect();
     let is_there = |id: &ChunkId, copy: &Copy| {
         let end = u64::from(copy.offset) + u64::from(copy.len);
         sizes.get(&copy.pack).is_some_and(|size| *size >= end) && !damages.has(id, &copy.pack)
     };
-    for range in ranges() {
-        for number in leaves(&range) {
-            let leaf = match map.leaf(number).await {
-                Ok(leaf) => leaf,
-                Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
-                Err(_) => return Ok(false),
-            };
-            let touches = |at: u64, len: u32| at < range.end && at + u64::from(len) > range.start;
-            let pieces = leaf.located(map.geometry().leaf_range(number).start);
-            let ids: Vec<ChunkId> = pieces
-                .filter_map(|(at, piece)| match piece.content {
-                    Content::Chunk(id) if touches(at, piece.len) => Some(id),
-                    _ => None,
-                })
-                .collect();
-            let copies = map.locate(&ids).await?;
-            if !ids.iter().zip(copies).all(|(id, copies)| copies.iter().any(|copy| is_there(id, copy))) {
-                return Ok(false);
+    for (number, ranges) in leaves {
+        // What is not given cannot be restored either, and what is lost of it is known.
+        let Ok(leaf) = map.leaf(number).await else { return Ok(Seen::Lacking) };
+        let touches = |at: u64, len: u32| {
+            ranges.iter().any(|range| at < range.end && at + u64::from(len) > range.start)
+        };
+        let pieces = leaf.located(map.geometry().leaf_range(number).start);
+        let ids: Vec<ChunkId> = pieces
+            .filter_map(|(at, piece)| match piece.content {
+                Content::Chunk(id) if touches(at, piece.len) => Some(id),
+                _ => None,
+            })
+            .collect();
+        let copies = map.locate(&ids).await?;
+        if !ids.iter().zip(copies).all(|(id, copies)| copies.iter().any(|copy| is_there(id, copy))) {
+            return Ok(Seen::Lacking);
+        }
+    }
+    Ok(Seen::Whole)
+}
+
+/// The leaves of a volume of this size in which there are holes, with these; none when they are too many to look at.
+fn leaves(holes: &[(u64, u64)], size: u64) -> Option<BTreeMap<u64, Vec<Range<u64>>>> {
+    let mut leaves: BTreeMap<u64, Vec<Range<u64>>> = BTreeMap::new();
+    for (start, len) in holes {
+        let range = *start..start.saturating_add(*len).min(size);
+        for leaf in Geometry::leaf_of(range.start)..range.end.div_ceil(LEAF_SPAN) {
+            leaves.entry(leaf).or_default().push(range.clone());
+            if leaves.len() > LOOKED_AT_MAX {
+                return None;
             }
         }
     }
-    Ok(true)
+    Some(leaves)
 }
 
 /// The holes that touch a part.
@@ -115,6 +141,19 @@ mod tests {
     use super::*;
     use schema::names::Slot;
     use schema::{SessionId, VolumeKey};
+
+    #[test]
+    fn each_leaf_is_looked_at_once_however_many_holes_it_has() {
+        let many: Vec<(u64, u64)> = (0..100_000).map(|n| (n * 4096, 2048)).collect();
+        let found = leaves(&many, 7 * LEAF_SPAN).unwrap();
+        assert_eq!(found.keys().copied().collect::<Vec<_>>(), (0..7).collect::<Vec<_>>());
+        assert_eq!(found.values().map(Vec::len).sum::<usize>(), 100_000);
+        let across = [(LEAF_SPAN - 1, 2), (3 * LEAF_SPAN, u64::MAX)];
+        assert_eq!(leaves(&across, 4 * LEAF_SPAN + 5).unwrap().into_keys().collect::<Vec<_>>(), [0, 1, 3, 4]);
+        let max = LOOKED_AT_MAX as u64;
+        assert!(leaves(&[(0, max * LEAF_SPAN)], u64::MAX).is_some());
+        assert!(leaves(&[(0, max * LEAF_SPAN + 1)], u64::MAX).is_none());
+    }
 
     #[test]
     fn only_holes_of_the_part_count_and_the_first_are_named() {

@@ -115,6 +115,8 @@ pub(crate) struct Opened {
     pub len: Option<u64>,
     /// Bytes that it is cut off to then, where it is longer than the snapshot.
     pub cut_to: Option<u64>,
+    /// Bytes that a file with content had before it was given the snapshot's size.
+    pub grown_from: Option<u64>,
     /// It was cut off.
     pub is_cut: AtomicBool,
     /// The same device past the page cache, where that is possible; opened when it is first written to.
@@ -296,7 +298,8 @@ impl Sink {
         let undone = match opened.before {
             Before::Absent | Before::Begun => opened.remove(),
             Before::Empty => opened.file.set_len(0),
-            Before::Content => Ok(()),
+            // Nothing of the snapshot is in what was added.
+            Before::Content => opened.grown_from.map_or(Ok(()), |len| opened.file.set_len(len)),
         };
         if let Err(why) = undone {
             let path = opened.path.display();
@@ -325,6 +328,7 @@ impl Opened {
             is_alone: false,
             len: None,
             cut_to: None,
+            grown_from: None,
             is_cut: AtomicBool::new(false),
             direct: OnceLock::new(),
         }

@@ -559,7 +559,10 @@ impl Target {
             return Ok(Opened { len: Some(before), cut_to: Some(size), ..opened });
         }
         match opened.file.set_len(size) {
-            Ok(()) => Ok(Opened { len: Some(size), ..opened }),
+            Ok(()) => {
+                let grown_from = (opened.before == Before::Content && before < size).then_some(before);
+                Ok(Opened { len: Some(size), grown_from, ..opened })
+            }
             Err(why) => {
                 let why =
                     format!("cannot give {} the snapshot's size of {size} bytes: {why}", self.path.display());

@@ -113,8 +113,8 @@ impl Restorer {
         let stays = || {
             let id = claim.undo().first()?.1.session;
             Some(format!(
-                "what stood there, kept as {id}, is forgotten by no rule before a restore of the same to this target has \
-                 ended well (`lvkeep release {id}` lets it go)"
+                "what stood there, kept as {id}, is forgotten by no rule before a restore of the same to what stands there \
+                 now has ended well (`lvkeep release {id}` lets it go)"
             ))
         };
         match result {

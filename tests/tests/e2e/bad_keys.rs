@@ -99,6 +99,12 @@ fn keys_that_do_not_fit_are_refused_by_name() {
 fn a_repository_is_not_made_twice() {
     let machine = repository("m");
     machine.run(&["init"]).fails(3, &["holds a repository already"]);
+    // Where a key cannot be kept, nothing is made that only it would open.
+    let (unkept, kept) = (machine.place("unkept"), machine.place("unkept-identity"));
+    let init = ["init", "--repo", &unkept, "--identity-out", &kept];
+    machine.run(&[&init[..], &["--key-out", "/proc/none/key"]].concat()).fails(1, &["/proc/none"]);
+    assert!(!std::path::Path::new(&kept).exists(), "the identity of nothing");
+    machine.run(&[&init[..], &["--key-out", &machine.place("unkept-key")]].concat()).ok();
     let repo = machine.place("other");
     let identity = machine.place("identity");
     machine.run(&["init", "--repo", &repo, "--identity-out", &identity]).fails(3, &["exists already"]);

@@ -301,10 +301,13 @@ fn only_what_is_asked_for_is_copied_and_frames_move_without_an_identity() {
         (&"vm/a".into(), &false.into()),
         "{report}"
     );
-    for of in [["--volume", "nope"], ["--tag", "nope"], ["--host", "nope"], ["--until", "2001-01-01"]] {
+    for of in [["--volume", "nope"], ["--tag", "nope"], ["--host", "nope"]] {
         let copy = ["copy", "--to", &offsite, "--unverified", of[0], of[1]];
         two.machine.run(&copy).fails(3, &["no snapshot is what was asked for"]);
     }
+    // Nothing was backed up then, which is no mistake.
+    let none = two.machine.json(&["copy", "--to", &offsite, "--unverified", "--until", "2001-01-01"]);
+    assert_eq!(none["copied"], serde_json::json!([]), "{none}");
     let hinted = two.machine.run(&["copy", "--to", &offsite, "--unverified", "--volume", "vm"]);
     hinted.fails(3, &["no volume is called \"vm\"", "'vm/*'"]);
     let said = two.machine.run(&["copy", "--to", &offsite, "--unverified"]).ok();

@@ -292,6 +292,20 @@ async fn a_longer_file_is_cut_off_when_everything_else_is_restored() {
     assert!(report.notes.len() == 1 && report.notes[0].contains(&told), "{:?}", report.notes);
 }
 
+/// A file of which nothing was overwritten is as it was, also where it would have become longer.
+#[tokio::test(start_paused = true)]
+async fn a_shorter_file_is_as_long_as_it_was_when_nothing_could_be_read() {
+    let fixture = Fixture::plain().await;
+    let root = fixture.volume(&noise(1, 4 * MIB)).await;
+    let (path, old) = (fixture.path("target"), noise(2, 3 * MIB + 77));
+    fs::write(&path, &old).unwrap();
+    fixture.table.lock().unwrap().clear();
+    let failure =
+        fixture.restorer().restore(root.clone(), Target::new(&path, true), |_| ()).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Damaged, "{failure}");
+    assert!(fs::read(&path).unwrap() == old);
+}
+
 #[tokio::test(start_paused = true)]
 async fn ranges_are_handed_on_in_order() {
     let fixture = Fixture::encrypted().await;

@@ -1,6 +1,7 @@
 //! Devices that somebody uses behind the back of exclusive opening: through a loop device, as another part of the same
 //! disk, or since what stood there was kept. The kernel makes the partitions by what it is told; nothing reads a table.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -123,6 +124,30 @@ async fn who_writes_to_a_disk_writes_to_its_partitions_and_the_other_way_round()
     }
     assert!(std::fs::read(&disk.device).unwrap() == vec![STALE; 4 * MIB], "nothing was written");
     restored(&fixture, &small, Target::new(&part, false)).await.unwrap();
+    restored(&fixture, &root, Target::new(&disk.device, false)).await.unwrap();
+}
+
+/// As a guest has it that is kept in a folder of its own.
+#[tokio::test(start_paused = true)]
+async fn who_writes_to_a_device_by_a_node_of_his_own_is_seen() {
+    let fixture = Fixture::plain().await;
+    let Some(disk) = Loop::over(&fixture.path("backing"), 4 * MIB as u64) else { return };
+    let root = fixture.volume(&noise(1, 4 * MIB)).await;
+    let number = std::fs::metadata(&disk.device).unwrap().rdev();
+    let node = fixture.path("drive");
+    let number = [rustix::fs::major(number).to_string(), rustix::fs::minor(number).to_string()];
+    let made = Command::new("mknod").arg(&node).arg("b").args(number).status().unwrap();
+    if !made.success() || std::fs::File::open(&node).is_err() {
+        println!(
+            "NOT SHOWN: who writes by a node of his own, for which nodes must count in {}",
+            node.display()
+        );
+        return;
+    }
+    let guest = Guest::on(&node);
+    let who = format!("process {}, cat, writes to it as {}", guest.0.id(), node.display());
+    refused(&fixture, &root, &disk.device, &["in use", &who]).await;
+    drop(guest);
     restored(&fixture, &root, Target::new(&disk.device, false)).await.unwrap();
 }
 

@@ -40,7 +40,9 @@ pub(crate) fn taken_for_volume(name: &str) -> String {
         true => "there is no such file".to_owned(),
         false => format!("there is no folder `{folder}`"),
     };
-    format!("`{name}` is taken for a logical volume (VG/LV), since {lacking}; `./{name}` names a file; ")
+    format!(
+        "`{name}` is taken for a logical volume (VG/LV), since {lacking}; `./{name}` names a file (to an agent, its absolute path does); "
+    )
 }
 
 /// Where devices are described.
