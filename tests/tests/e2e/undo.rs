@@ -217,7 +217,7 @@ fn many_targets_of_one_snapshot_are_read_from_the_repository_once() {
     targets.iter().for_each(|target| same_bytes(&image, target));
     machine
         .run(&["restore", "vm/disk@latest", "x.img", "--also", "x.img"])
-        .fails(3, &["x.img", "are the same"]);
+        .fails(3, &["x.img", "is named twice"]);
     // One that fails keeps no other from being restored, nor from being what the others take from.
     let (held, fresh) = (targets[0].as_str(), machine.place("fresh.img"));
     let ran = machine.run(&["--json", "restore", "vm/disk@latest", held, "--also", &fresh]);
