@@ -111,20 +111,18 @@ impl Checker {
     /// Checks. Fails when it could not find out, or was stopped; what it finds is no failure.
     ///
     /// While the structure is looked at, `protection` keeps a collection from moving it; it began before the index was
-    /// brought up to date. Content is read without it: that may take days, for which nothing should wait.
+    /// brought up to date. Content is read without it: that may take days, for which nothing should wait. When this fails
+    /// before that, whoever began it ends it.
     pub async fn check(
         &self,
         protection: Option<Protection>,
         progress: &(impl Fn(Progress<'_>) + Sync),
     ) -> Result<Report, Failure> {
-        let found = match self.keys_fit().await {
-            Ok(()) => self.structure().await,
-            Err(failure) => Err(failure),
-        };
+        self.keys_fit().await?;
+        let mut found = self.structure().await?;
         if let Some(protection) = protection {
-            protection.end().await;
+            protection.end(Ok(())).await?;
         }
-        let mut found = found?;
         self.content_frames(&mut found, progress).await?;
         if found.packs.has_damage() {
             self.look_again(&mut found).await?;
