@@ -351,7 +351,7 @@ impl Rot {
     pub async fn repair_with(&self, content: Content) -> Result<(Mended, Report), Failure> {
         let context = self.context();
         let mended = self.mend().await?;
-        let checker = self.checker(&context, content).await?;
+        let checker = self.checker(&context, content).await?.marking();
         let report = checker.check(None, &|_| ()).await?;
         checker.mark(&report).await?;
         context.stop.raise();

@@ -23,7 +23,7 @@ use schema::{JobId, SessionId};
 use crate::repository::AtSlot;
 use crate::sessions::{self, Commit, OpenSession};
 use crate::store::Created;
-use crate::{Failure, Repository, marks};
+use crate::{Failure, Repository, Stop, marks};
 
 /// What became of a snapshot that was to be forgotten.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,7 +158,10 @@ pub async fn unforget(repository: &Repository, root: &Root, by: &str) -> Result<
     }
     let session = session(repository, root, job);
     let to = session.slot.unwrap_or(root.slot);
-    let session = OpenSession::begin(repository.clone(), session).await?;
+    // Nobody but an operator stops this: it waits for a store that is away, and a command that is killed says nothing.
+    let stop = Stop::default();
+    let session = OpenSession::begin_alone(repository.clone(), session, &stop).await?;
+    let id = session.session().id;
     let mut holes = Carried { repository, from: root.slot, to, holes: None };
     let back = match commit_again(&session, root, &mut holes, by).await {
         Ok(back) => {
@@ -171,7 +174,7 @@ pub async fn unforget(repository: &Repository, root: &Root, by: &str) -> Result<
             }
             back
         }
-        Err(failure) => match session.abandon().await {
+        Err(failure) => match session.dismiss(&stop).await {
             Ok(AtSlot::Snapshot(back)) => {
                 if let Err(failure) = holes.carry().await {
                     tracing::warn!(%failure, "the snapshot is back; `lvkeep repair` marks again what of it is lost");
@@ -182,10 +185,7 @@ pub async fn unforget(repository: &Repository, root: &Root, by: &str) -> Result<
                 unmark(repository, to).await;
                 return Err(failure);
             }
-            Err(error) => {
-                tracing::warn!(%error, "the session's object stays for the collector");
-                return Err(failure);
-            }
+            Err(why) => return Err(sessions::left_open(id, failure, &why)),
         },
     };
     let_go(repository, root.slot).await;

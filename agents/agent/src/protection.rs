@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use schema::messages::FailureKind;
 use schema::names::Slot;
@@ -15,8 +16,8 @@ use schema::{JobId, SessionId};
 use tokio::sync::Mutex;
 
 use crate::repository::AtSlot;
-use crate::sessions::{self, OpenSession};
-use crate::{Failure, Repository, epochs};
+use crate::sessions::{self, ENDING_PATIENCE, OpenSession};
+use crate::{Failure, Repository, Stop, epochs};
 
 /// Who reads, as others are told.
 #[derive(Debug, Clone, Copy)]
@@ -42,12 +43,17 @@ pub struct Protection {
     session: Option<Arc<OpenSession>>,
     /// Backups of what will be overwritten, as the session's object names them.
     undo: Arc<Mutex<Vec<JobId>>>,
+    /// After which no store is waited for.
+    stop: Stop,
+    /// Whether one of the clones has come to its end.
+    is_ended: Arc<AtomicBool>,
 }
 
 impl Protection {
     /// Begins a session. A store that is full or read-only, or an epoch that cannot be read, must not keep anybody from
-    /// restoring: that nothing is protected then is said. What is kept for an undo has to be protected.
-    pub async fn begin(repository: &Repository, by: ReadBy<'_>) -> Result<Self, Failure> {
+    /// restoring: that nothing is protected then is said. What is kept for an undo has to be protected. After a word to stop,
+    /// the end waits for no store.
+    pub async fn begin(repository: &Repository, by: ReadBy<'_>, stop: &Stop) -> Result<Self, Failure> {
         let session = Session {
             id: by.session,
             kind: by.kind,
@@ -60,7 +66,7 @@ impl Protection {
             ended: None,
             undo: by.undo.to_vec(),
         };
-        let session = match OpenSession::begin(repository.clone(), session).await {
+        let session = match OpenSession::begin_alone(repository.clone(), session, stop).await {
             Ok(session) => Some(Arc::new(session)),
             Err(failure) if by.undo.is_empty() && is_no_reason(failure.kind) => {
                 let why = failure.to_string();
@@ -75,12 +81,14 @@ impl Protection {
             }
         };
         let undo = Arc::new(Mutex::new(by.undo.to_vec()));
-        Ok(Self { repository: repository.clone(), session, undo })
+        let (repository, stop, is_ended) = (repository.clone(), stop.clone(), Arc::default());
+        Ok(Self { repository, session, undo, stop, is_ended })
     }
 
     /// None at all.
     pub fn none(repository: &Repository) -> Self {
-        Self { repository: repository.clone(), session: None, undo: Arc::default() }
+        let (undo, stop, is_ended) = Default::default();
+        Self { repository: repository.clone(), session: None, undo, stop, is_ended }
     }
 
     /// Also keeps these backups of what will be overwritten from being forgotten, until it ends.
@@ -162,12 +170,23 @@ impl Protection {
         Failure::new(FailureKind::Revoked, why)
     }
 
-    /// Deletes the session's object. Should that fail, a collection waits until the session is declared dead.
-    pub async fn end(self) {
-        let Some(session) = &self.session else { return };
+    /// Deletes the session's object, after what was read came to this. A store that is away is waited for; where the session
+    /// may stay open all the same, a failure says so, and else the log.
+    pub async fn end<T>(self, done: Result<T, Failure>) -> Result<T, Failure> {
+        let Some(session) = &self.session else { return done };
+        if self.is_ended.load(Ordering::Relaxed) {
+            return done;
+        }
         let session = session.session();
-        if let Err(failure) = sessions::revoke(&self.repository, session).await {
-            tracing::warn!(session = %session.id, %failure, "cannot delete the session object of a restore: `lvkeep cancel` does");
+        let ended = sessions::dismiss(&self.repository, session, &self.stop, ENDING_PATIENCE).await;
+        self.is_ended.store(true, Ordering::Relaxed);
+        match (ended, done) {
+            (Ok(_), done) => done,
+            (Err(why), Ok(done)) => {
+                sessions::warn_left_open(session.id, &why);
+                Ok(done)
+            }
+            (Err(why), Err(failure)) => Err(sessions::left_open(session.id, failure, &why)),
         }
     }
 }

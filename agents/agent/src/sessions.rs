@@ -5,8 +5,10 @@
 //! object, last, and only after a definite answer from the slot. Nothing is read again at commit.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use schema::messages::{FailureKind, JobOutcome};
 use schema::names::{self, Slot};
 use schema::root::Root;
@@ -19,7 +21,17 @@ use crate::epochs::Condemned;
 use crate::repository::{AtSlot, Repository, can_be_pack};
 use crate::roots::{Roots, not_there};
 use crate::store::Created;
-use crate::{Failure, epochs};
+use crate::{Failure, Stop, epochs};
+
+/// Snapshots that are looked at at once.
+const AT_ONCE: usize = 16;
+
+/// How often it is tried to end a session while the store gives other objects, and the pause between two tries.
+const ENDING_TRIES: u32 = 5;
+const ENDING_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a command that is done waits for a store that gives nothing at all, to end its session.
+pub const ENDING_PATIENCE: Duration = Duration::from_secs(300);
 
 /// An open session: its object exists, and its epoch was read after that.
 #[derive(Debug)]
@@ -48,29 +60,41 @@ pub enum Commit {
 }
 
 impl OpenSession {
-    /// Steps 1 to 3: creates the session object, reads the latest epoch, lists the packs.
+    /// Steps 1 to 3: creates the session object, reads the latest epoch, lists the packs. Where that fails, whoever begins
+    /// again for the same job ends what is left.
     pub async fn begin(repository: Repository, session: Session) -> Result<Self, Failure> {
-        let key = names::session(session.id);
-        let bytes = repository.seal(&key, &session)?;
-        if let Created::Lost(_) = repository.store.create(&key, bytes).await? {
-            return Err(Failure::new(
-                FailureKind::Other,
-                format!("{key} exists already: session ids must be fresh"),
-            ));
-        }
+        create(&repository, &session).await?;
         match look(&repository).await {
-            Ok(Seen { condemned, damages, packs: seen }) => {
-                let packs = Mutex::new(Packs { seen, missing: BTreeSet::new() });
-                Ok(Self { repository, session, condemned, damages, packs })
-            }
+            Ok(seen) => Ok(Self::seen(repository, session, seen)),
             Err(failure) => {
                 // Nobody will drive this session, and a collector would wait for it.
                 let Err(why) = revoke(&repository, &session).await else { return Err(failure) };
-                tracing::warn!(session = %session.id, %why, "the session's object stays for the collector");
-                // Whoever begins again for the same job ends this one first.
+                tracing::warn!(session = %session.id, %why, "a session that could not begin is not over yet");
                 Err(Failure { retry: failure.retry || why.retry, ..failure })
             }
         }
+    }
+
+    /// The same for what nobody begins again, so that what is left is ended here.
+    pub async fn begin_alone(repository: Repository, session: Session, stop: &Stop) -> Result<Self, Failure> {
+        let (failure, patience) = match create(&repository, &session).await {
+            Ok(()) => match look(&repository).await {
+                Ok(seen) => return Ok(Self::seen(repository, session, seen)),
+                Err(failure) => (failure, ENDING_PATIENCE),
+            },
+            // What was sent and not answered may be there all the same.
+            Err(failure) if failure.retry => (failure, Duration::ZERO),
+            Err(failure) => return Err(failure),
+        };
+        let Err(why) = dismiss(&repository, &session, stop, patience).await else { return Err(failure) };
+        let retry = failure.retry || why.retry;
+        Err(Failure { retry, ..left_open(session.id, failure, &why) })
+    }
+
+    fn seen(repository: Repository, session: Session, seen: Seen) -> Self {
+        let Seen { condemned, damages, packs: seen } = seen;
+        let packs = Mutex::new(Packs { seen, missing: BTreeSet::new() });
+        Self { repository, session, condemned, damages, packs }
     }
 
     /// The session.
@@ -143,15 +167,31 @@ impl OpenSession {
     /// The snapshots of the session's volume that are unforgotten and visible now.
     pub async fn visible(&self) -> Result<Roots, Failure> {
         let slot = self.slot()?;
+        let slots = self.repository.visible_slots(Some(slot.volume)).await?;
         let mut roots = Roots::default();
-        for candidate in self.repository.visible_slots(Some(slot.volume)).await? {
-            // The listing may be old: ask for the marker first, then for the slot.
-            if self.repository.store.head(&candidate.forgotten()).await?.is_some() {
-                continue;
+        for some in slots.chunks(AT_ONCE) {
+            let looked = some.iter().map(|slot| self.visible_at(*slot));
+            for found in try_join_all(looked).await? {
+                roots.readable.extend(found.readable);
+                roots.damaged.extend(found.damaged);
             }
-            roots.add(candidate, self.repository.at_slot(candidate).await)?;
         }
         Ok(roots)
+    }
+
+    /// What is visible at a slot now, which some listing had.
+    async fn visible_at(&self, slot: Slot) -> Result<Roots, Failure> {
+        let mut roots = Roots::default();
+        // The listing may be old: ask for the marker first, then for the slot.
+        if self.repository.store.head(&slot.forgotten()).await?.is_none() {
+            roots.add(slot, self.repository.at_slot(slot).await)?;
+        }
+        Ok(roots)
+    }
+
+    /// Whether a snapshot of which somebody knows what it holds is visible now.
+    pub async fn sees(&self, slot: Slot) -> Result<bool, Failure> {
+        Ok(!self.visible_at(slot).await?.readable.is_empty())
     }
 
     /// The generation of a snapshot that is newer than all of its volume: than those that are visible, and than those that
@@ -222,9 +262,14 @@ impl OpenSession {
     }
 
     /// Gives the session up: decides the slot first, then deletes the session object. When the slot cannot be decided,
-    /// the object stays for a collector. Says what the slot holds.
+    /// the object stays, and collections wait for it until somebody ends it. Says what the slot holds.
     pub async fn abandon(self) -> Result<AtSlot, Failure> {
         revoke(&self.repository, &self.session).await
+    }
+
+    /// The same where nobody comes by who would end it otherwise: see [`dismiss`].
+    pub async fn dismiss(self, stop: &Stop) -> Result<AtSlot, Failure> {
+        dismiss(&self.repository, &self.session, stop, ENDING_PATIENCE).await
     }
 
     /// Whether the session object still exists: a restore that lost it is not protected any more. One that says by now that
@@ -235,6 +280,17 @@ impl OpenSession {
             // It is there, whatever it says.
             Err(failure) if matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused) => Ok(true),
             Err(failure) => Err(failure),
+        }
+    }
+}
+
+/// Step 1.
+async fn create(repository: &Repository, session: &Session) -> Result<(), Failure> {
+    let key = names::session(session.id);
+    match repository.store.create(&key, repository.seal(&key, session)?).await? {
+        Created::Won => Ok(()),
+        Created::Lost(_) => {
+            Err(Failure::new(FailureKind::Other, format!("{key} exists already: session ids must be fresh")))
         }
     }
 }
@@ -289,6 +345,53 @@ pub async fn revoke(repository: &Repository, session: &Session) -> Result<AtSlot
             found => Ok(found),
         },
     }
+}
+
+/// Gives up a session that nobody else comes by to end: collections would wait for it for ever. The store is waited for
+/// as long as it gives nothing at all, with this much patience, and not any more once this process is to stop.
+pub async fn dismiss(
+    repository: &Repository,
+    session: &Session,
+    stop: &Stop,
+    patience: Duration,
+) -> Result<AtSlot, Failure> {
+    let environment = repository.environment();
+    let start = environment.elapsed();
+    let mut tries = 0;
+    loop {
+        let failure = match revoke(repository, session).await {
+            Ok(found) => return Ok(found),
+            Err(failure) => failure,
+        };
+        tries += u32::from(repository.gives_others().await);
+        let is_over = environment.elapsed().saturating_sub(start) >= patience || stop.is_raised();
+        if !failure.retry || tries == ENDING_TRIES || is_over {
+            return Err(failure);
+        }
+        tracing::warn!(session = %session.id, %failure, "a session cannot be ended yet; collections wait for it, and it is tried again");
+        environment.timeout(ENDING_PAUSE, stop.raised()).await;
+    }
+}
+
+/// What there is to do about a session that may be left with nobody to end it; one of which it is not known which it is.
+pub fn may_stay(session: Option<SessionId>) -> String {
+    let (which, id) = match session {
+        Some(id) => (format!("session {id}"), format!(" {id}")),
+        None => ("its session".to_owned(), String::new()),
+    };
+    format!(
+        "{which} may stay open, and collections wait for it then: `lvkeep status` shows it, `lvkeep cancel{id}` ends it"
+    )
+}
+
+/// The failure of what had a session that could not be [ended](dismiss).
+pub fn left_open(session: SessionId, failure: Failure, why: &Failure) -> Failure {
+    Failure { why: format!("{}; {} ({why})", failure.why, may_stay(Some(session))), ..failure }
+}
+
+/// The same of what went well.
+pub fn warn_left_open(session: SessionId, why: &Failure) {
+    tracing::warn!(%why, "{}", may_stay(Some(session)));
 }
 
 /// Removes the object of a session that is over. Where the store does not let it go, it stays: a slot that is decided says

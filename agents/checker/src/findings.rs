@@ -12,6 +12,8 @@ use crate::given::NOT_GIVEN;
 
 /// Problems that are told of one snapshot.
 const NAMED: usize = 10;
+/// Ranges that a report lists of all snapshots, 16 bytes each; of the others only their bytes are known.
+const RANGES_MAX: usize = 1 << 20;
 
 /// How far the reading of content is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub struct Progress<'a> {
     pub after: Option<PackId>,
     /// Whether something that was found could not be recorded so far: nobody can go on behind it.
     pub is_stuck: bool,
+    /// Whether something was found that no record says: who goes on behind it, and was not told, does not hear of it.
+    pub is_only_told: bool,
     /// Packs that were read.
     pub packs: u64,
     /// Bytes of those.
@@ -59,6 +63,10 @@ pub struct Report {
     pub objects: Vec<Finding>,
     /// Snapshots of which something cannot be read.
     pub damaged: Vec<DamagedSnapshot>,
+    /// How many ranges are kept of those.
+    pub(crate) ranges: usize,
+    /// Whether all are, however many there are: they are to be marked.
+    pub(crate) keeps_all: bool,
     /// Chunks in content that was read which the identity does not open, so that nothing is known of them.
     pub unopened: u64,
     /// How many of the objects are among them only because of these.
@@ -92,6 +100,20 @@ impl Report {
     /// Whether what was not found is not there: as far as all that is damaged is recorded, or in any case.
     pub(crate) fn knows_damage(&self, is_recorded: bool) -> bool {
         self.unrecorded.is_none() && (self.has_read_all || self.minds_all && is_recorded)
+    }
+
+    /// Adds a snapshot; where there are too many ranges, without them.
+    pub(crate) fn add(&mut self, mut damaged: DamagedSnapshot) {
+        let room = if self.keeps_all { usize::MAX } else { RANGES_MAX.saturating_sub(self.ranges) };
+        damaged.cut(room);
+        self.ranges += damaged.ranges();
+        self.damaged.push(damaged);
+    }
+
+    /// Takes out what was found of snapshots.
+    pub(crate) fn take(&mut self) -> Vec<DamagedSnapshot> {
+        self.ranges = 0;
+        std::mem::take(&mut self.damaged)
     }
 
     /// Adds what was found of snapshots before.
@@ -132,8 +154,12 @@ pub struct DamagedSnapshot {
     pub slot: Slot,
     /// Its volume; none when the root itself cannot be read.
     pub volume: Option<String>,
-    /// Bytes of the volume that cannot be read, in order and joined.
+    /// Bytes of the volume that cannot be read, in order and joined; the first of them where [`Self::is_cut`].
     pub lost: Vec<Range<u64>>,
+    /// How many bytes that are, with those that are not listed; at least, where several walks have found some.
+    bytes: u64,
+    /// Whether ranges are left out, because a report has room for no more.
+    is_cut: bool,
     /// For people: the first of what is wrong.
     pub problems: Vec<String>,
     /// What of `lost` is so for good, as far as is known: the rest is what the store does not give now.
@@ -148,7 +174,8 @@ pub struct DamagedSnapshot {
 impl DamagedSnapshot {
     pub(crate) fn new(slot: Slot, volume: Option<String>) -> Self {
         let (lost, problems, gone) = Default::default();
-        Self { slot, volume, lost, problems, gone, is_withheld: false, more: 0, root: None }
+        let (bytes, is_cut, is_withheld, more) = Default::default();
+        Self { slot, volume, lost, bytes, is_cut, problems, gone, is_withheld, more, root: None }
     }
 
     /// Notes a problem, and what cannot be read because of it, or [only now](Problem::is_withheld). Ranges may come in any
@@ -170,6 +197,27 @@ impl DamagedSnapshot {
         self.is_withheld
     }
 
+    /// Whether not all ranges are listed that cannot be read.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
+    /// How many ranges are kept.
+    fn ranges(&self) -> usize {
+        self.lost.len() + self.gone.len()
+    }
+
+    /// Keeps so many ranges at most, for people: what is to be marked is not known then.
+    fn cut(&mut self, room: usize) {
+        if self.ranges() <= room {
+            return;
+        }
+        self.is_cut = true;
+        self.lost.truncate(room);
+        self.lost.shrink_to_fit();
+        (self.gone, self.root) = (Vec::new(), None);
+    }
+
     pub(crate) fn of(self, root: &Root) -> Self {
         Self { root: Some(Box::new(root.clone())), ..self }
     }
@@ -181,9 +229,13 @@ impl DamagedSnapshot {
         self.lost.extend(earlier.lost);
         self.gone.extend(earlier.gone);
         self.is_withheld |= earlier.is_withheld;
+        self.is_cut |= earlier.is_cut;
         self.volume = earlier.volume.or(self.volume.take());
         self.root = earlier.root.or(self.root.take());
+        // Both may have found the same.
+        let bytes = self.bytes.max(earlier.bytes);
         self.join();
+        self.bytes = self.bytes.max(bytes);
     }
 
     pub(crate) fn finish(mut self) -> Option<Self> {
@@ -195,13 +247,16 @@ impl DamagedSnapshot {
     }
 
     fn join(&mut self) {
-        join(&mut self.lost);
-        join(&mut self.gone);
+        for ranges in [&mut self.lost, &mut self.gone] {
+            join(ranges);
+            ranges.shrink_to_fit();
+        }
+        self.bytes = self.lost.iter().map(|range| range.end - range.start).sum();
     }
 
     /// Bytes that cannot be read.
     pub fn bytes(&self) -> u64 {
-        self.lost.iter().map(|range| range.end - range.start).sum()
+        self.bytes
     }
 }
 
@@ -277,6 +332,40 @@ mod tests {
         assert_eq!(damaged.problems.len(), NAMED + 1);
         assert_eq!(damaged.problems[NAMED], "and 3 more");
         assert_eq!(DamagedSnapshot::new(slot, None).finish(), None);
+    }
+
+    /// However much is damaged, a check keeps so much of it, and numbers go on; what is to be marked is kept whole.
+    #[test]
+    fn a_report_of_very_much_damage_stays_small() {
+        const EACH: u64 = RANGES_MAX as u64 / 5;
+        let volume = VolumeKey::from_bytes([1; 16]);
+        let damaged = |number: u8| {
+            let slot = Slot { volume, session: SessionId::from_bytes([number; 16]) };
+            let mut damaged = DamagedSnapshot::new(slot, Some("v".into()));
+            for start in (0..EACH).map(|range| range * 20) {
+                damaged.add(Problem { range: start..start + 10, why: "no copy".into(), is_withheld: false });
+            }
+            damaged.finish().expect("something is wrong")
+        };
+        let report = |keeps_all| {
+            let mut report = Report { keeps_all, ..Report::default() };
+            (0..6).for_each(|number| report.add(damaged(number)));
+            report
+        };
+        let kept = |report: &Report| report.damaged.iter().map(DamagedSnapshot::ranges).sum::<usize>();
+        let is_cut = |report: &Report| report.damaged.iter().map(DamagedSnapshot::is_cut).collect::<Vec<_>>();
+        let all = report(true);
+        assert_eq!((kept(&all), is_cut(&all)), (12 * EACH as usize, vec![false; 6]));
+        let mut some = report(false);
+        assert!(kept(&some) <= RANGES_MAX, "{}", kept(&some));
+        assert_eq!(is_cut(&some), [false, false, true, true, true, true]);
+        // Another walk finds the same.
+        let before = some.take();
+        (0..6).for_each(|number| some.add(damaged(number)));
+        some.merge(before);
+        assert!(kept(&some) <= RANGES_MAX, "{}", kept(&some));
+        assert_eq!(is_cut(&some), [false, false, true, true, true, true]);
+        assert!(some.damaged.iter().all(|one| one.bytes() == EACH * 10 && !one.problems.is_empty()));
     }
 
     /// Of a root that is not given no range is known.

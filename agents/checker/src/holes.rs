@@ -37,8 +37,20 @@ impl Checker {
     /// from the others that were looked at and are not forgotten, and from tombstones.
     pub async fn mark(&self, report: &Report) -> Result<Marked, Failure> {
         let mut marking = Marking { checker: self, report, marked: BTreeSet::new(), failures: Vec::new() };
-        for damaged in report.damaged.iter().filter(|damaged| !damaged.gone.is_empty()) {
+        for damaged in &report.damaged {
             self.source.go_on()?;
+            if damaged.is_cut() {
+                let volume = damaged.volume.as_deref().unwrap_or("?");
+                let why = format!(
+                    "{volume} @ {} is not marked: the report does not list all of its holes",
+                    damaged.slot
+                );
+                marking.failures.push(why);
+                continue;
+            }
+            if damaged.gone.is_empty() {
+                continue;
+            }
             marking.one(damaged, damaged.slot).await?;
             marking.again(damaged).await?;
         }

@@ -3,8 +3,8 @@
 //! It reads all small objects, all footers and all structure, and as much of the content as it is asked to; then it
 //! walks the map of every snapshot. What cannot be relied on is recorded in the bucket, where sessions look when they
 //! begin, so that the next backup which still has the content stores it again. It deletes nothing but records of its
-//! own that are of no use any more, and never changes a snapshot. Memory is bounded by the number of packs, and by
-//! what can be recorded.
+//! own that are of no use any more, and never changes a snapshot. Memory is bounded by the number of packs, by what can
+//! be recorded, and by the ranges that a report lists; only what is to be marked is kept whole.
 
 mod attempt;
 mod collections;
@@ -80,6 +80,8 @@ pub struct Checker {
     limit: RateLimit,
     /// Why something that was found could not be recorded.
     unrecorded: Unrecorded,
+    /// Whether snapshots are to be marked with what is found.
+    marks: bool,
 }
 
 impl Checker {
@@ -93,12 +95,19 @@ impl Checker {
     ) -> Self {
         let source = Source::new(repository, identity, stop);
         let (stopped, pace, limit) = (None, None, RateLimit::none());
-        Self { source, index, settings, stopped, pace, limit, unrecorded: Unrecorded::default() }
+        let unrecorded = Unrecorded::default();
+        Self { source, index, settings, stopped, pace, limit, unrecorded, marks: false }
     }
 
     /// Goes on behind another attempt at the same check, which has recorded what it found.
     pub fn behind(mut self, stopped: Option<Stopped>) -> Self {
         self.stopped = stopped;
+        self
+    }
+
+    /// What it finds is to be marked: its report has all ranges that are lost, however many there are.
+    pub fn marking(mut self) -> Self {
+        self.marks = true;
         self
     }
 
@@ -111,20 +120,18 @@ impl Checker {
     /// Checks. Fails when it could not find out, or was stopped; what it finds is no failure.
     ///
     /// While the structure is looked at, `protection` keeps a collection from moving it; it began before the index was
-    /// brought up to date. Content is read without it: that may take days, for which nothing should wait.
+    /// brought up to date. Content is read without it: that may take days, for which nothing should wait. When this fails
+    /// before that, whoever began it ends it.
     pub async fn check(
         &self,
         protection: Option<Protection>,
         progress: &(impl Fn(Progress<'_>) + Sync),
     ) -> Result<Report, Failure> {
-        let found = match self.keys_fit().await {
-            Ok(()) => self.structure().await,
-            Err(failure) => Err(failure),
-        };
+        self.keys_fit().await?;
+        let mut found = self.structure().await?;
         if let Some(protection) = protection {
-            protection.end().await;
+            protection.end(Ok(())).await?;
         }
-        let mut found = found?;
         self.content_frames(&mut found, progress).await?;
         if found.packs.has_damage() {
             self.look_again(&mut found).await?;
@@ -147,7 +154,7 @@ impl Checker {
     }
 
     async fn structure(&self) -> Result<Found, Failure> {
-        let mut report = Report::default();
+        let mut report = Report { keeps_all: self.marks, ..Report::default() };
         let mut recorded = Damages::load(&self.source.repository).await?;
         report.minds_all = !recorded.is_incomplete();
         // Snapshots before packs: what they stand on is listed.
@@ -169,7 +176,7 @@ impl Checker {
     async fn look_again(&self, found: &mut Found) -> Result<(), Failure> {
         let Found { report, recorded, packs, slots, lost } = found;
         packs.list_again(self.source.list_packs().await?);
-        let before = std::mem::take(&mut report.damaged);
+        let before = report.take();
         (report.snapshots, report.bytes) = (0, 0);
         let found = Walk::again(self, packs, recorded).all(slots, report).await?;
         report.merge(before);

@@ -108,7 +108,9 @@ impl<'a> Walk<'a> {
                     report.snapshots += 1;
                     report.bytes += root.size;
                     self.passed_over = false;
-                    report.damaged.extend(self.snapshot(&root).await?);
+                    if let Some(damaged) = self.snapshot(&root).await? {
+                        report.add(damaged);
+                    }
                     if self.passed_over {
                         unfinished.insert(slot);
                     }
@@ -117,7 +119,9 @@ impl<'a> Walk<'a> {
                 Ok(AtSlot::Tombstone | AtSlot::Nothing) => {}
                 Err(failure) if is_lost(&failure) => {
                     report.snapshots += 1;
-                    report.damaged.extend(unreadable(slot, &failure));
+                    if let Some(damaged) = unreadable(slot, &failure) {
+                        report.add(damaged);
+                    }
                 }
                 Err(failure) => return Err(failure),
             }
@@ -188,9 +192,8 @@ impl<'a> Walk<'a> {
         self.passed_over |= wrong.is_passed_over;
         wrong.problems.into_iter().for_each(|problem| damaged.add(problem));
         for (id, packs) in wrong.lost {
-            match self.lost.len() < DAMAGED_CHUNKS_MAX {
-                true => drop(self.lost.insert(id, packs)),
-                false => self.checker.too_much(),
+            if !has_taken(&mut self.lost, id, packs) {
+                self.checker.too_much();
             }
         }
         self.rescued.extend(wrong.rescued.into_iter().take(DAMAGED_CHUNKS_MAX - self.rescued.len()));
@@ -291,6 +294,15 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// Takes a chunk that is lost, whether anew or again, unless there is no room for it.
+fn has_taken(lost: &mut Lost, id: ChunkId, packs: Vec<PackId>) -> bool {
+    let has_room = lost.len() < DAMAGED_CHUNKS_MAX || lost.contains_key(&id);
+    if has_room {
+        lost.insert(id, packs);
+    }
+    has_room
+}
+
 impl Part {
     /// The bytes of the volume that it is about.
     fn range(&self, geometry: Geometry) -> Range<u64> {
@@ -324,4 +336,24 @@ fn unreadable(slot: Slot, failure: &Failure) -> Option<DamagedSnapshot> {
     let (why, is_withheld) = (failure.to_string(), is_withheld(failure));
     damaged.add(Problem { range: 0..0, why, is_withheld });
     damaged.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A chunk stands in many snapshots, and each walk over it finds it lost.
+    #[test]
+    fn what_is_lost_once_more_needs_no_more_room() {
+        let mut lost = Lost::new();
+        let chunk = |number: u32| {
+            let mut id = [1; 33];
+            id[1..5].copy_from_slice(&number.to_le_bytes());
+            ChunkId::parse(&id).expect("a chunk of data")
+        };
+        let last = DAMAGED_CHUNKS_MAX as u32;
+        assert!((0..last).all(|number| has_taken(&mut lost, chunk(number), Vec::new())));
+        assert!(has_taken(&mut lost, chunk(0), Vec::new()));
+        assert!(!has_taken(&mut lost, chunk(last), Vec::new()));
+    }
 }

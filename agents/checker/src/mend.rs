@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use agent::damage::Damages;
 use agent::repository::AtSlot;
-use agent::sessions::OpenSession;
+use agent::sessions::{self, OpenSession};
 use agent::store::{Created, StoreErrorKind};
 use agent::{Failure, Repository, Stop};
 use schema::chunk::FrameHeader;
@@ -83,14 +83,21 @@ impl Mender {
         self.source.keys.check().map_err(|why| why.context("nothing else can be mended"))?;
         self.source.keys.fits().await?;
         let session = self.begin().await?;
-        let mended = self.all(session.session().id).await;
+        let id = session.session().id;
+        let mended = self.all(id).await;
         // What was stored is found by the index; the session itself commits nothing.
-        match session.abandon().await {
-            Ok(AtSlot::Tombstone) => {}
-            Ok(_) => tracing::warn!("the slot of a repair holds something"),
-            Err(failure) => tracing::warn!(%failure, "the session's object stays for the collector"),
+        match (session.dismiss(&self.source.stop).await, mended) {
+            (Ok(AtSlot::Tombstone), mended) => mended,
+            (Ok(_), mended) => {
+                tracing::warn!("the slot of a repair holds something");
+                mended
+            }
+            (Err(why), Ok(mended)) => {
+                sessions::warn_left_open(id, &why);
+                Ok(mended)
+            }
+            (Err(why), Err(failure)) => Err(sessions::left_open(id, failure, &why)),
         }
-        mended
     }
 
     async fn begin(&self) -> Result<OpenSession, Failure> {
@@ -108,7 +115,7 @@ impl Mender {
             ended: None,
             undo: Vec::new(),
         };
-        OpenSession::begin(self.source.repository.clone(), session).await
+        OpenSession::begin_alone(self.source.repository.clone(), session, &self.source.stop).await
     }
 
     async fn all(&self, session: SessionId) -> Result<Mended, Failure> {

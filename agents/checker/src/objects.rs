@@ -11,6 +11,7 @@ use schema::check::Check;
 use schema::damage::{Damage, Holes};
 use schema::epoch::{Awaited, Epoch, Verdict};
 use schema::mark::Mark;
+use schema::messages::FailureKind;
 use schema::names::{self, Slot};
 use schema::root::Forgotten;
 use schema::session::Session;
@@ -25,6 +26,8 @@ use crate::packs::{Named, Packs};
 const AT_ONCE: usize = 16;
 /// What becomes of a latest collection that cannot be read.
 const IS_ENDED: &str = "`lvkeep repair` ends that collection, or says what must be brought back";
+/// What becomes of its list of sessions.
+const IS_LISTED: &str = "`lvkeep prune` lists the sessions that are waited for anew";
 
 impl Checker {
     /// Opens every small object but roots, and compares them with each other and with the packs.
@@ -182,7 +185,7 @@ impl Checker {
         for (key, what_then) in [
             (names::epoch(last), IS_ENDED),
             (names::verdict(last), IS_ENDED),
-            (names::awaited(last), "whoever collects lists the sessions that are waited for anew"),
+            (names::awaited(last), IS_LISTED),
         ] {
             if empty.contains(&key) {
                 let why = format!("it is empty, as nothing of the latest collection ever is ({what_then})");
@@ -204,7 +207,25 @@ impl Checker {
             .await?;
         self.open(verdicts.into_iter(), |one: &Verdict, key| is(one.number, key, names::verdict), report)
             .await?;
-        self.open(awaited.into_iter(), |one: &Awaited, key| is(one.number, key, names::awaited), report).await
+        let earlier = awaited.into_iter().filter(|key| *key != names::awaited(last));
+        self.open(earlier, |one: &Awaited, key| is(one.number, key, names::awaited), report).await?;
+        self.latest_list(last, report).await
+    }
+
+    /// The list of the latest collection: a collector makes it anew where it is damaged.
+    async fn latest_list(&self, number: u64, report: &mut Report) -> Result<(), Failure> {
+        let key = names::awaited(number);
+        let why = match self.source.given(&key, || self.source.repository.read::<Awaited>(&key)).await? {
+            Ok(Some(list)) if list.number == number => return Ok(()),
+            // Gone; that it is empty is said.
+            Ok(None) => return Ok(()),
+            Ok(Some(_)) => format!("it is the {} of something else ({IS_LISTED})", Awaited::WHAT),
+            Err(failure) if failure.kind == FailureKind::Damaged => format!("{failure} ({IS_LISTED})"),
+            Err(failure) if is_lost(&failure) => failure.to_string(),
+            Err(failure) => return Err(failure),
+        };
+        report.object(key, why);
+        Ok(())
     }
 
     /// Every data key that a pack names is stored, and opens where there is an identity. One that no pack names seals

@@ -13,7 +13,7 @@ use schema::messages::{Copy, FailureKind};
 use schema::pack::{PackFooter, PackHeader};
 use schema::{ChunkId, Domain, KeyId, PackId, SessionId, names};
 
-use crate::findings::{Progress, Report, Trouble};
+use crate::findings::{Finding, Progress, Report, Trouble};
 use crate::given::{Footer, NOT_GIVEN};
 use crate::{Checker, Found};
 use unread::Unread;
@@ -215,6 +215,31 @@ impl Packs {
     }
 }
 
+/// Whether what was found in content is recorded.
+struct Told {
+    unopened: u64,
+    /// Findings that were looked at.
+    seen: usize,
+    is_only_told: bool,
+}
+
+impl Told {
+    /// As it is before content is read.
+    fn before(report: &Report) -> Self {
+        Self { unopened: report.unopened, seen: report.once.len(), is_only_told: false }
+    }
+
+    /// Whether something was found since then that no record says. Of a pack that is not given none does, and of what the
+    /// identity does not open; of anything else one does where there `is_room` for it.
+    fn is_only_told(&mut self, report: &Report, is_room: bool) -> bool {
+        let fresh = &report.once[self.seen..];
+        self.seen = report.once.len();
+        let is_unrecorded = |one: &Finding| !is_room || one.why.starts_with(NOT_GIVEN);
+        self.is_only_told |= report.unopened > self.unopened || fresh.iter().any(is_unrecorded);
+        self.is_only_told
+    }
+}
+
 impl Checker {
     /// Lists the packs and reads their footers.
     pub(crate) async fn footers(&self, recorded: &Damages, report: &mut Report) -> Result<Packs, Failure> {
@@ -282,15 +307,17 @@ impl Checker {
         let mut unread = Unread::new(self.settings.content.of(&content, self.stopped));
         let mut done = self.stopped.map_or(0, |stopped| stopped.done);
         let read = (report.packs_read, report.bytes_read, report.unopened, report.unopened_in);
+        let mut told = Told::before(report);
         // What could not be recorded is tried again.
         let mut pending = usize::from(self.unrecorded.is_pending());
-        let now = |report: &Report, done: u64, pending: usize, unread: &Unread| {
+        let mut now = |report: &Report, done: u64, pending: usize, unread: &Unread| {
             let is_recorded = pending == 0 && !unread.has_moved();
             progress(Progress {
                 total: done + unread.bytes(),
                 done,
                 is_recorded,
                 is_stuck: self.unrecorded.is_pending(),
+                is_only_told: told.is_only_told(report, self.settings.record && !self.unrecorded.is_full()),
                 after: unread.after().filter(|_| is_recorded),
                 packs: report.packs_read - read.0,
                 bytes: report.bytes_read - read.1,
@@ -360,6 +387,28 @@ impl Checker {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_record_says_is_known_to_be_only_told() {
+        let bad = "chunk 1: its check sum does not fit";
+        let withheld = format!("{NOT_GIVEN}: no answer");
+        for (why, unopened, is_room, expected) in [
+            (None, 0, false, false),
+            (Some(bad), 0, true, false),
+            (Some(bad), 0, false, true),
+            (Some(&*withheld), 0, true, true),
+            (Some(bad), 3, true, true),
+        ] {
+            let mut report = Report { unopened: 1, ..Report::default() };
+            report.object_once("packs/before", &*withheld);
+            let mut told = Told::before(&report);
+            why.into_iter().for_each(|why| report.object_once("packs/1", why));
+            report.unopened += unopened;
+            assert_eq!(told.is_only_told(&report, is_room), expected, "{why:?}");
+            // Whatever comes after that.
+            assert_eq!(told.is_only_told(&report, true), expected, "{why:?}");
+        }
+    }
 
     #[test]
     fn more_damage_than_there_is_room_for_is_noticed() {

@@ -42,10 +42,14 @@ impl Unrecorded {
         self.failed().is_some()
     }
 
+    /// Whether there is no room for more.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
     /// For people.
     pub(crate) fn why(&self) -> Option<String> {
-        let is_full = self.is_full.load(Ordering::Relaxed);
-        self.failed().clone().or_else(|| is_full.then(|| NO_ROOM.to_owned()))
+        self.failed().clone().or_else(|| self.is_full().then(|| NO_ROOM.to_owned()))
     }
 }
 

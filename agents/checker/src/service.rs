@@ -189,15 +189,14 @@ impl Service {
             host: &self.serving.host,
             undo: &[],
         };
-        let protection = Protection::begin(&self.repository, by).await?;
+        let protection = Protection::begin(&self.repository, by, &self.context.stop).await?;
         let attempt = Attempt::new(session, check, pace.clone());
         let ended = tokio::select! {
             biased;
             report = self.check(&attempt, protection.clone()) => report.map(Ok),
             ended = self.beat(&attempt) => Ok(Err(ended)),
         };
-        protection.end().await;
-        match ended {
+        match protection.end(ended).await {
             Ok(Ok(report)) => self.checked(&attempt, report).await,
             Ok(Err(ended)) => Ok(ended),
             Err(failure) => {

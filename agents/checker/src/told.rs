@@ -118,6 +118,7 @@ mod tests {
             done: u64::from(number) * 10,
             is_recorded: true,
             is_stuck: false,
+            is_only_told: false,
             after: Some(PackId::from_bytes([number; 16])),
             packs: count,
             bytes: 9 * count,

@@ -19,8 +19,10 @@ pub struct App {
     pub settings: Settings,
     /// The real clock.
     pub environment: Arc<dyn Environment>,
-    /// Raised by SIGINT and SIGTERM.
+    /// Raised by SIGINT and SIGTERM, and when the roles of this process are to end.
     pub stop: Stop,
+    /// Raised by SIGINT and SIGTERM alone.
+    pub interrupted: Stop,
     /// Counters of this process.
     pub counters: Arc<Counters>,
     /// What protects what is read, until the end.
@@ -61,6 +63,7 @@ impl App {
             settings: resolve(&cli.global, extra, matches)?,
             environment: Arc::new(SystemEnvironment::new()),
             stop: Stop::default(),
+            interrupted: Stop::default(),
             counters: Arc::default(),
             protected: Protected::default(),
             json: cli.global.json,
@@ -142,17 +145,18 @@ impl App {
         use tokio::signal::unix::{SignalKind, signal};
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let stop = self.stop.clone();
+        let (stop, interrupted) = (self.stop.clone(), self.interrupted.clone());
         tokio::spawn(async move {
             loop {
                 tokio::select! {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
                 }
-                if stop.is_raised() {
+                if interrupted.is_raised() {
                     std::process::exit(130);
                 }
                 tracing::info!("stopping; once more ends at once");
+                interrupted.raise();
                 stop.raise();
             }
         });

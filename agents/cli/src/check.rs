@@ -59,8 +59,11 @@ pub struct Checked {
 struct Damaged {
     snapshot: String,
     volume: String,
+    /// At least, where not all ranges are listed.
     bytes_lost: u64,
     lost: Vec<Range>,
+    /// Whether not all ranges are listed, because so much is damaged.
+    lost_is_cut: bool,
     problems: Vec<String>,
 }
 
@@ -143,14 +146,15 @@ pub async fn check(
     let settings = Settings { host: app.settings.host.value.clone(), content, record };
     let (index, stop) = (work.index.clone(), work.context.stop.clone());
     let checker = Checker::new(work.repository.clone(), index, identity, settings, stop).behind(stopped);
+    let checker = if mark { checker.marking() } else { checker };
     let bar = Display::new(app).bar("content");
-    let (noted, latest) = (AtomicU64::new(0), Mutex::new(None));
+    let (noted, way) = (AtomicU64::new(0), Mutex::new(Way::default()));
+    let way = || way.lock().unwrap_or_else(PoisonError::into_inner);
     let progress = |progress: Progress<'_>| {
         bar.set(progress.done, progress.total);
         let now = app.environment.elapsed();
         let is_due = now >= Duration::from_millis(noted.load(Ordering::Relaxed)) + NOTE;
-        let Some(after) = progress.after else { return };
-        *latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(after);
+        let Some(after) = way().come(&progress) else { return };
         if is_due {
             noted.store(now.as_millis() as u64, Ordering::Relaxed);
             note(after);
@@ -162,13 +166,39 @@ pub async fn check(
         Ok::<_, Failure>((report, marked))
     };
     let checked = checked.await;
-    // However it ended, nothing is read twice.
-    if let Some(after) = latest.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    if let Some(after) = way().end(checked.is_ok()) {
         note(after);
     }
     bar.finish();
     work.finish().await;
     Ok(checked?)
+}
+
+/// How far the reading of content is.
+#[derive(Default)]
+struct Way {
+    /// Everything up to this pack was read.
+    read: Option<PackId>,
+    /// Up to this one, whoever goes on behind it hears of all that was found.
+    noted: Option<PackId>,
+}
+
+impl Way {
+    /// Behind which pack another command may go on, if this one should not come to its end.
+    fn come(&mut self, progress: &Progress<'_>) -> Option<PackId> {
+        let after = progress.after?;
+        self.read = Some(after);
+        if progress.is_only_told {
+            return None;
+        }
+        self.noted = Some(after);
+        self.noted
+    }
+
+    /// The same at the end. Only what has come to its own end has told what it found.
+    fn end(&self, is_told: bool) -> Option<PackId> {
+        if is_told { self.read } else { self.noted }
+    }
 }
 
 /// What is read, and where another command has stopped that read the same share.
@@ -231,6 +261,7 @@ impl From<DamagedSnapshot> for Damaged {
             snapshot: damaged.slot.session.to_string(),
             bytes_lost: damaged.bytes(),
             lost: damaged.lost.iter().map(range).collect(),
+            lost_is_cut: damaged.is_cut(),
             volume: damaged.volume.unwrap_or_else(|| "?".to_owned()),
             problems: damaged.problems,
         }
@@ -240,10 +271,12 @@ impl From<DamagedSnapshot> for Damaged {
 impl From<schema::check::DamagedSnapshot> for Damaged {
     fn from(damaged: schema::check::DamagedSnapshot) -> Self {
         let range = |(start, end): &(u64, u64)| Range { offset: *start, len: end.saturating_sub(*start) };
+        let lost: Vec<Range> = damaged.lost.iter().map(range).collect();
         Self {
             snapshot: damaged.slot.session.to_string(),
             bytes_lost: damaged.bytes,
-            lost: damaged.lost.iter().map(range).collect(),
+            lost_is_cut: lost.iter().map(|range| range.len).sum::<u64>() < damaged.bytes,
+            lost,
             volume: damaged.volume.unwrap_or_else(|| "?".to_owned()),
             problems: damaged.problems,
         }
@@ -429,6 +462,49 @@ mod tests {
         for said in
             ["from behind pack PACK on", "moved to before it since is for the next check", "--restart"]
         {
+            assert!(text.contains(said), "{text}");
+        }
+    }
+
+    /// What nobody hears of who goes on behind it is read again, unless it was told.
+    #[test]
+    fn nobody_goes_on_behind_what_was_found_and_not_told() {
+        let pack = |number: u8| PackId::from_bytes([number; 16]);
+        let progress = |after: Option<u8>, is_only_told: bool| Progress {
+            total: 100,
+            done: 10,
+            is_recorded: after.is_some(),
+            after: after.map(pack),
+            is_stuck: false,
+            is_only_told,
+            packs: 1,
+            bytes: 1,
+            unopened: 0,
+            unopened_in: 0,
+            recorded: 0,
+            found: &[],
+        };
+        let mut way = Way::default();
+        assert_eq!((way.end(false), way.end(true)), (None, None));
+        assert_eq!(way.come(&progress(Some(1), false)), Some(pack(1)));
+        assert_eq!(way.come(&progress(None, false)), None);
+        assert_eq!(way.come(&progress(Some(2), true)), None);
+        assert_eq!((way.end(false), way.end(true)), (Some(pack(1)), Some(pack(2))));
+    }
+
+    /// Nobody takes a part for all of it.
+    #[test]
+    fn ranges_that_are_not_listed_are_said_not_to_be() {
+        let slot = schema::names::Slot {
+            volume: schema::VolumeKey::from_bytes([1; 16]),
+            session: schema::SessionId::from_bytes([2; 16]),
+        };
+        for (bytes, lost, said) in
+            [(10, vec![(0, 10)], "in all"), (20, vec![(0, 10)], "at least"), (20, vec![], "at least")]
+        {
+            let problems = Vec::new();
+            let told = schema::check::DamagedSnapshot { slot, volume: None, bytes, lost, problems };
+            let text = Damaged::from(told).lines().join("\n");
             assert!(text.contains(said), "{text}");
         }
     }

@@ -80,10 +80,8 @@ pub async fn run(app: &App, args: &CopyArgs) -> anyhow::Result<()> {
         undo: &[],
     };
     // Before anything is listed: what is seen from then on stays until the end.
-    let protection = Protection::begin(&from, by).await?;
-    let copied = protected(app, args, &protection, from, to).await;
-    protection.end().await;
-    copied
+    let protection = app.protected.begin_as(app, &from, by).await?;
+    protected(app, args, &protection, from, to).await
 }
 
 async fn repositories(app: &App, args: &CopyArgs) -> anyhow::Result<(Repository, Repository)> {

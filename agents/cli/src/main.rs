@@ -71,15 +71,15 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    match run(cli, &matches) {
-        Ok(code) => code,
-        Err(error) => {
-            // A broken standard error changes nothing about the outcome.
-            let said = text::error(&error);
-            let _ = writeln!(std::io::stderr(), "lvkeep: {said}{}", open::advice(&said));
-            exit::code(&error)
-        }
-    }
+    run(cli, &matches).unwrap_or_else(|error| tell(&error))
+}
+
+/// Says why a command failed.
+fn tell(error: &anyhow::Error) -> ExitCode {
+    // A broken standard error changes nothing about the outcome.
+    let said = text::error(error);
+    let _ = writeln!(std::io::stderr(), "lvkeep: {said}{}", open::advice(&said));
+    exit::code(error)
 }
 
 fn run(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
@@ -109,13 +109,14 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
         .worker_threads(app.settings.workers.value.max(1) + 2)
         .enable_all()
         .build()?;
-    let result = runtime.block_on(async {
-        let result = dispatch(&app, &cli.command).await;
+    let code = runtime.block_on(async {
+        let code = dispatch(&app, &cli.command).await.unwrap_or_else(|error| tell(&error));
+        // A store that is away may be waited for: what there is to say was said.
         app.protected.end().await;
-        result
+        code
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
-    result
+    Ok(code)
 }
 
 async fn dispatch(app: &App, command: &Command) -> anyhow::Result<ExitCode> {

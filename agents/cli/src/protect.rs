@@ -39,11 +39,22 @@ impl Protected {
             host: &app.settings.host.value,
             undo: &[],
         };
-        let protection = Protection::begin(repository, by).await?;
+        let protection = self.begin_as(app, repository, by).await?;
+        check(&protection, roots.unwrap_or_default()).await?;
+        Ok(protection)
+    }
+
+    /// Begins one that says this of itself.
+    pub async fn begin_as(
+        &self,
+        app: &App,
+        repository: &Repository,
+        by: ReadBy<'_>,
+    ) -> Result<Protection, Failure> {
+        let protection = Protection::begin(repository, by, &app.interrupted).await?;
         if let Ok(mut all) = self.0.lock() {
             all.push(protection.clone());
         }
-        check(&protection, roots.unwrap_or_default()).await?;
         Ok(protection)
     }
 
@@ -51,7 +62,8 @@ impl Protected {
     pub async fn end(&self) {
         let all = self.0.lock().map(|mut all| std::mem::take(&mut *all)).unwrap_or_default();
         for protection in all {
-            protection.end().await;
+            // What the command came to was said; of this the log tells.
+            let _ = protection.end(Ok(())).await;
         }
     }
 }

@@ -136,7 +136,10 @@ impl Collector {
         let mut report = Report::default();
         for _ in 0..ATTEMPTS {
             let next = match latest(&self.repository).await? {
-                Latest::Finished { next } => next,
+                Latest::Finished { next } => {
+                    sessions::mend_list(&self.repository, next - 1).await;
+                    next
+                }
                 open => match self.finish(open, &mut report).await? {
                     Ended::Finished => continue,
                     Ended::Not => return Ok(report),
@@ -221,7 +224,10 @@ impl Collector {
     async fn finish(&self, latest: Latest, report: &mut Report) -> Result<Ended, Failure> {
         let (epoch, verdict) = match latest {
             Latest::Finished { .. } => return Ok(Ended::Finished),
-            Latest::Decided(epoch, verdict) => (epoch, verdict),
+            Latest::Decided(epoch, verdict) => {
+                sessions::mend_list(&self.repository, epoch.number).await;
+                (epoch, verdict)
+            }
             Latest::Open(epoch) => {
                 report.epoch = Some(epoch.number);
                 let sessions = sessions::list_sessions(&self.repository, epoch.number).await?;

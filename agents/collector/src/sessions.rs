@@ -1,7 +1,7 @@
 //! Step 4: waits for the sessions that were open when the epoch stood there already.
 //!
 //! The first listing after the epoch is kept beside it, so that whoever goes on later waits for those alone: later
-//! sessions have read the epoch. A session whose slot is decided can commit nothing else; its object is all that is left
+//! sessions have read the epoch. Where what is kept is damaged or empty, another listing takes its place. A session whose slot is decided can commit nothing else; its object is all that is left
 //! of it. Whether another one is dead, only the operator knows, or a limit that the operator set. What only notes how a
 //! restore's job ended reads nothing: it is not waited for, and it stays until the job cannot come again.
 
@@ -9,8 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use agent::counters::Gauge;
+use agent::epochs::check_number;
 use agent::store::Created;
 use agent::{Failure, Repository, Stop};
+use bytes::Bytes;
 use schema::epoch::Awaited;
 use schema::messages::FailureKind;
 use schema::names;
@@ -72,27 +74,74 @@ pub(crate) async fn undone(repository: &Repository) -> Result<BTreeMap<JobId, Se
     Ok(jobs)
 }
 
-/// The sessions that an epoch waits for: as the first listing had them, or as a new one has them.
+/// The sessions that an epoch waits for: as the first listing had them, or as a new one has them. Any that was made after
+/// the epoch is right; the oldest has fewest sessions that began later.
 pub(crate) async fn list_sessions(
     repository: &Repository,
     number: u64,
 ) -> Result<BTreeSet<SessionId>, Failure> {
     let key = names::awaited(number);
-    match repository.read::<Awaited>(&key).await {
-        Ok(Some(awaited)) if awaited.number == number => return Ok(awaited.sessions.into_iter().collect()),
-        Ok(_) => {}
-        Err(failure) => tracing::warn!(%failure, "listing the sessions anew"),
+    let found = match repository.store.get(&key).await? {
+        Some(found) => found,
+        None => {
+            let sessions = listed(repository).await?;
+            match repository.store.create(&key, sealed(repository, number, &sessions)?).await? {
+                Created::Won => return Ok(sessions),
+                Created::Lost(found) => found,
+            }
+        }
+    };
+    match kept(repository, number, &found) {
+        Ok(first) => Ok(first),
+        Err(why) => list_anew(repository, number, why).await,
     }
+}
+
+/// Makes the list of a collection anew that is decided: it waits for nobody any more, and the list is damage all the same
+/// as long as it cannot be read. That it cannot be mended now stops nobody.
+pub(crate) async fn mend_list(repository: &Repository, number: u64) {
+    let mended = async {
+        let Some(found) = repository.store.get(&names::awaited(number)).await? else { return Ok(()) };
+        match kept(repository, number, &found) {
+            Err(why) => list_anew(repository, number, why).await.map(drop),
+            Ok(_) => Ok::<_, Failure>(()),
+        }
+    };
+    if let Err(failure) = mended.await {
+        tracing::warn!(%failure, "the list of a collection's sessions was not looked at");
+    }
+}
+
+/// What a list says.
+fn kept(repository: &Repository, number: u64, found: &[u8]) -> Result<BTreeSet<SessionId>, Failure> {
+    let key = names::awaited(number);
+    let awaited =
+        Awaited::open(found, &repository.key, &key).map_err(|why| Failure::from(why).context(&key))?;
+    check_number(Awaited::WHAT, awaited.number, number)?;
+    Ok(awaited.sessions.into_iter().collect())
+}
+
+fn sealed(repository: &Repository, number: u64, sessions: &BTreeSet<SessionId>) -> Result<Bytes, Failure> {
+    repository
+        .seal(&names::awaited(number), &Awaited { number, sessions: sessions.iter().copied().collect() })
+}
+
+/// Lists the sessions in place of a list that cannot be read. It stays where a later version has written it.
+async fn list_anew(
+    repository: &Repository,
+    number: u64,
+    why: Failure,
+) -> Result<BTreeSet<SessionId>, Failure> {
+    tracing::warn!(%why, "listing the sessions anew");
     let sessions = listed(repository).await?;
-    let awaited = Awaited { number, sessions: sessions.iter().copied().collect() };
-    match repository.store.create(&key, repository.seal(&key, &awaited)?).await? {
-        Created::Won => Ok(sessions),
-        // Both listings are right; the older one has fewer sessions that began later.
-        Created::Lost(found) => match Awaited::open(&found, &repository.key, &key) {
-            Ok(first) if first.number == number => Ok(first.sessions.into_iter().collect()),
-            _ => Ok(sessions),
-        },
+    if why.kind == FailureKind::Damaged {
+        let bytes = sealed(repository, number, &sessions)?;
+        // Where nothing can be overwritten, each collector lists them by itself.
+        if let Err(error) = repository.store.put(&names::awaited(number), bytes).await {
+            tracing::warn!(%error, "the list stays as it is");
+        }
     }
+    Ok(sessions)
 }
 
 /// Waits until these sessions are gone; returns those that are not. How old the oldest is that is waited for is told at

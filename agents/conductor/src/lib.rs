@@ -213,12 +213,9 @@ impl Conductor {
         self.context.counters.sessions_uncertain.add(1);
         tracing::warn!(%failure, volume = job.volume, "a backup stands still; it is taken up again");
         let until = match self.settings.hand_back {
-            true => "",
+            true => String::new(),
             // In one process it is nobody's any more when the process ends.
-            false => {
-                "; if this command is ended before that, its session may stay open, and collections wait for it then: \
-                      `lvkeep status` shows it, `lvkeep cancel` ends it"
-            }
+            false => format!("; if this command is ended before that, {}", agent::sessions::may_stay(None)),
         };
         let why = format!("{failure}; the backup is taken up again by itself{until}");
         let waits = RestoreWaits { job: job.job, host: self.context.host.to_string(), why };

@@ -1,12 +1,13 @@
 //! A snapshot of the volume in the second repository that an incremental copy stands on.
 //!
-//! It was visible to the session, so that what stands in its map needs no further question, but for what is recorded as
+//! It is visible to the session, so that what stands in its map needs no further question, but for what is recorded as
 //! damaged. A map that cannot be read spares no work, and stands in nobody's way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent::Failure;
 use agent::maps::MapReader;
+use agent::sessions::OpenSession;
 use schema::ChunkId;
 use schema::map::{Content, Leaf, Piece};
 use schema::root::Root;
@@ -34,10 +35,12 @@ pub(crate) fn choose<'a>(
 }
 
 impl Base {
-    /// A base for the copy of `root`, and its root in the second repository.
-    pub fn find(
+    /// A base for the copy of `root`, and its root in the second repository. A listing had what is visible: of what is
+    /// chosen the session itself asks whether it still is.
+    pub async fn find(
         copier: &Copier,
-        visible: &[Root],
+        session: &OpenSession,
+        mut visible: Vec<Root>,
         root: &Root,
         lost: BTreeSet<ChunkId>,
     ) -> Result<Option<(Self, Root)>, Failure> {
@@ -45,14 +48,20 @@ impl Base {
         let source = |there: &Root| copier.sources.get(&by_origin(there, &to.repository));
         let is_of_use =
             |there: &Root| copier.is_verbatim() || source(there).is_some_and(|s| s.size == there.size);
-        let Some(there) = choose(visible, root, is_of_use) else { return Ok(None) };
+        let there = loop {
+            let Some(there) = choose(&visible, root, &is_of_use).cloned() else { return Ok(None) };
+            if session.sees(there.slot).await? {
+                break there;
+            }
+            visible.retain(|one| one.slot != there.slot);
+        };
         let here = match copier.is_verbatim() {
             true => None,
-            false => source(there).cloned(),
+            false => source(&there).cloned(),
         };
         let here = here.map(|here| MapReader::new(from.repository.clone(), from.index.clone(), here));
         let map = MapReader::new(to.repository.clone(), to.index.clone(), there.clone())?;
-        Ok(Some((Self { there: map, here: here.transpose()?, lost }, there.clone())))
+        Ok(Some((Self { there: map, here: here.transpose()?, lost }, there)))
     }
 
     /// The leaf of the second repository that stands for this one of the first, if it stands at the same place in the base.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use agent::maps::MapReader;
 use agent::repository::AtSlot;
 use agent::sessions::{self, Commit, OpenSession};
-use agent::{Failure, Protection, Queue};
+use agent::{Failure, Protection, Queue, Stop};
 use futures::{StreamExt, stream};
 use schema::ChunkId;
 use schema::facts::{COPIED_FROM, Origin};
@@ -50,7 +50,7 @@ pub(crate) async fn copy(
         ended: None,
         undo: Vec::new(),
     };
-    let session = OpenSession::begin(to.clone(), session).await?;
+    let session = OpenSession::begin_alone(to.clone(), session, &context.stop).await?;
     let driven = tokio::select! {
         biased;
         () = context.stop.raised() => Err(Failure::new(FailureKind::Revoked, "interrupted; nothing was committed")),
@@ -63,8 +63,8 @@ pub(crate) async fn copy(
             }
             Ok(Outcome::Copied(copied))
         }
-        Ok(Outcome::Present) => give_up(session, None).await.map(|_| Outcome::Present),
-        Err(failure) => give_up(session, Some(failure)).await,
+        Ok(Outcome::Present) => give_up(session, &context.stop, Ok(Outcome::Present)).await,
+        Err(failure) => give_up(session, &context.stop, Err(failure)).await,
     };
     let _ = context.bus.retire(&Queue::session(id)).await;
     end
@@ -72,15 +72,23 @@ pub(crate) async fn copy(
 
 /// Decides the slot before the session's object goes. When it turns out to hold the commit, whose answer was lost, the
 /// snapshot is copied after all.
-async fn give_up(session: OpenSession, failure: Option<Failure>) -> Result<Outcome, Failure> {
-    match session.abandon().await {
-        Ok(AtSlot::Snapshot(root)) => {
-            return Ok(Outcome::Copied(Copied { slot: root.slot, statistics: root.statistics, fetched: 0 }));
+async fn give_up(
+    session: OpenSession,
+    stop: &Stop,
+    ended: Result<Outcome, Failure>,
+) -> Result<Outcome, Failure> {
+    let id = session.session().id;
+    match (session.dismiss(stop).await, ended) {
+        (Ok(AtSlot::Snapshot(root)), Err(_)) => {
+            Ok(Outcome::Copied(Copied { slot: root.slot, statistics: root.statistics, fetched: 0 }))
         }
-        Ok(AtSlot::Nothing | AtSlot::Tombstone) => {}
-        Err(error) => tracing::warn!(%error, "the session's object stays for the collector"),
+        (Ok(_), ended) => ended,
+        (Err(why), Ok(outcome)) => {
+            sessions::warn_left_open(id, &why);
+            Ok(outcome)
+        }
+        (Err(why), Err(failure)) => Err(sessions::left_open(id, failure, &why)),
     }
-    failure.map_or(Ok(Outcome::Present), Err)
 }
 
 async fn drive(
@@ -92,15 +100,18 @@ async fn drive(
 ) -> Result<Outcome, Failure> {
     let (from, to) = (&copier.from, &copier.to);
     let origin = Origin::of(root, from.repository.key.repo());
-    let visible = session.visible().await?.warned();
+    let visible = copier.there(session.slot()?.volume).await?;
     let of_volume = copier.sources.values().filter(|one| one.volume == root.volume);
     let copies = Copies::new(&from.repository, of_volume, &to.repository, visible.iter());
-    if copies.of(root).is_some() {
+    if let Some(copy) = copies.of(root)
+        && session.sees(copy.slot).await?
+    {
         return Ok(Outcome::Present);
     }
     let (deposit, listening) =
         Deposit::begin(&copier.context, &to.index, session, &to.repository.key).await?;
-    let (base, parent) = Base::find(copier, &visible, root, deposit.lost().await?)?.unzip();
+    let lost = deposit.lost().await?;
+    let (base, parent) = Base::find(copier, session, visible, root, lost).await?.unzip();
     let map = MapReader::new(from.repository.clone(), from.index.clone(), root.clone())?.thorough();
     let reads = (copier.settings.memory / READ_COSTS).clamp(1, 32);
     let leaves = Leaves {
@@ -136,8 +147,9 @@ async fn drive(
     };
     match session.commit(&copy).await? {
         Commit::Won => {
-            let fetched = leaves.counts.fetched.load(Ordering::Relaxed);
-            Ok(Outcome::Copied(Copied { slot: copy.slot, statistics, fetched }))
+            let (fetched, slot) = (leaves.counts.fetched.load(Ordering::Relaxed), copy.slot);
+            copier.known().insert(slot, copy);
+            Ok(Outcome::Copied(Copied { slot, statistics, fetched }))
         }
         Commit::Revoked => Err(sessions::revoked(session.session())),
     }

@@ -6,7 +6,8 @@
 //! fetched where its ids are known, and is never stored again. Nothing is deleted, and nothing is written to the first
 //! repository but the object of the session that protects what is read.
 //!
-//! Limits: [`Settings::memory`] for chunks on their way, `TRANSLATED_MAX` names, and one id per 64 MiB of a volume.
+//! Limits: [`Settings::memory`] for chunks on their way, `TRANSLATED_MAX` names, one id per 64 MiB of a volume, and the
+//! roots of the first repository and of one volume in the second.
 
 mod base;
 mod copying;
@@ -20,11 +21,12 @@ mod reads;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agent::index::IndexClient;
 use agent::keys::DataKeys;
 use agent::{Context, Failure, Protection, Repository};
+use schema::VolumeKey;
 use schema::facts::Origin;
 use schema::keys::Identity;
 use schema::names::Slot;
@@ -96,6 +98,8 @@ pub struct Copier {
     sealing: Sealing,
     /// What the first repository holds.
     sources: BTreeMap<(String, Origin), Root>,
+    /// What was read of the second: the snapshots of one volume, whose roots never change.
+    known: Mutex<BTreeMap<Slot, Root>>,
 }
 
 /// What seals chunks in the second repository.
@@ -136,7 +140,27 @@ impl Copier {
         };
         let opening = keys.check().is_ok().then_some(keys);
         let sources = sources.iter().map(|root| (by_origin(root, first), root.clone())).collect();
-        Ok(Self { context, from, to, settings, opening, sealing, sources })
+        let known = Mutex::default();
+        Ok(Self { context, from, to, settings, opening, sealing, sources, known })
+    }
+
+    pub(crate) fn known(&self) -> MutexGuard<'_, BTreeMap<Slot, Root>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The snapshots of a volume in the second repository that a listing shows, and that can be read. Each root is read
+    /// once, however many snapshots are copied. Whoever relies on one asks whether its session sees it.
+    pub(crate) async fn there(&self, volume: VolumeKey) -> Result<Vec<Root>, Failure> {
+        let slots = self.to.repository.visible_slots(Some(volume)).await?;
+        let fresh: Vec<Slot> = {
+            let mut known = self.known();
+            known.retain(|slot, _| slot.volume == volume);
+            slots.iter().filter(|slot| !known.contains_key(slot)).copied().collect()
+        };
+        let read = self.to.repository.roots_at(fresh).await?.warned();
+        let mut known = self.known();
+        known.extend(read.into_iter().map(|root| (root.slot, root)));
+        Ok(slots.iter().filter_map(|slot| known.get(slot).cloned()).collect())
     }
 
     pub(crate) fn is_verbatim(&self) -> bool {

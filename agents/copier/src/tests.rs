@@ -2,6 +2,8 @@
 
 mod fixture;
 
+use std::time::Duration;
+
 use agent::{Repository, sessions};
 use schema::damage::{Damage, DamagedChunk};
 use schema::epoch::Epoch;
@@ -27,6 +29,10 @@ fn content(seed: u8) -> Vec<u8> {
     let (start, twice) = (content[..1 << 16].to_vec(), 1 << 20);
     content[twice..twice + start.len()].copy_from_slice(&start);
     content
+}
+
+fn small(seed: u8) -> Vec<u8> {
+    content(seed)[..300_000].to_vec()
 }
 
 fn copied(outcome: Result<Outcome, agent::Failure>) -> Copied {
@@ -57,6 +63,71 @@ async fn a_copy_holds_the_same_and_the_next_brings_the_difference() {
         }
         assert!(matches!(world.copy(&roots[0]).await, Ok(Outcome::Present)));
         assert_eq!(world.second.sessions().await, 0);
+    }
+}
+
+/// Each is asked for what the copy relies on, and is read once; what was forgotten meanwhile is nothing to stand on.
+#[tokio::test]
+async fn many_copies_of_a_volume_read_each_root_once() {
+    let world = World::new(true).await;
+    let mut roots = Vec::new();
+    for generation in 1..=8 {
+        roots.push(world.volume(generation, &[&small(3)[..], &[generation as u8; 5000]].concat()).await);
+    }
+    world.second.record.take();
+    for outcome in world.copy_all(&roots.iter().collect::<Vec<_>>()).await {
+        copied(outcome);
+    }
+    let read = |line: &&String| line.starts_with("get ") && line.contains("snapshots/");
+    let record = world.second.record.take();
+    // Each commit is read back, and the one below is looked at.
+    assert_eq!(record.iter().filter(read).count(), 2 * roots.len() - 1, "{record:#?}");
+    let there = world.second.roots().await;
+    assert!(there.windows(2).all(|two| two[1].parent == Some(two[0].slot)));
+}
+
+#[tokio::test]
+async fn what_a_listing_shows_that_is_forgotten_by_now_is_nothing_to_stand_on() {
+    for same in [true, false] {
+        let world = World::new(true).await;
+        let [first, second] = [world.volume(1, &small(3)).await, world.volume(2, &small(4)).await];
+        copied(world.copy(&first).await);
+        let there = world.second.roots().await.remove(0);
+        let key = there.slot.forgotten();
+        let marker = Forgotten { slot: there.slot, time_ms: 0, by: "a test".into() };
+        let marker = world.second.repository.seal(&key, &marker).unwrap();
+        // Right after the markers are listed, and before the slots are.
+        world.second.record.write_after("list second/forgotten", &format!("second/{key}"), marker);
+        copied(world.copy(if same { &first } else { &second }).await);
+        let roots = world.second.roots().await;
+        assert!(roots.len() == 1 && roots[0].slot != there.slot && roots[0].parent.is_none(), "{roots:?}");
+    }
+}
+
+/// Nobody else would end its session, and collections would wait for it for ever.
+#[tokio::test(start_paused = true)]
+async fn a_copy_whose_store_goes_away_leaves_no_session_or_says_so() {
+    for comes_back in [true, false] {
+        let world = World::new(true).await;
+        let root = world.volume(1, &small(3)).await;
+        *world.second.mood.lock().unwrap() = Mood::LosesTheStore;
+        let faults = world.second.faults.clone();
+        let coming = async {
+            world.first.context.environment.sleep(Duration::from_secs(120)).await;
+            if comes_back {
+                faults.recover();
+            }
+        };
+        let (outcome, ()) = tokio::join!(world.copy(&root), coming);
+        let failure = outcome.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Store, "{failure}");
+        faults.recover();
+        let left = sessions::list(&world.second.repository).await.unwrap();
+        assert_eq!(left.len(), usize::from(!comes_back), "{left:?}");
+        for session in left {
+            let said = format!("`lvkeep cancel {}`", session.id);
+            assert!(failure.why.contains("collections wait") && failure.why.contains(&said), "{failure}");
+        }
     }
 }
 

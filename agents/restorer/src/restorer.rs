@@ -300,17 +300,17 @@ impl Restorer {
         let is_to_go_on = !undo.is_empty() || is_cut_off;
         // Who is not to do it has overwritten nothing, and earlier attempts have sessions of their own.
         let is_to_go_on = is_to_go_on && claim.is_none_or(|claim| claim.doubt().is_none());
-        if let Some(own) = own.filter(|_| !(is_of_job && is_to_go_on)) {
-            own.end().await;
+        match own.filter(|_| !(is_of_job && is_to_go_on)) {
+            Some(own) => own.end(result).await,
+            None => result,
         }
-        result
     }
 
     async fn protect(&self, ids: Ids, root: &Root, undo: &[(JobId, Slot)]) -> Result<Protection, Failure> {
         let Ids { job, session } = ids;
         let (kind, undo) = (SessionKind::Restore, jobs(undo));
         let by = ReadBy { kind, session, job, volume: &root.volume, host: &self.context.host, undo: &undo };
-        Protection::begin(&self.repository, by).await
+        Protection::begin(&self.repository, by, &self.context.stop).await
     }
 
     /// What was kept for an undo may have been forgotten before the session protected it. Whoever forgets looks for the

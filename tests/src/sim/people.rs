@@ -14,7 +14,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use agent::sessions::OpenSession;
-use agent::{Failure, Protection, ReadBy, Repository};
+use agent::{Failure, Protection, ReadBy, Repository, Stop};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schema::JobId;
@@ -196,7 +196,7 @@ impl Person {
         let environment = &self.world.environment;
         let (session, job, host) = (environment.session_id(), environment.job_id(), self.host());
         let by = ReadBy { kind, session, job, volume, host: &host, undo };
-        let protection = Protection::begin(&self.repository(), by).await?;
+        let protection = Protection::begin(&self.repository(), by, &Stop::default()).await?;
         match protection.session().cloned() {
             Some(open) => Ok((protection, open)),
             None => Err(Failure::new(FailureKind::Store, "nothing protects what would be read")),

@@ -226,6 +226,17 @@ fn a_check_that_was_cut_off_goes_on_where_it_was_whatever_it_reads() {
     damaged.machine.run(&["check", "--read-data=1/1"]).fails(3, &["later version"]);
     std::fs::write(&path, &whole).expect("the pack is back");
     assert_eq!(read(&["--read-data=1/1", "--restart"]) - structure, all);
+    // Who was cut off has told nobody what it found: where no record says that, either, it is read again.
+    let (first, start) = packs[1];
+    damaged.flip(&format!("{}/{}", damaged.repo, names::pack(first)), start as u64 + 99);
+    for asked in ["--read-data", "--read-data=1/1"] {
+        let check = ["check", asked, "--no-record"];
+        std::fs::write(&path, &later).expect("a later version writes");
+        damaged.machine.run(&check).fails(3, &["later version"]);
+        std::fs::write(&path, &whole).expect("the pack is back");
+        let found = damaged.machine.run(&check).fails(6, &["1 of 2 snapshots are damaged"]);
+        assert!(found.out.contains("offset"), "{found}");
+    }
 }
 
 #[test]

@@ -84,7 +84,8 @@ fn a_file_system_comes_back_from_an_object_store() {
     machine.restores("vm/root@latest", &image);
 }
 
-/// In the middle of a restore: it ends and says so; when the store is there again, it goes on with what it has.
+/// In the middle of a restore: it says so, and leaves no session for which collections would wait; begun again, it goes on
+/// with what it has.
 #[test]
 fn a_restore_survives_a_store_that_goes_away() {
     const SIZE: u64 = 192 << 20;
@@ -106,11 +107,13 @@ fn a_restore_survives_a_store_that_goes_away() {
         machine.start(&["--memory", "64MiB", "restore", "--force", "vm/disk@latest", &target]);
     eventually("something is written", || (occupied() > 0 || restoring.has_ended()).then_some(()));
     weed.kill();
+    restoring.wait_for("lvkeep: ");
+    weed.start_again();
     restoring.end().fails(5, &["vm/disk", &target, "packs/"]);
     let written = occupied();
     assert!(written > 0 && written < SIZE, "{written} bytes are there");
+    assert_eq!(machine.json(&["status"])["sessions"], serde_json::json!([]));
 
-    weed.start_again();
     let done = machine.json(&["restore", "--force", "vm/disk@latest", &target]);
     let (again, kept) = (done["bytes_written"].as_u64(), done["bytes_kept"].as_u64());
     assert!(again < Some(SIZE) && kept > Some(0), "what was there is not fetched again: {done}");

@@ -225,3 +225,27 @@ async fn what_rots_of_a_collection_before_the_last_is_emptied_by_a_repair() {
     assert!(keys.iter().all(|key| objects[key].is_empty()));
     goes_on(&victim, &rot, "emptied").await;
 }
+
+/// The list of the latest collection that is empty or rotten says for whom nobody waits: whoever collects makes it anew.
+#[tokio::test]
+async fn a_list_of_sessions_that_rots_is_named_and_made_anew_by_the_next_collection() {
+    let victim = victim().await;
+    for stage in [Stage::Proposed, Stage::Decided, Stage::Over] {
+        let left = left(&victim, stage).await;
+        let key = names::awaited(1);
+        let whole = &left.objects[&key];
+        for rotten in [Bytes::new(), whole.slice(..whole.len() / 2), flipped(whole, whole.len() - 1)] {
+            let case = format!("{stage:?}: {} bytes", rotten.len());
+            let mut objects = left.objects.clone();
+            objects.insert(key.clone(), rotten);
+            let rot = victim.rot.with(&objects).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+            let report = rot.check(Content::None).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+            let [found] = &report.objects[..] else { panic!("{case}: {report:?}") };
+            assert!(found.key == key && found.why.contains("`lvkeep prune` lists"), "{case}: {found:?}");
+            collect(&rot).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+            let report = rot.check(Content::None).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+            assert!(report.is_clean(), "{case}: {report:?}");
+            goes_on(&victim, &rot, &case).await;
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! A bucket whose rules let nothing go for a while, whoever asks and whatever it is.
 
 use agent::faults::store::Refusal;
-use agent::{Protection, ReadBy, forgetting, sessions};
+use agent::{Protection, ReadBy, Stop, forgetting, sessions};
 use schema::session::{Session, SessionKind};
 
 use super::older::prune;
@@ -25,11 +25,11 @@ async fn a_bucket_that_lets_nothing_go_is_backed_up_to_and_restored_from_and_kee
         undo: &[environment.job_id()],
     };
     let job = by.job;
-    let protection = Protection::begin(repository, by).await.expect("a session");
+    let protection = Protection::begin(repository, by, &Stop::default()).await.expect("a session");
     assert_eq!(sessions::of_job(repository, job).await.expect("sessions").len(), 1);
     let (restored, _) = rot.restore(&root).await.expect("a restore");
     assert!(restored == victim.bad.1);
-    protection.end().await;
+    protection.end(Ok(())).await.expect("it is over");
     // Their objects stay. One with a slot is over by what stands there; the others say so, and mean no job and no undo any
     // more.
     let left = sessions::list(repository).await.expect("sessions");

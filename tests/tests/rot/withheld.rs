@@ -2,6 +2,7 @@
 //! later version wrote: none of these is rot, and none stops more than it must.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use agent::faults::store::{FaultyStore, StoreFaults};
 use bytes::Bytes;
@@ -116,6 +117,37 @@ async fn a_pack_that_is_given_up_and_not_given_stops_nothing() {
     let report = rot.check(ALL).await.expect("a report");
     assert_eq!(lost(&report), lost(&before));
     assert!(report.damaged.iter().all(|damaged| !damaged.is_withheld()), "{report:?}");
+}
+
+/// Nobody else would end its session, and collections would wait for it for ever.
+#[tokio::test]
+async fn a_repair_whose_store_goes_away_leaves_no_session_or_says_so() {
+    let victim = victim().await;
+    let (key, _) = victim.pack(Domain::Data);
+    for comes_back in [true, false] {
+        let (rot, store) = faulty(&victim, &victim.objects).await;
+        // It is asked for once more a minute later.
+        store.withhold(&key, None);
+        let environment = rot.repository.environment();
+        let away = async {
+            environment.sleep(Duration::from_secs(30)).await;
+            store.crash();
+            environment.sleep(Duration::from_secs(200)).await;
+            if comes_back {
+                store.recover();
+            }
+        };
+        let (mended, ()) = tokio::join!(rot.mend(), away);
+        let failure = mended.expect_err("the store was away");
+        assert_eq!(failure.kind, FailureKind::Store, "{failure}");
+        store.recover();
+        let left = agent::sessions::list(&rot.repository).await.expect("a listing");
+        tokio::time::resume();
+        assert_eq!(left.len(), usize::from(!comes_back), "{left:?}");
+        for session in left {
+            assert!(failure.why.contains(&format!("`lvkeep cancel {}`", session.id)), "{failure}");
+        }
+    }
 }
 
 /// One key that is not given is named, and another one that is gone comes back.

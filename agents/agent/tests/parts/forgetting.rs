@@ -1,5 +1,7 @@
 //! Forgetting and bringing back, against marks, epochs and tombstones written by hand.
 
+use std::time::Duration;
+
 use agent::forgetting::{self, Forgot};
 use agent::marks;
 use agent::repository::AtSlot;
@@ -161,6 +163,35 @@ async fn what_a_collection_may_sweep_that_cannot_be_read_does_not_come_back() {
     }
     world.epoch(4, 4, &[]).await;
     forgetting::unforget(&world.repository, &root, "test").await.unwrap();
+}
+
+/// Nobody else would end its session, and collections would wait for it for ever.
+#[tokio::test(start_paused = true)]
+async fn who_brings_back_leaves_no_session_when_the_store_goes_away_or_says_so() {
+    for comes_back in [true, false] {
+        let (world, root) = forgotten().await;
+        world.faults.withhold(&root.slot.forgotten(), None);
+        let away = async {
+            world.environment.sleep(Duration::from_secs(5)).await;
+            world.faults.crash();
+            world.environment.sleep(Duration::from_secs(100)).await;
+            if comes_back {
+                world.faults.recover();
+            }
+        };
+        let (back, ()) = tokio::join!(forgetting::unforget(&world.repository, &root, "test"), away);
+        let failure = back.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Store, "{failure}");
+        world.faults.recover();
+        world.faults.withhold_nothing();
+        let left = sessions::list(&world.repository).await.unwrap();
+        assert_eq!(left.len(), usize::from(!comes_back), "{left:?}");
+        for session in left {
+            assert!(failure.why.contains(&format!("`lvkeep cancel {}`", session.id)), "{failure}");
+        }
+        forgetting::unforget(&world.repository, &root, "test").await.unwrap();
+        assert!(sessions::list(&world.repository).await.unwrap().is_empty());
+    }
 }
 
 #[tokio::test(start_paused = true)]

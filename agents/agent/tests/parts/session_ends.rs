@@ -1,14 +1,17 @@
 //! How sessions end: by a commit whose answer may be lost, by being revoked, by giving up; and checkpoints on the way.
 
+use std::time::Duration;
+
 use crate::support::{World, session_id};
 use agent::faults::store::{Refusal, WriteFault};
 use agent::repository::AtSlot;
 use agent::sessions::{self, Commit, OpenSession};
+use agent::{Failure, Protection, ReadBy, Stop};
 use bytes::Bytes;
-use schema::ReadingId;
 use schema::messages::FailureKind;
 use schema::names;
-use schema::session::{Checkpoint, Session};
+use schema::session::{Checkpoint, Session, SessionKind};
+use schema::{JobId, ReadingId};
 
 async fn begin(world: &World, session: u8) -> OpenSession {
     let session = OpenSession::begin(world.repository.clone(), world.session(session)).await.unwrap();
@@ -212,4 +215,92 @@ async fn a_slot_that_is_taken_and_not_given_is_no_empty_one() {
     let failure = session.abandon().await.unwrap_err();
     assert!(failure.kind == FailureKind::Store && failure.retry && failure.why.contains(&key), "{failure}");
     assert!(sessions::list(&world.repository).await.unwrap().is_empty(), "the session is over");
+}
+
+/// The store is away for so long, or for ever.
+async fn away(world: &World, seconds: Option<u64>) {
+    world.faults.crash();
+    if let Some(seconds) = seconds {
+        world.environment.sleep(Duration::from_secs(seconds)).await;
+        world.faults.recover();
+    }
+}
+
+/// What there is to do is said with its id.
+fn says_what_stays(failure: &Failure, session: u8) -> bool {
+    let id = session_id(session);
+    failure.why.contains(&format!("session {id} may stay open"))
+        && failure.why.contains(&format!("`lvkeep cancel {id}`"))
+}
+
+/// Nobody else comes by to end it.
+#[tokio::test(start_paused = true)]
+async fn a_session_that_nobody_else_ends_is_over_when_the_store_is_back() {
+    let world = World::new().await;
+    let (session, stop) = (begin(&world, 9).await, Stop::default());
+    let ((), found) = tokio::join!(away(&world, Some(100)), session.dismiss(&stop));
+    assert!(matches!(found.unwrap(), AtSlot::Tombstone));
+    assert!(sessions::list(&world.repository).await.unwrap().is_empty());
+}
+
+/// It waits neither for a store that never comes back, nor for one that gives everything else, nor after a word to stop.
+#[tokio::test(start_paused = true)]
+async fn whoever_ends_a_session_does_not_wait_for_ever() {
+    for (is_stopped, gives_others) in [(false, false), (true, false), (false, true)] {
+        let world = World::new().await;
+        let (session, stop) = (begin(&world, 9).await, Stop::default());
+        match gives_others {
+            true => world.faults.withhold(&world.slot(9).snapshot(), None),
+            false => world.faults.crash(),
+        }
+        if is_stopped {
+            stop.raise();
+        }
+        session.dismiss(&stop).await.unwrap_err();
+        world.faults.recover();
+        assert_eq!(sessions::list(&world.repository).await.unwrap(), [world.session(9)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_begin_is_over_when_the_store_is_back_or_is_named() {
+    for seconds in [Some(100), None] {
+        let world = World::new().await;
+        world.epoch(4, 4, &[]).await;
+        world.faults.withhold(&names::epoch(4), None);
+        let stop = Stop::default();
+        let begun = OpenSession::begin_alone(world.repository.clone(), world.session(9), &stop);
+        let gone = async {
+            world.environment.sleep(Duration::from_secs(5)).await;
+            away(&world, seconds).await;
+        };
+        let (begun, ()) = tokio::join!(begun, gone);
+        let failure = begun.unwrap_err();
+        world.faults.recover();
+        let left = sessions::list(&world.repository).await.unwrap();
+        assert_eq!((left.len(), says_what_stays(&failure, 9)), (seconds.is_none().into(), seconds.is_none()));
+        assert_eq!(failure.kind, FailureKind::Store, "{failure}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_protected_a_reading_is_over_when_the_store_is_back_or_is_named() {
+    for seconds in [Some(100), None] {
+        let world = World::new().await;
+        let job = JobId::from_bytes([9; 16]);
+        let (kind, session) = (SessionKind::Restore, session_id(9));
+        let by = ReadBy { kind, session, job, volume: "v", host: "host", undo: &[] };
+        let protection = Protection::begin(&world.repository, by, &Stop::default()).await.unwrap();
+        let other = protection.clone();
+        let failed = Err::<(), _>(Failure::new(FailureKind::Store, "the store went away"));
+        let ((), ended) = tokio::join!(away(&world, seconds), protection.end(failed));
+        let failure = ended.unwrap_err();
+        assert_eq!(says_what_stays(&failure, 9), seconds.is_none(), "{failure}");
+        // What is said once need not be waited for again.
+        let again = other.end(Err::<(), _>(failure.clone())).await.unwrap_err();
+        assert_eq!(again.why, failure.why);
+        world.faults.recover();
+        let left = sessions::list(&world.repository).await.unwrap();
+        assert_eq!(left.len(), usize::from(seconds.is_none()));
+    }
 }

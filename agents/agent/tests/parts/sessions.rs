@@ -1,10 +1,11 @@
 //! Sessions against objects written by hand: what counts, who is the parent, and in which order a session looks.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::support::{World, pack_id, session_id};
 use agent::epochs;
-use agent::faults::store::Refusal;
+use agent::faults::store::{Refusal, StoreFaults};
 use agent::sessions::{self, OpenSession};
 use bytes::Bytes;
 use schema::damage::{Damage, DamagedChunk};
@@ -289,6 +290,32 @@ async fn what_happens_after_the_listing_is_seen_all_the_same() {
     let slot = world.slot(1);
     world.record.write_after("head forgotten/", &slot.forgotten(), world.forgotten(slot));
     assert_eq!(session.choose_parent().await.unwrap().unwrap().slot, slot);
+}
+
+/// Several at once, and each in the order of the protocol.
+#[tokio::test(start_paused = true)]
+async fn many_snapshots_are_looked_at_together_and_each_after_its_marker() {
+    let world = World::new().await;
+    let slots: Vec<_> = (1..=40).map(|number| world.slot(number)).collect();
+    for number in 1..=40 {
+        world.snapshot(&world.root(number, number.into(), 0)).await;
+    }
+    let session = begin(&world, 200).await;
+    world.record.take();
+    world.faults.set(StoreFaults { slow: 1000, slow_max: Duration::from_secs(1), ..StoreFaults::default() });
+    let visible = session.visible().await.unwrap().all().unwrap();
+    assert_eq!(visible.iter().map(|root| root.slot).collect::<Vec<_>>(), slots);
+    let record = world.record.take();
+    let at = |line: String| record.iter().position(|one| *one == line).unwrap();
+    assert!(
+        slots.iter().all(|slot| {
+            at(format!("head {}", slot.forgotten())) < at(format!("get {}", slot.snapshot()))
+        })
+    );
+    let first = at(format!("get {}", slots[0].snapshot()));
+    assert!(slots[..4].iter().all(|slot| at(format!("head {}", slot.forgotten())) < first), "{record:#?}");
+    // As many requests as before.
+    assert_eq!(record.len(), 2 + 2 * slots.len());
 }
 
 #[tokio::test(start_paused = true)]

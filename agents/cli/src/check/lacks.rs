@@ -31,8 +31,11 @@ fn of_volume(volume: &str, snapshots: &[&Damaged], is_verbose: bool) -> Vec<Stri
         false => lines.extend(reasons(snapshots)),
     }
     let mut alike: Vec<(&Damaged, Vec<&Damaged>)> = Vec::new();
-    for one in snapshots.iter().filter(|one| !one.lost.is_empty()) {
-        match alike.iter_mut().find(|(first, _)| first.lost == one.lost) {
+    let is_same = |a: &Damaged, b: &Damaged| {
+        (a.bytes_lost, a.lost_is_cut, &a.lost) == (b.bytes_lost, b.lost_is_cut, &b.lost)
+    };
+    for one in snapshots.iter().filter(|one| one.lost_is_cut || !one.lost.is_empty()) {
+        match alike.iter_mut().find(|(first, _)| is_same(first, one)) {
             Some((_, same)) => same.push(one),
             None => alike.push((one, vec![one])),
         }
@@ -43,7 +46,13 @@ fn of_volume(volume: &str, snapshots: &[&Damaged], is_verbose: bool) -> Vec<Stri
             (true, _) => "each".to_owned(),
             (false, _) => ids(&same),
         };
-        lines.push(format!("  {} of {whose} cannot be read, by offset:", text::size(first.bytes_lost)));
+        let size = text::size(first.bytes_lost);
+        lines.push(match first.lost_is_cut {
+            true => format!(
+                "  {size} at least of {whose} cannot be read; so much is damaged that not all ranges are listed"
+            ),
+            false => format!("  {size} of {whose} cannot be read, by offset:"),
+        });
         let shown = first.lost.iter().take(SHOWN);
         lines.extend(shown.map(|range| format!("{:>18}  {}", range.offset, text::size(range.len))));
         let more = first.lost.len().saturating_sub(SHOWN) as u64;
@@ -123,6 +132,7 @@ mod tests {
             volume: volume.into(),
             bytes_lost: lost.iter().map(|(_, len)| len).sum(),
             lost: lost.iter().map(|&(offset, len)| Range { offset, len }).collect(),
+            lost_is_cut: false,
             problems: problems.iter().map(|&problem| problem.to_owned()).collect(),
         }
     }
@@ -133,6 +143,16 @@ mod tests {
         for why in ["chunk of a pack: no", "its footer is torn; 4 chunks in it", "chunk d0ab"] {
             assert_eq!(without_name(why), why);
         }
+    }
+
+    #[test]
+    fn where_ranges_are_left_out_that_is_said() {
+        let cut = Damaged { bytes_lost: 5 << 20, lost_is_cut: true, ..damaged("S", "vm/a", &[], &[]) };
+        let told = lines(&[cut], false);
+        assert_eq!(
+            told[1],
+            "  5.0 MiB at least of it cannot be read; so much is damaged that not all ranges are listed"
+        );
     }
 
     /// One damaged chunk in many snapshots is told once, and a chunk's name to nobody who does not ask.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::*;
-use schema::epoch::Epoch;
+use schema::epoch::{Awaited, Epoch};
 use schema::messages::FailureKind;
 use schema::names::Slot;
 use schema::session::{Session, SessionKind};
@@ -318,6 +318,46 @@ async fn an_epoch_that_is_listed_and_not_there_is_not_finished() {
     let failure = collector.prune().await.unwrap_err();
     assert!(failure.kind == FailureKind::Store && failure.why.contains(&names::epoch(1)), "{failure}");
     early.open.abandon().await.unwrap();
+}
+
+/// Any listing that was made after the epoch is right, and whoever collects next waits for no later session.
+#[tokio::test(start_paused = true)]
+async fn a_list_of_sessions_that_cannot_be_read_is_made_anew_and_kept() {
+    let key = names::awaited(1);
+    let (original, _) = littered(false).await;
+    let early = original.begin("early").await.unwrap();
+    assert_eq!(original.prune().await.unwrap().waits.len(), 1);
+    let whole = original.repository.store.get(&key).await.unwrap().unwrap();
+    let [mut torn, mut newer] = [whole.to_vec(), whole.to_vec()];
+    *torn.last_mut().unwrap() ^= 1;
+    newer[5] = 0xff;
+    let other = Awaited { number: 2, sessions: Vec::new() };
+    let other = original.repository.seal(&key, &other).unwrap();
+    for (rotten, is_mended) in
+        [(Bytes::new(), true), (torn.into(), true), (other, true), (newer.into(), false)]
+    {
+        let world = original.fork();
+        world.repository.store.put(&key, rotten.clone()).await.unwrap();
+        let waits = world.prune().await.unwrap().waits;
+        assert_eq!(waits.iter().map(|one| one.session).collect::<Vec<_>>(), [early.open.session().id]);
+        let late = world.begin("late").await.unwrap();
+        let waits = world.prune().await.unwrap().waits;
+        assert_eq!(waits.len(), if is_mended { 1 } else { 2 }, "{waits:?}");
+        let kept = world.repository.store.get(&key).await.unwrap().unwrap();
+        assert_eq!(kept != rotten, is_mended);
+        late.open.abandon().await.unwrap();
+        // Also once nobody waits for anything.
+        let open = agent::sessions::list(&world.repository).await.unwrap();
+        for session in &open {
+            agent::sessions::revoke(&world.repository, session).await.unwrap();
+        }
+        world.prune_to_the_end().await;
+        let latest = agent::epochs::latest(&world.repository).await.unwrap().unwrap().number;
+        world.repository.store.put(&names::awaited(latest), Bytes::new()).await.unwrap();
+        world.prune().await.unwrap();
+        assert_eq!(agent::epochs::awaited(&world.repository).await.unwrap(), Some(Vec::new()));
+        assert_eq!(world.check().await, 2);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -28,10 +28,7 @@ const SUCCESSOR_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is told where nobody makes sure any more that a session is over.
 pub(crate) fn may_stay(failure: Failure) -> Failure {
-    let why = format!(
-        "{}; its session may stay open, and collections wait for it then: `lvkeep status` shows it, `lvkeep cancel` ends it",
-        failure.why
-    );
+    let why = format!("{}; {}", failure.why, sessions::may_stay(None));
     Failure { retry: false, why, ..failure }
 }
 
@@ -185,16 +182,9 @@ impl Driver {
     /// Ends a session whose job goes on without it, or is done. Nobody else comes by to do so: the store is waited for as
     /// long as it gives nothing at all, unless this process is to stop.
     pub(crate) async fn dismiss(&self) {
-        let session = self.session.session();
-        let mut tries = 0;
-        while let Err(failure) = sessions::revoke(&self.repository, session).await {
-            tries += u32::from(self.repository.gives_others().await);
-            if !failure.retry || tries == SUCCESSOR_LOOKS || self.context.stop.is_raised() {
-                tracing::warn!(session = %session.id, %failure, "a session stays open that nobody drives: `lvkeep cancel` ends it");
-                return;
-            }
-            tracing::warn!(session = %session.id, %failure, "a session that nobody drives cannot be ended yet");
-            self.context.environment.sleep(SUCCESSOR_PAUSE).await;
+        let (session, stop) = (self.session.session(), &self.context.stop);
+        if let Err(why) = sessions::dismiss(&self.repository, session, stop, Duration::MAX).await {
+            sessions::warn_left_open(session.id, &why);
         }
     }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use agent::bus::Ticket;
 use agent::counters::Counters;
+use agent::faults::record::RecordingStore;
+use agent::faults::store::{FaultyStore, StoreFaults};
 use agent::index::IndexClient;
 use agent::keys::DataKeys;
 use agent::local::LocalBus;
@@ -39,8 +41,17 @@ pub const VOLUME: &str = "host/vg/lv";
 const CHUNK: usize = 64 << 10;
 
 /// Random bytes are a counter's hash.
-#[derive(Debug, Default)]
-struct TestEnvironment(AtomicU64);
+#[derive(Debug)]
+struct TestEnvironment {
+    start: tokio::time::Instant,
+    count: AtomicU64,
+}
+
+impl Default for TestEnvironment {
+    fn default() -> Self {
+        Self { start: tokio::time::Instant::now(), count: AtomicU64::new(0) }
+    }
+}
 
 #[async_trait]
 impl Environment for TestEnvironment {
@@ -49,7 +60,7 @@ impl Environment for TestEnvironment {
     }
 
     fn elapsed(&self) -> Duration {
-        Duration::ZERO
+        self.start.elapsed()
     }
 
     #[allow(clippy::disallowed_methods)] // This is the seam's implementation.
@@ -59,7 +70,7 @@ impl Environment for TestEnvironment {
 
     fn fill_random(&self, bytes: &mut [u8]) {
         for part in bytes.chunks_mut(16) {
-            let n = self.0.fetch_add(1, Ordering::Relaxed);
+            let n = self.count.fetch_add(1, Ordering::Relaxed);
             let mut hash = 0x9e37_79b9_7f4a_7c15_u128.wrapping_mul(u128::from(n) + 1).wrapping_pow(3);
             hash ^= hash >> 61;
             part.copy_from_slice(&hash.to_le_bytes()[..part.len()]);
@@ -97,6 +108,8 @@ pub enum Mood {
     Fails,
     /// Revokes every session first, as a collector may.
     Revokes,
+    /// Says that it cannot, because the store has gone away.
+    LosesTheStore,
 }
 
 /// One of the repositories.
@@ -109,10 +122,13 @@ pub struct Place {
     pub context: Context,
     index: IndexClient,
     pub mood: Arc<Mutex<Mood>>,
+    /// What is asked of its store, and how that answers.
+    pub record: RecordingStore,
+    pub faults: FaultyStore,
 }
 
 impl Place {
-    fn new(repository: Repository) -> Self {
+    fn new(repository: Repository, record: RecordingStore, faults: FaultyStore) -> Self {
         let environment = repository.store.environment().clone();
         let bus = Arc::new(LocalBus::new(environment.clone(), 64 << 20));
         let context = Context {
@@ -128,8 +144,8 @@ impl Place {
             tokio::spawn(async move { agent::serve(&serving, &service, answers).await });
         }
         let index = IndexClient::new(bus, environment, 1);
-        let place =
-            Self { repository, table, late, context, index, mood: Arc::new(Mutex::new(Mood::Stores)) };
+        let mood = Arc::new(Mutex::new(Mood::Stores));
+        let place = Self { repository, table, late, context, index, mood, record, faults };
         let storer = place.clone();
         let storing = place.context.clone();
         tokio::spawn(async move { agent::consume(&storing, &Queue::chunks(), 8 << 20, storer).await });
@@ -239,7 +255,10 @@ impl Handler for Place {
     async fn handle(&mut self, message: &Message, _: &mut Option<Ticket>) -> Result<Handled, Failure> {
         let chunks: NewChunks = message.read()?;
         let mood = *self.mood.lock().unwrap();
-        if mood == Mood::Fails {
+        if mood == Mood::LosesTheStore {
+            self.faults.crash();
+        }
+        if matches!(mood, Mood::Fails | Mood::LosesTheStore) {
             let event = SessionEvent::Failed { kind: FailureKind::Store, why: "the disk is full".into() };
             let message = Message::new(&About::nothing(), &event);
             self.context.bus.publish(&Queue::session(chunks.session), message).await?;
@@ -272,16 +291,23 @@ impl World {
         let environment: Arc<dyn Environment> = Arc::new(TestEnvironment::default());
         let identity = Arc::new(Identity::generate());
         let store = |name: &str| {
-            Store::new(Arc::new(InMemory::new()), name, &format!("test:{name}"), environment.clone())
+            let inner = Arc::new(InMemory::new());
+            let faults = FaultyStore::new(inner, environment.clone(), StoreFaults::default());
+            let record = RecordingStore::new(Arc::new(faults.clone()));
+            let location = format!("test:{name}");
+            let store = Store::new(Arc::new(record.clone()), name, &location, environment.clone());
+            (store, record, faults)
         };
+        let ((one, record, faults), other) = (store("first"), store("second"));
         let new = NewRepository { recipients: identity.recipients(), pack_size: 1 << 20 };
-        let first = Repository::init(store("first"), &new).await.unwrap();
+        let first = Repository::init(one, &new).await.unwrap();
         let second = match like {
-            true => Repository::init_like(store("second"), &first.key, 1 << 20).await.unwrap(),
-            false => Repository::init(store("second"), &new).await.unwrap(),
+            true => Repository::init_like(other.0, &first.key, 1 << 20).await.unwrap(),
+            false => Repository::init(other.0, &new).await.unwrap(),
         };
         let data_key = DataKey::new(&environment.random::<48>());
-        Self { first: Place::new(first), second: Place::new(second), identity, data_key }
+        let (first, second) = (Place::new(first, record, faults), Place::new(second, other.1, other.2));
+        Self { first, second, identity, data_key }
     }
 
     /// Stores a volume in the first repository, and commits its snapshot.
@@ -326,21 +352,29 @@ impl World {
 
     /// Copies a snapshot as the command does.
     pub async fn copy(&self, root: &Root) -> Result<Outcome, Failure> {
+        self.copy_all(&[root]).await.pop().unwrap()
+    }
+
+    /// Copies some, one after the other.
+    pub async fn copy_all(&self, which: &[&Root]) -> Vec<Result<Outcome, Failure>> {
         let environment = &self.first.context.environment;
         let (session, job) = (environment.session_id(), environment.job_id());
         let by =
             ReadBy { kind: SessionKind::Copy, session, job, volume: "snapshots", host: "host", undo: &[] };
-        let protection = Protection::begin(&self.first.repository, by).await.unwrap();
+        let protection = Protection::begin(&self.first.repository, by, &Stop::default()).await.unwrap();
         let roots = self.first.roots().await;
         let (first, second) = (self.first.side(), self.second.side());
         let context = self.second.context.clone();
         let settings = Settings { memory: 64 << 20, level: 1 };
         let copier =
             Copier::new(context, first, second, Some(self.identity.clone()), settings, &roots).unwrap();
-        let outcome = copier.copy(&protection, root, |_| ()).await;
-        protection.end().await;
+        let mut outcomes = Vec::new();
+        for root in which {
+            outcomes.push(copier.copy(&protection, root, |_| ()).await);
+        }
+        protection.end(Ok(())).await.unwrap();
         assert_eq!(self.first.sessions().await, 0);
-        outcome
+        outcomes
     }
 }
 

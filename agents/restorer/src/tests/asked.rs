@@ -521,7 +521,7 @@ async fn the_session_of_a_command_names_what_was_kept() {
     let (session, job) = (fixture.context.environment.session_id(), fixture.context.environment.job_id());
     let kind = SessionKind::Restore;
     let by = ReadBy { kind, session, job, volume: "all volumes", host: "host", undo: &[] };
-    let protection = Protection::begin(&fixture.repository, by).await.unwrap();
+    let protection = Protection::begin(&fixture.repository, by, &Stop::default()).await.unwrap();
     let mut kept = Vec::new();
     for name in ["x", "y"] {
         let path = fixture.path(name);
@@ -540,7 +540,7 @@ async fn the_session_of_a_command_names_what_was_kept() {
     for slot in &kept {
         assert!(matches!(forget(slot).await, Forgot::Protected(_)));
     }
-    protection.end().await;
+    protection.end(Ok(())).await.unwrap();
     for slot in &kept {
         assert_eq!(forget(slot).await, Forgot::Done);
     }

@@ -36,8 +36,17 @@ const PACK_CHUNKS: usize = 1000;
 pub const VOLUME: &str = "host/vg/lv";
 
 /// Time is tokio's, which tests pause; random bytes are a counter's hash.
-#[derive(Debug, Default)]
-pub struct TestEnvironment(AtomicU64);
+#[derive(Debug)]
+pub struct TestEnvironment {
+    start: tokio::time::Instant,
+    count: AtomicU64,
+}
+
+impl Default for TestEnvironment {
+    fn default() -> Self {
+        Self { start: tokio::time::Instant::now(), count: AtomicU64::new(0) }
+    }
+}
 
 #[async_trait]
 impl Environment for TestEnvironment {
@@ -46,7 +55,7 @@ impl Environment for TestEnvironment {
     }
 
     fn elapsed(&self) -> Duration {
-        Duration::ZERO
+        self.start.elapsed()
     }
 
     #[allow(clippy::disallowed_methods)] // This is the seam's implementation.
@@ -56,7 +65,7 @@ impl Environment for TestEnvironment {
 
     fn fill_random(&self, bytes: &mut [u8]) {
         for part in bytes.chunks_mut(16) {
-            let n = self.0.fetch_add(1, Ordering::Relaxed);
+            let n = self.count.fetch_add(1, Ordering::Relaxed);
             let mut hash = 0x9e37_79b9_7f4a_7c15_u128.wrapping_mul(u128::from(n) + 1).wrapping_pow(3);
             hash ^= hash >> 61;
             part.copy_from_slice(&hash.to_le_bytes()[..part.len()]);

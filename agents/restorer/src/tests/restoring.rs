@@ -356,7 +356,7 @@ async fn one_session_protects_many_restores() {
         host: "host",
         undo: &[],
     };
-    let protection = Protection::begin(&fixture.repository, by).await.unwrap();
+    let protection = Protection::begin(&fixture.repository, by, &Stop::default()).await.unwrap();
     let open = fixture.sessions().await;
     assert_eq!(open, [names::session(by.session)]);
     let restorer = fixture.restorer().protected(protection.clone());
@@ -365,7 +365,7 @@ async fn one_session_protects_many_restores() {
         restorer.restore(root.clone(), target, |_| ()).await.unwrap();
         assert_eq!(fixture.sessions().await, open);
     }
-    protection.end().await;
+    protection.end(Ok(())).await.unwrap();
     assert_eq!(fixture.sessions().await, Vec::<String>::new());
 }
 

@@ -129,6 +129,5 @@ async fn missing(person: &Person, context: Context, to: Side) -> Result<(), Fail
         Ok(())
     };
     let ended = copied.await;
-    protection.end().await;
-    ended
+    protection.end(ended).await
 }

@@ -55,8 +55,7 @@ pub(super) async fn restore(mut person: Person, number: usize) {
             let volume = slot.volume.to_string();
             let (protection, open) = person.protect(SessionKind::Restore, &volume, &[]).await?;
             let read = read(&person, &open, slot).await;
-            protection.end().await;
-            read
+            protection.end(read).await
         };
         match person.live(limit, life).await {
             Some(Ok(done)) => person.count(done),

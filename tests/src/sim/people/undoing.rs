@@ -26,8 +26,7 @@ pub(super) async fn overwrite(person: &mut Person, target: usize) -> Result<&'st
     let (protection, open) = person.protect(SessionKind::Restore, "what is overwritten", &[job]).await?;
     // What was forgotten before the session named it is no undo.
     if person.repository().store.head(&kept.slot.forgotten()).await?.is_some() {
-        protection.end().await;
-        return Ok("restores whose undo was forgotten too soon");
+        return protection.end(Ok("restores whose undo was forgotten too soon")).await;
     }
     let host = target % world.plan.hosts;
     if let Some(source) = world.sources[host].source(&target_name(target)) {
@@ -40,8 +39,7 @@ pub(super) async fn overwrite(person: &mut Person, target: usize) -> Result<&'st
     if let (Some(gone), false) = (swept(&world, &kept), world.ledger.has_ended(open.session().id)) {
         world.trace.wrong(format!("never-collect-live: {gone} may have to be put back, and is swept"));
     }
-    protection.end().await;
-    Ok("restores with an undo")
+    protection.end(Ok("restores with an undo")).await
 }
 
 /// Backs a target up, as a restorer has it done.
