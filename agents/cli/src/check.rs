@@ -499,12 +499,14 @@ mod tests {
             volume: schema::VolumeKey::from_bytes([1; 16]),
             session: schema::SessionId::from_bytes([2; 16]),
         };
-        for (bytes, lost, said) in
-            [(10, vec![(0, 10)], "in all"), (20, vec![(0, 10)], "at least"), (20, vec![], "at least")]
-        {
+        for (bytes, lost, said) in [
+            (10, vec![(0, 10)], "cannot be read, by offset"),
+            (20, vec![(0, 10)], "at least"),
+            (20, vec![], "at least"),
+        ] {
             let problems = Vec::new();
             let told = schema::check::DamagedSnapshot { slot, volume: None, bytes, lost, problems };
-            let text = Damaged::from(told).lines().join("\n");
+            let text = lacks::lines(&[Damaged::from(told)], false).join("\n");
             assert!(text.contains(said), "{text}");
         }
     }

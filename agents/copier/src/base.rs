@@ -49,7 +49,7 @@ impl Base {
         let is_of_use =
             |there: &Root| copier.is_verbatim() || source(there).is_some_and(|s| s.size == there.size);
         let there = loop {
-            let Some(there) = choose(&visible, root, &is_of_use).cloned() else { return Ok(None) };
+            let Some(there) = choose(&visible, root, is_of_use).cloned() else { return Ok(None) };
             if session.sees(there.slot).await? {
                 break there;
             }
