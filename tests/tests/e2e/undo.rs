@@ -109,22 +109,24 @@ fn what_stood_on_a_device_is_put_back_without_force() {
     assert!(std::fs::read(device.path()).expect("the device") == old);
 }
 
-/// Whether anything was written to a file that held what the other one holds; a look at a part of each MiB.
-fn is_touched(target: &str, old: &str) -> bool {
+/// How many MiB of a file differ from those of another one, as far as a look at a part of each tells.
+fn touched(target: &str, old: &str) -> u64 {
     let [target, old] = [target, old].map(|path| std::fs::File::open(path).expect("a file"));
     let (mut now, mut before) = ([0; 4096], [0; 4096]);
-    (0..SIZE).step_by(1 << 20).any(|at| {
-        target.read_exact_at(&mut now, at).expect("a part of it");
-        old.read_exact_at(&mut before, at).expect("a part of it");
+    let differs = |at: &u64| {
+        target.read_exact_at(&mut now, *at).expect("a part of it");
+        old.read_exact_at(&mut before, *at).expect("a part of it");
         now != before
-    })
+    };
+    (0..SIZE).step_by(1 << 20).filter(differs).count() as u64
 }
 
 /// Whenever a restore is killed, the target is what it was, or what was kept puts it back.
 #[test]
 fn a_killed_restore_can_be_undone() {
     let machine = Machine::with_disk(SIZE);
-    let (old, target) = (machine.place("old.img"), machine.place("target.img"));
+    let (image, old, target) =
+        (machine.place("disk.img"), machine.place("old.img"), machine.place("target.img"));
     random_file(&old, SIZE, 2);
     let seed = match std::env::var("LVKEEP_TEST_SEED") {
         Ok(text) => text.parse().expect("LVKEEP_TEST_SEED is a number"),
@@ -133,25 +135,32 @@ fn a_killed_restore_can_be_undone() {
     println!("moments by LVKEEP_TEST_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     std::fs::copy(&old, &target).expect("a copy");
-    let (new, mut mixed) = (std::fs::read(machine.place("disk.img")).expect("the image"), 0);
-    for round in 0..6 {
+    let (all, mut mixed) = (touched(&image, &old), 0);
+    let new = std::fs::read(&image).expect("the image");
+    for round in 0..8 {
         let before = kept(&machine).len();
+        // Just after the first of it was overwritten, somewhere in each half, and at any time since the command began.
+        let share = match round % 4 {
+            0 => Some(1),
+            1 => Some(random.random_range(1..=all / 2)),
+            2 => Some(random.random_range(all / 2..=all)),
+            _ => None,
+        };
         let mut restoring = machine.start(&["restore", "--undo", "vm/disk@latest", &target]);
-        // Half of the rounds strike when there is something to undo, and just after the first of it was overwritten.
-        match round % 2 == 0 {
-            true => {
+        match share {
+            Some(share) => {
                 restoring.wait_for("puts it back");
-                while !is_touched(&target, &old) && !restoring.has_ended() {
+                while touched(&target, &old) < share && !restoring.has_ended() {
                     std::thread::yield_now();
                 }
             }
-            false => std::thread::sleep(Duration::from_millis(random.random_range(0..300))),
+            None => std::thread::sleep(Duration::from_millis(random.random_range(0..300))),
         }
         restoring.kill();
-        let left = std::fs::read(&target).expect("the target");
-        mixed += usize::from(is_touched(&target, &old) && left != new);
+        let changed = touched(&target, &old);
+        mixed += usize::from(changed > 0 && std::fs::read(&target).expect("the target") != new);
         let ids = kept(&machine);
-        println!("round {round}: {} kept", ids.len() - before);
+        println!("round {round}: {} kept, {changed} of {all} MiB changed", ids.len() - before);
         if ids.len() > before {
             machine.run(&["undo", &ids[0]]).ok();
         }
