@@ -43,7 +43,10 @@ pub async fn forget(repository: &Repository, root: &Root, by: &str) -> Result<Fo
     }
     mark_forgotten(repository, root.slot, by).await?;
     let Some(why) = protected(repository, root).await? else { return Ok(Forgot::Done) };
-    let back = unforget(repository, root, by).await.map_err(|failure| {
+    // Whoever forgets many, as a policy does, waits for no store that is away.
+    let stop = Stop::default();
+    stop.raise();
+    let back = bring_back(repository, root, by, &stop).await.map_err(|failure| {
         let (id, volume) = (root.slot.session, &root.volume);
         failure.context(format!("snapshot {id} of {volume} was forgotten, and must not be ({why})"))
     })?;
@@ -142,6 +145,12 @@ pub struct Back {
 /// Brings a forgotten snapshot back in a new slot, with the same content, generation, holds, tags, note and marked holes. Refuses when
 /// it is not forgotten, and when a collection sweeps it or has swept it.
 pub async fn unforget(repository: &Repository, root: &Root, by: &str) -> Result<Back, Failure> {
+    // A command that is killed says nothing: it waits for a store that is away.
+    bring_back(repository, root, by, &Stop::default()).await
+}
+
+/// The same, which waits for no store that is away once a word to stop came.
+async fn bring_back(repository: &Repository, root: &Root, by: &str, stop: &Stop) -> Result<Back, Failure> {
     // Whoever brings this very snapshot back runs the same job, so that what a crashed attempt left is found.
     let job = job_of(root.slot);
     for session in sessions::list(repository).await? {
@@ -158,9 +167,7 @@ pub async fn unforget(repository: &Repository, root: &Root, by: &str) -> Result<
     }
     let session = session(repository, root, job);
     let to = session.slot.unwrap_or(root.slot);
-    // Nobody but an operator stops this: it waits for a store that is away, and a command that is killed says nothing.
-    let stop = Stop::default();
-    let session = OpenSession::begin_alone(repository.clone(), session, &stop).await?;
+    let session = OpenSession::begin_alone(repository.clone(), session, stop).await?;
     let id = session.session().id;
     let mut holes = Carried { repository, from: root.slot, to, holes: None };
     let back = match commit_again(&session, root, &mut holes, by).await {
@@ -174,7 +181,7 @@ pub async fn unforget(repository: &Repository, root: &Root, by: &str) -> Result<
             }
             back
         }
-        Err(failure) => match session.dismiss(&stop).await {
+        Err(failure) => match session.dismiss(stop).await {
             Ok(AtSlot::Snapshot(back)) => {
                 if let Err(failure) = holes.carry().await {
                     tracing::warn!(%failure, "the snapshot is back; `lvkeep repair` marks again what of it is lost");

@@ -179,7 +179,7 @@ impl Protection {
         }
         let session = session.session();
         let ended = sessions::dismiss(&self.repository, session, &self.stop, ENDING_PATIENCE).await;
-        self.is_ended.store(true, Ordering::Relaxed);
+        self.is_ended.store(ended.is_ok(), Ordering::Relaxed);
         match (ended, done) {
             (Ok(_), done) => done,
             (Err(why), Ok(done)) => {

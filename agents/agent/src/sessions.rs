@@ -21,7 +21,7 @@ use crate::epochs::Condemned;
 use crate::repository::{AtSlot, Repository, can_be_pack};
 use crate::roots::{Roots, not_there};
 use crate::store::Created;
-use crate::{Failure, Stop, epochs};
+use crate::{Environment, Failure, Stop, epochs};
 
 /// Snapshots that are looked at at once.
 const AT_ONCE: usize = 16;
@@ -29,6 +29,9 @@ const AT_ONCE: usize = 16;
 /// How often it is tried to end a session while the store gives other objects, and the pause between two tries.
 const ENDING_TRIES: u32 = 5;
 const ENDING_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a store may take for its answer once this process is to stop.
+const ENDING_HURRY: Duration = Duration::from_secs(10);
 
 /// How long a command that is done waits for a store that gives nothing at all, to end its session.
 pub const ENDING_PATIENCE: Duration = Duration::from_secs(300);
@@ -359,18 +362,36 @@ pub async fn dismiss(
     let start = environment.elapsed();
     let mut tries = 0;
     loop {
-        let failure = match revoke(repository, session).await {
+        // What is cut off here may be done again by whoever comes next.
+        let ended = tokio::select! {
+            biased;
+            ended = revoke(repository, session) => ended,
+            failure = hurried(environment, stop) => return Err(failure),
+        };
+        let failure = match ended {
             Ok(found) => return Ok(found),
             Err(failure) => failure,
         };
-        tries += u32::from(repository.gives_others().await);
         let is_over = environment.elapsed().saturating_sub(start) >= patience || stop.is_raised();
-        if !failure.retry || tries == ENDING_TRIES || is_over {
+        if !failure.retry || is_over {
+            return Err(failure);
+        }
+        tries += u32::from(repository.gives_others().await);
+        if tries == ENDING_TRIES {
             return Err(failure);
         }
         tracing::warn!(session = %session.id, %failure, "a session cannot be ended yet; collections wait for it, and it is tried again");
         environment.timeout(ENDING_PAUSE, stop.raised()).await;
     }
+}
+
+/// The end of a store's time to answer, some seconds after a word to stop.
+async fn hurried(environment: &dyn Environment, stop: &Stop) -> Failure {
+    stop.raised().await;
+    environment.sleep(ENDING_HURRY).await;
+    let seconds = ENDING_HURRY.as_secs();
+    let why = format!("the object store gave no answer in the {seconds} s after a word to stop");
+    Failure { kind: FailureKind::Store, retry: true, why }
 }
 
 /// What there is to do about a session that may be left with nobody to end it; one of which it is not known which it is.

@@ -317,7 +317,11 @@ impl Checker {
                 done,
                 is_recorded,
                 is_stuck: self.unrecorded.is_pending(),
-                is_only_told: told.is_only_told(report, self.settings.record && !self.unrecorded.is_full()),
+                // Whether there was room shows once it is recorded.
+                is_only_told: match is_recorded {
+                    true => told.is_only_told(report, self.settings.record && !self.unrecorded.is_full()),
+                    false => told.is_only_told,
+                },
                 after: unread.after().filter(|_| is_recorded),
                 packs: report.packs_read - read.0,
                 bytes: report.bytes_read - read.1,

@@ -1,8 +1,8 @@
 //! Damage that checks have recorded, as `status` tells it: how much there is, and whether anything may lack it yet.
 //!
 //! Records stay for as long as the packs do that they name. So what is recorded alarms nobody where it is known to stand
-//! elsewhere by now, which this host's index knows, if it has one; nor as long as another process has that index, which is
-//! said. Whom it concerns only `check` knows.
+//! elsewhere by now, which this host's index knows, if it has one that no other process has just now. Whom it concerns only
+//! `check` knows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,7 +31,6 @@ pub struct Recorded {
     /// Chunks among them that stand elsewhere by now; nothing where this host has no index to ask, or not now.
     chunks_healed: Option<u64>,
     /// Whether another process has the index.
-    #[serde(skip)]
     is_index_busy: bool,
     /// Whether there is a record that could not be read, or for which there was no room.
     is_incomplete: bool,
@@ -79,9 +78,17 @@ impl Recorded {
     fn alarms(&self) -> Vec<String> {
         let (lost, marked) = (self.chunks_lost(), self.snapshots_marked);
         let mut alarms = Vec::new();
-        if lost > 0 && !self.is_index_busy {
+        if lost > 0 {
             let (chunks, are) = (text::count(lost, "damaged chunk"), text::of(lost, "is", "are"));
-            alarms.push(format!("{chunks} {are} recorded (`lvkeep check` names the snapshots it concerns)"));
+            let unknown = match self.is_index_busy {
+                true => {
+                    "; whether it is healed is not known now, because another process has this host's index"
+                }
+                false => "",
+            };
+            alarms.push(format!(
+                "{chunks} {are} recorded (`lvkeep check` names the snapshots it concerns){unknown}"
+            ));
         }
         if self.is_incomplete {
             alarms
@@ -102,14 +109,6 @@ impl Recorded {
     pub fn text(&self) -> Option<String> {
         let alarms = self.alarms();
         let mut lines: Vec<String> = alarms.into_iter().map(|alarm| format!("DAMAGED: {alarm}")).collect();
-        if self.is_index_busy {
-            let (chunks, are) =
-                (text::count(self.chunks, "damaged chunk"), text::of(self.chunks, "is", "are"));
-            lines.push(format!(
-                "{chunks} {are} recorded; whether backups have healed it is not known at the moment, because another process \
-                 has this host's index"
-            ));
-        }
         if let Some(healed @ 1..) = self.chunks_healed {
             let (chunks, are) = (text::count(healed, "damaged chunk"), text::of(healed, "is", "are"));
             lines.push(format!(

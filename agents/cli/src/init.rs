@@ -140,8 +140,8 @@ impl Written {
                 let files: Vec<String> =
                     std::mem::take(&mut self.0).iter().map(|p| p.display().to_string()).collect();
                 let why = format!(
-                    "{}; the repository may have been made, and its keys stay in {} (where `lvkeep snapshots` finds none, \
-                     remove them and begin again)",
+                    "{}; the repository may have been made, and its keys stay in {} (only where `lvkeep snapshots` \
+                     says that no repository is there, remove them and begin again)",
                     failure.why,
                     files.join(" and ")
                 );

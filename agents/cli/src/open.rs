@@ -186,6 +186,8 @@ pub fn write_secret(path: &Path, text: &str, replace: bool) -> anyhow::Result<()
         true => file.persist(path).map(drop).map_err(|e| e.error),
         false => file.persist_noclobber(path).map(drop).map_err(|e| e.error),
     }
+    // What is made with it may outlive a power cut, and so must its name.
+    .and_then(|()| std::fs::File::open(folder)?.sync_all())
     .with_context(|| format!("writing {}", path.display()))
 }
 

@@ -42,7 +42,7 @@ pub fn time(ms: u64) -> String {
 /// A time as RFC 3339, for machines.
 pub fn rfc3339(ms: u64) -> String {
     let stamp = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    stamp.map_or(String::new(), |t| t.to_string())
+    stamp.map_or(String::new(), |t| t.strftime("%FT%T%.3fZ").to_string())
 }
 
 /// What several failures came to, each of which was said when it happened; the first decides the exit code.

@@ -97,13 +97,13 @@ pub(crate) async fn list_sessions(
     }
 }
 
-/// Makes the list of a collection anew that is decided: it waits for nobody any more, and the list is damage all the same
-/// as long as it cannot be read. That it cannot be mended now stops nobody.
+/// Empties the list of a collection that is decided: it waits for nobody any more, and nobody may take a later session for
+/// one of its; the list is damage all the same as long as it cannot be read. That it cannot be mended now stops nobody.
 pub(crate) async fn mend_list(repository: &Repository, number: u64) {
     let mended = async {
         let Some(found) = repository.store.get(&names::awaited(number)).await? else { return Ok(()) };
         match kept(repository, number, &found) {
-            Err(why) => list_anew(repository, number, why).await.map(drop),
+            Err(why) => mend(repository, number, &BTreeSet::new(), why).await,
             Ok(_) => Ok::<_, Failure>(()),
         }
     };
@@ -126,22 +126,35 @@ fn sealed(repository: &Repository, number: u64, sessions: &BTreeSet<SessionId>) 
         .seal(&names::awaited(number), &Awaited { number, sessions: sessions.iter().copied().collect() })
 }
 
-/// Lists the sessions in place of a list that cannot be read. It stays where a later version has written it.
+/// Lists the sessions in place of a list that cannot be read.
 async fn list_anew(
     repository: &Repository,
     number: u64,
     why: Failure,
 ) -> Result<BTreeSet<SessionId>, Failure> {
-    tracing::warn!(%why, "listing the sessions anew");
     let sessions = listed(repository).await?;
-    if why.kind == FailureKind::Damaged {
-        let bytes = sealed(repository, number, &sessions)?;
-        // Where nothing can be overwritten, each collector lists them by itself.
-        if let Err(error) = repository.store.put(&names::awaited(number), bytes).await {
-            tracing::warn!(%error, "the list stays as it is");
-        }
-    }
+    mend(repository, number, &sessions, why).await?;
     Ok(sessions)
+}
+
+/// Puts these sessions in place of a list that cannot be read. It stays where a later version has written it.
+async fn mend(
+    repository: &Repository,
+    number: u64,
+    sessions: &BTreeSet<SessionId>,
+    why: Failure,
+) -> Result<(), Failure> {
+    tracing::warn!(%why, "the sessions that a collection waits for are listed anew");
+    if why.kind != FailureKind::Damaged {
+        return Ok(());
+    }
+    // Where nothing can be overwritten, each collector lists them by itself.
+    if let Err(error) =
+        repository.store.put(&names::awaited(number), sealed(repository, number, sessions)?).await
+    {
+        tracing::warn!(%error, "the list stays as it is");
+    }
+    Ok(())
 }
 
 /// Waits until these sessions are gone; returns those that are not. How old the oldest is that is waited for is told at

@@ -86,8 +86,12 @@ async fn look(repository: &Repository, map: &MapReader, holes: &[(u64, u64)]) ->
         sizes.get(&copy.pack).is_some_and(|size| *size >= end) && !damages.has(id, &copy.pack)
     };
     for (number, ranges) in leaves {
-        // What is not given cannot be restored either, and what is lost of it is known.
-        let Ok(leaf) = map.leaf(number).await else { return Ok(Seen::Lacking) };
+        let leaf = match map.leaf(number).await {
+            Ok(leaf) => leaf,
+            Err(failure) if is_away(repository, &failure).await => return Err(failure),
+            // What is not given while others are cannot be restored either, and what is lost of it is known.
+            Err(_) => return Ok(Seen::Lacking),
+        };
         let touches = |at: u64, len: u32| {
             ranges.iter().any(|range| at < range.end && at + u64::from(len) > range.start)
         };
@@ -104,6 +108,11 @@ async fn look(repository: &Repository, map: &MapReader, holes: &[(u64, u64)]) ->
         }
     }
     Ok(Seen::Whole)
+}
+
+/// Whether whoever fails so may be well in a while: the index, or a store that gives nothing at all.
+async fn is_away(repository: &Repository, failure: &Failure) -> bool {
+    failure.retry && (failure.kind != FailureKind::Store || !repository.gives_others().await)
 }
 
 /// The leaves of a volume of this size in which there are holes, with these; none when they are too many to look at.

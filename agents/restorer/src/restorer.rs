@@ -392,7 +392,7 @@ impl Restorer {
                 true => (failure, Left::ForItsJob),
                 false => {
                     let ending = work.sink.ending(&failure, work.spans.was_lent());
-                    let left = work.sink.give_up(ending);
+                    let left = work.sink.give_up(ending, work.spans.was_lent());
                     (with_notes(failure, left.as_slice()), Left::As(ending))
                 }
             });

@@ -289,10 +289,12 @@ impl Sink {
 
     /// After a failure: what was written stays where the restore was only cut off, and what is to be done with it is
     /// returned. Else a file that was made for the restore is removed, and one that was empty is emptied. Blocks.
-    pub fn give_up(&self, ending: Ending) -> Option<String> {
+    pub fn give_up(&self, ending: Ending, is_helped: bool) -> Option<String> {
         let Self::Target(opened) = self else { return None };
         // What stood there before stays in no case, and whoever reads the failure must know how it is now.
-        if ending == Ending::CutOff || (opened.before == Before::Content && self.is_overwritten()) {
+        if ending == Ending::CutOff
+            || (opened.before == Before::Content && (is_helped || self.is_overwritten()))
+        {
             return opened.left();
         }
         let undone = match opened.before {

@@ -566,7 +566,7 @@ impl Target {
             Err(why) => {
                 let why =
                     format!("cannot give {} the snapshot's size of {size} bytes: {why}", self.path.display());
-                crate::sink::Sink::Target(opened).give_up(Ending::Failed);
+                crate::sink::Sink::Target(opened).give_up(Ending::Failed, false);
                 Err(Failure::new(FailureKind::Device, why))
             }
         }

@@ -97,7 +97,7 @@ impl Order {
                 Ok(Task { compare, donor, snapback, keep_going, goes_on, ..task })
             }
             Err(failure) => {
-                let left = sink.give_up(sink.ending(&failure, false));
+                let left = sink.give_up(sink.ending(&failure, false), false);
                 Err(with_notes(failure, left.as_slice()))
             }
         }

@@ -48,7 +48,7 @@ fn what_there_is_no_room_for_is_cut_off_and_does_not_fail() {
         let sink = Sink::Target(Opened::new(file, "/srv/new.img".into(), "the volume".into(), before));
         let failure = sink.write(0, &[1; 100]).unwrap_err();
         assert_eq!((failure.kind, sink.ending(&failure, false)), (FailureKind::Device, Ending::CutOff));
-        let left = sink.give_up(Ending::CutOff).unwrap();
+        let left = sink.give_up(Ending::CutOff, false).unwrap();
         assert!(left.contains("goes on from there\nthere is no room left for /srv/new.img"), "{left}");
     }
     // What a device does not take for another reason may be worth nothing.

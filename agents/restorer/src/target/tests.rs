@@ -88,15 +88,15 @@ fn what_a_failed_restore_leaves() {
     let at = |name: &str| folder.path().join(name);
     std::fs::write(at("empty"), b"").unwrap();
     std::fs::write(at("full"), b"content").unwrap();
-    for (name, left) in [("fresh", None), ("empty", Some(0)), ("full", Some(5000))] {
+    for (name, left) in [("fresh", None), ("empty", Some(0)), ("full", Some(7))] {
         let opened = open(&Target::new(at(name), true)).unwrap();
-        assert_eq!(crate::sink::Sink::Target(opened).give_up(Ending::Failed), None);
+        assert_eq!(crate::sink::Sink::Target(opened).give_up(Ending::Failed, false), None);
         assert_eq!(std::fs::metadata(at(name)).ok().map(|m| m.len()), left, "{name}");
     }
     let opened = open(&Target::new(at("replaced"), true)).unwrap();
     std::fs::remove_file(at("replaced")).unwrap();
     std::fs::write(at("replaced"), b"another").unwrap();
-    crate::sink::Sink::Target(opened).give_up(Ending::Failed);
+    crate::sink::Sink::Target(opened).give_up(Ending::Failed, false);
     assert!(at("replaced").exists(), "a file that somebody put there meanwhile is not ours to remove");
 }
 

@@ -396,16 +396,16 @@ async fn what_was_marked_and_is_healed_is_restored_at_once() {
     let key = names::damage(fixture.context.environment.damage_id());
     seal(key.clone(), fixture.repository.seal(&key, &record).unwrap()).await;
     let restore = async |name: &str| fixture.restore(&root, &fixture.path(name)).await;
-    let refused = async || {
+    let refused = async |repair: &str| {
         let failure = restore("refused").await.unwrap_err();
         assert_eq!(failure.kind, FailureKind::Damaged, "{failure}");
         let at = format!("{}+{CHUNK}", 7 * CHUNK);
-        for part in ["marked by a repair", "`lvkeep repair`", "--keep-going", "Nothing was changed", &at] {
+        for part in ["marked by a repair", repair, "--keep-going", "Nothing was changed", &at] {
             assert!(failure.why.contains(part), "{part} is not in: {failure}");
         }
         assert!(!fixture.path("refused").exists());
     };
-    refused().await;
+    refused("`lvkeep repair`").await;
     // Other parts are nobody's loss.
     let target = Target::new(fixture.path("part"), false).only(Some(0..7 * CHUNK as u64));
     fixture.restorer().restore(root.clone(), target, |_| ()).await.unwrap();
@@ -417,17 +417,17 @@ async fn what_was_marked_and_is_healed_is_restored_at_once() {
             None => fixture.repository.store.delete(&names::pack(healing)).await.unwrap(),
             Some(bytes) => seal(names::pack(healing), bytes.into()).await,
         }
-        refused().await;
+        refused("`lvkeep repair`").await;
     }
     seal(names::pack(healing), whole.into()).await;
     restore("healed").await.unwrap();
     assert!(std::fs::read(fixture.path("healed")).unwrap() == content);
     // What no record names looks whole to whoever does not read it, and so does all while a record cannot be read.
     mark(true).await;
-    refused().await;
+    refused("`lvkeep repair --read-data`").await;
     mark(false).await;
     seal(names::damage(fixture.context.environment.damage_id()), b"rotten".as_slice().into()).await;
-    refused().await;
+    refused("`lvkeep repair --read-data`").await;
 }
 
 /// A collection has moved everything, and the index has not heard of it.
