@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use schema::messages::FailureKind;
 use schema::names::Slot;
@@ -45,8 +46,15 @@ pub struct Protection {
     undo: Arc<Mutex<Vec<JobId>>>,
     /// After which no store is waited for.
     stop: Stop,
-    /// Whether one of the clones has come to its end.
-    is_ended: Arc<AtomicBool>,
+    ended: Arc<Ended>,
+}
+
+/// How far the end of one came, whichever of its clones saw it.
+#[derive(Debug, Default)]
+struct Ended {
+    is_over: AtomicBool,
+    /// Somebody has waited for it, and was told that it may stay.
+    is_told: AtomicBool,
 }
 
 impl Protection {
@@ -81,14 +89,14 @@ impl Protection {
             }
         };
         let undo = Arc::new(Mutex::new(by.undo.to_vec()));
-        let (repository, stop, is_ended) = (repository.clone(), stop.clone(), Arc::default());
-        Ok(Self { repository, session, undo, stop, is_ended })
+        let (repository, stop, ended) = (repository.clone(), stop.clone(), Arc::default());
+        Ok(Self { repository, session, undo, stop, ended })
     }
 
     /// None at all.
     pub fn none(repository: &Repository) -> Self {
-        let (undo, stop, is_ended) = Default::default();
-        Self { repository: repository.clone(), session: None, undo, stop, is_ended }
+        let (undo, stop, ended) = Default::default();
+        Self { repository: repository.clone(), session: None, undo, stop, ended }
     }
 
     /// Also keeps these backups of what will be overwritten from being forgotten, until it ends.
@@ -171,17 +179,21 @@ impl Protection {
     }
 
     /// Deletes the session's object, after what was read came to this. A store that is away is waited for; where the session
-    /// may stay open all the same, a failure says so, and else the log.
+    /// may stay open all the same, a failure says so, and else the log; what was said once is only tried once more.
     pub async fn end<T>(self, done: Result<T, Failure>) -> Result<T, Failure> {
         let Some(session) = &self.session else { return done };
-        if self.is_ended.load(Ordering::Relaxed) {
+        if self.ended.is_over.load(Ordering::Relaxed) {
             return done;
         }
         let session = session.session();
-        let ended = sessions::dismiss(&self.repository, session, &self.stop, ENDING_PATIENCE).await;
-        self.is_ended.store(ended.is_ok(), Ordering::Relaxed);
+        let was_told = self.ended.is_told.load(Ordering::Relaxed);
+        let patience = if was_told { Duration::ZERO } else { ENDING_PATIENCE };
+        let ended = sessions::dismiss(&self.repository, session, &self.stop, patience).await;
+        self.ended.is_over.store(ended.is_ok(), Ordering::Relaxed);
+        self.ended.is_told.store(true, Ordering::Relaxed);
         match (ended, done) {
             (Ok(_), done) => done,
+            (Err(_), done) if was_told => done,
             (Err(why), Ok(done)) => {
                 sessions::warn_left_open(session.id, &why);
                 Ok(done)
