@@ -194,8 +194,8 @@ mod tests {
             (Recorded { is_incomplete: true, ..recorded(0, Some(0), 0) }, true, &["DAMAGED: not all"]),
             (
                 Recorded { is_index_busy: true, ..recorded(2, None, 0) },
-                false,
-                &["2 damaged chunks are recorded; whether"],
+                true,
+                &["DAMAGED: 2 damaged chunks are recorded ("],
             ),
         ] {
             let text = recorded.text().unwrap_or_default();

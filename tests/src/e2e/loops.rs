@@ -18,7 +18,11 @@ impl LoopDevice {
             println!("THIS MACHINE HAS NO LOOP DEVICES FOR US: they need root and /dev/loop-control");
             return None;
         }
-        let attached = ran(Command::new(program("losetup")).args(["-f", "--show"]).arg(file.as_ref()));
+        let attached = ran(Command::new(program("flock"))
+            .arg("/dev/loop-control")
+            .arg(program("losetup"))
+            .args(["-f", "--show"])
+            .arg(file.as_ref()));
         assert!(attached.status.success(), "no loop device: {}", String::from_utf8_lossy(&attached.stderr));
         Some(Self(String::from_utf8_lossy(&attached.stdout).trim().to_owned()))
     }

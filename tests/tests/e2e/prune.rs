@@ -135,7 +135,7 @@ fn a_session_is_waited_for_and_named_until_it_is_cancelled() {
 }
 
 /// When a session began that nobody drives.
-const SINCE: &str = "2023-11-14T22:13:20Z";
+const SINCE: &str = "2023-11-14T22:13:20.000Z";
 
 /// Leaves the object of such a session.
 fn open_session(machine: &Machine) -> (SessionId, Slot) {

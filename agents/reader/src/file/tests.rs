@@ -223,7 +223,10 @@ struct Loop(String);
 impl Loop {
     /// None where this machine has none to give.
     fn over(path: &str) -> Option<Self> {
-        let out = Command::new("losetup").args(["--find", "--show", path]).output().ok()?;
+        let out = Command::new("flock")
+            .args(["/dev/loop-control", "losetup", "--find", "--show", path])
+            .output()
+            .ok()?;
         let device = String::from_utf8(out.stdout).ok()?.trim().to_owned();
         (out.status.success() && File::open(&device).is_ok()).then_some(Self(device))
     }

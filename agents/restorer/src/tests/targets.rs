@@ -39,8 +39,9 @@ impl Loop {
             println!("NOT SHOWN: what needs a device, for which this test needs root and /dev/loop-control");
             return None;
         }
-        let made =
-            Command::new("losetup").args(["--partscan", "--find", "--show"]).arg(file).output().unwrap();
+        // Of two that find the same one, the other has it open while it waits: one looks at a time, in all tests.
+        let alone = ["/dev/loop-control", "losetup", "--partscan", "--find", "--show"];
+        let made = Command::new("flock").args(alone).arg(file).output().unwrap();
         assert!(made.status.success(), "no loop device: {}", String::from_utf8_lossy(&made.stderr));
         Some(Self { device: PathBuf::from(String::from_utf8(made.stdout).unwrap().trim()) })
     }

@@ -280,7 +280,9 @@ mod tests {
                 );
                 return None;
             }
-            let made = Command::new("losetup").args(["--find", "--show"]).arg(path).output().unwrap();
+            // Of two that find the same one, the other has it open while it waits: one looks at a time, in all tests.
+            let alone = ["/dev/loop-control", "losetup", "--find", "--show"];
+            let made = Command::new("flock").args(alone).arg(path).output().unwrap();
             assert!(made.status.success(), "no loop device: {}", String::from_utf8_lossy(&made.stderr));
             Some(Self(String::from_utf8(made.stdout).unwrap().trim().to_owned()))
         }
