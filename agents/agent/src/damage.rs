@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::{StreamExt, stream};
 use schema::damage::Damage;
 use schema::limits::{DAMAGED_CHUNKS_MAX, DAMAGED_PACKS_MAX};
-use schema::messages::FailureKind;
+use schema::messages::{Copy, FailureKind};
 use schema::{ChunkId, DamageId, PackId, names};
 
 use crate::Failure;
@@ -128,6 +128,13 @@ impl Damages {
     pub fn has(&self, id: &ChunkId, pack: &PackId) -> bool {
         let is_named = || self.chunks.get(id).is_some_and(|packs| packs.contains(pack));
         self.packs.contains(pack) || self.doubted.contains(pack) || is_named()
+    }
+
+    /// Whether a copy is whole as far as is known without reading it: its pack is one of those that were listed, with their
+    /// sizes, and nobody has found that it is none.
+    pub fn spares(&self, id: &ChunkId, copy: &Copy, sizes: &BTreeMap<PackId, u64>) -> bool {
+        let end = u64::from(copy.offset) + u64::from(copy.len);
+        sizes.get(&copy.pack).is_some_and(|size| *size >= end) && !self.has(id, &copy.pack)
     }
 
     /// The chunks that are named.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use agent::damage::Damages;
 use agent::{Failure, Repository};
-use schema::messages::{About, Copy, FailureKind};
+use schema::messages::{About, FailureKind};
 use schema::names::Slot;
 use schema::{ChunkId, PackId};
 use serde::Serialize;
@@ -146,14 +146,11 @@ async fn healed(app: &App, repository: &Repository, damages: &Damages, packs: &[
         Ok::<_, anyhow::Error>(located?)
     };
     let sizes: BTreeMap<PackId, u64> = packs.iter().copied().collect();
-    let is_whole = |id: &ChunkId, copy: &Copy| {
-        let end = u64::from(copy.offset) + u64::from(copy.len);
-        sizes.get(&copy.pack).is_some_and(|size| *size >= end) && !damages.has(id, &copy.pack)
-    };
     match located.await {
         Ok(located) => {
             let each = ids.iter().zip(&located);
-            let healed = each.filter(|(id, copies)| copies.iter().any(|copy| is_whole(id, copy)));
+            let healed =
+                each.filter(|(id, copies)| copies.iter().any(|copy| damages.spares(id, copy, &sizes)));
             Healed::So(healed.count() as u64)
         }
         Err(why) if why.downcast_ref::<Failure>().is_some_and(|why| why.kind == FailureKind::Refused) => {

@@ -81,10 +81,7 @@ async fn look(repository: &Repository, map: &MapReader, holes: &[(u64, u64)]) ->
         return Ok(Seen::Unrecorded);
     }
     let sizes: BTreeMap<PackId, u64> = repository.list_packs().await?.into_iter().collect();
-    let is_there = |id: &ChunkId, copy: &Copy| {
-        let end = u64::from(copy.offset) + u64::from(copy.len);
-        sizes.get(&copy.pack).is_some_and(|size| *size >= end) && !damages.has(id, &copy.pack)
-    };
+    let is_there = |id: &ChunkId, copies: &[Copy]| copies.iter().any(|copy| damages.spares(id, copy, &sizes));
     for (number, ranges) in leaves {
         let leaf = match map.leaf(number).await {
             Ok(leaf) => leaf,
@@ -103,7 +100,7 @@ async fn look(repository: &Repository, map: &MapReader, holes: &[(u64, u64)]) ->
             })
             .collect();
         let copies = map.locate(&ids).await?;
-        if !ids.iter().zip(copies).all(|(id, copies)| copies.iter().any(|copy| is_there(id, copy))) {
+        if !ids.iter().zip(copies).all(|(id, copies)| is_there(id, &copies)) {
             return Ok(Seen::Lacking);
         }
     }
