@@ -13,6 +13,7 @@ use crate::cursor::Cursor;
 use crate::keys::{Identity, WriterKey};
 use crate::limits::SEALED_KEY_MAX;
 use crate::object::{self, ObjectKind};
+use crate::tombstone::Tombstones;
 use crate::{FormatError, RepoId, Result};
 
 const MAGIC: [u8; 4] = *b"LVKC";
@@ -26,8 +27,10 @@ const HEAD_MAX: usize = SEALED_KEY_MAX;
 pub const FEATURE_BASE: &str = "base-1";
 /// Data keys belong to the first of several repositories that share their keys.
 pub const FEATURE_SHARED_KEYS: &str = "shared-keys-1";
+/// Tombstones are sealed objects; without it, they are empty ones.
+pub const FEATURE_SEALED_TOMBSTONES: &str = "sealed-tombstones-1";
 /// Features that this build knows; a repository may require any of them.
-pub const KNOWN_FEATURES: &[&str] = &[FEATURE_BASE, FEATURE_SHARED_KEYS];
+pub const KNOWN_FEATURES: &[&str] = &[FEATURE_BASE, FEATURE_SHARED_KEYS, FEATURE_SEALED_TOMBSTONES];
 
 /// The readable part of `config`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +85,8 @@ impl Config {
     /// The bytes of `config` of a new repository, which requires what it needs. `nonce` is 12 fresh random bytes.
     pub fn encode(&self, writer: &WriterKey, nonce: [u8; 12]) -> Result<Vec<u8>> {
         let shared = writer.is_shared().then_some(FEATURE_SHARED_KEYS);
-        let needed: Vec<String> = [FEATURE_BASE].into_iter().chain(shared).map(str::to_owned).collect();
+        let needed = [FEATURE_BASE, FEATURE_SEALED_TOMBSTONES].into_iter().chain(shared);
+        let needed: Vec<String> = needed.map(str::to_owned).collect();
         self.encode_requiring(&needed, &needed, writer, nonce)
     }
 
@@ -149,6 +153,14 @@ impl ConfigHead {
             digest: *blake3::hash(&bytes[..bytes.len() - body.len()]).as_bytes(),
             body: body.to_vec(),
         })
+    }
+
+    /// What the repository's tombstones are.
+    pub fn tombstones(&self) -> Tombstones {
+        match self.read_features.iter().any(|feature| feature == FEATURE_SEALED_TOMBSTONES) {
+            true => Tombstones::Sealed,
+            false => Tombstones::Empty,
+        }
     }
 
     /// Refuses when the repository requires a feature for writing that this build lacks.

@@ -14,7 +14,7 @@ use crate::keys::{DataKey, Identity, SealedKey, WriterKey};
 use crate::messages::{self, Message, Payload};
 use crate::{
     KeyId, Object, RepoId, check, chunk, config, damage, epoch, lvmsync, map, mark, names, pack, root,
-    session, stream,
+    session, stream, tombstone,
 };
 
 /// A name and a parser.
@@ -42,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     ("damage", object::<damage::Damage>),
     ("holes", object::<damage::Holes>),
     ("check", object::<check::Check>),
+    ("tombstone", object::<tombstone::Tombstone>),
     ("message", message),
     ("writer_key_file", |b| drop(WriterKey::from_file(&String::from_utf8_lossy(b)))),
     ("writer_key", |b| drop(WriterKey::read_plain(b))),

@@ -30,6 +30,7 @@ pub mod root;
 pub mod session;
 pub mod state;
 pub mod stream;
+pub mod tombstone;
 pub mod wire;
 
 pub use error::FormatError;

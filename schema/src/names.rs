@@ -1,7 +1,7 @@
 //! Object keys in the bucket, relative to the repository's prefix.
 //!
-//! Keys under `snapshots/`, `forgotten/`, `gc/` and `keys/` were decided by create-if-absent and are never deleted,
-//! only overwritten by an empty object.
+//! Keys under `snapshots/`, `forgotten/`, `gc/` and `keys/` were decided by create-if-absent and are never deleted. A slot
+//! is only ever overwritten by a tombstone, and an epoch or verdict that nobody needs any more by an empty object.
 
 use std::fmt;
 use std::str::FromStr;

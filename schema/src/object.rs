@@ -7,7 +7,7 @@
 //! The tag covers everything before the body and the object's own key in the bucket, so that an object moved to
 //! another key, or to another repository, is refused. Cipher 1 is AES-256-GCM under a key derived from the
 //! writer key; cipher 0 (plain repositories) leaves the body readable and the tag is keyed BLAKE3.
-//! An empty object is a tombstone; it has no envelope.
+//! An empty object has no envelope: a tombstone of an older repository, or what a repair left of an epoch.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -48,6 +48,15 @@ pub enum ObjectKind {
     Holes = 11,
     /// A check that agents were given.
     Check = 12,
+    /// What stands in a slot where no snapshot is.
+    Tombstone = 13,
+}
+
+impl ObjectKind {
+    /// Whether an empty object may stand for one: a repair leaves it of a collection that is over.
+    pub fn may_be_emptied(self) -> bool {
+        matches!(self, Self::Epoch | Self::Verdict | Self::Awaited)
+    }
 }
 
 /// A value that is stored as a small object.

@@ -65,7 +65,7 @@ impl Damages {
             None => Ok(found),
             Some(id) => {
                 let key = names::damage(id);
-                Err(Failure::damaged("it is listed, and empty or not there").context(unknown(&key)))
+                Err(Failure::damaged("it is listed, and not there").context(unknown(&key)))
             }
         }
     }

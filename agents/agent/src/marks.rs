@@ -162,8 +162,7 @@ async fn look(
     for listed in listed {
         let Some(slot) = names::marked(&listed.key).filter(&wanted) else { continue };
         match names::parse_mark(&listed.key) {
-            Ok((_, id)) if listed.size > 0 => named.push((slot, id)),
-            Ok(_) => marks.entry(slot).or_default().unreadable.push(format!("{} is empty", listed.key)),
+            Ok((_, id)) => named.push((slot, id)),
             Err(_) => marks.entry(slot).or_default().unreadable.push(format!("{} is no mark", listed.key)),
         }
     }

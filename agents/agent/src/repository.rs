@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 use schema::config::{CHUNKER_BLOCK_ALIGNED, Config, ConfigHead};
 use schema::keys::{Identity, SealedKey, WriterKey};
 use schema::limits::{PACK_FOOTER_MAX, PACK_MAX};
@@ -11,6 +12,7 @@ use schema::messages::{Copy, FailureKind};
 use schema::names::{self, Slot};
 use schema::pack::{self, PackFooter, PackHeader, TRAILER_LEN};
 use schema::root::Root;
+use schema::tombstone::{Tombstone, Tombstones};
 use schema::{Domain, FormatError, Object, PackId, RepoId, VolumeKey};
 
 use crate::store::{Created, Limit, Listed, Store, StoreError};
@@ -18,6 +20,9 @@ use crate::{Environment, Failure};
 
 /// Bytes read from a pack's end in the hope that its footer is inside.
 const FOOTER_GUESS: u64 = 64 << 10;
+
+/// Slots that are looked at at once.
+const AT_ONCE: usize = 16;
 
 /// Bytes of the largest pack.
 const WHOLE_MAX: u64 = PACK_MAX + (PACK_FOOTER_MAX + TRAILER_LEN) as u64;
@@ -31,6 +36,8 @@ pub struct Repository {
     pub key: WriterKey,
     /// What it is.
     pub config: Config,
+    /// What its tombstones are.
+    pub tombstones: Tombstones,
 }
 
 /// What to make a repository with.
@@ -94,9 +101,10 @@ impl Prepared {
     /// Makes it. Refused when somebody else was faster; after any other failure it may have been made.
     pub async fn make(self) -> Result<Repository, Failure> {
         let Self { store, key, config } = self;
-        let bytes = Bytes::from(config.encode(&key, store.environment().random())?);
-        match store.create(names::CONFIG, bytes).await? {
-            Created::Won => Ok(Repository { store, key, config }),
+        let bytes = config.encode(&key, store.environment().random())?;
+        let tombstones = ConfigHead::parse(&bytes)?.tombstones();
+        match store.create(names::CONFIG, bytes.into()).await? {
+            Created::Won => Ok(Repository { store, key, config, tombstones }),
             Created::Lost(_) => Err(Failure::refused(format!(
                 "somebody else has just made a repository in {}",
                 store.location()
@@ -160,7 +168,7 @@ impl Repository {
                 config.chunker
             )));
         }
-        Ok(Self { store, key, config })
+        Ok(Self { store, key, config, tombstones: head.tombstones() })
     }
 
     /// Clock and randomness.
@@ -173,29 +181,58 @@ impl Repository {
         Ok(value.seal(&self.key, key, self.environment().random())?.into())
     }
 
-    /// Reads a small object: none where nothing or a tombstone is.
+    /// Reads a small object: none where nothing is, or what a repair has emptied of a collection.
     pub async fn read<T: Object>(&self, key: &str) -> Result<Option<T>, Failure> {
         match self.store.get(key).await? {
-            Some(bytes) if !bytes.is_empty() => self.open_object(key, &bytes).map(Some),
+            Some(bytes) if !(bytes.is_empty() && T::KIND.may_be_emptied()) => {
+                self.open_object(key, &bytes).map(Some)
+            }
             _ => Ok(None),
         }
     }
 
     fn open_object<T: Object>(&self, key: &str, bytes: &[u8]) -> Result<T, Failure> {
-        T::open(bytes, &self.key, key)
-            .map_err(|e| Failure::from(e).context(format!("{}/{key}", self.store.location())))
+        let place = || format!("{}/{key}", self.store.location());
+        if bytes.is_empty() {
+            return Err(Failure::damaged(format!("{} is empty", place())));
+        }
+        T::open(bytes, &self.key, key).map_err(|e| Failure::from(e).context(place()))
     }
 
     /// What stands at a slot.
     pub async fn at_slot(&self, slot: Slot) -> Result<AtSlot, Failure> {
-        let key = slot.snapshot();
-        let Some(bytes) = self.store.get(&key).await? else { return Ok(AtSlot::Nothing) };
-        if bytes.is_empty() {
-            return Ok(AtSlot::Tombstone);
+        match self.store.get(&slot.snapshot()).await? {
+            Some(bytes) => self.decided(slot, &bytes),
+            None => Ok(AtSlot::Nothing),
         }
-        let root: Root = self.open_object(&key, &bytes)?;
+    }
+
+    /// What these bytes say that stand at a slot.
+    pub fn decided(&self, slot: Slot, bytes: &[u8]) -> Result<AtSlot, Failure> {
+        let key = slot.snapshot();
+        match self.tombstones {
+            Tombstones::Empty if bytes.is_empty() => return Ok(AtSlot::Tombstone),
+            Tombstones::Sealed if self.is_as_short(bytes.len() as u64) => {
+                return self.open_object::<Tombstone>(&key, bytes).map(|_| AtSlot::Tombstone);
+            }
+            Tombstones::Empty | Tombstones::Sealed => {}
+        }
+        let root: Root = self.open_object(&key, bytes)?;
         let root = root.check(slot).map_err(|e| Failure::from(e).context(key))?;
         Ok(AtSlot::Snapshot(Box::new(root)))
+    }
+
+    /// The bytes of a tombstone for a slot.
+    pub fn tombstone(&self, slot: Slot) -> Result<Bytes, Failure> {
+        match self.tombstones {
+            Tombstones::Empty => Ok(Bytes::new()),
+            Tombstones::Sealed => self.seal(&slot.snapshot(), &Tombstone::NEW),
+        }
+    }
+
+    /// Whether what a listing shows with so many bytes in a slot is as short as a tombstone.
+    pub fn is_as_short(&self, size: u64) -> bool {
+        size == self.tombstones.size()
     }
 
     /// The slots below `snapshots/` (one volume's, or all) that hold more than a tombstone and are not forgotten.
@@ -213,6 +250,33 @@ impl Repository {
         Ok(slots)
     }
 
+    /// The slots in a listing that hold more than a tombstone. One that is as short as a tombstone is looked at, unless it
+    /// is among those that are forgotten: what a store has cut off must not go for one. What cannot be read counts as more.
+    pub async fn standing(&self, listed: &[Listed], forgotten: &BTreeSet<Slot>) -> BTreeSet<Slot> {
+        let (mut standing, mut short) = (BTreeSet::new(), Vec::new());
+        for (slot, size) in listed.iter().filter_map(|one| Some((Slot::parse_key(&one.key).ok()?, one.size)))
+        {
+            match (self.is_as_short(size), self.tombstones) {
+                (false, _) => drop(standing.insert(slot)),
+                (true, Tombstones::Sealed) if !forgotten.contains(&slot) => short.push(slot),
+                (true, Tombstones::Empty | Tombstones::Sealed) => {}
+            }
+        }
+        standing.extend(&short);
+        let look = |slot: Slot| async move { (slot, self.at_slot(slot).await) };
+        let mut looking = stream::iter(short).map(look).buffered(AT_ONCE);
+        while let Some((slot, found)) = looking.next().await {
+            match found {
+                Ok(AtSlot::Tombstone) => drop(standing.remove(&slot)),
+                Ok(AtSlot::Nothing | AtSlot::Snapshot(_)) => {}
+                // Whoever reads what stands there is told so.
+                Err(failure) if failure.kind == FailureKind::Store => break,
+                Err(_) => {}
+            }
+        }
+        standing
+    }
+
     /// The markers, and then the slots that hold more than a tombstone, in order.
     async fn listed_slots(&self, volume: Option<VolumeKey>) -> Result<(BTreeSet<Slot>, Vec<Slot>), Failure> {
         let folder = |base: &str| volume.map_or_else(|| base.to_owned(), |v| format!("{base}/{v}"));
@@ -224,13 +288,8 @@ impl Repository {
             .filter_map(|listed| Slot::parse_key(&listed.key).ok())
             .collect();
         let listed = self.store.list(&folder(names::SNAPSHOTS)).await?;
-        let mut slots: Vec<Slot> = listed
-            .iter()
-            .filter(|listed| listed.size > 0)
-            .filter_map(|listed| Slot::parse_key(&listed.key).ok())
-            .collect();
-        slots.sort();
-        Ok((forgotten, slots))
+        let slots = self.standing(&listed, &forgotten).await;
+        Ok((forgotten, slots.into_iter().collect()))
     }
 
     /// Whether the store gives the one object that is always there: what it does not give then is about that object alone.

@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::future::try_join_all;
 use schema::messages::{FailureKind, JobOutcome};
 use schema::names::{self, Slot};
@@ -252,10 +251,12 @@ impl OpenSession {
                     format!("the object store took {key} and does not give it back"),
                 )),
             },
-            Created::Lost(found) if found.is_empty() => Ok(Commit::Revoked),
-            Created::Lost(_) => {
-                Err(Failure::new(FailureKind::Other, format!("{key} holds a snapshot of somebody else")))
-            }
+            Created::Lost(found) => match self.repository.decided(self.slot()?, &found)? {
+                AtSlot::Tombstone => Ok(Commit::Revoked),
+                AtSlot::Snapshot(_) | AtSlot::Nothing => {
+                    Err(Failure::new(FailureKind::Other, format!("{key} holds a snapshot of somebody else")))
+                }
+            },
         }
     }
 
@@ -441,7 +442,7 @@ async fn occupy(repository: &Repository, slot: Slot) -> Result<bool, Failure> {
     if repository.store.head(&key).await?.is_some() {
         return Ok(false);
     }
-    Ok(repository.store.create(&key, Bytes::new()).await? == Created::Won)
+    Ok(repository.store.create(&key, repository.tombstone(slot)?).await? == Created::Won)
 }
 
 /// The slot of a session, where something stands at it: for a session whose object cannot be read.
@@ -464,8 +465,7 @@ pub async fn list_all(repository: &Repository) -> Result<Vec<(SessionId, Option<
         let Ok(id) = names::parse_session(&listed.key) else { continue };
         match repository.read::<Session>(&listed.key).await {
             Ok(Some(session)) => sessions.push((id, Some(session))),
-            Ok(None) if listed.size > 0 => {}
-            Ok(None) => sessions.push((id, None)),
+            Ok(None) => {}
             Err(failure) => {
                 tracing::warn!(%failure, "a session object cannot be read");
                 sessions.push((id, None));

@@ -83,7 +83,7 @@ pub enum Created {
 pub struct Listed {
     /// Its key, relative to the repository.
     pub key: String,
-    /// Its size in bytes; 0 is a tombstone.
+    /// Its size in bytes.
     pub size: u64,
 }
 

@@ -139,8 +139,8 @@ impl Marking<'_> {
         let repository = &self.checker.source.repository;
         let holes = repository.store.list(names::HOLES).await?;
         let listed = repository.store.list(names::SNAPSHOTS).await?;
-        let empty = listed.iter().filter(|listed| listed.size == 0);
-        let mut over: BTreeSet<Slot> = empty.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect();
+        let short = listed.iter().filter(|listed| repository.is_as_short(listed.size));
+        let mut over: BTreeSet<Slot> = short.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect();
         let tombstones = over.clone();
         over.extend(&self.report.looked_at);
         // Of a snapshot whose root cannot be read, and of one that is forgotten, nothing new is known.

@@ -22,6 +22,7 @@ mod record;
 mod scope;
 mod service;
 mod told;
+mod tombstones;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};

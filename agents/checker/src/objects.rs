@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use agent::repository::AtSlot;
 use agent::{Failure, epochs};
 use futures::stream::{self, StreamExt};
 use schema::check::Check;
@@ -15,6 +16,7 @@ use schema::messages::FailureKind;
 use schema::names::{self, Slot};
 use schema::root::Forgotten;
 use schema::session::Session;
+use schema::tombstone::Tombstones;
 use schema::{KeyId, Object, SessionId};
 
 use crate::Checker;
@@ -114,7 +116,7 @@ impl Checker {
             self.source.go_on()?;
             match read? {
                 Ok(Some(value)) if fits(&value, &key) => {}
-                // Gone, or a tombstone.
+                // Gone, or emptied by a repair.
                 Ok(None) => {}
                 Ok(Some(_)) => report.object(&key, format!("it is the {} of something else", T::WHAT)),
                 Err(failure) if is_lost(&failure) => report.object(&key, failure.to_string()),
@@ -132,17 +134,14 @@ impl Checker {
         forgotten: &BTreeSet<Slot>,
         report: &mut Report,
     ) -> Result<(), Failure> {
-        let listed = self.source.repository.store.list(names::SNAPSHOTS).await?;
-        let empty = listed.iter().filter(|listed| listed.size == 0);
-        let tombstones: BTreeSet<Slot> =
-            empty.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect();
+        let tombstones = self.tombstones(forgotten, report).await?;
         let all: Vec<Slot> = slots.difference(&tombstones).copied().collect();
         let at_slot = |slot: Slot| async move { (slot, self.source.at_slot(slot).await) };
         let mut roots = stream::iter(all).map(at_slot).buffered(AT_ONCE);
         while let Some((slot, root)) = roots.next().await {
             self.source.go_on()?;
             match root? {
-                Ok(agent::repository::AtSlot::Snapshot(root)) => {
+                Ok(AtSlot::Snapshot(root)) => {
                     // It was a snapshot once, and becomes a tombstone only when it was forgotten.
                     let is_gone = |parent: &Slot| !slots.contains(parent) || tombstones.contains(parent);
                     let is_forgotten = |parent: &Slot| forgotten.contains(parent);
@@ -168,6 +167,44 @@ impl Checker {
             }
         }
         Ok(())
+    }
+
+    /// The slots that are as short as tombstones, but for those that are none and not forgotten either: they are said of
+    /// their snapshots.
+    async fn tombstones(
+        &self,
+        forgotten: &BTreeSet<Slot>,
+        report: &mut Report,
+    ) -> Result<BTreeSet<Slot>, Failure> {
+        let repository = &self.source.repository;
+        let listed = repository.store.list(names::SNAPSHOTS).await?;
+        let short = listed.iter().filter(|listed| repository.is_as_short(listed.size));
+        let short: Vec<Slot> = short.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect();
+        if repository.tombstones == Tombstones::Empty {
+            return Ok(short.into_iter().collect());
+        }
+        let mut tombstones = BTreeSet::new();
+        let at_slot = |slot: Slot| async move { (slot, self.source.at_slot(slot).await) };
+        let mut reading = stream::iter(short).map(at_slot).buffered(AT_ONCE);
+        while let Some((slot, read)) = reading.next().await {
+            self.source.go_on()?;
+            match read? {
+                Ok(AtSlot::Tombstone) => drop(tombstones.insert(slot)),
+                Err(failure) if is_lost(&failure) && forgotten.contains(&slot) => {
+                    let mended = if is_withheld(&failure) {
+                        ""
+                    } else {
+                        " (`lvkeep repair` puts a tombstone there again)"
+                    };
+                    report.object(slot.snapshot(), format!("{failure}; it is forgotten{mended}"));
+                    tombstones.insert(slot);
+                }
+                Ok(AtSlot::Snapshot(_) | AtSlot::Nothing) => {}
+                Err(failure) if is_lost(&failure) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(tombstones)
     }
 
     async fn epochs(&self, report: &mut Report) -> Result<(), Failure> {

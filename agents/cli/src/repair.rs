@@ -20,6 +20,8 @@ struct Repaired {
     packs_not_salvaged: Vec<Unsalvaged>,
     keys_restored: Vec<String>,
     keys_not_looked_into: Vec<Unread>,
+    /// Slots of forgotten snapshots in which tombstones stand again.
+    tombstones_restored: Vec<String>,
     /// Objects of collections that could not be read, and stop nobody any more.
     collections_ended: Vec<String>,
     collections_not_ended: Vec<String>,
@@ -80,6 +82,7 @@ pub async fn run(app: &App, args: &RepairArgs) -> anyhow::Result<()> {
             .into_iter()
             .map(|(id, why)| Unread { key: names::key(id), why })
             .collect(),
+        tombstones_restored: mended.tombstones,
         collections_ended: mended.collections,
         collections_not_ended: mended.unended,
         snapshots_marked: marked.snapshots,
@@ -153,6 +156,10 @@ impl Repaired {
         lines.extend(self.keys_restored.iter().map(|key| format!("{key} was stored again from a footer")));
         let unread = self.keys_not_looked_into.iter();
         lines.extend(unread.map(|one| format!("NOT LOOKED INTO {}: {}", one.key, one.why)));
+        let tombstones = self.tombstones_restored.iter();
+        lines.extend(
+            tombstones.map(|key| format!("{key} is a tombstone again, of a snapshot that was forgotten")),
+        );
         let ended = self.collections_ended.iter();
         lines.extend(ended.map(|key| format!("{key} could not be read, and stops no collection any more")));
         lines.extend(self.collections_not_ended.iter().map(|why| format!("NOT ENDED: {why}")));

@@ -88,12 +88,12 @@ pub(crate) async fn list_and_mark(sources: &Sources<'_>) -> Result<Census, Failu
     let budget = sources.budget;
     let store = &sources.repository.store;
     sources.footers.begin().await?;
-    let markers: BTreeSet<Slot> = slots(&store.list(names::FORGOTTEN).await?);
+    let markers = markers(sources.repository).await?;
     let mut packs: Vec<Holding> =
         sources.repository.list_packs().await?.into_iter().map(|(id, size)| Holding::new(id, size)).collect();
     packs.sort_by_key(|holding| holding.pack);
     let open: BTreeSet<SessionId> = crate::sessions::listed(sources.repository).await?;
-    let existing = slots(&store.list(names::SNAPSHOTS).await?);
+    let existing = sources.repository.standing(&store.list(names::SNAPSHOTS).await?, &markers).await;
     // A marker of what does not stand anywhere says nothing.
     let mut forgotten: BTreeSet<Slot> = existing.intersection(&markers).copied().collect();
     for (slot, why) in held(sources.repository, &forgotten).await? {
@@ -161,10 +161,18 @@ async fn needed_for_undo(
     Ok(needed)
 }
 
-/// The slots in a listing that hold more than a tombstone.
-fn slots(listed: &[agent::store::Listed]) -> BTreeSet<Slot> {
-    let existing = listed.iter().filter(|listed| listed.size > 0);
-    existing.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect()
+/// The snapshots that are forgotten by a marker. An empty one has been cut off, and decides nothing here.
+async fn markers(repository: &Repository) -> Result<BTreeSet<Slot>, Failure> {
+    let listed = repository.store.list(names::FORGOTTEN).await?;
+    let whole = listed.iter().filter(|listed| listed.size > 0);
+    Ok(whole.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect())
+}
+
+/// The slots that hold more than a tombstone.
+pub(crate) async fn standing(repository: &Repository) -> Result<BTreeSet<Slot>, Failure> {
+    // Markers only spare the look at what is as short as a tombstone.
+    let markers = markers(repository).await?;
+    Ok(repository.standing(&repository.store.list(names::SNAPSHOTS).await?, &markers).await)
 }
 
 /// The frames of a pack that may be moved or dropped: of a damaged one, where it is recorded that nobody relies on it.

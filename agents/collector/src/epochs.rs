@@ -77,8 +77,7 @@ async fn is_gone(delete: &[PackId], repository: &Repository) -> Result<bool, Fai
 
 /// Whether every root that an epoch sweeps is a tombstone.
 async fn is_swept(epoch: &Epoch, repository: &Repository) -> Result<bool, Failure> {
-    let listed = roots(repository).await?;
-    Ok(!epoch.forgotten.iter().any(|slot| listed.contains(slot)))
+    Ok(unswept(repository, &epoch.forgotten).await?.is_empty())
 }
 
 /// The packs that a listing shows.
@@ -86,11 +85,13 @@ pub(crate) async fn packs(repository: &Repository) -> Result<BTreeSet<PackId>, F
     Ok(repository.list_packs().await?.into_iter().map(|(pack, _)| pack).collect())
 }
 
-/// The slots that hold more than a tombstone.
-pub(crate) async fn roots(repository: &Repository) -> Result<BTreeSet<Slot>, Failure> {
+/// Those of an epoch's forgotten snapshots whose slots hold more than a tombstone.
+pub(crate) async fn unswept(repository: &Repository, forgotten: &[Slot]) -> Result<BTreeSet<Slot>, Failure> {
+    let forgotten: BTreeSet<&Slot> = forgotten.iter().collect();
     let listed = repository.store.list(names::SNAPSHOTS).await?;
-    let existing = listed.iter().filter(|listed| listed.size > 0);
-    Ok(existing.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect())
+    let longer = listed.iter().filter(|listed| !repository.is_as_short(listed.size));
+    let slots = longer.filter_map(|listed| Slot::parse_key(&listed.key).ok());
+    Ok(slots.filter(|slot| forgotten.contains(slot)).collect())
 }
 
 /// Step 3: creates an epoch; false when somebody else has created one of this number.

@@ -46,8 +46,8 @@ impl Left {
         packs: &[PackId],
         forgotten: &[Slot],
     ) -> Result<Self, Failure> {
-        let (packs, roots): (BTreeSet<_>, _) = (packs.iter().collect(), epochs::roots(repository).await?);
-        let snapshots = forgotten.iter().filter(|slot| roots.contains(slot)).count() as u64;
+        let packs: BTreeSet<_> = packs.iter().collect();
+        let snapshots = epochs::unswept(repository, forgotten).await?.len() as u64;
         let mut left = Self { snapshots, ..Self::default() };
         for (_, size) in repository.list_packs().await?.iter().filter(|(pack, _)| packs.contains(pack)) {
             left.packs += 1;

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use agent::store::StoreErrorKind;
 use agent::{Failure, Repository, Stop, marks};
-use bytes::Bytes;
 use schema::PackId;
 use schema::epoch::{Epoch, Verdict};
 use schema::names::{self, Slot};
@@ -58,12 +57,11 @@ async fn tombstone_roots(
     swept: &mut Swept,
     stop: &Stop,
 ) -> Result<(), Failure> {
-    let roots = epochs::roots(repository).await?;
-    let left: BTreeSet<Slot> = epoch.forgotten.iter().filter(|slot| roots.contains(slot)).copied().collect();
+    let left = epochs::unswept(repository, &epoch.forgotten).await?;
     delete_marks(repository, &left).await?;
     for slot in &left {
         go_on(stop)?;
-        match repository.store.put(&slot.snapshot(), Bytes::new()).await {
+        match repository.store.put(&slot.snapshot(), repository.tombstone(*slot)?).await {
             Ok(()) => swept.snapshots += 1,
             Err(error) if error.kind() == StoreErrorKind::Denied => {
                 tracing::info!(%error, "a root may not be overwritten yet");

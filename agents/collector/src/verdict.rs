@@ -16,6 +16,7 @@ use schema::epoch::Epoch;
 use schema::messages::FailureKind;
 use schema::names::Slot;
 
+use crate::census::standing;
 use crate::epochs;
 use crate::footers::{Found, Pack};
 use crate::live::{LISTS, LiveIds, half};
@@ -30,7 +31,7 @@ pub(crate) async fn mark_again_and_reprieve(
     sources.footers.begin().await?;
     // Packs before snapshots, both after the last session that was waited for has ended.
     let listed = epochs::packs(sources.repository).await?;
-    let existing = epochs::roots(sources.repository).await?;
+    let existing = standing(sources.repository).await?;
     let forgotten: BTreeSet<Slot> = epoch.forgotten.iter().copied().collect();
     let needed: Vec<Slot> = existing.difference(&forgotten).copied().collect();
     let mut condemned: Vec<PackId> =

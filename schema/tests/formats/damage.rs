@@ -9,6 +9,7 @@ use schema::map::{Leaf, Node};
 use schema::mark::{Mark, Says};
 use schema::messages::{About, Flush, Message, Refusal};
 use schema::root::Root;
+use schema::tombstone::Tombstone;
 use schema::{Domain, FormatError, MarkId, Object, RepoId, Result, names, pack};
 
 use crate::files;
@@ -138,6 +139,8 @@ fn every_flipped_bit_of_an_object_is_refused() {
     refused::<schema::damage::Damage>("damage", &writer, &names::damage(damage_id()));
     refused::<schema::damage::Holes>("holes", &writer, &slot().holes());
     refused::<schema::check::Check>("check", &writer, &names::check(job()));
+    refused::<Tombstone>("tombstone", &writer, &slot().snapshot());
+    refused::<Tombstone>("tombstone-plain", &plain_writer(), &slot().snapshot());
 }
 
 #[test]
@@ -165,6 +168,10 @@ fn a_moved_root_is_refused() {
         patched[8..24].copy_from_slice(elsewhere.as_bytes());
         assert!(matches!(Root::open(&patched, &stranger, &key), Err(FormatError::Damaged { .. })));
         assert!(schema::root::Forgotten::open(&bytes, &writer, &key).is_err(), "another kind");
+        assert!(Tombstone::open(&bytes, &writer, &key).is_err(), "another kind");
+        let tombstone = file(&name.replace("root", "tombstone"));
+        assert!(Root::open(&tombstone, &writer, &key).is_err(), "another kind");
+        assert!(Tombstone::open(&tombstone, &writer, &parent().snapshot()).is_err(), "of another slot");
         Root::open(&bytes, &writer, &key).unwrap().check(parent()).unwrap_err();
     }
     let plain = file("root-plain");

@@ -10,12 +10,13 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use schema::chunk::{Codec, FRAME_HEADER_LEN, FrameHeader, Opener};
-use schema::config::{ConfigHead, FEATURE_BASE, FEATURE_SHARED_KEYS};
+use schema::config::{ConfigHead, FEATURE_BASE, FEATURE_SEALED_TOMBSTONES, FEATURE_SHARED_KEYS};
 use schema::keys::{DataKey, FrameKey, Identity, KEY_PLAIN, KEY_STRUCTURE, SealedKey, WriterKey};
 use schema::limits::LEAF_SPAN;
 use schema::map::{Leaf, Node};
 use schema::messages::Message;
 use schema::pack::{self, PACK_HEADER_LEN};
+use schema::tombstone::{TOMBSTONE_LEN, Tombstone, Tombstones};
 use schema::{Domain, MarkId, Object, facts, names};
 
 use crate::samples::*;
@@ -68,8 +69,12 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
         ("stream-replies.txt", stream::replies().into_bytes()),
         ("leaf", leaf().encode()),
         ("node", node().encode()),
-        ("config-plain", config().encode(&plain, NONCE).unwrap()),
-        ("config-like-plain", config().encode(&like(&plain), NONCE).unwrap()),
+        ("config-plain", config_requiring(&BEFORE_TOMBSTONES, &plain)),
+        ("config-like-plain", config_requiring(&[FEATURE_BASE, FEATURE_SHARED_KEYS], &like(&plain))),
+        ("config-tombstones-plain", config().encode(&plain, NONCE).unwrap()),
+        ("config-tombstones-like-plain", config().encode(&like(&plain), NONCE).unwrap()),
+        ("tombstone-plain", Tombstone::NEW.seal(&plain, &slot.snapshot(), NONCE).unwrap()),
+        ("tombstone", Tombstone::NEW.seal(&writer, &slot.snapshot(), NONCE).unwrap()),
         ("root-plain", root().seal(&plain, &slot.snapshot(), NONCE).unwrap()),
         ("session-plain", session().seal(&plain, &names::session(session_id()), NONCE).unwrap()),
         ("session-undo", undoable_session().seal(&plain, &names::session(session_id()), NONCE).unwrap()),
@@ -104,7 +109,8 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
     ];
     let other: Vec<(&str, Vec<u8>)> = vec![
         ("data-key.age", sealed.sealed.to_vec()),
-        ("config", config().encode(&writer, NONCE).unwrap()),
+        ("config", config_requiring(&BEFORE_TOMBSTONES, &writer)),
+        ("config-tombstones", config().encode(&writer, NONCE).unwrap()),
         ("frame-zstd-plain", zstd(&none)),
         ("frame-zstd-data", zstd(&data)),
         ("fact-folded.txt", facts::fact("vgcfgbackup", long_text()).unwrap().1.into_bytes()),
@@ -119,6 +125,14 @@ fn written(identity: &Identity, sealed: &SealedKey) -> Vec<Written> {
     });
     let same = same.into_iter().map(|file| written(file, true));
     same.chain(other.into_iter().map(|file| written(file, false))).chain(messages).collect()
+}
+
+/// What the first repositories required.
+const BEFORE_TOMBSTONES: [&str; 1] = [FEATURE_BASE];
+
+fn config_requiring(features: &[&str], writer: &WriterKey) -> Vec<u8> {
+    let features: Vec<String> = features.iter().map(|feature| (*feature).to_owned()).collect();
+    config().encode_requiring(&features, &features, writer, NONCE).unwrap()
 }
 
 /// What derives from the keys is part of the format too: names, ids, cut points.
@@ -221,15 +235,22 @@ fn folded_facts_are_read() {
 
 #[test]
 fn configs_are_read() {
+    let shared = [FEATURE_BASE, FEATURE_SHARED_KEYS];
+    let all = [FEATURE_BASE, FEATURE_SEALED_TOMBSTONES, FEATURE_SHARED_KEYS];
     for (name, want, identity, features) in [
-        ("config-plain", plain_writer(), None, &[FEATURE_BASE][..]),
-        ("config-like-plain", like(&plain_writer()), None, &[FEATURE_BASE, FEATURE_SHARED_KEYS]),
-        ("config", writer(&identity()), Some(&identity()), &[FEATURE_BASE]),
+        ("config-plain", plain_writer(), None, &BEFORE_TOMBSTONES[..]),
+        ("config-like-plain", like(&plain_writer()), None, &shared),
+        ("config", writer(&identity()), Some(&identity()), &BEFORE_TOMBSTONES),
+        ("config-tombstones-plain", plain_writer(), None, &all[..2]),
+        ("config-tombstones-like-plain", like(&plain_writer()), None, &all),
+        ("config-tombstones", writer(&identity()), Some(&identity()), &all[..2]),
     ] {
         let features: Vec<String> = features.iter().map(|feature| (*feature).to_owned()).collect();
         let head = ConfigHead::parse(&golden(name)).unwrap();
         assert_eq!((head.repo, head.encrypted), (want.repo(), identity.is_some()), "{name}");
         assert_eq!((&head.read_features, &head.write_features), (&features, &features), "{name}");
+        let is_sealed = head.tombstones() == Tombstones::Sealed;
+        assert_eq!(is_sealed, name.contains("tombstones"), "{name}");
         head.check_writable().unwrap();
         let key = head.writer_key(identity).unwrap();
         assert_eq!(key, want, "{name}");
@@ -255,6 +276,8 @@ fn objects_open() {
         opens(&format!("damage{plain}"), writer, &names::damage(damage_id()), &damage());
         opens(&format!("holes{plain}"), writer, &slot.holes(), &holes());
         opens(&format!("check{plain}"), writer, &names::check(job()), &check());
+        opens(&format!("tombstone{plain}"), writer, &slot.snapshot(), &Tombstone::NEW);
+        assert_eq!(golden(&format!("tombstone{plain}")).len() as u64, TOMBSTONE_LEN);
     }
     opens("holes-unrecorded", &writer, &slot.holes(), &unrecorded_holes());
     opens("session-undo", &plain_writer(), &names::session(session_id()), &undoable_session());

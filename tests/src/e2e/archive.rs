@@ -9,6 +9,7 @@ use agent::Repository;
 use agent::store::Store;
 use object_store::local::LocalFileSystem;
 use schema::keys::Identity;
+use schema::names::Slot;
 use schema::root::Forgotten;
 use schema::{Domain, PackId, SessionId, names};
 use tokio::runtime::Runtime;
@@ -107,12 +108,24 @@ impl Archive {
 
     /// Forgets a snapshot.
     pub fn forget(&self, snapshot: &str) {
-        let session: SessionId = snapshot.parse().expect("a snapshot's id");
-        let slots = self.block_on(self.repository.visible_slots(None)).expect("a listing of snapshots");
-        let slot = slots.into_iter().find(|slot| slot.session == session).expect("the snapshot");
+        let slot = self.slot(snapshot);
         let (key, marker) = (slot.forgotten(), Forgotten { slot, time_ms: 0, by: "a test".into() });
         let sealed = self.repository.seal(&key, &marker).expect("a marker");
         self.block_on(self.repository.store.create(&key, sealed)).expect("it is forgotten");
+    }
+
+    fn slot(&self, snapshot: &str) -> Slot {
+        let session: SessionId = snapshot.parse().expect("a snapshot's id");
+        let slots = self.block_on(self.repository.visible_slots(None)).expect("a listing of snapshots");
+        slots.into_iter().find(|slot| slot.session == session).expect("the snapshot")
+    }
+
+    /// Makes of a snapshot what a collection makes of one that was forgotten: a tombstone.
+    pub fn sweep(&self, snapshot: &str) {
+        let slot = self.slot(snapshot);
+        let tombstone = self.repository.tombstone(slot).expect("a tombstone");
+        self.block_on(self.repository.store.put(&slot.snapshot(), tombstone))
+            .expect("the slot is overwritten");
     }
 
     /// Sessions whose objects exist.

@@ -2,10 +2,9 @@
 
 use serde_json::Value;
 
-use super::command::run;
 use super::content::size;
 use super::volumes::{Volume, VolumeGroup};
-use crate::e2e::{Machine, Process, Ran, same_bytes};
+use crate::e2e::{Archive, Machine, Process, Ran, same_bytes};
 
 /// A host with a repository of its own.
 #[derive(Debug)]
@@ -151,9 +150,7 @@ impl Keeper {
 
     /// Makes of a snapshot what a collection makes of one that was forgotten: a tombstone.
     pub fn collected(&self, snapshot: &str) {
-        let root = run("find", &[&format!("{}/snapshots", self.repository), "-name", snapshot]);
-        let [root] = root.lines().collect::<Vec<_>>()[..] else { panic!("the root of {snapshot}: {root}") };
-        std::fs::write(root, "").expect("the slot is overwritten");
+        Archive::in_directory(&self.repository, &self.identity).sweep(snapshot);
     }
 
     /// The one snapshot that lvkeep keeps on the volume, made readable: what the last backup read.

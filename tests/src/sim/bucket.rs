@@ -86,7 +86,7 @@ impl History {
             if *decided != bytes {
                 // Only a collection makes a tombstone of a snapshot.
                 let is_swept = Slot::parse_key(at.as_ref()).is_ok_and(|slot| self.ledger.is_swept(slot));
-                if !(is_swept && bytes.is_empty()) {
+                if !(is_swept && self.ledger.is_tombstone(at.as_ref(), &bytes)) {
                     self.trace.wrong(format!("one-winner: {at} was decided, and written again"));
                 }
                 *decided = bytes.clone();

@@ -10,6 +10,7 @@ use agent::{Environment, Failure, Repository, Stop};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use schema::keys::Identity;
+use schema::tombstone::Tombstones;
 
 use super::bucket::History;
 use super::cluster::World;
@@ -67,7 +68,10 @@ pub async fn build(
     let recipients = identity.as_ref().map(|identity| identity.recipients()).unwrap_or_default();
     let new = NewRepository { recipients, pack_size: plan.pack_size };
     let plain = Store::new(history.clone(), "", "bucket", environment.clone());
-    let repository = Repository::init(plain, &new).await?;
+    let mut repository = Repository::init(plain, &new).await?;
+    if plan.empty_tombstones {
+        repository.tombstones = Tombstones::Empty;
+    }
     store.set(plan.store.clone());
     if let Some((number, fault)) = plan.write_fault {
         store.fail_write(number, fault);
@@ -87,7 +91,7 @@ pub async fn build(
     let wires = Wires::new(environment.clone(), trace.clone(), server, bus, accident, leaks.clone());
     let sources = sources(&plan, &environment, &leaks);
     let begin = |ledger: &Ledger, repository: &Repository| {
-        ledger.begin(repository.key.clone(), identity.clone(), sources.clone(), leaks.clone());
+        ledger.begin(repository, identity.clone(), sources.clone(), leaks.clone());
     };
     begin(history.ledger(), &repository);
     if let Some(second) = &second {

@@ -12,8 +12,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use agent::Repository;
 use bytes::Bytes;
-use schema::keys::{Identity, WriterKey};
+use schema::keys::Identity;
 use schema::names::{self, Slot};
 use schema::root::Root;
 use schema::session::SessionKind;
@@ -43,13 +44,13 @@ impl Ledger {
     /// Begins with an empty repository; `sources` say what was read.
     pub fn begin(
         &self,
-        key: WriterKey,
+        repository: &Repository,
         identity: Option<Arc<Identity>>,
         sources: Vec<Arc<Sources>>,
         leaks: Arc<Leaks>,
     ) {
         self.leaks.get_or_init(|| leaks);
-        *self.locked() = Some(Book::new(key, identity, sources));
+        *self.locked() = Some(Book::new(repository, identity, sources));
     }
 
     fn locked(&self) -> MutexGuard<'_, Option<Book>> {
@@ -86,6 +87,11 @@ impl Ledger {
     /// Whether a verdict has decided that this snapshot's root goes.
     pub fn is_swept(&self, slot: Slot) -> bool {
         self.ask(|book| book.is_swept(slot))
+    }
+
+    /// Whether what is written to a slot is a tombstone.
+    pub fn is_tombstone(&self, key: &str, bytes: &Bytes) -> bool {
+        self.ask(|book| book.is_tombstone(key, bytes))
     }
 
     /// Whether an epoch sweeps this snapshot, decided or not.

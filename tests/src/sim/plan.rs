@@ -91,6 +91,8 @@ pub struct Plan {
     pub seed: u64,
     /// Encrypt the repository.
     pub encrypted: bool,
+    /// The repository is one that was made before tombstones were sealed.
+    pub empty_tombstones: bool,
     /// Target size of packs in bytes.
     pub pack_size: u64,
     /// Bytes of the queue of new chunks.
@@ -175,6 +177,7 @@ impl Plan {
         Self {
             seed,
             encrypted: false,
+            empty_tombstones: false,
             pack_size: 512 << 10,
             chunk_queue: 4 << 20,
             volumes: vec![volume, second],
@@ -245,6 +248,7 @@ impl Plan {
         plan.absence = millis(random, 1, longest);
         plan.faults(random);
         plan.tracking();
+        plan.empty_tombstones = seed % 4 == 3;
         plan
     }
 

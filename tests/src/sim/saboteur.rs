@@ -56,6 +56,8 @@ pub enum Sabotage {
     BeginsTwice,
     /// A tombstone is put over a commit.
     OverwritesSlot,
+    /// A commit is cut off.
+    EmptiesSlot,
     /// A root is there before a pack that it needs.
     CommitsBeforeStoring,
     /// A pack that a snapshot needs is no more, and nobody deleted it.
@@ -111,13 +113,17 @@ impl Sabotage {
                 let slot = root()?.slot;
                 begin(repository, 1, vec![slot], Vec::new()).await?;
                 decide(repository, Vec::new()).await?;
-                store.put(&slot.snapshot(), Bytes::new()).await?;
+                store.put(&slot.snapshot(), repository.tombstone(slot)?).await?;
             }
             Self::BeginsTwice => {
                 begin(repository, 1, Vec::new(), vec![pack()?]).await?;
                 begin(repository, 2, Vec::new(), Vec::new()).await?;
             }
-            Self::OverwritesSlot => store.put(&root()?.slot.snapshot(), Bytes::new()).await?,
+            Self::OverwritesSlot => {
+                let slot = root()?.slot;
+                store.put(&slot.snapshot(), repository.tombstone(slot)?).await?;
+            }
+            Self::EmptiesSlot => store.put(&root()?.slot.snapshot(), Bytes::new()).await?,
             Self::CommitsBeforeStoring => commit_before_storing(repository, root()?).await?,
             Self::LosesPack => {
                 history.lose(&names::pack(pack()?)).await.map_err(|why| nothing(&why.to_string()))?

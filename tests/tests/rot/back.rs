@@ -157,7 +157,8 @@ async fn a_repair_leaves_marks_of_what_it_did_not_look_at() {
     let left = rot.repository.store.list(names::HOLES).await.expect("a listing");
     assert_eq!(left.iter().map(|listed| listed.key.clone()).collect::<Vec<_>>(), [new.holes()]);
     // Nothing ever comes to stand at a tombstone.
-    rot.repository.store.put(&new.snapshot(), bytes::Bytes::new()).await.expect("a tombstone");
+    let tombstone = rot.repository.tombstone(new).expect("a tombstone");
+    rot.repository.store.put(&new.snapshot(), tombstone).await.expect("it is there");
     rot.mark(&clean).await.expect("marks");
     assert!(rot.repository.store.list(names::HOLES).await.expect("a listing").is_empty());
 }

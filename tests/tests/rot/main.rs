@@ -13,6 +13,7 @@ mod mending;
 mod moved;
 mod older;
 mod takeover;
+mod tombstones;
 mod weak;
 mod withheld;
 
@@ -28,7 +29,8 @@ use schema::names::Slot;
 use schema::pack::PACK_HEADER_LEN;
 use schema::root::{Forgotten, Root};
 use schema::session::{Checkpoint, Session, SessionKind};
-use schema::{Domain, JobId, PackId, names};
+use schema::tombstone::{TOMBSTONE_LEN, Tombstone};
+use schema::{Domain, JobId, PackId, VolumeKey, names};
 use tests::e2e::random_file;
 use tests::rot::{Objects, Rot};
 
@@ -211,8 +213,20 @@ async fn with_small_objects(victim: &Victim) -> Rot {
     for number in [1, 2] {
         let gone = rot.backup(&format!("vm/gone-{number}"), &victim.path).await.expect("a snapshot").slot;
         put_small_objects(victim, &rot, number, gone).await.expect("small objects");
+        let given_up = Slot { volume: given_up(&rot), session: rot.repository.environment().session_id() };
+        let swept = Slot { session: rot.repository.environment().session_id(), ..victim.older.slot };
+        let marker = Forgotten { slot: swept, time_ms: 0, by: "a test".into() };
+        rot.put(&swept.forgotten(), &marker).await.expect("a marker");
+        for slot in [given_up, swept] {
+            rot.put(&slot.snapshot(), &Tombstone::NEW).await.expect("a tombstone");
+        }
     }
     rot
+}
+
+/// The volume of sessions that were given up: nothing speaks of their slots.
+fn given_up(rot: &Rot) -> VolumeKey {
+    rot.repository.key.volume_key("vm/given-up")
 }
 
 async fn put_small_objects(victim: &Victim, rot: &Rot, number: u64, gone: Slot) -> Result<(), Failure> {
@@ -279,7 +293,7 @@ fn open_check(job: JobId) -> Check {
     }
 }
 
-/// What leaves no trace when it is gone, or is empty, and harms nothing.
+/// What leaves no trace when it is gone, and harms nothing.
 fn may_be_gone(key: &str) -> bool {
     let folder = key.split('/').next().unwrap_or_default();
     match folder {
@@ -289,12 +303,11 @@ fn may_be_gone(key: &str) -> bool {
     }
 }
 
-/// What may be empty: what may be gone, but for what nobody ever empties, which is all of the latest collection; and what
-/// a repair has emptied of those before it.
+/// What may be empty: what a repair has emptied of the collections before the latest.
 fn may_be_empty(key: &str) -> bool {
     let is_latest =
         [names::epoch(2), names::verdict(2), names::awaited(2)].iter().any(|latest| latest == key);
-    !is_latest && (may_be_gone(key) || key.starts_with("gc/"))
+    !is_latest && key.starts_with("gc/")
 }
 
 #[tokio::test]
@@ -309,6 +322,8 @@ async fn every_small_object_is_checked() {
         if good(key) && key != names::CONFIG {
             continue;
         }
+        let leaves_no_trace =
+            may_be_gone(key) || Slot::parse_key(key).is_ok_and(|slot| slot.volume == given_up(&rot));
         let step = (bytes.len() / 12).max(1);
         let mut cases: Vec<(String, Option<Bytes>, bool)> = (0..bytes.len())
             .step_by(step)
@@ -331,7 +346,11 @@ async fn every_small_object_is_checked() {
                 .map(|len| (format!("cut to {len}"), Some(bytes.slice(..len)), true)),
         );
         cases.push(("empty".into(), Some(Bytes::new()), !may_be_empty(key)));
-        cases.push(("deleted".into(), None, !may_be_gone(key)));
+        if bytes.len() as u64 > TOMBSTONE_LEN {
+            let short = bytes.slice(..TOMBSTONE_LEN as usize);
+            cases.push(("as short as a tombstone".into(), Some(short), true));
+        }
+        cases.push(("deleted".into(), None, !leaves_no_trace));
         for (what, bytes, is_found) in cases {
             let case = format!("{key}: {what}");
             let mut objects = objects.clone();
@@ -360,13 +379,7 @@ async fn small_object(
         Ok::<Report, Failure>(report)
     };
     match found.await {
-        Ok(report) => {
-            // An empty slot is what a session leaves that was given up.
-            let is_empty = objects.get(key).is_some_and(Bytes::is_empty);
-            let has_child = key == victim.older.slot.snapshot();
-            let is_found = is_found && (has_child || !is_empty || !key.starts_with("snapshots/"));
-            (is_named(&report, key) != is_found).then(|| format!("{case}: {is_found}, {report:?}"))
-        }
+        Ok(report) => (is_named(&report, key) != is_found).then(|| format!("{case}: {is_found}, {report:?}")),
         Err(why) => {
             let is_said = why.to_string().contains(key) || why.to_string().contains("no repository");
             (key != names::CONFIG || !is_said).then(|| format!("{case}: {why}"))

@@ -2,7 +2,7 @@
 //! replication that is late, or by somebody who puts an old version back.
 //!
 //! Packs, roots, markers, epochs and verdicts have no older version: their names are taken once, and what stands there
-//! is only ever deleted, or emptied as the root of a snapshot is that was swept. Of that one, and of what is deleted,
+//! is only ever deleted, or overwritten by a tombstone as the root of a snapshot is that was swept. Of that one, and of what is deleted,
 //! the older version is what was there before.
 
 use agent::repository::AtSlot;

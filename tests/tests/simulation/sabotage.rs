@@ -31,7 +31,9 @@ fn never_collect_live_fails_when_what_lives_is_collected() {
 #[test]
 fn one_winner_fails_when_what_was_decided_changes() {
     const ONE: &str = "one-winner";
-    breaks_calm(Sabotage::OverwritesSlot, ONE, "was decided, and written again");
+    for sabotage in [Sabotage::OverwritesSlot, Sabotage::EmptiesSlot] {
+        breaks_calm(sabotage, ONE, "was decided, and written again");
+    }
     let encrypted = Plan { encrypted: true, ..Plan::calm(7) };
     for below in [names::SNAPSHOTS, names::CONFIG, names::KEYS, names::EPOCHS] {
         breaks(

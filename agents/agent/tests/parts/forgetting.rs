@@ -141,7 +141,7 @@ async fn what_a_collection_sweeps_or_swept_does_not_come_back() {
         let refused = forgetting::unforget(&world.repository, &root, "test").await.unwrap_err();
         assert!(refused.why.contains("is being swept"), "{refused}");
         // The next epoch says nothing of it: it is gone by then.
-        world.tombstone(&root.slot.snapshot()).await;
+        world.tombstone(root.slot).await;
         world.epoch(5, 5, &[]).await;
         let refused = forgetting::unforget(&world.repository, &root, "test").await.unwrap_err();
         assert!(refused.why.contains("was swept"), "{refused}");

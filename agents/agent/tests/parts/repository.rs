@@ -10,6 +10,7 @@ use schema::Domain;
 use schema::keys::{DataKey, Identity};
 use schema::messages::{Copy, FailureKind};
 use schema::names;
+use schema::tombstone::TOMBSTONE_LEN;
 
 use crate::support::{World, environment, environment_of, pack_id};
 
@@ -124,7 +125,7 @@ async fn an_encrypted_repository_opens_with_its_writer_key_or_an_identity_of_it(
 async fn what_stands_at_a_slot() {
     let world = World::new().await;
     world.snapshot(&world.root(1, 1, 0)).await;
-    world.tombstone(&world.slot(2).snapshot()).await;
+    world.tombstone(world.slot(2)).await;
     let at = |session| {
         let (slot, repository) = (world.slot(session), world.repository.clone());
         async move { repository.at_slot(slot).await.unwrap() }
@@ -135,6 +136,64 @@ async fn what_stands_at_a_slot() {
     let other = world.repository.key.volume_key("another");
     assert_eq!(world.repository.visible_slots(None).await.unwrap(), [world.slot(1)]);
     assert_eq!(world.repository.visible_slots(Some(other)).await.unwrap(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_slot_is_a_tombstone_only_where_they_are_not_sealed() {
+    for (world, is_sealed) in [(World::new().await, true), (World::of_empty_tombstones().await, false)] {
+        world.snapshot(&world.root(1, 1, 0)).await;
+        world.tombstone(world.slot(2)).await;
+        world.empty(&world.slot(3).snapshot()).await;
+        let (repository, slot) = (&world.repository, world.slot(3));
+        assert!(matches!(repository.at_slot(world.slot(2)).await, Ok(AtSlot::Tombstone)));
+        let roots = repository.roots(None).await.unwrap();
+        assert_eq!(roots.readable, [world.root(1, 1, 0)]);
+        let damaged: Vec<_> = roots.damaged.iter().map(|damaged| (damaged.slot, &*damaged.why)).collect();
+        match is_sealed {
+            true => {
+                let why = repository.at_slot(slot).await.unwrap_err();
+                assert!(why.kind == FailureKind::Damaged && why.why.contains("is empty"), "{why}");
+                assert_eq!(damaged, [(slot, &*why.why)]);
+            }
+            false => {
+                assert!(matches!(repository.at_slot(slot).await, Ok(AtSlot::Tombstone)));
+                assert_eq!(damaged, []);
+            }
+        }
+    }
+}
+
+/// What is as short as a tombstone is looked at, but for what is forgotten: there are ever more of those.
+#[tokio::test(start_paused = true)]
+async fn what_is_as_short_as_a_tombstone_is_looked_at() {
+    let world = World::new().await;
+    let short = |bytes: &Bytes| bytes.slice(..TOMBSTONE_LEN as usize);
+    for number in 1..=4 {
+        world.snapshot(&world.root(number, 1, 0)).await;
+    }
+    world.tombstone(world.slot(5)).await;
+    for number in [3, 4] {
+        let key = world.slot(number).snapshot();
+        let cut = short(&world.get(&key).await.unwrap());
+        world.put(&key, cut).await;
+    }
+    world.put(&world.slot(6).snapshot(), world.repository.tombstone(world.slot(7)).unwrap()).await;
+    for number in [2, 4] {
+        world.put(&world.slot(number).forgotten(), world.forgotten(world.slot(number))).await;
+    }
+    let slots = |numbers: &[u8]| numbers.iter().map(|number| world.slot(*number)).collect::<Vec<_>>();
+    world.record.take();
+    assert_eq!(world.repository.visible_slots(None).await.unwrap(), slots(&[1, 3, 6]));
+    let looked: Vec<String> =
+        world.record.take().into_iter().filter(|what| what.starts_with("get")).collect();
+    assert_eq!(
+        looked,
+        slots(&[3, 5, 6]).iter().map(|slot| format!("get {}", slot.snapshot())).collect::<Vec<_>>()
+    );
+    assert_eq!(world.repository.forgotten_slots(None).await.unwrap(), slots(&[2]));
+    // What is not given may be a snapshot.
+    world.faults.hide(Some(&world.slot(5).snapshot()));
+    assert_eq!(world.repository.visible_slots(None).await.unwrap(), slots(&[1, 3, 5, 6]));
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::support::{World, pack_id, session_id};
 use agent::epochs;
 use agent::faults::store::{Refusal, StoreFaults};
+use agent::repository::AtSlot;
 use agent::sessions::{self, OpenSession};
 use bytes::Bytes;
 use schema::damage::{Damage, DamagedChunk};
@@ -88,11 +89,11 @@ async fn the_latest_epoch_condemns() {
         for (number, proposed, verdict) in case.epochs {
             match proposed {
                 Some(packs) => world.epoch(*number, *number, &ids(packs)).await,
-                None => world.tombstone(&names::epoch(*number)).await,
+                None => world.empty(&names::epoch(*number)).await,
             }
             match verdict {
                 Some(Some(packs)) => world.verdict(*number, *number, &ids(packs)).await,
-                Some(None) => world.tombstone(&names::verdict(*number)).await,
+                Some(None) => world.empty(&names::verdict(*number)).await,
                 None => {}
             }
         }
@@ -134,7 +135,7 @@ async fn for_whom_a_collection_waits_is_not_known_before_it_has_listed_them() {
     let failure = epochs::awaited(&world.repository).await.unwrap_err();
     assert!(failure.kind == FailureKind::Store && failure.retry && failure.why.contains(&key), "{failure}");
     world.faults.hide(None);
-    world.tombstone(&key).await;
+    world.empty(&key).await;
     let failure = epochs::awaited(&world.repository).await.unwrap_err();
     assert!(failure.kind == FailureKind::Damaged && failure.why.contains(&key), "{failure}");
 }
@@ -160,7 +161,8 @@ async fn an_epoch_or_verdict_with_a_wrong_number_is_refused_and_the_session_give
         assert!(failure.why.to_lowercase().contains(&expected), "{failure}");
         // Nobody drives it: a collector must not wait for it.
         assert_eq!(world.get(&names::session(session_id(9))).await, None);
-        assert_eq!(world.get(&world.slot(9).snapshot()).await, Some(Bytes::new()));
+        let found = world.repository.at_slot(world.slot(9)).await.unwrap();
+        assert!(matches!(found, AtSlot::Tombstone), "{found:?}");
     }
 }
 
@@ -258,7 +260,7 @@ async fn forgotten_and_tombstoned_snapshots_are_no_parents_nor_are_other_volumes
     world.snapshot(&world.root(1, 1, 0)).await;
     world.snapshot(&world.root(2, 2, 0)).await;
     world.put(&world.slot(2).forgotten(), world.forgotten(world.slot(2))).await;
-    world.tombstone(&world.slot(3).snapshot()).await;
+    world.tombstone(world.slot(3)).await;
     let mut stranger = world.root(4, 9, 0);
     stranger.slot.volume = world.repository.key.volume_key("host/vg/other");
     world.snapshot(&stranger).await;
@@ -277,7 +279,7 @@ async fn what_happens_after_the_listing_is_seen_all_the_same() {
         let slot = world.slot(2);
         let (key, bytes) = match by_marker {
             true => (slot.forgotten(), world.forgotten(slot)),
-            false => (slot.snapshot(), Bytes::new()),
+            false => (slot.snapshot(), world.repository.tombstone(slot).unwrap()),
         };
         world.record.write_after("list snapshots/", &key, bytes);
         assert_eq!(session.choose_parent().await.unwrap().unwrap().slot, world.slot(1), "{by_marker}");
@@ -321,7 +323,7 @@ async fn many_snapshots_are_looked_at_together_and_each_after_its_marker() {
 #[tokio::test(start_paused = true)]
 async fn no_snapshot_means_no_parent() {
     let world = World::new().await;
-    world.tombstone(&world.slot(1).snapshot()).await;
+    world.tombstone(world.slot(1)).await;
     assert_eq!(begin(&world, 9).await.choose_parent().await.unwrap(), None);
 }
 
@@ -368,7 +370,7 @@ async fn a_generation_is_above_what_may_come_back_or_cannot_be_read() {
         world.put(&world.slot(number).forgotten(), world.forgotten(world.slot(number))).await;
     }
     assert_eq!(next().await, 6, "both may come back");
-    world.tombstone(&world.slot(2).snapshot()).await;
+    world.tombstone(world.slot(2)).await;
     assert_eq!(next().await, 2, "one was collected");
     for number in [3, 4] {
         world.put(&world.slot(number).snapshot(), "damaged".into()).await;
@@ -380,7 +382,7 @@ async fn a_generation_is_above_what_may_come_back_or_cannot_be_read() {
     assert_eq!(next().await, 5, "what came before the newest has a lower one");
     // Generations 5 to 7 were collected, and 8 is damaged.
     for number in [6, 7, 8] {
-        world.tombstone(&world.slot(number).snapshot()).await;
+        world.tombstone(world.slot(number)).await;
     }
     assert_eq!(next().await, 5, "nothing is left of what was later");
     world.put(&world.slot(9).snapshot(), "damaged".into()).await;

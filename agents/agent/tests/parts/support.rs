@@ -21,6 +21,7 @@ use schema::names::{self, Slot};
 use schema::pack::{PackBuilder, PackHeader};
 use schema::root::{Forgotten, Root, Statistics, Tracking};
 use schema::session::{Session, SessionKind};
+use schema::tombstone::Tombstones;
 use schema::{ChunkId, Domain, JobId, PackId, ReadingId, SessionId};
 
 pub const VOLUME: &str = "host/vg/lv";
@@ -140,8 +141,19 @@ impl World {
         got
     }
 
-    pub async fn tombstone(&self, key: &str) {
+    pub async fn empty(&self, key: &str) {
         self.put(key, Bytes::new()).await;
+    }
+
+    pub async fn tombstone(&self, slot: Slot) {
+        self.put(&slot.snapshot(), self.repository.tombstone(slot).unwrap()).await;
+    }
+
+    /// One that was made before tombstones were sealed.
+    pub async fn of_empty_tombstones() -> Self {
+        let mut world = Self::new().await;
+        world.repository.tombstones = Tombstones::Empty;
+        world
     }
 
     pub async fn snapshot(&self, root: &Root) {

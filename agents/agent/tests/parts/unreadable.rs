@@ -23,7 +23,7 @@ async fn rot(world: &World, key: &str, there: There) {
     match there {
         There::Whole => {}
         There::Nothing => world.repository.store.delete(key).await.unwrap(),
-        There::Empty => world.tombstone(key).await,
+        There::Empty => world.empty(key).await,
         There::Rotten => {
             let mut bytes = world.get(key).await.unwrap().to_vec();
             *bytes.last_mut().unwrap() ^= 1;

@@ -280,8 +280,11 @@ async fn a_snapshot_that_somebody_overwrites_during_a_collection_stops_it() {
     let mut refused = 0;
     for number in 0..40 {
         let world = world.fork();
-        let (store, key) = (world.repository.store.clone(), victim.snapshot());
-        let act = Box::pin(async move { store.put(&key, Bytes::new()).await.unwrap() });
+        let (repository, key) = (world.repository.clone(), victim.snapshot());
+        let act = Box::pin(async move {
+            let tombstone = repository.tombstone(victim).unwrap();
+            repository.store.put(&key, tombstone).await.unwrap();
+        });
         let moment = Moment::act(world.inner.clone(), number, act);
         let repository = world.over(Arc::new(moment));
         let pruned = Collector::new(repository, World::settings(), Default::default()).prune().await;
@@ -430,8 +433,11 @@ async fn what_was_begun_for_a_snapshot_that_is_gone_does_not_count_for_another()
     let before = base.packs().await;
     for number in 0.. {
         let world = base.fork();
-        let (store, first) = (world.repository.store.clone(), twins[0].snapshot());
-        let swept = async move { store.put(&first, Bytes::new()).await.unwrap() };
+        let (repository, first) = (world.repository.clone(), twins[0]);
+        let swept = async move {
+            let tombstone = repository.tombstone(first).unwrap();
+            repository.store.put(&first.snapshot(), tombstone).await.unwrap();
+        };
         let moment = Moment::act(world.inner.clone(), number, Box::pin(swept));
         let repository = world.over(Arc::new(moment.clone()));
         let failure =

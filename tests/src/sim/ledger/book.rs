@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent::Repository;
 use bytes::Bytes;
 use schema::epoch::{Epoch, Verdict};
 use schema::keys::{Identity, WriterKey};
 use schema::names::{self, Slot};
 use schema::root::Root;
 use schema::session::{Session, SessionKind};
+use schema::tombstone::{Tombstone, Tombstones};
 use schema::{ChunkId, JobId, Object, PackId, SessionId};
 
 use super::super::counts::Counts;
@@ -30,6 +32,7 @@ struct Committed {
 #[derive(Debug)]
 pub(super) struct Book {
     key: WriterKey,
+    tombstones: Tombstones,
     sources: Vec<Arc<Sources>>,
     frames: Frames,
     maps: Maps,
@@ -51,13 +54,15 @@ pub(super) struct Book {
 }
 
 impl Book {
-    pub fn new(key: WriterKey, identity: Option<Arc<Identity>>, sources: Vec<Arc<Sources>>) -> Self {
+    pub fn new(repository: &Repository, identity: Option<Arc<Identity>>, sources: Vec<Arc<Sources>>) -> Self {
+        let (key, tombstones) = (repository.key.clone(), repository.tombstones);
         let (packs, copies, needed, commits, forgotten) = Default::default();
         let (sessions, taken, ended, epochs, verdicts, fixed) = Default::default();
         let (frames, maps) = (Frames::new(key.clone(), identity), Maps::default());
         let counts = Counts::default();
         Self {
             key,
+            tombstones,
             sources,
             frames,
             maps,
@@ -80,7 +85,7 @@ impl Book {
         let open = |what: schema::FormatError| format!("{key} was written and cannot be read: {what}");
         match Kind::of(key) {
             Kind::Pack(pack) => self.pack(pack, bytes),
-            Kind::Root(slot) if bytes.is_empty() => {
+            Kind::Root(slot) if self.is_tombstone(key, bytes) => {
                 self.tombstone(slot, now_ms);
                 Ok(())
             }
@@ -112,6 +117,13 @@ impl Book {
             }
             Kind::Fixed => self.fixed(key, bytes),
             Kind::Other => Ok(()),
+        }
+    }
+
+    pub fn is_tombstone(&self, key: &str, bytes: &Bytes) -> bool {
+        match self.tombstones {
+            Tombstones::Empty => bytes.is_empty(),
+            Tombstones::Sealed => Tombstone::open(bytes, &self.key, key).is_ok(),
         }
     }
 

@@ -72,7 +72,7 @@ pub(super) async fn restore(mut person: Person, number: usize) {
 /// The slots that a listing shows with more than a tombstone, whether forgotten or not.
 async fn slots(person: &Person) -> Result<Vec<Slot>, Failure> {
     let listed = person.repository().store.list(names::SNAPSHOTS).await?;
-    let existing = listed.iter().filter(|listed| listed.size > 0);
+    let existing = listed.iter().filter(|listed| !person.repository().is_as_short(listed.size));
     let mut slots: Vec<Slot> = existing.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect();
     slots.sort();
     Ok(slots)

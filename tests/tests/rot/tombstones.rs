@@ -1,0 +1,167 @@
+//! What a store has cut off never goes for a tombstone: a snapshot without a root that can be read is named, and nothing of
+//! it is collected. A tombstone that cannot be read any more is put anew.
+
+use agent::repository::AtSlot;
+use agent::sessions::{self, OpenSession};
+use agent::{Stop, forgetting};
+use bytes::Bytes;
+use schema::config::FEATURE_BASE;
+use schema::messages::FailureKind;
+use schema::names::{self, Slot};
+use schema::root::Root;
+use schema::session::SessionKind;
+use schema::tombstone::{TOMBSTONE_LEN, Tombstones};
+use tests::rot::{Objects, Rot};
+
+use super::older::{collect, prune};
+use super::{ALL, Victim, flipped, is_named, victim};
+
+/// What may come to stand where a root was, none of which is a tombstone of that slot.
+async fn cut_off(victim: &Victim, root: &Root) -> Vec<(&'static str, Bytes)> {
+    let bytes = &victim.objects[&root.slot.snapshot()];
+    let other = Slot { session: victim.rot.repository.environment().session_id(), ..root.slot };
+    let tombstone = victim.rot.repository.tombstone(root.slot).expect("a tombstone");
+    vec![
+        ("empty", Bytes::new()),
+        ("as short as a tombstone", bytes.slice(..TOMBSTONE_LEN as usize)),
+        ("a tombstone of another slot", victim.rot.repository.tombstone(other).expect("a tombstone")),
+        ("a tombstone that is cut off", tombstone.slice(..tombstone.len() - 1)),
+        ("zeroes", Bytes::from_static(&[0; TOMBSTONE_LEN as usize])),
+    ]
+}
+
+/// The root of a snapshot on which no other one is based: nothing else speaks of it.
+#[tokio::test]
+async fn a_root_that_is_cut_off_is_named_and_nothing_of_it_is_collected() {
+    let victim = victim().await;
+    let (root, key) = (&victim.bad.0, victim.bad.0.slot.snapshot());
+    for (case, bytes) in cut_off(&victim, root).await {
+        let mut objects = victim.objects.clone();
+        objects.insert(key.clone(), bytes);
+        let rot = victim.rot.with(&objects).await.expect("a repository");
+        let report = rot.check(ALL).await.expect("a report");
+        assert!(is_named(&report, &key), "{case}: {report:?}");
+        let roots = rot.repository.roots(None).await.expect("roots");
+        let damaged: Vec<Slot> = roots.damaged.iter().map(|damaged| damaged.slot).collect();
+        assert_eq!(damaged, [root.slot], "{case}");
+
+        let refused = prune(&rot).await.expect_err("nobody knows what it needs");
+        assert!(refused.kind == FailureKind::Damaged, "{case}: {refused}");
+        assert!(refused.why.contains(&format!("lvkeep forget {}", root.slot.session)), "{case}: {refused}");
+        // A repair decides nothing of it, and what comes back is whole.
+        let (mended, _) = rot.repair().await.expect("a repair");
+        assert!(mended.tombstones.is_empty(), "{case}: {mended:?}");
+        rot.repository.store.put(&key, victim.objects[&key].clone()).await.expect("it is brought back");
+        assert!(rot.check(ALL).await.expect("a report").is_clean(), "{case}");
+        collect(&rot).await.expect("a collection");
+        let (restored, _) = rot.restore(root).await.expect("a restore");
+        assert!(restored == victim.bad.1, "{case}");
+    }
+}
+
+/// The same while a collection waits: it condemns packs that only such a snapshot needs, and deletes none of them.
+#[tokio::test]
+async fn a_root_that_is_cut_off_during_a_collection_stops_it() {
+    let victim = victim().await;
+    for (case, bytes) in cut_off(&victim, &victim.bad.0).await {
+        let rot = victim.rot.with(&victim.objects).await.expect("a repository");
+        forgetting::forget(&rot.repository, &victim.older, "a test").await.expect("it is forgotten");
+        let waited_for = super::open_session(&rot, &victim.bad.0, false);
+        let open = OpenSession::begin(rot.repository.clone(), waited_for).await.expect("a session");
+        assert_eq!(prune(&rot).await.expect("it waits").waits.len(), 1, "{case}");
+        open.end().await.expect("it ends");
+        let packs = rot.repository.list_packs().await.expect("a listing");
+        let key = victim.bad.0.slot.snapshot();
+        rot.repository.store.put(&key, bytes).await.expect("it is cut off");
+        // All packs are reprieved, and the next collection does not begin.
+        let refused = prune(&rot).await.expect_err("nobody knows what it needs");
+        assert!(
+            refused.why.contains(&format!("lvkeep forget {}", victim.bad.0.slot.session)),
+            "{case}: {refused}"
+        );
+        assert_eq!(rot.repository.list_packs().await.expect("a listing"), packs, "{case}");
+    }
+}
+
+/// It is let go by its whole id, and what stands in its slot is a tombstone then.
+#[tokio::test]
+async fn a_root_that_is_cut_off_can_be_let_go() {
+    let victim = victim().await;
+    let slot = victim.bad.0.slot;
+    for (case, bytes) in cut_off(&victim, &victim.bad.0).await {
+        let mut objects = victim.objects.clone();
+        objects.insert(slot.snapshot(), bytes);
+        let rot = victim.rot.with(&objects).await.expect("a repository");
+        forgetting::forget_damaged(&rot.repository, slot, "a test").await.expect("it is forgotten");
+        collect(&rot).await.expect("a collection");
+        rot.repair().await.expect("a repair");
+        let found = rot.repository.at_slot(slot).await.expect("a slot");
+        assert!(matches!(found, AtSlot::Tombstone), "{case}: {found:?}");
+        assert!(rot.check(ALL).await.expect("a report").is_clean(), "{case}");
+        victim.good_is_unharmed(&rot, case).await;
+    }
+}
+
+/// Of a snapshot that was swept: a check names it, nothing else suffers, and a repair puts one there again.
+#[tokio::test]
+async fn a_tombstone_that_cannot_be_read_is_put_anew() {
+    let victim = victim().await;
+    let rot = victim.rot.with(&victim.objects).await.expect("a repository");
+    let (slot, key) = (victim.older.slot, victim.older.slot.snapshot());
+    forgetting::forget(&rot.repository, &victim.older, "a test").await.expect("it is forgotten");
+    collect(&rot).await.expect("a collection");
+    let swept = rot.objects().await;
+    assert!(rot.check(ALL).await.expect("a report").is_clean());
+    for (case, bytes) in [
+        ("a flipped bit", flipped(&swept[&key], 30)),
+        ("cut off", swept[&key].slice(..9)),
+        ("empty", Bytes::new()),
+    ] {
+        let mut objects = swept.clone();
+        objects.insert(key.clone(), bytes);
+        let rot = victim.rot.with(&objects).await.expect("a repository");
+        let report = rot.check(ALL).await.expect("a report");
+        assert!(is_named(&report, &key) && report.damaged.is_empty(), "{case}: {report:?}");
+        collect(&rot).await.unwrap_or_else(|why| panic!("{case}: {why}"));
+        let (mended, report) = rot.repair().await.expect("a repair");
+        // What is of another length was swept again.
+        let by_repair = if case == "a flipped bit" { vec![key.clone()] } else { Vec::new() };
+        assert!(mended.tombstones == by_repair && report.is_clean(), "{case}: {mended:?} {report:?}");
+        assert!(matches!(rot.repository.at_slot(slot).await, Ok(AtSlot::Tombstone)), "{case}");
+        victim.good_is_unharmed(&rot, case).await;
+    }
+}
+
+/// One that was made before tombstones were sealed keeps to empty ones, whoever writes.
+#[tokio::test]
+async fn an_older_repository_keeps_to_its_empty_tombstones() {
+    let victim = victim().await;
+    let repository = &victim.rot.repository;
+    let base = [FEATURE_BASE.to_owned()];
+    let config = repository.config.encode_requiring(&base, &base, &repository.key, [7; 12]);
+    let mut objects: Objects = victim.objects.clone();
+    objects.insert(names::CONFIG.to_owned(), config.expect("a configuration").into());
+    let rot: Rot = victim.rot.with(&objects).await.expect("a repository");
+    assert_eq!(rot.repository.tombstones, Tombstones::Empty);
+
+    let given_up = super::open_session(&rot, &victim.bad.0, true);
+    let slot = given_up.slot.expect("a slot");
+    assert_eq!(given_up.kind, SessionKind::Backup);
+    let open = OpenSession::begin(rot.repository.clone(), given_up).await.expect("a session");
+    assert!(matches!(open.dismiss(&Stop::default()).await, Ok(AtSlot::Tombstone)));
+    forgetting::forget(&rot.repository, &victim.older, "a test").await.expect("it is forgotten");
+    collect(&rot).await.expect("a collection");
+    let objects = rot.objects().await;
+    for slot in [slot, victim.older.slot] {
+        assert!(objects[&slot.snapshot()].is_empty());
+        assert!(matches!(rot.repository.at_slot(slot).await, Ok(AtSlot::Tombstone)));
+    }
+    assert!(sessions::list(&rot.repository).await.expect("a listing").is_empty());
+    let rot = victim.rot.with(&objects).await.expect("a repository");
+    let (mended, report) = rot.repair().await.expect("a repair");
+    assert!(mended.tombstones.is_empty() && report.is_clean(), "{mended:?} {report:?}");
+    let next = rot.backup("vm/bad", &victim.path).await.expect("a snapshot");
+    assert_eq!(next.parent, Some(victim.bad.0.slot));
+    let (restored, _) = rot.restore(&next).await.expect("a restore");
+    assert!(restored == victim.bad.1);
+}
