@@ -86,8 +86,7 @@ impl FrameHeader {
         ours[2] = VERSION;
         let is_ours = blake3::hash(&ours[..45]).as_bytes()[..3] == header[45..];
         if header[2] != VERSION && !is_ours {
-            let (found, known) = (u16::from(header[2]), u16::from(VERSION));
-            return Err(FormatError::UnknownVersion { what: WHAT, found, known });
+            return Err(FormatError::version(WHAT, header[2].into(), VERSION.into()));
         }
         if header[2] != VERSION || !is_ours {
             return Err(FormatError::Damaged { what: WHAT, check: "its header's check sum" });

@@ -66,7 +66,7 @@ impl<'a> Cursor<'a> {
         }
         let found = self.u16()?;
         if found == 0 || found > known {
-            return Err(FormatError::UnknownVersion { what: self.what, found, known });
+            return Err(FormatError::version(self.what, found, known));
         }
         Ok(found)
     }

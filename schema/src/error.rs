@@ -78,6 +78,14 @@ pub enum FormatError {
 }
 
 impl FormatError {
+    /// The error of a version that is not read here. Nothing has version 0.
+    pub(crate) fn version(what: &'static str, found: u16, known: u16) -> Self {
+        match found {
+            0 => Self::invalid(what, "its version is 0, which nothing has"),
+            _ => Self::UnknownVersion { what, found, known },
+        }
+    }
+
     pub(crate) fn invalid(what: &'static str, why: impl Into<String>) -> Self {
         Self::Invalid { what, why: why.into() }
     }

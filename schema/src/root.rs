@@ -97,7 +97,7 @@ impl Root {
     pub fn check(self, at: Slot) -> Result<Self> {
         let what = Self::WHAT;
         if self.version == 0 || self.version > Self::VERSION {
-            return Err(FormatError::UnknownVersion { what, found: self.version, known: Self::VERSION });
+            return Err(FormatError::version(what, self.version, Self::VERSION));
         }
         if self.slot != at {
             return Err(FormatError::invalid(

@@ -42,7 +42,7 @@ pub(crate) fn decode_versioned<T: DeserializeOwned>(
     }
     let Version { version: found } = decode(what, bytes)?;
     if found == 0 || found > known {
-        return Err(FormatError::UnknownVersion { what, found, known });
+        return Err(FormatError::version(what, found, known));
     }
     decode(what, bytes)
 }

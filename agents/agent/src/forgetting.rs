@@ -107,7 +107,10 @@ async fn restore_that_needs(
             Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
             Err(failure) => {
                 let why = failure.why;
-                return Ok(Some(format!("a session that may be of its restore cannot be read: {why}")));
+                let id = listed.key.rsplit('/').next().unwrap_or_default();
+                return Ok(Some(format!(
+                    "a session that may be of its restore cannot be read ({why}): `lvkeep cancel {id}` says what to do"
+                )));
             }
         }
     }

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::stream::{self, StreamExt};
 use schema::config::{CHUNKER_BLOCK_ALIGNED, Config, ConfigHead};
 use schema::keys::{Identity, SealedKey, WriterKey};
 use schema::limits::{PACK_FOOTER_MAX, PACK_MAX};
@@ -20,9 +19,6 @@ use crate::{Environment, Failure};
 
 /// Bytes read from a pack's end in the hope that its footer is inside.
 const FOOTER_GUESS: u64 = 64 << 10;
-
-/// Slots that are looked at at once.
-const AT_ONCE: usize = 16;
 
 /// Bytes of the largest pack.
 const WHOLE_MAX: u64 = PACK_MAX + (PACK_FOOTER_MAX + TRAILER_LEN) as u64;
@@ -213,7 +209,9 @@ impl Repository {
         match self.tombstones {
             Tombstones::Empty if bytes.is_empty() => return Ok(AtSlot::Tombstone),
             Tombstones::Sealed if self.is_as_short(bytes.len() as u64) => {
-                return self.open_object::<Tombstone>(&key, bytes).map(|_| AtSlot::Tombstone);
+                let opened = self.open_object::<Tombstone>(&key, bytes).map(|_| AtSlot::Tombstone);
+                return opened
+                    .map_err(|why| why.context("neither a tombstone, whose length it has, nor a root"));
             }
             Tombstones::Empty | Tombstones::Sealed => {}
         }
@@ -230,7 +228,8 @@ impl Repository {
         }
     }
 
-    /// Whether what a listing shows with so many bytes in a slot is as short as a tombstone.
+    /// Whether what a listing shows with so many bytes in a slot is as short as a tombstone. Whoever goes by that alone
+    /// overlooks what was cut off to this very length; a check does not, nor whoever deletes.
     pub fn is_as_short(&self, size: u64) -> bool {
         size == self.tombstones.size()
     }
@@ -250,33 +249,6 @@ impl Repository {
         Ok(slots)
     }
 
-    /// The slots in a listing that hold more than a tombstone. One that is as short as a tombstone is looked at, unless it
-    /// is among those that are forgotten: what a store has cut off must not go for one. What cannot be read counts as more.
-    pub async fn standing(&self, listed: &[Listed], forgotten: &BTreeSet<Slot>) -> BTreeSet<Slot> {
-        let (mut standing, mut short) = (BTreeSet::new(), Vec::new());
-        for (slot, size) in listed.iter().filter_map(|one| Some((Slot::parse_key(&one.key).ok()?, one.size)))
-        {
-            match (self.is_as_short(size), self.tombstones) {
-                (false, _) => drop(standing.insert(slot)),
-                (true, Tombstones::Sealed) if !forgotten.contains(&slot) => short.push(slot),
-                (true, Tombstones::Empty | Tombstones::Sealed) => {}
-            }
-        }
-        standing.extend(&short);
-        let look = |slot: Slot| async move { (slot, self.at_slot(slot).await) };
-        let mut looking = stream::iter(short).map(look).buffered(AT_ONCE);
-        while let Some((slot, found)) = looking.next().await {
-            match found {
-                Ok(AtSlot::Tombstone) => drop(standing.remove(&slot)),
-                Ok(AtSlot::Nothing | AtSlot::Snapshot(_)) => {}
-                // Whoever reads what stands there is told so.
-                Err(failure) if failure.kind == FailureKind::Store => break,
-                Err(_) => {}
-            }
-        }
-        standing
-    }
-
     /// The markers, and then the slots that hold more than a tombstone, in order.
     async fn listed_slots(&self, volume: Option<VolumeKey>) -> Result<(BTreeSet<Slot>, Vec<Slot>), Failure> {
         let folder = |base: &str| volume.map_or_else(|| base.to_owned(), |v| format!("{base}/{v}"));
@@ -288,8 +260,10 @@ impl Repository {
             .filter_map(|listed| Slot::parse_key(&listed.key).ok())
             .collect();
         let listed = self.store.list(&folder(names::SNAPSHOTS)).await?;
-        let slots = self.standing(&listed, &forgotten).await;
-        Ok((forgotten, slots.into_iter().collect()))
+        let longer = listed.iter().filter(|listed| !self.is_as_short(listed.size));
+        let mut slots: Vec<Slot> = longer.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect();
+        slots.sort();
+        Ok((forgotten, slots))
     }
 
     /// Whether the store gives the one object that is always there: what it does not give then is about that object alone.
@@ -460,9 +434,15 @@ fn of_config(store: &Store, error: FormatError) -> Failure {
             names::CONFIG
         ));
     }
+    let is_later = matches!(error, FormatError::UnknownVersion { .. } | FormatError::UnknownFeature { .. });
     let failure = Failure::from(error).context(format!("{}/{}", store.location(), names::CONFIG));
     match failure.kind {
         FailureKind::Damaged => Failure { why: format!("{}: {BRING_BACK}", failure.why), ..failure },
+        // Its head is covered by nothing that opens without its key.
+        _ if is_later => Failure {
+            why: format!("{} (if none was ever used here, it is damaged: {BRING_BACK})", failure.why),
+            ..failure
+        },
         _ => failure,
     }
 }

@@ -9,6 +9,7 @@
 mod attempt;
 mod collections;
 mod findings;
+mod forgotten;
 mod frames;
 mod given;
 mod holes;
@@ -22,7 +23,6 @@ mod record;
 mod scope;
 mod service;
 mod told;
-mod tombstones;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};

@@ -42,8 +42,10 @@ pub struct Mended {
     pub keys: Vec<KeyId>,
     /// Data keys of which nobody knows whether they should be, and why.
     pub keys_withheld: Vec<(KeyId, String)>,
-    /// Slots of forgotten snapshots in which tombstones stand again.
-    pub tombstones: Vec<String>,
+    /// Markers and tombstones of forgotten snapshots that could not be read, and stand there again.
+    pub forgotten: Vec<String>,
+    /// Those of them that the store does not let be overwritten, and what it said.
+    pub locked: Vec<(String, String)>,
     /// Objects of collections that could not be read, and that stop nobody any more.
     pub collections: Vec<String>,
     /// Objects of collections that cannot be read, and stay as they are, and why.
@@ -69,7 +71,7 @@ pub(crate) enum Salvaged {
 /// Mends a repository.
 pub struct Mender {
     pub(crate) source: Source,
-    host: String,
+    pub(crate) host: String,
 }
 
 impl Mender {
@@ -123,7 +125,7 @@ impl Mender {
     async fn all(&self, session: SessionId) -> Result<Mended, Failure> {
         let mut mended = Mended::default();
         self.end_collections(session, &mut mended).await?;
-        self.tombstones(&mut mended).await?;
+        self.forgotten(&mut mended).await?;
         let recorded = Damages::load(&self.source.repository).await?;
         let listed = self.source.repository.store.list(names::KEYS).await?;
         let mut seen = BTreeSet::new();

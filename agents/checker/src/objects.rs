@@ -169,8 +169,7 @@ impl Checker {
         Ok(())
     }
 
-    /// The slots that are as short as tombstones, but for those that are none and not forgotten either: they are said of
-    /// their snapshots.
+    /// The slots that are as short as tombstones: they are in no list of snapshots, and each must be one.
     async fn tombstones(
         &self,
         forgotten: &BTreeSet<Slot>,
@@ -183,28 +182,32 @@ impl Checker {
         if repository.tombstones == Tombstones::Empty {
             return Ok(short.into_iter().collect());
         }
-        let mut tombstones = BTreeSet::new();
         let at_slot = |slot: Slot| async move { (slot, self.source.at_slot(slot).await) };
-        let mut reading = stream::iter(short).map(at_slot).buffered(AT_ONCE);
+        let mut reading = stream::iter(short.clone()).map(at_slot).buffered(AT_ONCE);
         while let Some((slot, read)) = reading.next().await {
             self.source.go_on()?;
             match read? {
-                Ok(AtSlot::Tombstone) => drop(tombstones.insert(slot)),
-                Err(failure) if is_lost(&failure) && forgotten.contains(&slot) => {
-                    let mended = if is_withheld(&failure) {
-                        ""
-                    } else {
-                        " (`lvkeep repair` puts a tombstone there again)"
+                // What is neither, a failure says.
+                Ok(AtSlot::Tombstone | AtSlot::Snapshot(_) | AtSlot::Nothing) => {}
+                Err(failure) if is_lost(&failure) => {
+                    let id = slot.session;
+                    let then = match (forgotten.contains(&slot), failure.kind) {
+                        (true, FailureKind::Damaged) => {
+                            "; it is forgotten (`lvkeep repair` puts a tombstone there again)".to_owned()
+                        }
+                        (true, _) => "; it is forgotten".to_owned(),
+                        (false, FailureKind::Damaged) => format!(
+                            "; nobody knows whether a snapshot stood there: bring it back from elsewhere, or let it go with \
+                             `lvkeep forget {id}` and `lvkeep repair`"
+                        ),
+                        (false, _) => String::new(),
                     };
-                    report.object(slot.snapshot(), format!("{failure}; it is forgotten{mended}"));
-                    tombstones.insert(slot);
+                    report.object(slot.snapshot(), format!("{failure}{then}"));
                 }
-                Ok(AtSlot::Snapshot(_) | AtSlot::Nothing) => {}
-                Err(failure) if is_lost(&failure) => {}
                 Err(failure) => return Err(failure),
             }
         }
-        Ok(tombstones)
+        Ok(short.into_iter().collect())
     }
 
     async fn epochs(&self, report: &mut Report) -> Result<(), Failure> {

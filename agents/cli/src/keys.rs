@@ -24,6 +24,8 @@ struct Shown {
     encrypted: bool,
     recipients: Vec<String>,
     generation: u32,
+    /// What a program needs to know to read the repository.
+    features: Vec<String>,
     data_keys: usize,
 }
 
@@ -45,12 +47,14 @@ struct Unopened {
 /// `lvkeep key show`.
 pub async fn show(app: &App) -> anyhow::Result<()> {
     let repository = app.repository().await?;
+    let head = Repository::head(&repository.store).await?;
     // The newest list is in the bucket; a host's file may be older.
     let shown = Shown {
         repository: repository.key.repo().to_string(),
         encrypted: repository.key.encrypted(),
         recipients: repository.key.recipients().to_vec(),
         generation: repository.key.generation(),
+        features: head.read_features,
         data_keys: repository.store.list(names::KEYS).await.map_err(Failure::from)?.len(),
     };
     let outdated = repository.key.generation() < repository.config.key_generation;
@@ -61,6 +65,7 @@ pub async fn show(app: &App) -> anyhow::Result<()> {
             false => lines.push("  NOT ENCRYPTED".to_owned()),
         }
         lines.push(format!("  {} data keys, recipients' generation {}", shown.data_keys, shown.generation));
+        lines.push(format!("  features {}", shown.features.join(", ")));
         if outdated {
             lines.push(
                 "  this host's writer key file is OUTDATED: it lacks recipients that were added".to_owned(),

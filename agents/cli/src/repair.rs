@@ -20,8 +20,9 @@ struct Repaired {
     packs_not_salvaged: Vec<Unsalvaged>,
     keys_restored: Vec<String>,
     keys_not_looked_into: Vec<Unread>,
-    /// Slots of forgotten snapshots in which tombstones stand again.
-    tombstones_restored: Vec<String>,
+    /// Markers and tombstones of forgotten snapshots that stand there again.
+    forgotten_restored: Vec<String>,
+    forgotten_not_restored: Vec<Unread>,
     /// Objects of collections that could not be read, and stop nobody any more.
     collections_ended: Vec<String>,
     collections_not_ended: Vec<String>,
@@ -82,7 +83,8 @@ pub async fn run(app: &App, args: &RepairArgs) -> anyhow::Result<()> {
             .into_iter()
             .map(|(id, why)| Unread { key: names::key(id), why })
             .collect(),
-        tombstones_restored: mended.tombstones,
+        forgotten_restored: mended.forgotten,
+        forgotten_not_restored: mended.locked.into_iter().map(|(key, why)| Unread { key, why }).collect(),
         collections_ended: mended.collections,
         collections_not_ended: mended.unended,
         snapshots_marked: marked.snapshots,
@@ -156,10 +158,12 @@ impl Repaired {
         lines.extend(self.keys_restored.iter().map(|key| format!("{key} was stored again from a footer")));
         let unread = self.keys_not_looked_into.iter();
         lines.extend(unread.map(|one| format!("NOT LOOKED INTO {}: {}", one.key, one.why)));
-        let tombstones = self.tombstones_restored.iter();
+        let forgotten = self.forgotten_restored.iter();
         lines.extend(
-            tombstones.map(|key| format!("{key} is a tombstone again, of a snapshot that was forgotten")),
+            forgotten.map(|key| format!("{key} could not be read, and says again what was forgotten")),
         );
+        let locked = self.forgotten_not_restored.iter();
+        lines.extend(locked.map(|one| format!("NOT OVERWRITTEN {}: {}", one.key, one.why)));
         let ended = self.collections_ended.iter();
         lines.extend(ended.map(|key| format!("{key} could not be read, and stops no collection any more")));
         lines.extend(self.collections_not_ended.iter().map(|why| format!("NOT ENDED: {why}")));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use agent::marks::{self, Marks};
-use agent::{DamagedRoot, Failure, Repository, Roots, forgetting};
+use agent::{DamagedRoot, Failure, Repository, Roots, forgetting, sessions};
 use anyhow::bail;
 use schema::facts::GROUP_MEMBERS;
 use schema::names::Slot;
@@ -87,9 +87,12 @@ pub fn conclude(app: &App, damaged: &[DamagedRoot]) -> anyhow::Result<()> {
 /// The visible snapshot with this whole id, when its root is damaged.
 pub async fn damaged(repository: &Repository, text: &str) -> Result<Option<DamagedRoot>, Failure> {
     let Ok(id) = text.to_ascii_uppercase().parse::<SessionId>() else { return Ok(None) };
-    let mut slots = repository.visible_slots(None).await?;
-    slots.retain(|slot| slot.session == id);
-    Ok(repository.roots_at(slots).await?.damaged.pop())
+    // One that was cut off to the length of a tombstone is in no list of snapshots.
+    let Some(slot) = sessions::decided_slot(repository, id).await? else { return Ok(None) };
+    if repository.store.head(&slot.forgotten()).await?.is_some() {
+        return Ok(None);
+    }
+    Ok(repository.roots_at(vec![slot]).await?.damaged.pop())
 }
 
 /// The one snapshot that `text` means.

@@ -84,7 +84,11 @@ async fn cancel_unreadable(
     let why = match repository.read::<Session>(&key).await {
         Err(failure) if failure.kind == FailureKind::Store => return Err(failure.into()),
         Err(failure) => failure.why,
-        Ok(_) => format!("{key} is empty"),
+        Ok(None) => return Err(Failure::refused(format!("session {id} has just ended")).into()),
+        Ok(Some(_)) => {
+            let why = format!("{key} could not be read a moment ago, and can be read now: run this again");
+            return Err(Failure::refused(why).into());
+        }
     };
     if !force && sessions::decided_slot(repository, id).await?.is_none() {
         let why = format!(

@@ -8,15 +8,16 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use agent::repository::{AtSlot, can_be_pack};
 use agent::{Failure, Repository, marks};
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use schema::messages::FailureKind;
 use schema::names::{self, Slot};
 use schema::pack::PackEntry;
+use schema::tombstone::Tombstones;
 use schema::{PackId, SessionId};
 
 use crate::footers::{Found, Pack};
 use crate::live::{LISTS, LiveIds, half};
-use crate::mark::{Sources, mark, not_there};
+use crate::mark::{Sources, at_slots, mark, not_there};
 use crate::structure::{Failed, Structure};
 
 /// What is known of one pack.
@@ -86,14 +87,14 @@ pub(crate) struct Census {
 /// Step 1: forgotten markers, holds, packs, open sessions, and what all snapshots need that are not forgotten.
 pub(crate) async fn list_and_mark(sources: &Sources<'_>) -> Result<Census, Failure> {
     let budget = sources.budget;
-    let store = &sources.repository.store;
     sources.footers.begin().await?;
     let markers = markers(sources.repository).await?;
+    let marked = marked(sources.repository).await?;
     let mut packs: Vec<Holding> =
         sources.repository.list_packs().await?.into_iter().map(|(id, size)| Holding::new(id, size)).collect();
     packs.sort_by_key(|holding| holding.pack);
     let open: BTreeSet<SessionId> = crate::sessions::listed(sources.repository).await?;
-    let existing = sources.repository.standing(&store.list(names::SNAPSHOTS).await?, &markers).await;
+    let existing = existing(sources.repository, &markers, &marked).await?;
     // A marker of what does not stand anywhere says nothing.
     let mut forgotten: BTreeSet<Slot> = existing.intersection(&markers).copied().collect();
     for (slot, why) in held(sources.repository, &forgotten).await? {
@@ -168,11 +169,49 @@ async fn markers(repository: &Repository) -> Result<BTreeSet<Slot>, Failure> {
     Ok(whole.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect())
 }
 
+/// The snapshots of which something is said, which a sweep takes away.
+async fn marked(repository: &Repository) -> Result<BTreeSet<Slot>, Failure> {
+    let listed = repository.store.list(names::MARKS).await?;
+    Ok(listed.iter().filter_map(|listed| names::marked(&listed.key)).collect())
+}
+
 /// The slots that hold more than a tombstone.
 pub(crate) async fn standing(repository: &Repository) -> Result<BTreeSet<Slot>, Failure> {
-    // Markers only spare the look at what is as short as a tombstone.
-    let markers = markers(repository).await?;
-    Ok(repository.standing(&repository.store.list(names::SNAPSHOTS).await?, &markers).await)
+    // Neither decides anything but what is looked at.
+    let (markers, marked) = (markers(repository).await?, marked(repository).await?);
+    existing(repository, &markers, &marked).await
+}
+
+/// The same. What is as short as a tombstone is looked at, so that no root that was cut off goes for one: but for what is
+/// forgotten, of which there is ever more, and of which nothing is said. What cannot be read counts as more.
+async fn existing(
+    repository: &Repository,
+    forgotten: &BTreeSet<Slot>,
+    marked: &BTreeSet<Slot>,
+) -> Result<BTreeSet<Slot>, Failure> {
+    let (mut existing, mut short) = (BTreeSet::new(), Vec::new());
+    for listed in repository.store.list(names::SNAPSHOTS).await? {
+        let Ok(slot) = Slot::parse_key(&listed.key) else { continue };
+        match repository.is_as_short(listed.size) {
+            true => short.push(slot),
+            false => drop(existing.insert(slot)),
+        }
+    }
+    short.retain(|slot| {
+        let is_swept = forgotten.contains(slot) && !marked.contains(slot);
+        repository.tombstones == Tombstones::Sealed && !is_swept
+    });
+    let mut looking = std::pin::pin!(at_slots(repository, &short));
+    while let Some((slot, found)) = looking.next().await {
+        match found {
+            Ok(AtSlot::Tombstone) => {}
+            Ok(AtSlot::Nothing) => return Err(not_there(slot)),
+            // It may be a tombstone all the same, of which nobody would believe any more that it was one before.
+            Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
+            Ok(AtSlot::Snapshot(_)) | Err(_) => drop(existing.insert(slot)),
+        }
+    }
+    Ok(existing)
 }
 
 /// The frames of a pack that may be moved or dropped: of a damaged one, where it is recorded that nobody relies on it.

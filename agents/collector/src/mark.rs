@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, HashSet};
 use agent::repository::AtSlot;
 use agent::{Failure, Repository, Stop};
 use bytes::Bytes;
-use futures::stream::{self, Stream, StreamExt, TryStreamExt};
+use futures::stream::{self, Stream, StreamExt};
 use schema::limits::{MAP_DEPTH_MAX, NODE_FANOUT};
 use schema::map::{Content, Geometry, Leaf, Node};
 use schema::messages::FailureKind;
@@ -61,18 +61,25 @@ pub(crate) async fn mark(
 }
 
 /// What stands at these slots, in their order.
-fn at_slots(sources: &Sources<'_>, slots: &[Slot]) -> impl Stream<Item = Result<(Slot, AtSlot), Failure>> {
+pub(crate) fn at_slots(
+    repository: &Repository,
+    slots: &[Slot],
+) -> impl Stream<Item = (Slot, Result<AtSlot, Failure>)> {
     let at_slot = move |slot: Slot| async move {
-        match sources.repository.at_slot(slot).await {
-            Ok(found) => Ok((slot, found)),
-            Err(failure) => {
-                let id = slot.session;
-                Err(failure.context(format!(
+        let found = repository.at_slot(slot).await.map_err(|failure| {
+            let id = slot.session;
+            let said = match failure.kind {
+                FailureKind::Store => {
+                    format!("snapshot {id} cannot be read now, so that nobody knows what it needs")
+                }
+                _ => format!(
                     "snapshot {id} cannot be read, so that nobody knows what it needs (`lvkeep forget {id}` lets it go if \
                      it is lost)"
-                )))
-            }
-        }
+                ),
+            };
+            failure.context(said)
+        });
+        (slot, found)
     };
     stream::iter(slots.to_vec()).map(at_slot).buffered(AT_ONCE)
 }
@@ -87,9 +94,9 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     async fn snapshots(&mut self, slots: &[Slot]) -> Result<(), Failure> {
-        let mut roots = std::pin::pin!(at_slots(self.sources, slots));
-        while let Some((slot, at_slot)) = roots.try_next().await? {
-            match at_slot {
+        let mut roots = std::pin::pin!(at_slots(self.sources.repository, slots));
+        while let Some((slot, at_slot)) = roots.next().await {
+            match at_slot? {
                 AtSlot::Snapshot(root) => self.snapshot(&root).await?,
                 AtSlot::Tombstone => self.check_swept(slot).await?,
                 AtSlot::Nothing => return Err(not_there(slot)),
@@ -102,9 +109,9 @@ impl Walk<'_> {
     /// walk that needs it.
     async fn find_nodes(&mut self, slots: &[Slot]) -> Result<(), Failure> {
         let mut levels = vec![BTreeSet::new(); usize::from(MAP_DEPTH_MAX) + 1];
-        let mut roots = std::pin::pin!(at_slots(self.sources, slots));
-        while let Some((_, at_slot)) = roots.try_next().await? {
-            if let AtSlot::Snapshot(root) = at_slot {
+        let mut roots = std::pin::pin!(at_slots(self.sources.repository, slots));
+        while let Some((_, at_slot)) = roots.next().await {
+            if let AtSlot::Snapshot(root) = at_slot? {
                 let level = usize::from(Geometry::new(root.size)?.depth());
                 levels.get_mut(level).into_iter().for_each(|ids| ids.extend(root.top));
             }

@@ -5,4 +5,5 @@ mod holds;
 mod interleaved;
 mod moment;
 mod refusing;
+mod tombstones;
 mod withheld;

@@ -9,8 +9,9 @@ use agent::store::Store;
 use agent::{Environment, Failure, Repository, Stop};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use schema::config::FEATURE_BASE;
 use schema::keys::Identity;
-use schema::tombstone::Tombstones;
+use schema::names;
 
 use super::bucket::History;
 use super::cluster::World;
@@ -70,7 +71,7 @@ pub async fn build(
     let plain = Store::new(history.clone(), "", "bucket", environment.clone());
     let mut repository = Repository::init(plain, &new).await?;
     if plan.empty_tombstones {
-        repository.tombstones = Tombstones::Empty;
+        repository = with_empty_tombstones(repository).await?;
     }
     store.set(plan.store.clone());
     if let Some((number, fault)) = plan.write_fault {
@@ -123,6 +124,15 @@ pub async fn build(
         faults: Mutex::default(),
     };
     Ok((Arc::new(world), history))
+}
+
+/// The same repository as one that was made before tombstones were sealed.
+async fn with_empty_tombstones(repository: Repository) -> Result<Repository, Failure> {
+    let Repository { store, key, config, .. } = repository;
+    let base = [FEATURE_BASE.to_owned()];
+    let bytes = config.encode_requiring(&base, &base, &key, store.environment().random())?;
+    store.put(names::CONFIG, bytes.into()).await?;
+    Repository::open(store, Some(key), None).await
 }
 
 /// What readers call a volume's source.

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use schema::tombstone::TOMBSTONE_LEN;
 use tests::e2e::Machine;
 
 pub const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
 /// The version that this program writes.
-const WRITTEN: &str = "v1";
+const WRITTEN: &str = "v2";
 const KIB: usize = 1 << 10;
 
 /// What a volume held on a day: bytes that depend on nothing but their names, beside repeated and empty ones.
@@ -31,7 +32,7 @@ pub fn content(volume: &str, day: u32) -> Vec<u8> {
     bytes
 }
 
-/// The snapshots, oldest first. The last of them was forgotten.
+/// The snapshots, oldest first. The last of them was forgotten; since `v2`, another one was swept.
 const SNAPSHOTS: [(&str, u32); 4] = [("vm/a", 1), ("vm/b", 1), ("vm/a", 2), ("vm/b", 2)];
 
 pub fn machine_with(repository: &str, identity: &str) -> Machine {
@@ -92,6 +93,9 @@ fn written() {
     let ids = SNAPSHOTS.map(|(volume, day)| id(&back_up(&machine, volume, day)));
     machine.run(&["hold", &ids[0], "--note", "the first of all"]).ok();
     machine.run(&["tag", &ids[2], "--set", "second"]).ok();
+    let swept = id(&back_up(&machine, "vm/c", 1));
+    machine.run(&["forget", "--allow-last", &swept]).ok();
+    assert_eq!(machine.json(&["prune"])["finished"], true);
     machine.run(&["forget", "--allow-last", &ids[3]]).ok();
     std::fs::write(folder.join("snapshots"), ids.join("\n") + "\n").expect("the ids");
 }
@@ -136,6 +140,20 @@ fn is_read(version: &Path) {
     machine.run(&["check", "--read-data"]).ok();
     restores(&machine, ids[0], "vm/a", 1);
     restores(&machine, "vm/a@latest", "vm/a", 3);
+    keeps_to_its_tombstones(version, Path::new(&repository));
+}
+
+/// What a repository's tombstones are was decided when it was made.
+pub fn keeps_to_its_tombstones(version: &Path, repository: &Path) {
+    let name = version.file_name().and_then(|name| name.to_str()).expect("a version's name");
+    let size = if name.starts_with("v1") { 0 } else { TOMBSTONE_LEN };
+    let volumes = std::fs::read_dir(repository.join("snapshots")).expect("slots");
+    let slots =
+        volumes.flat_map(|volume| std::fs::read_dir(volume.expect("a volume").path()).expect("slots"));
+    let sizes: Vec<u64> =
+        slots.map(|slot| slot.expect("a slot").metadata().expect("its size").len()).collect();
+    let tombstones: Vec<&u64> = sizes.iter().filter(|size| **size <= TOMBSTONE_LEN).collect();
+    assert!(!tombstones.is_empty() && tombstones.iter().all(|found| **found == size), "{name}: {sizes:?}");
 }
 
 #[test]
@@ -144,7 +162,7 @@ fn repositories_of_every_version_are_read() {
         .expect("the folder of golden repositories")
         .map(|entry| entry.expect("an entry").path())
         // Those of `golden_marked` hold other snapshots.
-        .filter(|version| !version.ends_with(super::golden_marked::WRITTEN))
+        .filter(|version| !super::golden_marked::VERSIONS.iter().any(|marked| version.ends_with(marked)))
         .collect();
     assert!(versions.iter().any(|version| version.ends_with(WRITTEN)), "{versions:?}");
     versions.iter().for_each(|version| is_read(version));

@@ -12,10 +12,12 @@ use schema::names;
 use schema::session::{Session, SessionKind};
 use tests::e2e::{Archive, Machine};
 
-use super::golden::{FOLDER, back_up, content, copy, id, machine_with, path, restores};
+use super::golden::{
+    FOLDER, back_up, content, copy, id, keeps_to_its_tombstones, machine_with, path, restores,
+};
 
-/// What this program writes.
-pub const WRITTEN: &str = "v1-marked";
+/// What programs have written, the last of them this one.
+pub const VERSIONS: [&str; 2] = ["v1-marked", "v2-marked"];
 
 /// The snapshots, in the order in which they were made. The second one of them is forgotten, and the last one damaged.
 const SNAPSHOTS: [(&str, u32); 5] = [("vm/a", 1), ("vm/b", 1), ("vm/a", 2), ("vm/b", 2), ("vm/c", 1)];
@@ -63,7 +65,7 @@ fn open_session(archive: &Archive) -> String {
 
 #[test]
 fn written() {
-    let folder = Path::new(FOLDER).join(WRITTEN);
+    let folder = Path::new(FOLDER).join(VERSIONS[VERSIONS.len() - 1]);
     if std::env::var_os("LVKEEP_BLESS").is_none() {
         assert!(folder.is_dir(), "{} is to be written: see the head of this file", folder.display());
         return;
@@ -101,8 +103,11 @@ fn lost(machine: &Machine, id: &str) -> u64 {
 
 #[test]
 fn what_was_left_in_the_middle_is_read_healed_and_collected() {
-    let version = Path::new(FOLDER).join(WRITTEN);
-    let (ids, session) = (lines(&version, "snapshots"), lines(&version, "session").remove(0));
+    VERSIONS.iter().for_each(|version| is_read_healed_and_collected(&Path::new(FOLDER).join(version)));
+}
+
+fn is_read_healed_and_collected(version: &Path) {
+    let (ids, session) = (lines(version, "snapshots"), lines(version, "session").remove(0));
     let mut machine = machine_with("", path(&version.join("identity")));
     let repository = machine.place("repository");
     machine.set("LVKEEP_REPO", &repository);
@@ -158,4 +163,5 @@ fn what_was_left_in_the_middle_is_read_healed_and_collected() {
     machine.run(&["check", "--read-data"]).ok();
     restores(&machine, &ids[0], "vm/a", 1);
     restores(&machine, "vm/c@latest", "vm/c", 1);
+    keeps_to_its_tombstones(version, Path::new(&repository));
 }

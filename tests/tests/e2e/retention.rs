@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use schema::tombstone::TOMBSTONE_LEN;
 use tests::e2e::{Machine, random_file, same_bytes};
 
 /// A machine with `disk.img` of 2 MiB, backed up so often as `vm/disk`, each time with other first bytes; and the ids.
@@ -116,11 +117,18 @@ fn root(machine: &Machine, id: &str) -> PathBuf {
 
 #[test]
 fn a_damaged_root_stands_in_nobodys_way_and_can_be_let_go() {
+    let version = |root: &[u8]| [&root[..4], &[root[4] ^ 0x10], &root[5..]].concat();
+    for damage in [|root: &[u8]| root[..root.len() - 1].to_vec(), |_: &[u8]| Vec::new(), version] {
+        is_let_go(damage);
+    }
+}
+
+fn is_let_go(damage: impl Fn(&[u8]) -> Vec<u8>) {
     let (machine, all) = prepared(3);
     let image = machine.place("disk.img");
     let other = machine.json(&["backup", "--name", "vm/other", &image])["snapshot"].clone();
     let whole = std::fs::read(root(&machine, &all[1])).expect("a root");
-    std::fs::write(root(&machine, &all[1]), &whole[..whole.len() - 1]).expect("it is damaged");
+    std::fs::write(root(&machine, &all[1]), damage(&whole)).expect("it is damaged");
 
     let named = [all[1].as_str(), "lvkeep forget"];
     let listed = machine.run(&["snapshots"]).fails(6, &named);
@@ -159,6 +167,24 @@ fn a_damaged_root_stands_in_nobodys_way_and_can_be_let_go() {
     let left = [all[2].as_str(), fresh["snapshot"].as_str().expect("an id"), other.as_str().expect("an id")];
     assert_eq!(ids(&machine, &[]), left);
     assert_eq!(machine.json(&["prune"])["finished"], true);
+    machine.run(&["check", "--read-data"]).ok();
+}
+
+/// Lists do not show it, as they do not show what sessions left that were given up; nothing of it is lost by that.
+#[test]
+fn a_root_that_is_as_short_as_a_tombstone_is_named_and_can_be_let_go() {
+    let (machine, all) = prepared(2);
+    let whole = std::fs::read(root(&machine, &all[1])).expect("a root");
+    std::fs::write(root(&machine, &all[1]), &whole[..TOMBSTONE_LEN as usize]).expect("it is cut off");
+    assert_eq!(ids(&machine, &[]), all[..1]);
+    machine.run(&["check"]).fails(6, &[&all[1], "lvkeep forget", "lvkeep repair"]);
+    machine.run(&["prune"]).fails(6, &[&all[1], "lvkeep forget"]);
+    let done = machine.run(&["forget", &all[1]]).ok();
+    assert!(done.out.contains("1 snapshot is forgotten"), "{done}");
+    assert_eq!(machine.json(&["prune"])["finished"], true);
+    machine.run(&["check"]).fails(6, &[&all[1], "lvkeep repair"]);
+    let repaired = machine.run(&["repair"]).ok();
+    assert!(repaired.out.contains("says again what was forgotten"), "{repaired}");
     machine.run(&["check", "--read-data"]).ok();
 }
 

@@ -83,7 +83,8 @@ async fn a_collection_that_rots_stops_backups_only_where_nothing_is_known_and_a_
         let left = left(&victim, stage).await;
         for key in [names::epoch(1), names::verdict(1)] {
             let Some(bytes) = left.objects.get(&key) else { continue };
-            let places = [0, 30, bytes.len() / 2, bytes.len() - 1];
+            // Magic, version, nonce, body, tag.
+            let places = [0, 4, 30, bytes.len() / 2, bytes.len() - 1];
             let mut cases: Vec<(String, Option<Bytes>)> =
                 places.iter().map(|at| (format!("byte {at}"), Some(flipped(bytes, *at)))).collect();
             cases.push(("cut in half".into(), Some(bytes.slice(..bytes.len() / 2))));

@@ -36,6 +36,9 @@ use tests::rot::{Objects, Rot};
 
 const ALL: Content = Content::All { after: None };
 
+/// Where each field of a small object's envelope begins: its version, kind, cipher, repository, nonce, and length.
+const ENVELOPE: [usize; 8] = [4, 5, 6, 7, 8, 24, 36, 39];
+
 /// A repository with a volume that nothing happens to, and one that suffers.
 struct Victim {
     rot: Rot,
@@ -327,6 +330,7 @@ async fn every_small_object_is_checked() {
         let step = (bytes.len() / 12).max(1);
         let mut cases: Vec<(String, Option<Bytes>, bool)> = (0..bytes.len())
             .step_by(step)
+            .chain(ENVELOPE.into_iter().filter(|at| *at < bytes.len()))
             .chain([bytes.len() - 1])
             .map(|at| (format!("byte {at}"), Some(flipped(bytes, at)), true))
             .collect();

@@ -41,16 +41,17 @@ async fn a_root_that_is_cut_off_is_named_and_nothing_of_it_is_collected() {
         let rot = victim.rot.with(&objects).await.expect("a repository");
         let report = rot.check(ALL).await.expect("a report");
         assert!(is_named(&report, &key), "{case}: {report:?}");
+        let is_listed = !rot.repository.is_as_short(objects[&key].len() as u64);
         let roots = rot.repository.roots(None).await.expect("roots");
         let damaged: Vec<Slot> = roots.damaged.iter().map(|damaged| damaged.slot).collect();
-        assert_eq!(damaged, [root.slot], "{case}");
+        assert_eq!(damaged, if is_listed { vec![root.slot] } else { Vec::new() }, "{case}");
 
         let refused = prune(&rot).await.expect_err("nobody knows what it needs");
         assert!(refused.kind == FailureKind::Damaged, "{case}: {refused}");
         assert!(refused.why.contains(&format!("lvkeep forget {}", root.slot.session)), "{case}: {refused}");
         // A repair decides nothing of it, and what comes back is whole.
         let (mended, _) = rot.repair().await.expect("a repair");
-        assert!(mended.tombstones.is_empty(), "{case}: {mended:?}");
+        assert!(mended.forgotten.is_empty(), "{case}: {mended:?}");
         rot.repository.store.put(&key, victim.objects[&key].clone()).await.expect("it is brought back");
         assert!(rot.check(ALL).await.expect("a report").is_clean(), "{case}");
         collect(&rot).await.expect("a collection");
@@ -59,7 +60,7 @@ async fn a_root_that_is_cut_off_is_named_and_nothing_of_it_is_collected() {
     }
 }
 
-/// The same while a collection waits: it condemns packs that only such a snapshot needs, and deletes none of them.
+/// The same while a collection waits, which has condemned packs: nobody knows any more whether it needs them.
 #[tokio::test]
 async fn a_root_that_is_cut_off_during_a_collection_stops_it() {
     let victim = victim().await;
@@ -69,6 +70,9 @@ async fn a_root_that_is_cut_off_during_a_collection_stops_it() {
         let waited_for = super::open_session(&rot, &victim.bad.0, false);
         let open = OpenSession::begin(rot.repository.clone(), waited_for).await.expect("a session");
         assert_eq!(prune(&rot).await.expect("it waits").waits.len(), 1, "{case}");
+        let unfinished =
+            collector::unfinished(&rot.repository).await.expect("a collection").expect("one that waits");
+        assert!(unfinished.condemned > 0, "{case}: {unfinished:?}");
         open.end().await.expect("it ends");
         let packs = rot.repository.list_packs().await.expect("a listing");
         let key = victim.bad.0.slot.snapshot();
@@ -79,6 +83,8 @@ async fn a_root_that_is_cut_off_during_a_collection_stops_it() {
             refused.why.contains(&format!("lvkeep forget {}", victim.bad.0.slot.session)),
             "{case}: {refused}"
         );
+        let verdict = agent::epochs::verdict(&rot.repository, 1).await.expect("a verdict").expect("one");
+        assert_eq!(verdict.delete, [], "{case}");
         assert_eq!(rot.repository.list_packs().await.expect("a listing"), packs, "{case}");
     }
 }
@@ -126,7 +132,28 @@ async fn a_tombstone_that_cannot_be_read_is_put_anew() {
         let (mended, report) = rot.repair().await.expect("a repair");
         // What is of another length was swept again.
         let by_repair = if case == "a flipped bit" { vec![key.clone()] } else { Vec::new() };
-        assert!(mended.tombstones == by_repair && report.is_clean(), "{case}: {mended:?} {report:?}");
+        assert!(mended.forgotten == by_repair && report.is_clean(), "{case}: {mended:?} {report:?}");
+        assert!(matches!(rot.repository.at_slot(slot).await, Ok(AtSlot::Tombstone)), "{case}");
+        victim.good_is_unharmed(&rot, case).await;
+    }
+}
+
+/// Nobody else ever writes a marker again: while it cannot be read, a check names it.
+#[tokio::test]
+async fn a_marker_that_cannot_be_read_is_put_anew() {
+    let victim = victim().await;
+    let rot = victim.rot.with(&victim.objects).await.expect("a repository");
+    let (slot, key) = (victim.older.slot, victim.older.slot.forgotten());
+    forgetting::forget(&rot.repository, &victim.older, "a test").await.expect("it is forgotten");
+    let forgotten = rot.objects().await;
+    for (case, bytes) in [("a flipped bit", flipped(&forgotten[&key], 30)), ("empty", Bytes::new())] {
+        let mut objects = forgotten.clone();
+        objects.insert(key.clone(), bytes);
+        let rot = victim.rot.with(&objects).await.expect("a repository");
+        assert!(is_named(&rot.check(ALL).await.expect("a report"), &key), "{case}");
+        let (mended, report) = rot.repair().await.expect("a repair");
+        assert!(mended.forgotten == [key.clone()] && report.is_clean(), "{case}: {mended:?} {report:?}");
+        collect(&rot).await.expect("a collection");
         assert!(matches!(rot.repository.at_slot(slot).await, Ok(AtSlot::Tombstone)), "{case}");
         victim.good_is_unharmed(&rot, case).await;
     }
@@ -159,7 +186,7 @@ async fn an_older_repository_keeps_to_its_empty_tombstones() {
     assert!(sessions::list(&rot.repository).await.expect("a listing").is_empty());
     let rot = victim.rot.with(&objects).await.expect("a repository");
     let (mended, report) = rot.repair().await.expect("a repair");
-    assert!(mended.tombstones.is_empty() && report.is_clean(), "{mended:?} {report:?}");
+    assert!(mended.forgotten.is_empty() && report.is_clean(), "{mended:?} {report:?}");
     let next = rot.backup("vm/bad", &victim.path).await.expect("a snapshot");
     assert_eq!(next.parent, Some(victim.bad.0.slot));
     let (restored, _) = rot.restore(&next).await.expect("a restore");

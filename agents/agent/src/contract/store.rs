@@ -263,13 +263,15 @@ async fn racing_creators(store: &Store) {
 }
 
 async fn tombstones_stay(store: &Store) {
-    let nothing = Created::Lost(Bytes::new());
-    assert_eq!(create(store, "grave", b"").await, Created::Won);
-    assert_eq!(create(store, "grave", b"late commit").await, nothing, "a commit on a revoked slot");
-    assert_eq!(create(store, "grave", b"").await, Created::Won, "a tombstone twice");
-    put(store, "grave", b"root").await;
-    put(store, "grave", b"").await;
-    assert_eq!(create(store, "grave", b"late commit").await, nothing, "a commit on a collected slot");
-    assert_eq!(head(store, "grave").await, Some(0));
-    delete(store, &["grave"]).await;
+    for tombstone in [&b"sealed"[..], b""] {
+        let lost = Created::Lost(Bytes::copy_from_slice(tombstone));
+        assert_eq!(create(store, "grave", tombstone).await, Created::Won);
+        assert_eq!(create(store, "grave", b"late commit").await, lost, "a commit on a revoked slot");
+        assert_eq!(create(store, "grave", tombstone).await, Created::Won, "the same tombstone twice");
+        put(store, "grave", b"the root of a snapshot").await;
+        put(store, "grave", tombstone).await;
+        assert_eq!(create(store, "grave", b"late commit").await, lost, "a commit on a collected slot");
+        assert_eq!(head(store, "grave").await, Some(tombstone.len() as u64));
+        delete(store, &["grave"]).await;
+    }
 }

@@ -1,0 +1,107 @@
+//! Puts anew what says that a snapshot is forgotten or was swept, where that cannot be read: markers, and the tombstones
+//! of snapshots that are forgotten. Nobody else ever writes a marker again, and collections go by a tombstone's size.
+
+use std::collections::BTreeSet;
+
+use agent::repository::AtSlot;
+use agent::store::StoreErrorKind;
+use agent::{Failure, Repository};
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+use schema::messages::FailureKind;
+use schema::names::{self, Slot};
+use schema::root::Forgotten;
+
+use crate::given::is_withheld;
+use crate::mend::{Mended, Mender};
+
+/// Objects that are read at once.
+const AT_ONCE: usize = 16;
+
+impl Mender {
+    pub(crate) async fn forgotten(&self, mended: &mut Mended) -> Result<(), Failure> {
+        let repository = &self.source.repository;
+        let markers: BTreeSet<Slot> = slots(repository, names::FORGOTTEN, |_| true).await?;
+        let unreadable = self.unreadable(&markers, |slot| self.marker(slot)).await?;
+        for slot in unreadable {
+            let (key, time_ms) = (slot.forgotten(), repository.environment().now_ms());
+            let marker = Forgotten { slot, time_ms, by: format!("a repair on {}", self.host) };
+            self.put_anew(key.clone(), repository.seal(&key, &marker)?, mended).await?;
+        }
+        // Of a slot that is not forgotten nobody knows whether a snapshot stood there.
+        let short = slots(repository, names::SNAPSHOTS, |size| repository.is_as_short(size)).await?;
+        let short = short.intersection(&markers).copied().collect();
+        for slot in self.unreadable(&short, |slot| self.tombstone(slot)).await? {
+            self.put_anew(slot.snapshot(), repository.tombstone(slot)?, mended).await?;
+        }
+        Ok(())
+    }
+
+    /// Those of which a reading fails because of what is there.
+    async fn unreadable<F: Future<Output = Result<Result<(), Failure>, Failure>>>(
+        &self,
+        slots: &BTreeSet<Slot>,
+        read: impl Fn(Slot) -> F,
+    ) -> Result<Vec<Slot>, Failure> {
+        let read = &read;
+        let look = |slot: Slot| async move {
+            // Once more before that is believed.
+            for _ in 0..2 {
+                match read(slot).await? {
+                    Err(failure) if failure.kind == FailureKind::Damaged => {}
+                    Err(failure) if failure.kind != FailureKind::Refused && !is_withheld(&failure) => {
+                        return Err(failure);
+                    }
+                    _ => return Ok(None),
+                }
+            }
+            Ok(Some(slot))
+        };
+        let mut looking = stream::iter(slots.iter().copied()).map(look).buffered(AT_ONCE);
+        let mut unreadable = Vec::new();
+        while let Some(found) = looking.next().await {
+            self.source.go_on()?;
+            unreadable.extend(found?);
+        }
+        Ok(unreadable)
+    }
+
+    async fn marker(&self, slot: Slot) -> Result<Result<(), Failure>, Failure> {
+        let (key, repository) = (slot.forgotten(), &self.source.repository);
+        let read = || async {
+            match repository.read::<Forgotten>(&key).await? {
+                Some(marker) if marker.slot != slot => {
+                    Err(Failure::damaged(format!("{key} is the marker of {}", marker.slot)))
+                }
+                _ => Ok(()),
+            }
+        };
+        self.source.given(&key, read).await
+    }
+
+    async fn tombstone(&self, slot: Slot) -> Result<Result<(), Failure>, Failure> {
+        Ok(self.source.at_slot(slot).await?.map(drop::<AtSlot>))
+    }
+
+    async fn put_anew(&self, key: String, bytes: Bytes, mended: &mut Mended) -> Result<(), Failure> {
+        match self.source.repository.store.put(&key, bytes).await {
+            Ok(()) => mended.forgotten.push(key),
+            Err(error) if error.kind() == StoreErrorKind::Denied => {
+                mended.locked.push((key, error.to_string()));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+/// The slots that a listing shows with such a size.
+async fn slots(
+    repository: &Repository,
+    folder: &str,
+    is_it: impl Fn(u64) -> bool,
+) -> Result<BTreeSet<Slot>, Failure> {
+    let listed = repository.store.list(folder).await?;
+    let wanted = listed.iter().filter(|listed| is_it(listed.size));
+    Ok(wanted.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect())
+}
