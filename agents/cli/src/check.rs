@@ -16,6 +16,7 @@ use checker::{
 };
 use schema::PackId;
 use schema::names::Slot;
+use schema::tombstone::Tombstones;
 use serde::Serialize;
 
 use crate::app::App;
@@ -105,6 +106,12 @@ pub async fn run(app: &App, args: &CheckArgs) -> anyhow::Result<()> {
     };
     let went_on_behind = behind.map(|pack| pack.to_string());
     let marks = marks_to_take_away(&repository, report.healed).await;
+    if repository.tombstones == Tombstones::Empty {
+        app.complain(
+            "lvkeep: this archive was made before tombstones were sealed: a snapshot whose root a store has cut off to \
+             nothing is not found in it (`lvkeep copy --to` a new archive ends that)",
+        );
+    }
     conclude(app, &Checked { went_on_behind, ..Checked::of(report).beside(marks) })
 }
 

@@ -109,7 +109,9 @@ fn is_read(version: &Path) {
     machine.set("LVKEEP_REPO", &repository);
     copy(&version.join("repository"), Path::new(&repository));
 
-    machine.run(&["check", "--read-data"]).ok();
+    let checked = machine.run(&["check", "--read-data"]).ok();
+    let is_sealed = machine.run(&["key", "show"]).ok().out.contains("sealed-tombstones-1");
+    assert_eq!(checked.err.contains("before tombstones were sealed"), !is_sealed, "{checked}");
     let listed = machine.json(&["snapshots"]);
     let listed: BTreeMap<&str, &serde_json::Value> = listed
         .as_array()
