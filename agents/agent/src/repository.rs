@@ -210,8 +210,13 @@ impl Repository {
             Tombstones::Empty if bytes.is_empty() => return Ok(AtSlot::Tombstone),
             Tombstones::Sealed if self.is_as_short(bytes.len() as u64) => {
                 let opened = self.open_object::<Tombstone>(&key, bytes).map(|_| AtSlot::Tombstone);
-                return opened
-                    .map_err(|why| why.context("neither a tombstone, whose length it has, nor a root"));
+                return opened.map_err(|failure| match failure.kind {
+                    FailureKind::Damaged => Failure::damaged(format!(
+                        "{}/{key} is neither the root of a snapshot nor a tombstone, as which it is as short",
+                        self.store.location()
+                    )),
+                    _ => failure,
+                });
             }
             Tombstones::Empty | Tombstones::Sealed => {}
         }

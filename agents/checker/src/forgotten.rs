@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use agent::repository::AtSlot;
 use agent::store::StoreErrorKind;
-use agent::{Failure, Repository};
+use agent::{Failure, Repository, marks};
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use schema::messages::FailureKind;
@@ -22,8 +22,7 @@ impl Mender {
     pub(crate) async fn forgotten(&self, mended: &mut Mended) -> Result<(), Failure> {
         let repository = &self.source.repository;
         let markers: BTreeSet<Slot> = slots(repository, names::FORGOTTEN, |_| true).await?;
-        let unreadable = self.unreadable(&markers, |slot| self.marker(slot)).await?;
-        for slot in unreadable {
+        for slot in self.unreadable(&markers, |slot| self.marker(slot)).await? {
             let (key, time_ms) = (slot.forgotten(), repository.environment().now_ms());
             let marker = Forgotten { slot, time_ms, by: format!("a repair on {}", self.host) };
             self.put_anew(key.clone(), repository.seal(&key, &marker)?, mended).await?;
@@ -31,7 +30,14 @@ impl Mender {
         // Of a slot that is not forgotten nobody knows whether a snapshot stood there.
         let short = slots(repository, names::SNAPSHOTS, |size| repository.is_as_short(size)).await?;
         let short = short.intersection(&markers).copied().collect();
-        for slot in self.unreadable(&short, |slot| self.tombstone(slot)).await? {
+        let unreadable = self.unreadable(&short, |slot| self.tombstone(slot)).await?;
+        let marks = marks::among(repository, &unreadable.iter().copied().collect()).await?;
+        for slot in unreadable {
+            // It may be brought back from elsewhere, where it is held and nothing of it is deleted.
+            if let Some(why) = marks.get(&slot).and_then(|marks| marks.why_held()) {
+                mended.stays.push((slot.snapshot(), why));
+                continue;
+            }
             self.put_anew(slot.snapshot(), repository.tombstone(slot)?, mended).await?;
         }
         Ok(())
@@ -44,24 +50,21 @@ impl Mender {
         read: impl Fn(Slot) -> F,
     ) -> Result<Vec<Slot>, Failure> {
         let read = &read;
-        let look = |slot: Slot| async move {
-            // Once more before that is believed.
-            for _ in 0..2 {
-                match read(slot).await? {
-                    Err(failure) if failure.kind == FailureKind::Damaged => {}
-                    Err(failure) if failure.kind != FailureKind::Refused && !is_withheld(&failure) => {
-                        return Err(failure);
-                    }
-                    _ => return Ok(None),
-                }
-            }
-            Ok(Some(slot))
-        };
+        let look = |slot: Slot| async move { (slot, read(slot).await) };
         let mut looking = stream::iter(slots.iter().copied()).map(look).buffered(AT_ONCE);
-        let mut unreadable = Vec::new();
-        while let Some(found) = looking.next().await {
+        let mut suspects = Vec::new();
+        while let Some((slot, found)) = looking.next().await {
             self.source.go_on()?;
-            unreadable.extend(found?);
+            if is_unreadable(found?)? {
+                suspects.push(slot);
+            }
+        }
+        // Once more before that is believed.
+        let mut unreadable = Vec::new();
+        for slot in suspects {
+            if is_unreadable(read(slot).await?)? {
+                unreadable.push(slot);
+            }
         }
         Ok(unreadable)
     }
@@ -87,11 +90,21 @@ impl Mender {
         match self.source.repository.store.put(&key, bytes).await {
             Ok(()) => mended.forgotten.push(key),
             Err(error) if error.kind() == StoreErrorKind::Denied => {
-                mended.locked.push((key, error.to_string()));
+                mended.stays.push((key, error.to_string()));
             }
             Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+}
+
+/// Whether what is there is damaged. What a later version wrote is not, and what is not given may be whole.
+fn is_unreadable(found: Result<(), Failure>) -> Result<bool, Failure> {
+    match found {
+        Ok(()) => Ok(false),
+        Err(failure) if failure.kind == FailureKind::Damaged => Ok(true),
+        Err(failure) if failure.kind == FailureKind::Refused || is_withheld(&failure) => Ok(false),
+        Err(failure) => Err(failure),
     }
 }
 

@@ -159,7 +159,8 @@ impl Checker {
         let mut recorded = Damages::load(&self.source.repository).await?;
         report.minds_all = !recorded.is_incomplete();
         // Snapshots before packs: what they stand on is listed.
-        let slots = self.source.repository.visible_slots(None).await?;
+        let mut slots = self.source.repository.visible_slots(None).await?;
+        slots.extend(self.cut_off().await?);
         let mut packs = self.footers(&recorded, &mut report).await?;
         self.small_objects(&packs, &mut report).await?;
         self.structure_frames(&recorded, &mut packs, &mut report).await?;

@@ -44,8 +44,8 @@ pub struct Mended {
     pub keys_withheld: Vec<(KeyId, String)>,
     /// Markers and tombstones of forgotten snapshots that could not be read, and stand there again.
     pub forgotten: Vec<String>,
-    /// Those of them that the store does not let be overwritten, and what it said.
-    pub locked: Vec<(String, String)>,
+    /// Those of them that stay as they are, and why: they are held, or the store does not let them be overwritten.
+    pub stays: Vec<(String, String)>,
     /// Objects of collections that could not be read, and that stop nobody any more.
     pub collections: Vec<String>,
     /// Objects of collections that cannot be read, and stay as they are, and why.

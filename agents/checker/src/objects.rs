@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use agent::repository::AtSlot;
+use agent::store::Listed;
 use agent::{Failure, epochs};
 use futures::stream::{self, StreamExt};
 use schema::check::Check;
@@ -159,7 +160,12 @@ impl Checker {
                 }
                 Ok(_) => {}
                 Err(failure) if is_lost(&failure) && forgotten.contains(&slot) => {
-                    report.object(slot.snapshot(), format!("{failure}; it is forgotten"));
+                    let then = if is_withheld(&failure) {
+                        ""
+                    } else {
+                        " (`lvkeep prune` sweeps it, unless it is held)"
+                    };
+                    report.object(slot.snapshot(), format!("{failure}; it is forgotten{then}"));
                 }
                 // Said of the snapshot.
                 Err(failure) if is_lost(&failure) => {}
@@ -169,45 +175,70 @@ impl Checker {
         Ok(())
     }
 
-    /// The slots that are as short as tombstones: they are in no list of snapshots, and each must be one.
+    /// The slots that are as short as tombstones. Those that are not forgotten are said of their snapshots.
     async fn tombstones(
         &self,
         forgotten: &BTreeSet<Slot>,
         report: &mut Report,
     ) -> Result<BTreeSet<Slot>, Failure> {
-        let repository = &self.source.repository;
-        let listed = repository.store.list(names::SNAPSHOTS).await?;
-        let short = listed.iter().filter(|listed| repository.is_as_short(listed.size));
-        let short: Vec<Slot> = short.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect();
-        if repository.tombstones == Tombstones::Empty {
-            return Ok(short.into_iter().collect());
+        let short = self.short_slots().await?;
+        if self.source.repository.tombstones == Tombstones::Empty {
+            return Ok(short);
         }
         let at_slot = |slot: Slot| async move { (slot, self.source.at_slot(slot).await) };
-        let mut reading = stream::iter(short.clone()).map(at_slot).buffered(AT_ONCE);
+        let mut reading = stream::iter(short.intersection(forgotten).copied()).map(at_slot).buffered(AT_ONCE);
         while let Some((slot, read)) = reading.next().await {
             self.source.go_on()?;
             match read? {
-                // What is neither, a failure says.
                 Ok(AtSlot::Tombstone | AtSlot::Snapshot(_) | AtSlot::Nothing) => {}
+                Err(failure) if failure.kind == FailureKind::Damaged => {
+                    let why = format!(
+                        "{failure}; it is forgotten (`lvkeep repair` puts a tombstone there, unless it is held)"
+                    );
+                    report.object(slot.snapshot(), why);
+                }
                 Err(failure) if is_lost(&failure) => {
-                    let id = slot.session;
-                    let then = match (forgotten.contains(&slot), failure.kind) {
-                        (true, FailureKind::Damaged) => {
-                            "; it is forgotten (`lvkeep repair` puts a tombstone there again)".to_owned()
-                        }
-                        (true, _) => "; it is forgotten".to_owned(),
-                        (false, FailureKind::Damaged) => format!(
-                            "; nobody knows whether a snapshot stood there: bring it back from elsewhere, or let it go with \
-                             `lvkeep forget {id}` and `lvkeep repair`"
-                        ),
-                        (false, _) => String::new(),
-                    };
-                    report.object(slot.snapshot(), format!("{failure}{then}"));
+                    report.object(slot.snapshot(), format!("{failure}; it is forgotten"));
                 }
                 Err(failure) => return Err(failure),
             }
         }
-        Ok(short.into_iter().collect())
+        drop(reading);
+        Ok(short)
+    }
+
+    async fn short_slots(&self) -> Result<BTreeSet<Slot>, Failure> {
+        let repository = &self.source.repository;
+        let short = |listed: Listed| match repository.is_as_short(listed.size) {
+            true => Slot::parse_key(&listed.key).ok(),
+            false => None,
+        };
+        Ok(repository.store.list_as(names::SNAPSHOTS, short).await?.into_iter().collect())
+    }
+
+    /// Snapshots that no list shows, because their roots were cut off to the length of a tombstone. What a session left
+    /// that was given up, and cannot be read, is among them: nobody knows that it is none.
+    pub(crate) async fn cut_off(&self) -> Result<Vec<Slot>, Failure> {
+        let repository = &self.source.repository;
+        if repository.tombstones == Tombstones::Empty {
+            return Ok(Vec::new());
+        }
+        let marker = |listed: Listed| Slot::parse_key(&listed.key).ok();
+        let forgotten: BTreeSet<Slot> =
+            repository.store.list_as(names::FORGOTTEN, marker).await?.into_iter().collect();
+        let short = self.short_slots().await?;
+        let at_slot = |slot: Slot| async move { (slot, self.source.at_slot(slot).await) };
+        let mut reading = stream::iter(short.difference(&forgotten).copied()).map(at_slot).buffered(AT_ONCE);
+        let mut cut_off = Vec::new();
+        while let Some((slot, read)) = reading.next().await {
+            self.source.go_on()?;
+            match read? {
+                Ok(AtSlot::Tombstone | AtSlot::Nothing) => {}
+                Err(failure) if !is_lost(&failure) => return Err(failure),
+                Ok(AtSlot::Snapshot(_)) | Err(_) => cut_off.push(slot),
+            }
+        }
+        Ok(cut_off)
     }
 
     async fn epochs(&self, report: &mut Report) -> Result<(), Failure> {

@@ -48,6 +48,8 @@ struct Report {
     /// Snapshots that were there already.
     present: usize,
     failed: Vec<Failed>,
+    /// Snapshots that a word to stop came before.
+    not_begun: usize,
     /// Whether frames were moved as they are.
     verbatim: bool,
     /// Whether every chunk was opened and compared with its id.
@@ -135,6 +137,7 @@ async fn protected(
         copied: Vec::new(),
         present: plan.present.len(),
         failed: plan.damaged.iter().map(unreadable).collect(),
+        not_begun: 0,
         verbatim,
         verified,
         encrypted: to.key.encrypted(),
@@ -170,6 +173,7 @@ async fn protected(
         };
         work_to.finish().await;
         work_from.finish().await;
+        report.not_begun = plan.missing.len() - ended.len();
         for (root, outcome) in plan.missing.iter().zip(ended) {
             match outcome {
                 Ok(Outcome::Copied(copied)) => report.copied.push(Row::new(root, Some(&copied))),
@@ -182,6 +186,9 @@ async fn protected(
                 }
             }
         }
+    }
+    if report.not_begun > 0 && errors.is_empty() {
+        errors.push(embedded::interrupted().into());
     }
     app.print(&report, || describe(&report))?;
     match broken {
@@ -243,8 +250,7 @@ async fn each(
     let mut ended = Vec::new();
     for root in &plan.missing {
         if app.stop.is_raised() {
-            ended.push(Err(embedded::interrupted().context("it was not begun")));
-            continue;
+            break;
         }
         let bar = display.bar(&root.volume);
         let outcome = copier.copy(protection, root, |p| bar.set(p.done, p.total)).await;
@@ -381,7 +387,11 @@ fn describe(report: &Report) -> String {
         0 => String::new(),
         count => format!(", {count} FAILED"),
     };
-    format!("{} snapshots copied{how}, {present} were there already{failures}{warning}", copied.len())
+    let left = match report.not_begun {
+        0 => String::new(),
+        count => format!(", {count} not begun"),
+    };
+    format!("{} snapshots copied{how}, {present} were there already{failures}{left}{warning}", copied.len())
 }
 
 /// The first failure decides the exit code.
@@ -391,5 +401,26 @@ fn conclude(errors: Vec<anyhow::Error>) -> anyhow::Result<()> {
         None => Ok(()),
         Some(only) if failed == 1 => Err(only),
         Some(first) => Err(first.context(format!("{failed} snapshots were not copied; the first"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What somebody stopped did not fail.
+    #[test]
+    fn what_was_not_begun_has_not_failed() {
+        let report = Report {
+            dry_run: false,
+            copied: Vec::new(),
+            present: 2,
+            failed: Vec::new(),
+            not_begun: 3,
+            verbatim: true,
+            verified: true,
+            encrypted: true,
+        };
+        assert_eq!(describe(&report), "0 snapshots copied, 2 were there already, 3 not begun");
     }
 }

@@ -150,6 +150,7 @@ async fn by_name(app: &App, repository: &Repository, args: &ForgetArgs) -> anyho
     let (mut named, mut damaged) = (BTreeMap::<Slot, Root>::new(), BTreeMap::new());
     for text in &args.snapshots {
         match select::damaged(repository, text).await? {
+            Some(one) if one.forgotten => bail!(one.failure()),
             Some(one) => drop(damaged.insert(one.slot, one)),
             None => {
                 let root = select::snapshot(repository, text).await?;
@@ -219,6 +220,9 @@ async fn check_last(repository: &Repository, root: &Root, allowed: bool) -> anyh
 pub async fn unforget(app: &App, args: &UnforgetArgs) -> anyhow::Result<()> {
     let repository = app.repository().await?;
     open::check_writable(&repository).await?;
+    if let Some(damaged) = select::damaged(&repository, &args.snapshot).await?.filter(|one| one.forgotten) {
+        bail!(damaged.failure());
+    }
     let forgotten = select::forgotten(&repository, &args.snapshot).await?;
     let by = format!("lvkeep unforget on {}", app.settings.host.value);
     let back = forgetting::unforget(&repository, &forgotten, &by).await?;

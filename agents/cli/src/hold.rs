@@ -3,6 +3,7 @@
 use agent::marks::{self, Labels};
 use agent::{Failure, Repository, forgetting};
 use anyhow::bail;
+use schema::names::Slot;
 use schema::root::Root;
 use serde::Serialize;
 
@@ -14,7 +15,8 @@ use crate::{open, select};
 #[derive(Debug, Serialize)]
 struct Said {
     snapshot: String,
-    volume: String,
+    /// None where the snapshot's root cannot be read.
+    volume: Option<String>,
     held: bool,
     tags: Vec<String>,
     note: Option<String>,
@@ -30,9 +32,9 @@ async fn chosen(app: &App, snapshot: &str) -> anyhow::Result<(Repository, Root, 
 async fn print(app: &App, repository: &Repository, root: &Root, what: &str) -> anyhow::Result<()> {
     let marks = marks::of(repository, root.slot).await?;
     let Labels { tags, note } = marks.labels(root);
-    let (snapshot, volume) = (root.slot.session.to_string(), root.volume.clone());
+    let (snapshot, volume) = (root.slot.session.to_string(), Some(root.volume.clone()));
     let said = Said { snapshot, volume, held: marks.is_held(), tags, note };
-    app.print(&said, || format!("snapshot {} of {} {what}", said.snapshot, said.volume))
+    app.print(&said, || format!("snapshot {} of {} {what}", said.snapshot, root.volume))
 }
 
 /// `lvkeep hold`.
@@ -44,20 +46,36 @@ pub async fn hold(app: &App, args: &HoldArgs) -> anyhow::Result<()> {
 
 /// `lvkeep release`.
 pub async fn release(app: &App, args: &ReleaseArgs) -> anyhow::Result<()> {
-    let (repository, root, _) = chosen(app, &args.snapshot).await?;
-    let marks = marks::of(&repository, root.slot).await?;
+    let repository = app.repository().await?;
+    open::check_writable(&repository).await?;
+    // Whoever lets a snapshot go whose root is damaged releases it first.
+    if let Some(damaged) = select::damaged(&repository, &args.snapshot).await? {
+        let snapshot = damaged.slot.session.to_string();
+        release_at(&repository, damaged.slot, &format!("snapshot {snapshot}")).await?;
+        let said = Said { snapshot, volume: None, held: false, tags: Vec::new(), note: None };
+        return app.print(&said, || {
+            format!("snapshot {} is released; its root cannot be read ({})", said.snapshot, damaged.why)
+        });
+    }
+    let root = select::snapshot(&repository, &args.snapshot).await?;
+    let named = format!("snapshot {} of {}", root.slot.session, root.volume);
+    release_at(&repository, root.slot, &named).await?;
+    print(app, &repository, &root, "is released").await
+}
+
+async fn release_at(repository: &Repository, slot: Slot, named: &str) -> anyhow::Result<()> {
+    let marks = marks::of(repository, slot).await?;
     let holds: Vec<_> = marks.holds.iter().map(|hold| hold.id).collect();
-    marks::release(&repository, root.slot, &holds).await?;
-    let (id, volume) = (root.slot.session, &root.volume);
+    marks::release(repository, slot, &holds).await?;
     if let Some(why) = marks.unreadable.first() {
         bail!(Failure::refused(format!(
-            "a mark of snapshot {id} of {volume} cannot be read, and may be a hold that another version made: {why}"
+            "a mark of {named} cannot be read, and may be a hold that another version made: {why}"
         )));
     }
     if holds.is_empty() {
-        bail!(Failure::refused(format!("snapshot {id} of {volume} is not held")));
+        bail!(Failure::refused(format!("{named} is not held")));
     }
-    print(app, &repository, &root, "is released").await
+    Ok(())
 }
 
 /// `lvkeep tag`.

@@ -84,7 +84,7 @@ pub async fn run(app: &App, args: &RepairArgs) -> anyhow::Result<()> {
             .map(|(id, why)| Unread { key: names::key(id), why })
             .collect(),
         forgotten_restored: mended.forgotten,
-        forgotten_not_restored: mended.locked.into_iter().map(|(key, why)| Unread { key, why }).collect(),
+        forgotten_not_restored: mended.stays.into_iter().map(|(key, why)| Unread { key, why }).collect(),
         collections_ended: mended.collections,
         collections_not_ended: mended.unended,
         snapshots_marked: marked.snapshots,
@@ -160,10 +160,11 @@ impl Repaired {
         lines.extend(unread.map(|one| format!("NOT LOOKED INTO {}: {}", one.key, one.why)));
         let forgotten = self.forgotten_restored.iter();
         lines.extend(
-            forgotten.map(|key| format!("{key} could not be read, and says again what was forgotten")),
+            forgotten
+                .map(|key| format!("{key} could not be read, and says again that a snapshot is forgotten")),
         );
-        let locked = self.forgotten_not_restored.iter();
-        lines.extend(locked.map(|one| format!("NOT OVERWRITTEN {}: {}", one.key, one.why)));
+        let stays = self.forgotten_not_restored.iter();
+        lines.extend(stays.map(|one| format!("NOT PUT ANEW {}: {}", one.key, one.why)));
         let ended = self.collections_ended.iter();
         lines.extend(ended.map(|key| format!("{key} could not be read, and stops no collection any more")));
         lines.extend(self.collections_not_ended.iter().map(|why| format!("NOT ENDED: {why}")));

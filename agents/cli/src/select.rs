@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use agent::marks::{self, Marks};
-use agent::{DamagedRoot, Failure, Repository, Roots, forgetting, sessions};
+use agent::store::Listed;
+use agent::{DamagedRoot, Failure, Repository, Roots, forgetting};
 use anyhow::bail;
 use schema::facts::GROUP_MEMBERS;
-use schema::names::Slot;
+use schema::names::{self, Slot};
 use schema::root::Root;
 use schema::{SessionId, VolumeKey};
 
@@ -84,15 +85,15 @@ pub fn conclude(app: &App, damaged: &[DamagedRoot]) -> anyhow::Result<()> {
     bail!(last.failure())
 }
 
-/// The visible snapshot with this whole id, when its root is damaged.
+/// The snapshot with this whole id, when its root is damaged: also one that is forgotten, or was cut off to the length of
+/// a tombstone, which no list shows.
 pub async fn damaged(repository: &Repository, text: &str) -> Result<Option<DamagedRoot>, Failure> {
     let Ok(id) = text.to_ascii_uppercase().parse::<SessionId>() else { return Ok(None) };
-    // One that was cut off to the length of a tombstone is in no list of snapshots.
-    let Some(slot) = sessions::decided_slot(repository, id).await? else { return Ok(None) };
-    if repository.store.head(&slot.forgotten()).await?.is_some() {
-        return Ok(None);
-    }
-    Ok(repository.roots_at(vec![slot]).await?.damaged.pop())
+    let slot = |listed: Listed| Slot::parse_key(&listed.key).ok().filter(|slot| slot.session == id);
+    let slots = repository.store.list_as(names::SNAPSHOTS, slot).await?;
+    let Some(damaged) = repository.roots_at(slots).await?.damaged.pop() else { return Ok(None) };
+    let forgotten = repository.store.head(&damaged.slot.forgotten()).await?.is_some();
+    Ok(Some(DamagedRoot { forgotten, ..damaged }))
 }
 
 /// The one snapshot that `text` means.

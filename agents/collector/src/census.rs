@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use agent::repository::{AtSlot, can_be_pack};
+use agent::store::Listed;
 use agent::{Failure, Repository, marks};
 use futures::{StreamExt, TryStreamExt};
 use schema::messages::FailureKind;
@@ -17,7 +18,7 @@ use schema::{PackId, SessionId};
 
 use crate::footers::{Found, Pack};
 use crate::live::{LISTS, LiveIds, half};
-use crate::mark::{Sources, at_slots, mark, not_there};
+use crate::mark::{Sources, at_slot, at_slots, mark, not_there};
 use crate::structure::{Failed, Structure};
 
 /// What is known of one pack.
@@ -88,22 +89,20 @@ pub(crate) struct Census {
 pub(crate) async fn list_and_mark(sources: &Sources<'_>) -> Result<Census, Failure> {
     let budget = sources.budget;
     sources.footers.begin().await?;
-    let markers = markers(sources.repository).await?;
-    let marked = marked(sources.repository).await?;
     let mut packs: Vec<Holding> =
         sources.repository.list_packs().await?.into_iter().map(|(id, size)| Holding::new(id, size)).collect();
     packs.sort_by_key(|holding| holding.pack);
     let open: BTreeSet<SessionId> = crate::sessions::listed(sources.repository).await?;
-    let existing = existing(sources.repository, &markers, &marked).await?;
+    let existing = Existing::list(sources.repository).await?;
     // A marker of what does not stand anywhere says nothing.
-    let mut forgotten: BTreeSet<Slot> = existing.intersection(&markers).copied().collect();
+    let mut forgotten: BTreeSet<Slot> = existing.slots.intersection(&existing.markers).copied().collect();
     for (slot, why) in held(sources.repository, &forgotten).await? {
         let id = slot.session;
         tracing::warn!(snapshot = %id, why, "a forgotten snapshot is protected, and stays: `lvkeep unforget {id}` brings it back");
         forgotten.remove(&slot);
     }
-    let (forgotten, visible): (Vec<Slot>, Vec<Slot>) =
-        existing.into_iter().partition(|slot| forgotten.contains(slot));
+    let visible = existing.without(&forgotten)?;
+    let forgotten: Vec<Slot> = forgotten.into_iter().collect();
 
     let mut structure =
         Structure::of(sources.footers, packs.iter().map(|holding| holding.pack), budget.structure).await?;
@@ -162,56 +161,62 @@ async fn needed_for_undo(
     Ok(needed)
 }
 
-/// The snapshots that are forgotten by a marker. An empty one has been cut off, and decides nothing here.
-async fn markers(repository: &Repository) -> Result<BTreeSet<Slot>, Failure> {
-    let listed = repository.store.list(names::FORGOTTEN).await?;
-    let whole = listed.iter().filter(|listed| listed.size > 0);
-    Ok(whole.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect())
+/// What stands in slots, and what is forgotten of it.
+pub(crate) struct Existing {
+    /// Slots that hold more than a tombstone.
+    slots: BTreeSet<Slot>,
+    /// Those among them that are as short as a tombstone and none, and what is wrong with them.
+    cut_off: BTreeMap<Slot, Failure>,
+    /// The snapshots that are forgotten by a marker.
+    markers: BTreeSet<Slot>,
 }
 
-/// The snapshots of which something is said, which a sweep takes away.
-async fn marked(repository: &Repository) -> Result<BTreeSet<Slot>, Failure> {
-    let listed = repository.store.list(names::MARKS).await?;
-    Ok(listed.iter().filter_map(|listed| names::marked(&listed.key)).collect())
-}
+impl Existing {
+    /// What is as short as a tombstone is looked at, so that no root that was cut off goes for one: but for what is
+    /// forgotten, of which there is ever more, and of which nothing is said. A sweep takes away what is said.
+    pub(crate) async fn list(repository: &Repository) -> Result<Self, Failure> {
+        let slot = |listed: Listed| Slot::parse_key(&listed.key).ok();
+        let markers: BTreeSet<Slot> =
+            repository.store.list_as(names::FORGOTTEN, slot).await?.into_iter().collect();
+        let marked = |listed: Listed| names::marked(&listed.key);
+        let marked: BTreeSet<Slot> =
+            repository.store.list_as(names::MARKS, marked).await?.into_iter().collect();
+        let is_sealed = repository.tombstones == Tombstones::Sealed;
+        let (mut slots, mut short) = (BTreeSet::new(), Vec::new());
+        for listed in repository.store.list(names::SNAPSHOTS).await? {
+            let Ok(slot) = Slot::parse_key(&listed.key) else { continue };
+            if !repository.is_as_short(listed.size) {
+                slots.insert(slot);
+            } else if is_sealed && (!markers.contains(&slot) || marked.contains(&slot)) {
+                short.push(slot);
+            }
+        }
+        let mut cut_off = BTreeMap::new();
+        let mut looking = std::pin::pin!(at_slots(repository, &short));
+        while let Some((slot, mut found)) = looking.next().await {
+            if found.as_ref().is_err_and(|failure| failure.kind != FailureKind::Store) {
+                // Once more before that is believed.
+                found = at_slot(repository, slot).await;
+            }
+            match found {
+                Ok(AtSlot::Tombstone) => continue,
+                Ok(AtSlot::Snapshot(_)) => {}
+                Ok(AtSlot::Nothing) => return Err(not_there(slot)),
+                Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
+                Err(failure) => drop(cut_off.insert(slot, failure)),
+            }
+            slots.insert(slot);
+        }
+        Ok(Self { slots, cut_off, markers })
+    }
 
-/// The slots that hold more than a tombstone.
-pub(crate) async fn standing(repository: &Repository) -> Result<BTreeSet<Slot>, Failure> {
-    // Neither decides anything but what is looked at.
-    let (markers, marked) = (markers(repository).await?, marked(repository).await?);
-    existing(repository, &markers, &marked).await
-}
-
-/// The same. What is as short as a tombstone is looked at, so that no root that was cut off goes for one: but for what is
-/// forgotten, of which there is ever more, and of which nothing is said. What cannot be read counts as more.
-async fn existing(
-    repository: &Repository,
-    forgotten: &BTreeSet<Slot>,
-    marked: &BTreeSet<Slot>,
-) -> Result<BTreeSet<Slot>, Failure> {
-    let (mut existing, mut short) = (BTreeSet::new(), Vec::new());
-    for listed in repository.store.list(names::SNAPSHOTS).await? {
-        let Ok(slot) = Slot::parse_key(&listed.key) else { continue };
-        match repository.is_as_short(listed.size) {
-            true => short.push(slot),
-            false => drop(existing.insert(slot)),
+    /// Those that nobody may take for swept, but for these. Fails when nobody knows what one of them needs.
+    pub(crate) fn without(self, forgotten: &BTreeSet<Slot>) -> Result<Vec<Slot>, Failure> {
+        match self.cut_off.into_iter().find(|(slot, _)| !forgotten.contains(slot)) {
+            Some((_, why)) => Err(why),
+            None => Ok(self.slots.difference(forgotten).copied().collect()),
         }
     }
-    short.retain(|slot| {
-        let is_swept = forgotten.contains(slot) && !marked.contains(slot);
-        repository.tombstones == Tombstones::Sealed && !is_swept
-    });
-    let mut looking = std::pin::pin!(at_slots(repository, &short));
-    while let Some((slot, found)) = looking.next().await {
-        match found {
-            Ok(AtSlot::Tombstone) => {}
-            Ok(AtSlot::Nothing) => return Err(not_there(slot)),
-            // It may be a tombstone all the same, of which nobody would believe any more that it was one before.
-            Err(failure) if failure.kind == FailureKind::Store => return Err(failure),
-            Ok(AtSlot::Snapshot(_)) | Err(_) => drop(existing.insert(slot)),
-        }
-    }
-    Ok(existing)
 }
 
 /// The frames of a pack that may be moved or dropped: of a damaged one, where it is recorded that nobody relies on it.

@@ -65,23 +65,25 @@ pub(crate) fn at_slots(
     repository: &Repository,
     slots: &[Slot],
 ) -> impl Stream<Item = (Slot, Result<AtSlot, Failure>)> {
-    let at_slot = move |slot: Slot| async move {
-        let found = repository.at_slot(slot).await.map_err(|failure| {
-            let id = slot.session;
-            let said = match failure.kind {
-                FailureKind::Store => {
-                    format!("snapshot {id} cannot be read now, so that nobody knows what it needs")
-                }
-                _ => format!(
-                    "snapshot {id} cannot be read, so that nobody knows what it needs (`lvkeep forget {id}` lets it go if \
-                     it is lost)"
-                ),
-            };
-            failure.context(said)
-        });
-        (slot, found)
-    };
-    stream::iter(slots.to_vec()).map(at_slot).buffered(AT_ONCE)
+    let look = move |slot: Slot| async move { (slot, at_slot(repository, slot).await) };
+    stream::iter(slots.to_vec()).map(look).buffered(AT_ONCE)
+}
+
+/// What stands at a slot.
+pub(crate) async fn at_slot(repository: &Repository, slot: Slot) -> Result<AtSlot, Failure> {
+    repository.at_slot(slot).await.map_err(|failure| {
+        let id = slot.session;
+        let said = match failure.kind {
+            FailureKind::Store => {
+                format!("snapshot {id} cannot be read now, so that nobody knows what it needs")
+            }
+            _ => format!(
+                "snapshot {id} cannot be read, so that nobody knows what it needs (if it is lost, `lvkeep forget {id}` lets \
+                 it go, and before that `lvkeep release {id}` what holds it)"
+            ),
+        };
+        failure.context(said)
+    })
 }
 
 struct Walk<'a> {

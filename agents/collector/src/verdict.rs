@@ -5,7 +5,7 @@
 //! asked by whole ids. A copy elsewhere counts only if it is older than all that are condemned: what moved is, and of
 //! others nobody knows what they hold. Copies that are recorded as damaged count neither here nor there.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use agent::Failure;
@@ -14,9 +14,8 @@ use futures::{Stream, TryStreamExt};
 use schema::PackId;
 use schema::epoch::Epoch;
 use schema::messages::FailureKind;
-use schema::names::Slot;
 
-use crate::census::standing;
+use crate::census::Existing;
 use crate::epochs;
 use crate::footers::{Found, Pack};
 use crate::live::{LISTS, LiveIds, half};
@@ -31,9 +30,11 @@ pub(crate) async fn mark_again_and_reprieve(
     sources.footers.begin().await?;
     // Packs before snapshots, both after the last session that was waited for has ended.
     let listed = epochs::packs(sources.repository).await?;
-    let existing = standing(sources.repository).await?;
-    let forgotten: BTreeSet<Slot> = epoch.forgotten.iter().copied().collect();
-    let needed: Vec<Slot> = existing.difference(&forgotten).copied().collect();
+    let existing = Existing::list(sources.repository).await?;
+    let needed = match existing.without(&epoch.forgotten.iter().copied().collect()) {
+        Ok(needed) => needed,
+        Err(failure) => return Ok(reprieve_all(&failure)),
+    };
     let mut condemned: Vec<PackId> =
         epoch.condemned.iter().filter(|pack| listed.contains(pack)).copied().collect();
     condemned.sort_unstable();
@@ -48,10 +49,8 @@ pub(crate) async fn mark_again_and_reprieve(
         let live = LiveIds::new(from, sources.budget.live);
         let live = match mark(sources, &mut structure, &needed, live, Some(epoch.number)).await {
             Ok(live) => live,
-            // Nothing is deleted by what cannot be known, and the epoch can end all the same.
             Err(failure) if matches!(failure.kind, FailureKind::Damaged | FailureKind::Refused) => {
-                tracing::error!(%failure, "all packs of this collection are reprieved");
-                return Ok(Vec::new());
+                return Ok(reprieve_all(&failure));
             }
             Err(failure) => return Err(failure),
         };
@@ -63,6 +62,12 @@ pub(crate) async fn mark_again_and_reprieve(
         listed.iter().filter(|pack| condemned.binary_search(pack).is_err()).copied().collect();
     risk.find_elsewhere(sources.footers.read(outside)).await?;
     risk.reprieve(sources.footers.read(condemned)).await
+}
+
+/// Nothing is deleted by what cannot be known, and the epoch can end all the same.
+fn reprieve_all(why: &Failure) -> Vec<PackId> {
+    tracing::error!(%why, "all packs of this collection are reprieved");
+    Vec::new()
 }
 
 /// Needed chunks that stand in condemned packs, and have not been found elsewhere.

@@ -174,17 +174,25 @@ fn is_let_go(damage: impl Fn(&[u8]) -> Vec<u8>) {
 #[test]
 fn a_root_that_is_as_short_as_a_tombstone_is_named_and_can_be_let_go() {
     let (machine, all) = prepared(2);
+    machine.run(&["hold", &all[1]]).ok();
     let whole = std::fs::read(root(&machine, &all[1])).expect("a root");
     std::fs::write(root(&machine, &all[1]), &whole[..TOMBSTONE_LEN as usize]).expect("it is cut off");
     assert_eq!(ids(&machine, &[]), all[..1]);
-    machine.run(&["check"]).fails(6, &[&all[1], "lvkeep forget", "lvkeep repair"]);
-    machine.run(&["prune"]).fails(6, &[&all[1], "lvkeep forget"]);
+    machine.run(&["check"]).fails(6, &["1 of 2 snapshots are damaged"]);
+    machine.run(&["prune"]).fails(6, &[&all[1], "lvkeep forget", "lvkeep release"]);
+    machine.run(&["forget", &all[1]]).fails(3, &["held"]);
+    let released = machine.run(&["release", &all[1]]).ok();
+    assert!(released.out.contains("cannot be read"), "{released}");
+    machine.run(&["release", &all[1]]).fails(3, &["not held"]);
     let done = machine.run(&["forget", &all[1]]).ok();
     assert!(done.out.contains("1 snapshot is forgotten"), "{done}");
     assert_eq!(machine.json(&["prune"])["finished"], true);
     machine.run(&["check"]).fails(6, &[&all[1], "lvkeep repair"]);
+    for command in ["forget", "unforget"] {
+        machine.run(&[command, &all[1]]).fails(6, &["cannot be brought back"]);
+    }
     let repaired = machine.run(&["repair"]).ok();
-    assert!(repaired.out.contains("says again what was forgotten"), "{repaired}");
+    assert!(repaired.out.contains("says again that a snapshot is forgotten"), "{repaired}");
     machine.run(&["check", "--read-data"]).ok();
 }
 

@@ -3,7 +3,7 @@
 
 use agent::repository::AtSlot;
 use agent::sessions::{self, OpenSession};
-use agent::{Stop, forgetting};
+use agent::{Stop, forgetting, marks};
 use bytes::Bytes;
 use schema::config::FEATURE_BASE;
 use schema::messages::FailureKind;
@@ -156,6 +156,73 @@ async fn a_marker_that_cannot_be_read_is_put_anew() {
         collect(&rot).await.expect("a collection");
         assert!(matches!(rot.repository.at_slot(slot).await, Ok(AtSlot::Tombstone)), "{case}");
         victim.good_is_unharmed(&rot, case).await;
+    }
+}
+
+/// A marker of another snapshot is none; what a later version wrote is left to it, and so is what may not be overwritten.
+#[tokio::test]
+async fn only_what_is_damaged_is_put_anew() {
+    let victim = victim().await;
+    let rot = victim.rot.with(&victim.objects).await.expect("a repository");
+    for root in [&victim.older, &victim.bad.0] {
+        forgetting::forget(&rot.repository, root, "a test").await.expect("it is forgotten");
+    }
+    let (older, bad) = (victim.older.slot.forgotten(), victim.bad.0.slot.forgotten());
+    let objects = rot.objects().await;
+    let mut swapped = objects.clone();
+    let another = schema::root::Forgotten { slot: victim.bad.0.slot, time_ms: 0, by: "a test".into() };
+    let sealed = rot.repository.seal(&older, &another).expect("a marker");
+    swapped.insert(older.clone(), sealed);
+    let rot = victim.rot.with(&swapped).await.expect("a repository");
+    let (locked, store) = super::withheld::over(&rot);
+    store.lock(Some(names::FORGOTTEN));
+    let (mended, _) = locked.repair().await.expect("a repair");
+    assert!(mended.forgotten.is_empty() && mended.stays.len() == 1, "{mended:?}");
+    assert_eq!(mended.stays[0].0, older);
+    let (mended, report) = rot.repair().await.expect("a repair");
+    assert!(mended.forgotten == [older] && report.is_clean(), "{mended:?} {report:?}");
+
+    // Its tag fits no version that is known here.
+    let mut later = objects[&bad].to_vec();
+    later[4] = 7;
+    *later.last_mut().expect("a tag") ^= 1;
+    let mut objects = objects.clone();
+    objects.insert(bad.clone(), later.into());
+    let rot = victim.rot.with(&objects).await.expect("a repository");
+    assert!(is_named(&rot.check(ALL).await.expect("a report"), &bad));
+    let (mended, _) = rot.repair().await.expect("a repair");
+    assert!(mended.forgotten.is_empty() && mended.stays.is_empty(), "{mended:?}");
+    assert_eq!(rot.objects().await[&bad], objects[&bad]);
+}
+
+/// It may be brought back from elsewhere: nothing of it goes while it is held.
+#[tokio::test]
+async fn what_is_held_and_cut_off_is_left_by_a_repair() {
+    let victim = victim().await;
+    let (slot, key) = (victim.bad.0.slot, victim.bad.0.slot.snapshot());
+    for (case, bytes) in cut_off(&victim, &victim.bad.0).await {
+        let rot = victim.rot.with(&victim.objects).await.expect("a repository");
+        let hold = marks::hold(&rot.repository, slot, None, "a test").await.expect("a hold");
+        let marker = schema::root::Forgotten { slot, time_ms: 0, by: "a test".into() };
+        rot.put(&slot.forgotten(), &marker).await.expect("a marker");
+        rot.repository.store.put(&key, bytes.clone()).await.expect("it is cut off");
+        let packs = rot.repository.list_packs().await.expect("a listing");
+        for _ in 0..2 {
+            assert!(is_named(&rot.check(ALL).await.expect("a report"), &key), "{case}");
+            let refused = prune(&rot).await.expect_err("nobody knows what it needs");
+            assert!(refused.why.contains(&format!("lvkeep release {}", slot.session)), "{case}: {refused}");
+            let (mended, _) = rot.repair().await.expect("a repair");
+            let is_short = rot.repository.is_as_short(bytes.len() as u64);
+            let stays: Vec<&str> = mended.stays.iter().map(|(key, _)| &**key).collect();
+            assert_eq!(stays, if is_short { vec![&*key] } else { Vec::new() }, "{case}");
+            assert!(mended.forgotten.is_empty(), "{case}: {mended:?}");
+        }
+        assert_eq!(rot.repository.list_packs().await.expect("a listing"), packs, "{case}");
+        marks::release(&rot.repository, slot, &[hold]).await.expect("it is released");
+        rot.repair().await.expect("a repair");
+        collect(&rot).await.expect("a collection");
+        assert!(rot.check(ALL).await.expect("a report").is_clean(), "{case}");
+        assert!(matches!(rot.repository.at_slot(slot).await, Ok(AtSlot::Tombstone)), "{case}");
     }
 }
 

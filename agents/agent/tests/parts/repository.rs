@@ -179,7 +179,7 @@ async fn listings_go_by_the_length_of_tombstones_and_what_stands_there_by_its_se
     assert!(!world.record.take().iter().any(|request| request.starts_with("get")));
     for number in [4, 6] {
         let why = world.repository.at_slot(world.slot(number)).await.unwrap_err();
-        assert!(why.kind == FailureKind::Damaged && why.why.contains("neither a tombstone"), "{why}");
+        assert!(why.kind == FailureKind::Damaged && why.why.contains("nor a tombstone"), "{why}");
     }
 }
 

@@ -231,6 +231,7 @@ async fn a_root_that_gets_unreadable_during_a_collection_reprieves_everything_an
     for slot in [own, lost] {
         let mut newer = store.get(&slot.snapshot()).await.unwrap().unwrap().to_vec();
         newer[5] = 0xff;
+        *newer.last_mut().unwrap() ^= 1;
         store.put(&slot.snapshot(), newer.into()).await.unwrap();
     }
     let before = world.packs().await;
@@ -334,6 +335,7 @@ async fn a_list_of_sessions_that_cannot_be_read_is_made_anew_and_kept() {
     let [mut torn, mut newer] = [whole.to_vec(), whole.to_vec()];
     *torn.last_mut().unwrap() ^= 1;
     newer[5] = 0xff;
+    *newer.last_mut().unwrap() ^= 1;
     let other = Awaited { number: 2, sessions: Vec::new() };
     let other = original.repository.seal(&key, &other).unwrap();
     for (rotten, is_mended) in

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use agent::faults::store::{FaultyStore, StoreFaults};
 use agent::marks;
 use schema::messages::FailureKind;
-use schema::names::Slot;
+use schema::names::{self, Slot};
 use schema::tombstone::TOMBSTONE_LEN;
 
 use super::fixture::*;
@@ -72,6 +72,25 @@ async fn what_is_held_and_cut_off_stops_a_collection() {
     world.prune_to_the_end().await;
     assert_ne!(world.packs().await, packs, "it is let go");
     assert_eq!(world.check().await, 1);
+}
+
+/// Nothing is deleted for a label, and no collection begins for it a second time.
+#[tokio::test(start_paused = true)]
+async fn what_is_labelled_forgotten_and_cut_off_is_collected_once() {
+    let world = World::plain().await;
+    let slot = world.backup("a", &(1..10).collect::<Vec<_>>()).await;
+    world.backup("a", &(5..30).collect::<Vec<_>>()).await;
+    let root = world.repository.roots_at(vec![slot]).await.unwrap().readable.remove(0);
+    let labelled =
+        marks::label(&world.repository, &root, "a test", |labels| labels.tags = vec!["tag".into()]);
+    labelled.await.unwrap();
+    world.forget(slot).await;
+    cut_off(&world, slot).await;
+    world.prune_to_the_end().await;
+    assert_eq!(world.check().await, 1);
+    let begun = world.repository.store.list(names::EPOCHS).await.unwrap();
+    world.prune_to_the_end().await;
+    assert_eq!(world.repository.store.list(names::EPOCHS).await.unwrap(), begun);
 }
 
 /// However many were swept, none of them is read again.
