@@ -151,9 +151,10 @@ impl Checker {
                     {
                         let key = parent.snapshot();
                         if !report.objects.iter().any(|found| found.key == key) {
+                            let what = if slots.contains(&parent) { "no snapshot any more" } else { "gone" };
                             report.object(
                                 key,
-                                format!("it is gone: the parent of a snapshot of {}", root.volume),
+                                format!("it is {what}: the parent of a snapshot of {}", root.volume),
                             );
                         }
                     }
