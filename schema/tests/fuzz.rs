@@ -88,7 +88,7 @@ fn seeds() -> Vec<Vec<u8>> {
     let plain = files.iter().filter(|(name, _)| name.ends_with("-plain"));
     let inner: Vec<_> =
         plain.filter_map(|(_, b)| object(b).or_else(|| pack(b)).or_else(|| config(b))).collect();
-    assert_eq!(inner.len(), 14, "eleven objects, a footer, two writer keys");
+    assert_eq!(inner.len(), 17, "twelve objects, a footer, four writer keys");
     files.into_iter().map(|(_, bytes)| bytes).chain(inner).collect()
 }
 

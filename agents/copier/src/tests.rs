@@ -320,8 +320,9 @@ async fn what_an_older_program_brought_back_is_not_copied_again() {
         put(&world.first, &back).await;
         forget(&world.first, first.slot).await;
         if is_collected {
-            let store = &world.first.repository.store;
-            store.put(&first.slot.snapshot(), Default::default()).await.unwrap();
+            let repository = &world.first.repository;
+            let tombstone = repository.tombstone(first.slot).unwrap();
+            repository.store.put(&first.slot.snapshot(), tombstone).await.unwrap();
         }
         back.tags = vec!["kept".into()];
         assert!(matches!(world.copy(&back).await, Ok(Outcome::Present)), "{like}");

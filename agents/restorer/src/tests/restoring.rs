@@ -322,7 +322,8 @@ async fn the_snapshot_is_protected_while_it_is_read_and_may_be_forgotten() {
 async fn a_collected_snapshot_is_refused_before_anything_is_written() {
     let fixture = Fixture::plain().await;
     let root = fixture.volume(&noise(1, MIB)).await;
-    fixture.repository.store.put(&root.slot.snapshot(), Default::default()).await.unwrap();
+    let tombstone = fixture.repository.tombstone(root.slot).unwrap();
+    fixture.repository.store.put(&root.slot.snapshot(), tombstone).await.unwrap();
     let path = fixture.path("x");
     let failure = fixture.restore(&root, &path).await.unwrap_err();
     assert!(failure.why.contains("was collected"), "{failure}");
