@@ -95,6 +95,7 @@ struct Pruned {
     packs_withheld: Vec<Withheld>,
     packs_locked: usize,
     snapshots_locked: usize,
+    /// Of a dry run without a collection, those for which the collection would wait that it would begin.
     waits_for: Vec<Waits>,
 }
 
@@ -187,7 +188,12 @@ impl Pruned {
     /// Whether a dry run has found nothing to do.
     fn is_nothing(&self) -> bool {
         let found = self.snapshots_forgotten + self.packs_unneeded + self.packs_rewritten;
-        found == 0 && self.collection.is_none()
+        found == 0 && self.is_to_begin()
+    }
+
+    /// Whether this is of a collection that has not begun.
+    fn is_to_begin(&self) -> bool {
+        self.dry_run && self.collection.is_none()
     }
 
     /// What was written for it, and what it comes to with that.
@@ -244,12 +250,16 @@ fn describe(pruned: &Pruned) -> String {
     );
     left(pruned.bytes_withheld, "in packs that the store does not give, though it gives others");
     lines.extend(pruned.packs_withheld.iter().map(|one| format!("NOT GIVEN {}: {}", one.pack, one.why)));
-    for waits in &pruned.waits_for {
-        lines.push(format!("waits for {}", waits.line()));
-    }
+    let waits = if pruned.is_to_begin() { "would wait for" } else { "waits for" };
+    lines.extend(pruned.waits_for.iter().map(|one| format!("{waits} {}", one.line())));
     let Pruned { snapshots_left, packs_left, .. } = pruned;
     let bytes_left = size(pruned.bytes_left);
-    if !pruned.waits_for.is_empty() {
+    if !pruned.waits_for.is_empty() && pruned.is_to_begin() {
+        lines.push(
+            "nothing would be deleted until they have ended (`--wait` waits for that; `--revoke-after` cancels old ones)"
+                .to_owned(),
+        );
+    } else if !pruned.waits_for.is_empty() {
         lines.push(format!(
             "nothing more is deleted until they have ended; the next prune goes on, and then removes {} and up to {} \
              ({bytes_left})",

@@ -84,7 +84,8 @@ pub struct Report {
     pub new_packs: u64,
     /// Bytes of those.
     pub new_bytes: u64,
-    /// Sessions that must end before anything more can be done.
+    /// Sessions that must end before anything more can be done; of a dry run without an epoch, those that are open now: the
+    /// epoch that a run begins would wait for them.
     pub waits: Vec<Waiting>,
     /// What the collection is still to take away that the run ended in, or that was met unfinished.
     pub left: Left,
@@ -171,6 +172,11 @@ impl Collector {
         }
         let (census, plan) = self.census().await?;
         note(&mut report, &census, &plan);
+        let is_nothing = plan.dead.is_empty() && plan.rewrite.is_empty() && census.forgotten.is_empty();
+        if report.epoch.is_none() && !is_nothing {
+            let open = sessions::listed(&self.repository).await?;
+            report.waits = sessions::undecided(&self.repository, &open).await?;
+        }
         report.withheld = self.footers.withheld();
         report.rewritten = plan.rewrite.len() as u64;
         Ok(report)

@@ -192,7 +192,7 @@ fn oldest(repository: &Repository, open: &[Waiting]) -> Duration {
 }
 
 /// Those of the sessions that are still open.
-pub(crate) async fn open_of(
+async fn open_of(
     repository: &Repository,
     sessions: &BTreeSet<SessionId>,
 ) -> Result<Vec<(Waiting, Option<Session>)>, Failure> {
@@ -221,6 +221,24 @@ pub(crate) async fn open_of(
         // One wrong answer must not end a session: that its object is gone, another listing has to say.
         let listed = listed(repository).await?;
         open.retain(|(waiting, _)| listed.contains(&waiting.session));
+    }
+    Ok(open)
+}
+
+/// Those of the sessions that are still open and may commit something, or read. Changes nothing.
+pub(crate) async fn undecided(
+    repository: &Repository,
+    sessions: &BTreeSet<SessionId>,
+) -> Result<Vec<Waiting>, Failure> {
+    let mut open = Vec::new();
+    for (waiting, session) in open_of(repository, sessions).await? {
+        // The next collector removes what is left of it.
+        if let Some(session) = session
+            && is_decided(repository, &session).await?
+        {
+            continue;
+        }
+        open.push(waiting);
     }
     Ok(open)
 }
@@ -259,7 +277,7 @@ async fn is_over(repository: &Repository, session: &Session, patience: Patience)
 }
 
 /// Whether something stands at a session's slot, also what cannot be read: it can commit nothing else.
-pub(crate) async fn is_decided(repository: &Repository, session: &Session) -> Result<bool, Failure> {
+async fn is_decided(repository: &Repository, session: &Session) -> Result<bool, Failure> {
     match session.slot {
         Some(slot) => Ok(repository.store.head(&slot.snapshot()).await?.is_some()),
         None => Ok(false),

@@ -103,22 +103,12 @@ async fn of(repository: &Repository, latest: Latest) -> Result<Option<Unfinished
                 Some(awaited) => awaited.sessions.into_iter().collect(),
                 None => sessions::listed(repository).await?,
             };
-            let mut open = Vec::new();
-            for (waiting, session) in sessions::open_of(repository, &awaited).await? {
-                // The next collector removes what is left of it.
-                if let Some(session) = session
-                    && sessions::is_decided(repository, &session).await?
-                {
-                    continue;
-                }
-                open.push(waiting);
-            }
             Some(Unfinished {
                 number: epoch.number,
                 forgotten: epoch.forgotten.len() as u64,
                 condemned: epoch.condemned.len() as u64,
                 decided: false,
-                waits: open,
+                waits: sessions::undecided(repository, &awaited).await?,
                 left: Left::of(repository, &epoch.condemned, &epoch.forgotten).await?,
             })
         }

@@ -1,6 +1,7 @@
 //! An archive in use: three hosts are backed up again and again, each at its own pace, snapshots are forgotten, brought
 //! back, restored and collected beside that, and whatever runs is killed at any moment. Whatever is still listed restores
-//! byte for byte, and nothing fails but for a reason that there was.
+//! byte for byte, and nothing fails but for a reason that there was. It goes on until all [`DEEDS`] were done and all
+//! [`VICTIMS`] were killed, or fails when that takes too long.
 //!
 //! Nothing waits for anything else: each command begins when the one before it in its lane has ended, and what is killed
 //! comes back meanwhile. `LVKEEP_TEST_SEED` repeats the choices of each lane (not the moments at which they find the
@@ -19,7 +20,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use tests::e2e::{Archive, Machine, Ran, Site, eventually, random_file, same_bytes};
 use tests::is_long;
 
-use commands::{Ended, IS_SWEPT, Lane, Running, STAYS, What};
+use commands::{Ended, IS_SWEPT, Lane, PRUNE, Running, STAYS, What};
 use strikes::{Server, Servers};
 use told::{Forgets, Snapshots};
 
@@ -28,6 +29,9 @@ const COLLECTS: &str = "[agent]\nprune_every = \"1s\"";
 /// Agents that notice soon that another is gone.
 const SETTINGS: &str = "ask_again = \"2s\"\nredeliver = \"3s\"\npack_max_age = \"1s\"\n";
 const HOSTS: [&str; 3] = ["a", "b", "c"];
+/// What agents are called where they are counted.
+const HOST_AGENT: &str = "reader and hasher";
+const WORKER: &str = "indexer, storer and conductor";
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 6 * MIB;
 /// Snapshots of a volume that rules keep.
@@ -36,6 +40,20 @@ const BACKUPS: u64 = 60;
 const BACKUPS_LONG: u64 = 480;
 /// Backups, at most, for each of those who are killed.
 const BACKUPS_PER_STRIKE: u64 = 2;
+/// How many times more backups there are, at most, until all [`DEEDS`] were done and all [`VICTIMS`] were killed.
+const PATIENCE: u64 = 5;
+/// What must have happened, as it is counted: where it did not, nothing was shown about it.
+const DEEDS: [&str; 6] =
+    ["backups", COLLECTIONS, "packs deleted", "restores", "snapshots forgotten", "snapshots brought back"];
+const COLLECTIONS: &str = "collections ended";
+/// Who must have been killed.
+const VICTIMS: [Victim; 5] = [
+    Victim::Server(Server::Bus),
+    Victim::Server(Server::Store),
+    Victim::Agent(Some(HOST_AGENT)),
+    Victim::Agent(Some(WORKER)),
+    Victim::Command(Some(PRUNE)),
+];
 /// Looks at what has ended for each look at the packs.
 const LOOKS: u64 = 8;
 
@@ -46,6 +64,26 @@ fn number(variable: &str) -> Option<u64> {
 
 /// What happened how often.
 type Counts = BTreeMap<&'static str, u64>;
+
+/// Who may be killed.
+#[derive(Debug, Clone, Copy)]
+enum Victim {
+    Server(Server),
+    /// One that is called this, or any.
+    Agent(Option<&'static str>),
+    /// The same of commands.
+    Command(Option<&'static str>),
+}
+
+impl Victim {
+    /// Its name where it is counted, if it has one.
+    fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Server(server) => Some(server.name()),
+            Self::Agent(name) | Self::Command(name) => name,
+        }
+    }
+}
 
 struct Use {
     operator: Machine,
@@ -82,9 +120,9 @@ impl Use {
         println!("choices by LVKEEP_TEST_SEED={seed}");
         let site = Site::start(SETTINGS);
         let mut agents: Vec<_> =
-            HOSTS.map(|host| ("reader and hasher", site.agent(host, &["reader", "hasher"], &[]))).into();
+            HOSTS.map(|host| (HOST_AGENT, site.agent(host, &["reader", "hasher"], &[]))).into();
         let worker = |_| site.agent_with("worker", &["indexer", "storer", "conductor"], &[], COLLECTS);
-        agents.extend([1, 2].map(|n| ("indexer, storer and conductor", worker(n))));
+        agents.extend([1, 2].map(|n| (WORKER, worker(n))));
         let Site { nats, weed, operator, archive, .. } = site;
         let lane = |number: u64| StdRng::seed_from_u64(seed.wrapping_add(number));
         Self {
@@ -271,29 +309,53 @@ impl Use {
         }
     }
 
-    /// `kill -9` of something, which is started again as its supervisor would. What has ended cannot be killed.
+    /// `kill -9` of something, which is started again as its supervisor would. What has ended cannot be killed. Whoever was
+    /// not struck yet comes first.
     fn strike(&mut self) {
         let (choice, draw) = (self.fate.random_range(0..12), self.fate.random::<u32>() as usize);
-        let server = match choice {
-            0 => Server::Bus,
-            1 => Server::Store,
-            2..7 => return self.strike_command(choice < 4, draw),
-            _ => return self.servers.strike_agent(draw),
+        let spared: Vec<Victim> = self.spared().collect();
+        let victim = match (spared.get(choice % spared.len().max(1)), choice) {
+            (Some(victim), _) => *victim,
+            (None, 0) => Victim::Server(Server::Bus),
+            (None, 1) => Victim::Server(Server::Store),
+            (None, 2..4) => Victim::Command(Some(PRUNE)),
+            (None, 4..7) => Victim::Command(None),
+            (None, _) => Victim::Agent(None),
         };
-        self.servers.strike_server(server);
-        for one in &mut self.running {
-            one.away.insert(server);
+        match victim {
+            Victim::Server(server) => {
+                self.servers.strike_server(server);
+                for one in &mut self.running {
+                    one.away.insert(server);
+                }
+            }
+            Victim::Agent(name) => self.servers.strike_agent(name, draw),
+            Victim::Command(name) => self.strike_command(name, draw),
         }
     }
 
-    fn strike_command(&mut self, is_prune: bool, draw: usize) {
-        let is_meant = |one: &&mut Running| !is_prune || one.what.lane() == Lane::Prunes;
+    fn strike_command(&mut self, name: Option<&str>, draw: usize) {
+        let is_meant = |one: &&mut Running| name.is_none_or(|name| one.what.name() == name);
         let mut meant: Vec<&mut Running> = self.running.iter_mut().filter(is_meant).collect();
         let among = meant.len();
         let Some(victim) = meant.get_mut(draw % among.max(1)) else { return };
         if victim.kill() {
             *self.killed.entry(victim.what.name()).or_default() += 1;
         }
+    }
+
+    /// Who was not killed yet, and must be.
+    fn spared(&self) -> impl Iterator<Item = Victim> {
+        VICTIMS.into_iter().filter(|one| one.name().is_some_and(|name| !self.killed.contains_key(name)))
+    }
+
+    /// What this has not shown yet, after so many backups at least.
+    fn lacks(&self, backups: u64) -> Vec<String> {
+        let strikes = self.killed.values().sum::<u64>();
+        let too_few = (strikes * BACKUPS_PER_STRIKE < backups).then(|| format!("only {strikes} were killed"));
+        let spared = self.spared().filter_map(Victim::name).map(|name| format!("{name}: never killed"));
+        let never = DEEDS.into_iter().filter(|deed| self.done.get(deed).is_none_or(|often| *often == 0));
+        too_few.into_iter().chain(spared).chain(never.map(|deed| format!("{deed}: none"))).collect()
     }
 
     fn ended(&mut self, running: Running) {
@@ -339,8 +401,12 @@ impl Use {
                 self.count("backups", 1);
             }
             What::Prune { .. } => {
-                let is_finished = said["finished"] == true;
-                self.count(if is_finished { "collections" } else { "collections that waited" }, 1);
+                let is_waiting = said["finished"] == false;
+                self.count(if is_waiting { "prunes that waited" } else { "prunes to the end" }, 1);
+                // One begins when all before it have ended, whoever ended them.
+                let number = said["collection"].as_u64().unwrap_or(0);
+                let ended = self.done.entry(COLLECTIONS).or_default();
+                *ended = (*ended).max(number.saturating_sub(is_waiting.into()));
                 self.count("packs deleted", said["packs_deleted"].as_u64().expect("a count"));
             }
             What::Forget(forgets) => {
@@ -425,8 +491,9 @@ impl Use {
 fn an_archive_in_use_survives_whatever_is_killed() {
     let mut site = Use::start();
     let backups = number("LVKEEP_TEST_BACKUPS").unwrap_or(if is_long() { BACKUPS_LONG } else { BACKUPS });
-    let killed = |site: &Use| site.killed.values().sum::<u64>();
-    while site.backups < backups || killed(&site) * BACKUPS_PER_STRIKE < backups {
+    let at_most = backups.max(BACKUPS) * PATIENCE;
+    let is_due = |site: &Use| !site.lacks(backups).is_empty() && site.backups < at_most;
+    while site.backups < backups || is_due(&site) {
         eventually("something ends or begins", || site.look());
     }
     site.is_ending = true;
@@ -442,7 +509,10 @@ fn an_archive_in_use_survives_whatever_is_killed() {
         looks += 1;
         (site.archive.open_sessions() == 0).then_some(())
     });
-    println!("{} backups begun; done: {:?}; killed: {:?}", site.backups, site.done, site.killed);
+    let Use { backups: begun, done, killed, .. } = &site;
+    println!("{begun} backups begun; done: {done:?}; killed: {killed:?}");
+    let lacks = site.lacks(backups);
+    assert!(lacks.is_empty(), "{lacks:?} in {begun} backups; done: {done:?}; killed: {killed:?}");
     site.check();
     site.servers.end();
     site.collect();

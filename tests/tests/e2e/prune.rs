@@ -134,6 +134,39 @@ fn a_session_is_waited_for_and_named_until_it_is_cancelled() {
     is_whole(&machine);
 }
 
+#[test]
+fn a_dry_run_names_the_sessions_that_would_be_waited_for() {
+    let machine = littered();
+    assert_eq!(machine.json(&["prune", "--dry-run"])["waits_for"], serde_json::json!([]));
+    let (id, _) = open_session(&machine);
+    let before = size(&machine);
+    let dry = machine.json(&["prune", "--dry-run"]);
+    let waits = &dry["waits_for"][0];
+    assert_eq!(
+        (&waits["session"], &waits["kind"], &waits["volume"], &waits["host"], &waits["started"]),
+        (&id.to_string().into(), &"backup".into(), &"vm/new".into(), &"elsewhere".into(), &SINCE.into()),
+        "{dry}"
+    );
+    assert_eq!((&dry["collection"], &dry["finished"]), (&serde_json::Value::Null, &false.into()), "{dry}");
+    let told = machine.run(&["prune", "--dry-run"]).ok();
+    let who = format!("would wait for backup of vm/new on elsewhere since {SINCE} (`lvkeep cancel {id}`");
+    let said =
+        [&who, "would remove 1 forgotten snapshot and", "nothing would be deleted until they have ended"];
+    assert!(said.into_iter().all(|part| told.out.contains(part)), "{told}");
+    assert_eq!((size(&machine), count(&machine.place("repo/gc"))), (before, 0), "nothing has begun");
+
+    // Once it has, it waits.
+    machine.run(&["prune"]).ok();
+    let told = machine.run(&["prune", "--dry-run"]).ok();
+    assert!(told.out.contains("\nwaits for backup of vm/new") && !told.out.contains("would wait"), "{told}");
+    machine.run(&["cancel", &id.to_string()]).ok();
+    assert_eq!(machine.json(&["prune"])["finished"], true);
+    // Where nothing is to be collected, nobody would be waited for.
+    open_session(&machine);
+    let told = machine.run(&["prune", "--dry-run"]).ok();
+    assert!(told.out.contains("nothing to collect") && !told.out.contains("would wait"), "{told}");
+}
+
 /// When a session began that nobody drives.
 const SINCE: &str = "2023-11-14T22:13:20.000Z";
 

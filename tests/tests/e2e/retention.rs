@@ -1,10 +1,13 @@
 //! What is forgotten, what is not, and what comes back: rules, holds, policies, and all of it at one moment.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use schema::tombstone::TOMBSTONE_LEN;
 use tests::e2e::{Machine, random_file, same_bytes};
+
+use super::prune::count;
 
 /// A machine with `disk.img` of 2 MiB, backed up so often as `vm/disk`, each time with other first bytes; and the ids.
 fn prepared(backups: u8) -> (Machine, Vec<String>) {
@@ -240,6 +243,40 @@ fn policies_are_applied_after_each_backup() {
     assert!(backup.out.contains("1 older snapshot was forgotten by policy"), "{backup}");
     machine.configure("[[retention]]\nvolumes = \"vm/*\"\nkeep_lsat = 2\n");
     machine.run(&["snapshots"]).fails(1, &["keep_lsat"]);
+}
+
+/// Conductors of agents collect by this configuration (`distributed.rs`).
+#[test]
+fn commands_that_need_no_agents_never_collect_unasked() {
+    let (machine, _) = prepared(1);
+    let retention = "[[retention]]\nvolumes = \"vm/*\"\nkeep_last = 1\n";
+    // Each of the larger backups takes longer than it takes until an agent would have begun.
+    machine.configure(&format!("limit_upload = \"1MiB\"\n[agent]\nprune_every = \"1s\"\n{retention}"));
+    let packs = || {
+        let prefixes = std::fs::read_dir(machine.place("repo/packs")).expect("a folder").flatten();
+        let packs = prefixes.flat_map(|prefix| std::fs::read_dir(prefix.path()).expect("a folder").flatten());
+        packs.map(|pack| pack.path()).collect::<BTreeSet<_>>()
+    };
+    let image = machine.place("disk.img");
+    for number in 2..8 {
+        let before = packs();
+        if number % 3 == 0 {
+            random_file(&image, 3 << 20, number.into());
+        }
+        back_up(&machine, number);
+        assert!(packs().is_superset(&before), "a pack went in backup {number}");
+    }
+    let target = machine.place("target.img");
+    machine.run(&["restore", "vm/disk@latest", &target]).ok();
+    machine.run(&["check", "--read-data"]).ok();
+    let forgotten = ids(&machine, &["--forgotten"]);
+    assert_eq!((forgotten.len(), count(&machine.place("repo/gc"))), (6, 0), "no collection has begun");
+    // There was something to collect all the time.
+    let before = packs();
+    let pruned = machine.json(&["prune"]);
+    assert_eq!((&pruned["collection"], &pruned["snapshots_removed"]), (&1.into(), &6.into()), "{pruned}");
+    assert!(!packs().is_superset(&before), "{pruned}");
+    same_bytes(&image, &target);
 }
 
 /// Whoever holds a snapshot that somebody else forgets at this moment has it, or is told that it is forgotten.

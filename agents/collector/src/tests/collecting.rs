@@ -289,6 +289,40 @@ async fn a_sweep_waits_for_the_sessions_that_were_open_and_for_no_later_ones() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_dry_run_says_for_whom_a_collection_would_wait_and_changes_nothing() {
+    let (world, _) = littered(false).await;
+    assert_eq!(world.collector().dry_run().await.unwrap().waits, []);
+    let early = world.begin("early").await.unwrap();
+    // Of one whose driver died after its commit only its object is left.
+    let mut dead = world.begin("dead").await.unwrap();
+    let object = names::session(dead.open.session().id);
+    let left = world.repository.store.get(&object).await.unwrap().unwrap();
+    dead.store(&[1]).await.unwrap();
+    dead.commit().await.unwrap().unwrap();
+    world.repository.store.put(&object, left).await.unwrap();
+
+    let dry = world.collector().dry_run().await.unwrap();
+    assert_eq!((dry.waits.len(), dry.waits[0].session), (1, early.open.session().id));
+    assert_eq!(dry.waits[0].about.as_ref().unwrap().volume, "early");
+    assert!(dry.epoch.is_none() && !dry.is_finished(), "{dry:?}");
+    assert!(world.repository.store.head(&object).await.unwrap().is_some());
+    assert_eq!(latest(&world.repository).await.unwrap(), Latest::Finished { next: 1 });
+    assert_eq!(world.prune().await.unwrap().waits, dry.waits, "it comes to that");
+
+    // What has begun waits for nobody who came later.
+    let late = world.begin("late").await.unwrap();
+    assert_eq!(world.collector().dry_run().await.unwrap().waits, dry.waits);
+    early.open.abandon().await.unwrap();
+    assert_eq!(world.collector().dry_run().await.unwrap().waits, []);
+    late.open.abandon().await.unwrap();
+    world.prune_to_the_end().await;
+    // Where nothing is to be collected, nobody would be waited for.
+    let _open = world.begin("open").await.unwrap();
+    let dry = world.collector().dry_run().await.unwrap();
+    assert!(dry.waits.is_empty() && dry.is_finished(), "{dry:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn waiting_ends_when_the_session_does() {
     let (world, _) = littered(false).await;
     let mut backup = world.begin("early").await.unwrap();

@@ -8,20 +8,35 @@ use crate::world::{
 pub enum CollectorStep {
     /// `latest`, and where nothing is unfinished the listing of forgotten markers.
     Latest,
+    /// `census::held`.
     ListHolds,
+    /// `rewrite::rewrite`.
     Rewrite,
+    /// `epochs::create_epoch`.
     CreateEpoch(Set),
+    /// `sessions::list_sessions`: the list that is kept, or a listing.
     ListSessions,
+    /// The end of `sessions::list_sessions`: the listing is kept, or the one that came first holds.
     KeepList,
+    /// `sessions::occupy_slot`.
     OccupySlot(usize),
+    /// `agent::sessions::remove`.
     DeleteObject(usize),
+    /// The end of `sessions::wait`: none of them is open.
     WaitIsOver,
+    /// The beginning of `verdict::mark_again_and_reprieve`: `epochs::packs`.
     ListPacks,
+    /// `mark::mark` in `verdict::mark_again_and_reprieve`.
     MarkAgain,
+    /// `Risk::reprieve` at its end.
     Reprieve(Set),
+    /// `epochs::create_verdict`.
     CreateVerdict,
+    /// `sweep::tombstone_roots`.
     TombstoneRoot(usize),
+    /// `sweep::delete_packs`.
     DeletePack(usize),
+    /// The end of `sweep::sweep`.
     Finish,
 }
 

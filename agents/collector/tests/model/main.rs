@@ -1,8 +1,8 @@
 //! The protocol of sessions and collectors, explored by a model checker: everything that may happen, in any order, with
 //! processes that stop or come back at any step, and writes that land late.
 //!
-//! The steps have the names that the code has. Ordinary runs are small; `LVKEEP_TEST_LONG=1` explores more. Each
-//! shortcut that was ever tempting must be caught.
+//! The steps have the names that the code has, or say which of its functions they are. Ordinary runs are small;
+//! `LVKEEP_TEST_LONG=1` explores more. Each shortcut that was ever tempting must be caught.
 
 mod claims;
 mod collector;

@@ -5,20 +5,33 @@ use crate::world::{Bounds, Broken, Session, Set, Slot, Stage, World, has, member
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SessionStep {
+    /// `create`, with which `OpenSession::begin` begins.
     CreateObject,
+    /// `epochs::latest`, which `look` asks first.
     ReadLatestEpoch,
+    /// `Repository::list_packs`, which `look` asks after that.
     ListPacks,
+    /// `OpenSession::choose_parent`; of a restore, the look at its snapshot once `Protection::begin` has ended.
     ChooseParent(usize),
+    /// `forgetting::unforget`, which commits the root anew.
     Unforget(usize),
+    /// `OpenSession::choose_parent` where there is none, or none that helps.
     ChooseNone,
+    /// `OpenSession::counts`: it does.
     CountPack,
+    /// Nothing more counts: what the parent does not have is stored.
     CountNone,
+    /// A storer's `Uploader::store`.
     StorePack,
+    /// The same, given up and tried again under a fresh name.
     StoreUnanswered,
     /// What it makes of the index, for a chunk.
     Claim(usize, Claim),
+    /// `OpenSession::commit`.
     Commit,
+    /// The same, without an answer.
     CommitUnanswered,
+    /// `OpenSession::end`.
     End,
 }
 

@@ -25,6 +25,9 @@ const SWEPT: [&str; 3] = ["no forgotten snapshot has the id", "is being swept", 
 pub const STAYS: &str = "the newest stays";
 pub const IS_SWEPT: &str = "swept";
 
+/// The name of collections where commands are counted.
+pub const PRUNE: &str = "lvkeep prune";
+
 /// A command that runs.
 pub struct Running {
     pub what: What,
@@ -78,7 +81,7 @@ impl What {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Backup { .. } => "lvkeep backup",
-            Self::Prune { .. } => "lvkeep prune",
+            Self::Prune { .. } => PRUNE,
             Self::Forget(_) => "lvkeep forget",
             Self::Unforget { .. } => "lvkeep unforget",
             Self::Restore { .. } => "lvkeep restore",

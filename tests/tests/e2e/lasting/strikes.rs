@@ -13,6 +13,16 @@ pub enum Server {
     Store,
 }
 
+impl Server {
+    /// Its name where it is counted.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bus => "NATS server",
+            Self::Store => "object store",
+        }
+    }
+}
+
 /// All that a supervisor starts again.
 pub struct Servers {
     nats: Option<NatsServer>,
@@ -55,8 +65,8 @@ impl Victim {
 
     fn name(&self) -> &'static str {
         match self {
-            Self::Bus(_) => "NATS server",
-            Self::Store(_) => "object store",
+            Self::Bus(_) => Server::Bus.name(),
+            Self::Store(_) => Server::Store.name(),
             Self::Agent(_, name, _) => name,
         }
     }
@@ -96,9 +106,14 @@ impl Servers {
         self.strike(victim);
     }
 
-    /// Kills an agent; a thread starts it again.
-    pub fn strike_agent(&mut self, which: usize) {
-        let which = which % self.agents.len();
+    /// Kills an agent, or one that is called this; a thread starts it again.
+    pub fn strike_agent(&mut self, called: Option<&str>, draw: usize) {
+        let is_meant = |agent: &Option<(&str, Agent)>| {
+            called.is_none_or(|called| agent.as_ref().is_some_and(|(name, _)| *name == called))
+        };
+        let meant = self.agents.iter().enumerate().filter(|(_, agent)| is_meant(agent));
+        let meant: Vec<usize> = meant.map(|(which, _)| which).collect();
+        let which = meant[draw % meant.len()];
         let victim = self.agents[which].take();
         self.strike(victim.map(|(name, agent)| Victim::Agent(which, name, agent)));
     }
