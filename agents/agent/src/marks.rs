@@ -45,13 +45,24 @@ pub struct Labels {
     pub note: Option<String>,
 }
 
+/// A mark that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Its key.
+    pub key: String,
+    /// Why.
+    pub why: String,
+    /// Whether it is damaged; otherwise a later version may have written it.
+    pub is_damaged: bool,
+}
+
 /// What the marks of one snapshot say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Marks {
     /// Its holds; the oldest name first.
     pub holds: Vec<Hold>,
-    /// Marks that cannot be read, and why.
-    pub unreadable: Vec<String>,
+    /// Marks that cannot be read.
+    pub unreadable: Vec<Unreadable>,
     labels: BTreeMap<u64, Labels>,
 }
 
@@ -68,7 +79,7 @@ impl Marks {
             None => format!("held by {}", hold.by),
         };
         let unreadable =
-            || Some(format!("a mark that may be a hold cannot be read: {}", self.unreadable.first()?));
+            || Some(format!("a mark that may be a hold cannot be read: {}", self.unreadable.first()?.why));
         self.holds.first().map(hold).or_else(unreadable)
     }
 
@@ -163,7 +174,11 @@ async fn look(
         let Some(slot) = names::marked(&listed.key).filter(&wanted) else { continue };
         match names::parse_mark(&listed.key) {
             Ok((_, id)) => named.push((slot, id)),
-            Err(_) => marks.entry(slot).or_default().unreadable.push(format!("{} is no mark", listed.key)),
+            Err(_) => {
+                let (why, key) = (format!("{} is no mark", listed.key), listed.key);
+                let strange = Unreadable { key, why, is_damaged: false };
+                marks.entry(slot).or_default().unreadable.push(strange);
+            }
         }
     }
     for some in named.chunks(AT_ONCE) {
@@ -174,7 +189,11 @@ async fn look(
                 Ok(None) => {
                     vanished.insert(*slot);
                 }
-                Err(failure) => marks.entry(*slot).or_default().unreadable.push(failure.why),
+                Err(failure) => {
+                    let (key, is_damaged) = (slot.mark(*id), failure.kind == FailureKind::Damaged);
+                    let unreadable = Unreadable { key, why: failure.why, is_damaged };
+                    marks.entry(*slot).or_default().unreadable.push(unreadable);
+                }
             }
         }
     }
@@ -213,6 +232,23 @@ pub async fn release(repository: &Repository, slot: Slot, holds: &[MarkId]) -> R
     Ok(())
 }
 
+/// Deletes those of a snapshot's marks that are damaged, and still are when they are read again. Each may be a hold, and
+/// counts as one: this is for whoever releases the snapshot.
+pub async fn remove_damaged(repository: &Repository, slot: Slot, marks: &Marks) -> Result<usize, Failure> {
+    let mut removed = 0;
+    for unreadable in marks.unreadable.iter().filter(|mark| mark.is_damaged) {
+        let Ok((_, id)) = names::parse_mark(&unreadable.key) else { continue };
+        match read(repository, slot, id).await {
+            Err(failure) if failure.kind == FailureKind::Damaged => {
+                repository.store.delete(&unreadable.key).await?;
+                removed += 1;
+            }
+            read => drop(read?),
+        }
+    }
+    Ok(removed)
+}
+
 /// Deletes all that is said of a slot in which there will never be a snapshot.
 pub async fn remove(repository: &Repository, slot: Slot) -> Result<(), Failure> {
     for listed in repository.store.list(&slot.marks()).await? {
@@ -231,7 +267,7 @@ pub async fn label(
 ) -> Result<Labels, Failure> {
     for _ in 0..TRIES {
         let found = of(repository, root.slot).await?;
-        if let Some(why) = found.unreadable.first() {
+        if let Some(Unreadable { why, .. }) = found.unreadable.first() {
             let (id, volume) = (root.slot.session, &root.volume);
             return Err(Failure::refused(format!(
                 "a mark of snapshot {id} of {volume} cannot be read, and may be its tags: {why}"
@@ -274,7 +310,7 @@ fn next_number(found: &Marks, root: &Root) -> Result<u64, Failure> {
 /// Copies what is said of a snapshot to another slot.
 pub async fn carry(repository: &Repository, from: Slot, to: Slot, by: &str) -> Result<(), Failure> {
     let marks = of(repository, from).await?;
-    if let Some(why) = marks.unreadable.first() {
+    if let Some(Unreadable { why, .. }) = marks.unreadable.first() {
         return Err(Failure::refused(format!("a mark of snapshot {} cannot be read: {why}", from.session)));
     }
     for hold in marks.holds {

@@ -51,7 +51,7 @@ impl fmt::Display for DamagedRoot {
             return write!(
                 f,
                 "snapshot {id} is forgotten, and its root is damaged: it cannot be brought back, and `lvkeep prune` removes it \
-                 ({why})"
+                 (`lvkeep release {id}` first, where it is held): {why}"
             );
         }
         write!(

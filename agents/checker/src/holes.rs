@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use agent::repository::AtSlot;
 use agent::{Failure, forgetting};
 use schema::damage::Holes;
 use schema::limits::HOLES_MAX;
@@ -140,8 +141,8 @@ impl Marking<'_> {
         let holes = repository.store.list(names::HOLES).await?;
         let listed = repository.store.list(names::SNAPSHOTS).await?;
         let short = listed.iter().filter(|listed| repository.is_as_short(listed.size));
-        let mut over: BTreeSet<Slot> = short.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect();
-        let tombstones = over.clone();
+        let short: BTreeSet<Slot> = short.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect();
+        let mut over = short.clone();
         over.extend(&self.report.looked_at);
         // Of a snapshot whose root cannot be read, and of one that is forgotten, nothing new is known.
         self.report.damaged.iter().map(|damaged| damaged.slot).chain(self.marked.iter().copied()).for_each(
@@ -157,7 +158,12 @@ impl Marking<'_> {
             if !over.contains(&slot) {
                 continue;
             }
-            match tombstones.contains(&slot) || self.is_healed(slot).await? {
+            let is_short = short.contains(&slot);
+            // What is as short as a tombstone may be none, and be brought back.
+            if is_short && !matches!(self.checker.source.at_slot(slot).await?, Ok(AtSlot::Tombstone)) {
+                continue;
+            }
+            match is_short || self.is_healed(slot).await? {
                 // Where the store does not let it go, the next repair tries again.
                 true => {
                     repository.store.delete_or_leave(&slot.holes()).await?;

@@ -160,9 +160,10 @@ impl Checker {
         report.minds_all = !recorded.is_incomplete();
         // Snapshots before packs: what they stand on is listed.
         let mut slots = self.source.repository.visible_slots(None).await?;
-        slots.extend(self.cut_off().await?);
+        let cut_off = self.cut_off().await?;
+        slots.extend(&cut_off);
         let mut packs = self.footers(&recorded, &mut report).await?;
-        self.small_objects(&packs, &mut report).await?;
+        self.small_objects(&packs, &cut_off, &mut report).await?;
         self.structure_frames(&recorded, &mut packs, &mut report).await?;
         self.recorded_frames(&recorded, &mut packs).await?;
         let lost = Walk::new(self, &packs, &recorded).all(&slots, &mut report).await?;

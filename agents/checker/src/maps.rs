@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use schema::limits::{DAMAGED_CHUNKS_MAX, NODE_FANOUT};
 use schema::map::{self, Geometry, Leaf, Node};
-use schema::messages::{About, Copy};
+use schema::messages::{About, Copy, FailureKind};
 use schema::names::Slot;
 use schema::root::Root;
 use schema::{ChunkId, FormatError, PackId};
@@ -333,7 +333,14 @@ fn not_later(part: &Part, why: FormatError) -> Result<FormatError, Failure> {
 /// A snapshot whose root cannot be read.
 fn unreadable(slot: Slot, failure: &Failure) -> Option<DamagedSnapshot> {
     let mut damaged = DamagedSnapshot::new(slot, None);
-    let (why, is_withheld) = (failure.to_string(), is_withheld(failure));
+    let then = match failure.kind {
+        FailureKind::Damaged => format!(
+            " (bring it back from elsewhere, or let the snapshot go with `lvkeep forget {}`, and then `lvkeep repair`)",
+            slot.session
+        ),
+        _ => String::new(),
+    };
+    let (why, is_withheld) = (format!("{failure}{then}"), is_withheld(failure));
     damaged.add(Problem { range: 0..0, why, is_withheld });
     damaged.finish()
 }

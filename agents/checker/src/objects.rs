@@ -34,7 +34,12 @@ const IS_LISTED: &str = "`lvkeep prune` lists the sessions that are waited for a
 
 impl Checker {
     /// Opens every small object but roots, and compares them with each other and with the packs.
-    pub(crate) async fn small_objects(&self, packs: &Packs, report: &mut Report) -> Result<(), Failure> {
+    pub(crate) async fn small_objects(
+        &self,
+        packs: &Packs,
+        cut_off: &BTreeSet<Slot>,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
         self.config(report).await?;
         let sessions: BTreeSet<SessionId> =
             self.all(names::SESSIONS, |key| names::parse_session(key).ok(), report).await?;
@@ -47,7 +52,7 @@ impl Checker {
         let is_marker = |marker: &Forgotten, key: &str| marker.slot.forgotten() == *key;
         self.open(forgotten.iter().map(Slot::forgotten), is_marker, report).await?;
         lost_snapshots(packs, &sessions, &slots, &forgotten, report);
-        self.roots(&slots, &forgotten, report).await?;
+        self.roots(&slots, &forgotten, cut_off, report).await?;
         self.epochs(report).await?;
         self.keys_of_packs(packs, report).await?;
         let holes: BTreeSet<Slot> = self.all(names::HOLES, |key| Slot::parse_key(key).ok(), report).await?;
@@ -133,10 +138,13 @@ impl Checker {
         &self,
         slots: &BTreeSet<Slot>,
         forgotten: &BTreeSet<Slot>,
+        cut_off: &BTreeSet<Slot>,
         report: &mut Report,
     ) -> Result<(), Failure> {
-        let tombstones = self.tombstones(forgotten, report).await?;
-        let all: Vec<Slot> = slots.difference(&tombstones).copied().collect();
+        let short = self.tombstones(forgotten, report).await?;
+        let all: Vec<Slot> = slots.difference(&short).copied().collect();
+        // What is cut off is said of the snapshot.
+        let tombstones: BTreeSet<Slot> = short.difference(cut_off).copied().collect();
         let at_slot = |slot: Slot| async move { (slot, self.source.at_slot(slot).await) };
         let mut roots = stream::iter(all).map(at_slot).buffered(AT_ONCE);
         while let Some((slot, root)) = roots.next().await {
@@ -219,10 +227,10 @@ impl Checker {
 
     /// Snapshots that no list shows, because their roots were cut off to the length of a tombstone. What a session left
     /// that was given up, and cannot be read, is among them: nobody knows that it is none.
-    pub(crate) async fn cut_off(&self) -> Result<Vec<Slot>, Failure> {
+    pub(crate) async fn cut_off(&self) -> Result<BTreeSet<Slot>, Failure> {
         let repository = &self.source.repository;
         if repository.tombstones == Tombstones::Empty {
-            return Ok(Vec::new());
+            return Ok(BTreeSet::new());
         }
         let marker = |listed: Listed| Slot::parse_key(&listed.key).ok();
         let forgotten: BTreeSet<Slot> =
@@ -230,13 +238,13 @@ impl Checker {
         let short = self.short_slots().await?;
         let at_slot = |slot: Slot| async move { (slot, self.source.at_slot(slot).await) };
         let mut reading = stream::iter(short.difference(&forgotten).copied()).map(at_slot).buffered(AT_ONCE);
-        let mut cut_off = Vec::new();
+        let mut cut_off = BTreeSet::new();
         while let Some((slot, read)) = reading.next().await {
             self.source.go_on()?;
             match read? {
                 Ok(AtSlot::Tombstone | AtSlot::Nothing) => {}
                 Err(failure) if !is_lost(&failure) => return Err(failure),
-                Ok(AtSlot::Snapshot(_)) | Err(_) => cut_off.push(slot),
+                Ok(AtSlot::Snapshot(_)) | Err(_) => drop(cut_off.insert(slot)),
             }
         }
         Ok(cut_off)

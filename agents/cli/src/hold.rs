@@ -18,7 +18,8 @@ struct Said {
     /// None where the snapshot's root cannot be read.
     volume: Option<String>,
     held: bool,
-    tags: Vec<String>,
+    /// None where the snapshot's root cannot be read, which may have some.
+    tags: Option<Vec<String>>,
     note: Option<String>,
 }
 
@@ -33,7 +34,7 @@ async fn print(app: &App, repository: &Repository, root: &Root, what: &str) -> a
     let marks = marks::of(repository, root.slot).await?;
     let Labels { tags, note } = marks.labels(root);
     let (snapshot, volume) = (root.slot.session.to_string(), Some(root.volume.clone()));
-    let said = Said { snapshot, volume, held: marks.is_held(), tags, note };
+    let said = Said { snapshot, volume, held: marks.is_held(), tags: Some(tags), note };
     app.print(&said, || format!("snapshot {} of {} {what}", said.snapshot, root.volume))
 }
 
@@ -52,7 +53,7 @@ pub async fn release(app: &App, args: &ReleaseArgs) -> anyhow::Result<()> {
     if let Some(damaged) = select::damaged(&repository, &args.snapshot).await? {
         let snapshot = damaged.slot.session.to_string();
         release_at(&repository, damaged.slot, &format!("snapshot {snapshot}")).await?;
-        let said = Said { snapshot, volume: None, held: false, tags: Vec::new(), note: None };
+        let said = Said { snapshot, volume: None, held: false, tags: None, note: None };
         return app.print(&said, || {
             format!("snapshot {} is released; its root cannot be read ({})", said.snapshot, damaged.why)
         });
@@ -67,12 +68,14 @@ async fn release_at(repository: &Repository, slot: Slot, named: &str) -> anyhow:
     let marks = marks::of(repository, slot).await?;
     let holds: Vec<_> = marks.holds.iter().map(|hold| hold.id).collect();
     marks::release(repository, slot, &holds).await?;
-    if let Some(why) = marks.unreadable.first() {
+    let removed = marks::remove_damaged(repository, slot, &marks).await?;
+    if let Some(mark) = marks.unreadable.iter().find(|mark| !mark.is_damaged) {
         bail!(Failure::refused(format!(
-            "a mark of {named} cannot be read, and may be a hold that another version made: {why}"
+            "a mark of {named} cannot be read, and may be a hold that another version made: {}",
+            mark.why
         )));
     }
-    if holds.is_empty() {
+    if holds.is_empty() && removed == 0 {
         bail!(Failure::refused(format!("{named} is not held")));
     }
     Ok(())

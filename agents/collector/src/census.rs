@@ -85,7 +85,7 @@ pub(crate) struct Census {
     pub(crate) packs: Vec<Holding>,
 }
 
-/// Step 1: forgotten markers, holds, packs, open sessions, and what all snapshots need that are not forgotten.
+/// Step 1: packs, open sessions, forgotten markers, holds, and what all snapshots need that are not forgotten.
 pub(crate) async fn list_and_mark(sources: &Sources<'_>) -> Result<Census, Failure> {
     let budget = sources.budget;
     sources.footers.begin().await?;
@@ -98,7 +98,7 @@ pub(crate) async fn list_and_mark(sources: &Sources<'_>) -> Result<Census, Failu
     let mut forgotten: BTreeSet<Slot> = existing.slots.intersection(&existing.markers).copied().collect();
     for (slot, why) in held(sources.repository, &forgotten).await? {
         let id = slot.session;
-        tracing::warn!(snapshot = %id, why, "a forgotten snapshot is protected, and stays: `lvkeep unforget {id}` brings it back");
+        tracing::warn!(snapshot = %id, why, "a forgotten snapshot is protected, and stays: `lvkeep unforget {id}` brings it back if its root can be read");
         forgotten.remove(&slot);
     }
     let visible = existing.without(&forgotten)?;

@@ -13,7 +13,8 @@ use agent::{Audit, Context, Volume, VolumeError};
 use schema::keys::ChunkIds;
 use schema::limits::BLOCK;
 use schema::map::Geometry;
-use schema::{ChunkId, Domain};
+use schema::{ChunkId, Domain, SessionId};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::asking::Conductor;
 use crate::cut::is_zero;
@@ -66,13 +67,21 @@ pub(crate) struct Auditor<'a> {
     pub(crate) pool: &'a Pool,
     pub(crate) limit: &'a RateLimit,
     pub(crate) ids: &'a ChunkIds,
+    /// What it is drawn for: a session that asks again has the same share read again. What could not be read once must
+    /// not be passed over when word of that got lost.
+    pub(crate) session: SessionId,
+}
+
+/// The numbers that a session draws.
+fn drawn(session: SessionId) -> impl FnMut() -> u64 {
+    let mut numbers = 0..;
+    move || xxh3_64_with_seed(session.as_bytes(), numbers.next().unwrap_or_default())
 }
 
 impl Auditor<'_> {
     /// Looks at what `audit` draws.
     pub(crate) async fn look(&self, audit: Audit, changed: &Changed<'_>) -> Result<Found, VolumeError> {
-        let environment = &self.context.environment;
-        let windows = audit.windows(changed.gaps(), || u64::from_le_bytes(environment.random()));
+        let windows = audit.windows(changed.gaps(), drawn(self.session));
         let (mut read, mut done, mut kept): (u64, u64, Option<(u64, Arc<ParentLeaf>)>) = (0, 0, None);
         for window in windows {
             let number = Geometry::leaf_of(window.start);

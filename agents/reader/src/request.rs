@@ -186,6 +186,7 @@ impl Serving<'_> {
             pool: &shared.pool,
             limit: &shared.settings.limit,
             ids: &shared.ids,
+            session: self.request.session,
         };
         Ok(match auditor.look(shared.settings.audit, &changed).await? {
             Found::Same { read } => {

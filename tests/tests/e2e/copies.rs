@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rustix::process::Signal;
 use schema::limits::CHUNK_MAX;
 use schema::{Domain, names};
 use tests::e2e::{Archive, Machine, eventually, random_file};
@@ -206,6 +207,24 @@ fn what_a_killed_copy_stored_is_used(way: Way) {
     assert_eq!(two.second.copies().excess_percent(), 0.0);
     // Of the first repository's, and of the second's.
     assert_eq!((two.first.open_sessions(), two.second.open_sessions()), (1, 1));
+}
+
+/// What somebody stops has not failed, and what was not begun is said.
+#[test]
+fn a_copy_that_is_stopped_says_what_was_not_begun() {
+    let two = two(Way::Like);
+    for number in 0..3 {
+        let image = two.machine.place("disk.img");
+        random_file(&image, 8 * MIB, number);
+        two.backup("vm/disk", &image);
+    }
+    let offsite = two.machine.place("offsite");
+    let mut copy = two.machine.start(&["copy", "--limit-upload", "4MiB", "--to", &offsite]);
+    eventually("packs are stored", || (!two.second.packs()?.is_empty() || copy.has_ended()).then_some(()));
+    copy.signal(Signal::INT);
+    let ended = copy.end().fails(7, &["interrupted"]);
+    assert!(ended.out.contains("2 not begun"), "{ended}");
+    assert_eq!((two.first.open_sessions(), two.second.open_sessions()), (0, 0));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use agent::sessions::{self, OpenSession};
 use agent::{Stop, forgetting, marks};
 use bytes::Bytes;
 use schema::config::FEATURE_BASE;
+use schema::damage::Holes;
 use schema::messages::FailureKind;
 use schema::names::{self, Slot};
 use schema::root::Root;
@@ -50,7 +51,11 @@ async fn a_root_that_is_cut_off_is_named_and_nothing_of_it_is_collected() {
         assert!(refused.kind == FailureKind::Damaged, "{case}: {refused}");
         assert!(refused.why.contains(&format!("lvkeep forget {}", root.slot.session)), "{case}: {refused}");
         // A repair decides nothing of it, and what comes back is whole.
+        let slot = root.slot;
+        let holes = Holes { version: 1, slot, found_ms: 0, ranges: vec![(0, 4096)], is_unrecorded: false };
+        rot.put(&slot.holes(), &holes).await.expect("a mark");
         let (mended, _) = rot.repair().await.expect("a repair");
+        assert!(rot.objects().await.contains_key(&slot.holes()), "{case}");
         assert!(mended.forgotten.is_empty(), "{case}: {mended:?}");
         rot.repository.store.put(&key, victim.objects[&key].clone()).await.expect("it is brought back");
         assert!(rot.check(ALL).await.expect("a report").is_clean(), "{case}");
@@ -205,6 +210,8 @@ async fn what_is_held_and_cut_off_is_left_by_a_repair() {
         let hold = marks::hold(&rot.repository, slot, None, "a test").await.expect("a hold");
         let marker = schema::root::Forgotten { slot, time_ms: 0, by: "a test".into() };
         rot.put(&slot.forgotten(), &marker).await.expect("a marker");
+        let holes = Holes { version: 1, slot, found_ms: 0, ranges: vec![(0, 4096)], is_unrecorded: false };
+        rot.put(&slot.holes(), &holes).await.expect("a mark");
         rot.repository.store.put(&key, bytes.clone()).await.expect("it is cut off");
         let packs = rot.repository.list_packs().await.expect("a listing");
         for _ in 0..2 {
@@ -218,6 +225,7 @@ async fn what_is_held_and_cut_off_is_left_by_a_repair() {
             assert!(mended.forgotten.is_empty(), "{case}: {mended:?}");
         }
         assert_eq!(rot.repository.list_packs().await.expect("a listing"), packs, "{case}");
+        assert!(rot.objects().await.contains_key(&slot.holes()), "{case}");
         marks::release(&rot.repository, slot, &[hold]).await.expect("it is released");
         rot.repair().await.expect("a repair");
         collect(&rot).await.expect("a collection");

@@ -45,6 +45,19 @@ fn how_much_is_drawn() {
     assert!(total(&windows(capped, &none, 1 << 32)) <= 8 * M);
 }
 
+/// What an audit could not read fails its session by name. Where word of that gets lost, the same is read again.
+#[test]
+fn a_session_draws_the_same_share_each_time_and_another_session_another_one() {
+    let windows = |number| {
+        let changes = since(&[]);
+        let gaps = Changed::new(&changes, 1 << 40).unwrap().gaps();
+        Audit::default().windows(gaps, drawn(SessionId::from_parts(7, number)))
+    };
+    assert_eq!(windows(1), windows(1));
+    let (one, other) = (windows(1), windows(2));
+    assert!(one.len() > 100 && one.iter().filter(|window| other.contains(window)).count() < 10);
+}
+
 #[test]
 fn only_what_is_wholly_unchanged_is_compared() {
     let id = |n: u8| chunk_ids().id(schema::Domain::Data, &[n]);
