@@ -238,12 +238,10 @@ pub async fn remove_damaged(repository: &Repository, slot: Slot, marks: &Marks) 
     let mut removed = 0;
     for unreadable in marks.unreadable.iter().filter(|mark| mark.is_damaged) {
         let Ok((_, id)) = names::parse_mark(&unreadable.key) else { continue };
-        match read(repository, slot, id).await {
-            Err(failure) if failure.kind == FailureKind::Damaged => {
-                repository.store.delete(&unreadable.key).await?;
-                removed += 1;
-            }
-            read => drop(read?),
+        let again = read(repository, slot, id).await?;
+        if again.is_err_and(|failure| failure.kind == FailureKind::Damaged) {
+            repository.store.delete(&unreadable.key).await?;
+            removed += 1;
         }
     }
     Ok(removed)
