@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use agent::repository::AtSlot;
 use agent::store::StoreErrorKind;
-use agent::{Failure, Repository, marks};
+use agent::{Failure, marks};
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use schema::messages::FailureKind;
@@ -21,15 +21,14 @@ const AT_ONCE: usize = 16;
 impl Mender {
     pub(crate) async fn forgotten(&self, mended: &mut Mended) -> Result<(), Failure> {
         let repository = &self.source.repository;
-        let markers: BTreeSet<Slot> = slots(repository, names::FORGOTTEN, |_| true).await?;
+        let markers = self.source.slots(names::FORGOTTEN, |_| true).await?;
         for slot in self.unreadable(&markers, |slot| self.marker(slot)).await? {
             let (key, time_ms) = (slot.forgotten(), repository.environment().now_ms());
             let marker = Forgotten { slot, time_ms, by: format!("a repair on {}", self.host) };
             self.put_anew(key.clone(), repository.seal(&key, &marker)?, mended).await?;
         }
         // Of a slot that is not forgotten nobody knows whether a snapshot stood there.
-        let short = slots(repository, names::SNAPSHOTS, |size| repository.is_as_short(size)).await?;
-        let short = short.intersection(&markers).copied().collect();
+        let short = self.source.short_slots().await?.intersection(&markers).copied().collect();
         let unreadable = self.unreadable(&short, |slot| self.tombstone(slot)).await?;
         let marks = marks::among(repository, &unreadable.iter().copied().collect()).await?;
         for slot in unreadable {
@@ -106,15 +105,4 @@ fn is_unreadable(found: Result<(), Failure>) -> Result<bool, Failure> {
         Err(failure) if failure.kind == FailureKind::Refused || is_withheld(&failure) => Ok(false),
         Err(failure) => Err(failure),
     }
-}
-
-/// The slots that a listing shows with such a size.
-async fn slots(
-    repository: &Repository,
-    folder: &str,
-    is_it: impl Fn(u64) -> bool,
-) -> Result<BTreeSet<Slot>, Failure> {
-    let listed = repository.store.list(folder).await?;
-    let wanted = listed.iter().filter(|listed| is_it(listed.size));
-    Ok(wanted.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect())
 }

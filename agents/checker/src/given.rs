@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use agent::Failure;
 use agent::repository::AtSlot;
+use agent::store::Listed;
 use schema::messages::FailureKind;
 use schema::names::Slot;
 use schema::pack::{PackFooter, PackHeader};
@@ -110,6 +111,21 @@ impl Source {
             }
         };
         self.given(&slot.snapshot(), read).await
+    }
+
+    /// The slots that a listing shows with such a size.
+    pub(crate) async fn slots(
+        &self,
+        folder: &str,
+        is_it: impl Fn(u64) -> bool + Send + Sync,
+    ) -> Result<BTreeSet<Slot>, Failure> {
+        let slot = |listed: Listed| if is_it(listed.size) { Slot::parse_key(&listed.key).ok() } else { None };
+        Ok(self.repository.store.list_as(folder, slot).await?.into_iter().collect())
+    }
+
+    /// Those that are as short as tombstones.
+    pub(crate) async fn short_slots(&self) -> Result<BTreeSet<Slot>, Failure> {
+        self.slots(names::SNAPSHOTS, |size| self.repository.is_as_short(size)).await
     }
 
     async fn footer_of(&self, pack: PackId) -> Result<Footer, Failure> {

@@ -139,9 +139,7 @@ impl Marking<'_> {
     async fn unmark(&self) -> Result<u64, Failure> {
         let repository = &self.checker.source.repository;
         let holes = repository.store.list(names::HOLES).await?;
-        let listed = repository.store.list(names::SNAPSHOTS).await?;
-        let short = listed.iter().filter(|listed| repository.is_as_short(listed.size));
-        let short: BTreeSet<Slot> = short.filter_map(|listed| Slot::parse_key(&listed.key).ok()).collect();
+        let short = self.checker.source.short_slots().await?;
         let mut over = short.clone();
         over.extend(&self.report.looked_at);
         // Of a snapshot whose root cannot be read, and of one that is forgotten, nothing new is known.

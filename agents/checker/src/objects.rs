@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 
 use agent::repository::AtSlot;
-use agent::store::Listed;
 use agent::{Failure, epochs};
 use futures::stream::{self, StreamExt};
 use schema::check::Check;
@@ -190,7 +189,7 @@ impl Checker {
         forgotten: &BTreeSet<Slot>,
         report: &mut Report,
     ) -> Result<BTreeSet<Slot>, Failure> {
-        let short = self.short_slots().await?;
+        let short = self.source.short_slots().await?;
         if self.source.repository.tombstones == Tombstones::Empty {
             return Ok(short);
         }
@@ -216,26 +215,14 @@ impl Checker {
         Ok(short)
     }
 
-    async fn short_slots(&self) -> Result<BTreeSet<Slot>, Failure> {
-        let repository = &self.source.repository;
-        let short = |listed: Listed| match repository.is_as_short(listed.size) {
-            true => Slot::parse_key(&listed.key).ok(),
-            false => None,
-        };
-        Ok(repository.store.list_as(names::SNAPSHOTS, short).await?.into_iter().collect())
-    }
-
     /// Snapshots that no list shows, because their roots were cut off to the length of a tombstone. What a session left
     /// that was given up, and cannot be read, is among them: nobody knows that it is none.
     pub(crate) async fn cut_off(&self) -> Result<BTreeSet<Slot>, Failure> {
-        let repository = &self.source.repository;
-        if repository.tombstones == Tombstones::Empty {
+        if self.source.repository.tombstones == Tombstones::Empty {
             return Ok(BTreeSet::new());
         }
-        let marker = |listed: Listed| Slot::parse_key(&listed.key).ok();
-        let forgotten: BTreeSet<Slot> =
-            repository.store.list_as(names::FORGOTTEN, marker).await?.into_iter().collect();
-        let short = self.short_slots().await?;
+        let forgotten = self.source.slots(names::FORGOTTEN, |_| true).await?;
+        let short = self.source.short_slots().await?;
         let at_slot = |slot: Slot| async move { (slot, self.source.at_slot(slot).await) };
         let mut reading = stream::iter(short.difference(&forgotten).copied()).map(at_slot).buffered(AT_ONCE);
         let mut cut_off = BTreeSet::new();
