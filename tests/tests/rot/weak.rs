@@ -2,6 +2,7 @@
 //! backups and restores work, and nothing is deleted unless somebody gives their word that nothing else writes. Another
 //! one lists late: nobody writes to it, and what is in it is restored all the same.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use agent::faults::listing::LateListing;
@@ -9,11 +10,23 @@ use agent::faults::store::{FaultyStore, StoreFaults};
 use agent::store::StoreErrorKind;
 use agent::{forgetting, sessions};
 use schema::messages::FailureKind;
+use schema::root::Root;
 use tests::e2e::random_file;
 use tests::rot::Rot;
 
 use super::ALL;
 use super::older::collect_as;
+
+/// Two snapshots of a volume, and what each holds.
+async fn two_snapshots(rot: &Rot, path: &Path) -> Vec<(Root, Vec<u8>)> {
+    let mut kept = Vec::new();
+    for seed in [1, 2] {
+        random_file(path, 300_000, seed);
+        let root = rot.backup("vm/disk", path).await.expect("a snapshot");
+        kept.push((root, std::fs::read(path).expect("the file")));
+    }
+    kept
+}
 
 #[tokio::test]
 async fn a_store_that_ignores_conditions_is_backed_up_to_and_restored_from() {
@@ -25,13 +38,7 @@ async fn a_store_that_ignores_conditions_is_backed_up_to_and_restored_from() {
     });
     let rot = rot.await.expect("a repository");
     assert!(!rot.repository.config.store.conditional_create, "init has found it out");
-    let path = folder.path().join("disk.img");
-    let mut kept = Vec::new();
-    for seed in [1, 2] {
-        random_file(&path, 300_000, seed);
-        let root = rot.backup("vm/disk", &path).await.expect("a snapshot");
-        kept.push((root, std::fs::read(&path).expect("the file")));
-    }
+    let kept = two_snapshots(&rot, &folder.path().join("disk.img")).await;
     for (root, content) in &kept {
         let (restored, _) = rot.restore_as(root, false).await.expect("a restore");
         assert!(restored == *content, "{}", root.slot);
@@ -58,13 +65,7 @@ async fn a_store_that_ignores_conditions_is_backed_up_to_and_restored_from() {
 async fn a_store_that_lists_late_is_refused_and_restored_from() {
     let folder = tempfile::tempdir().expect("a folder");
     let rot = Rot::new(folder.path()).await.expect("a repository");
-    let path = folder.path().join("disk.img");
-    let mut kept = Vec::new();
-    for seed in [1, 2] {
-        random_file(&path, 300_000, seed);
-        let root = rot.backup("vm/disk", &path).await.expect("a snapshot");
-        kept.push((root, std::fs::read(&path).expect("the file")));
-    }
+    let kept = two_snapshots(&rot, &folder.path().join("disk.img")).await;
     let objects = rot.objects().await;
     for lag in [1, 4, 16] {
         let moved = rot.with(&objects).await.expect("a repository");
